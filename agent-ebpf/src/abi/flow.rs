@@ -1,0 +1,201 @@
+//! Flows: what left, to where, how much, under which decision.
+
+use super::{Address, Decision, Owner};
+
+/// Who began the exchange.
+pub mod direction {
+    /// Not known: the socket is older than the agent.
+    pub const UNKNOWN: u8 = 0;
+    /// This host named the destination.
+    pub const OUTBOUND: u8 = 1;
+    /// A peer connected to a listener of this host.
+    pub const ACCEPTED: u8 = 2;
+}
+
+/// The far end of a flow.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Peer {
+    /// Destination address.
+    pub address: Address,
+    /// Destination port in host byte order; 0 where the protocol has none.
+    pub port: u16,
+    /// IP protocol number (6 TCP, 17 UDP, ...), after IPv6 extension headers.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: [u8; 5],
+}
+
+/// What a flow amounts to so far. Bytes are those of IP packets, headers included.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Bytes handed to the link.
+    pub bytes_out: u64,
+    /// Packets handed to the link.
+    pub packets_out: u64,
+    /// Bytes delivered to the socket.
+    pub bytes_in: u64,
+    /// Packets delivered to the socket.
+    pub packets_in: u64,
+    /// Bytes of packets that were dropped here (enforce mode).
+    pub blocked_bytes: u64,
+    /// Packets that were dropped here (enforce mode).
+    pub blocked_packets: u64,
+    /// Calls of connect or sendmsg that were refused with EPERM (enforce mode).
+    pub refused: u64,
+}
+
+/// The [`FLOW_OPENED`](reason::OPENED) event of this flow was handed over.
+pub const FLOW_ANNOUNCED: u16 = 1;
+/// The flow has ended; a packet that still comes is a flow of its own.
+pub const FLOW_ENDED: u16 = 2;
+/// Several processes sent on this flow; its owner is the last one.
+pub const FLOW_SHARED: u16 = 4;
+
+/// One owner, one peer, one verdict.
+///
+/// Counters are cumulative over the life of the slot; a flow that follows
+/// another in the same slot (reconnect, new verdict) begins at `base`, so that
+/// nothing that is counted at the same moment can get lost. What the flow has
+/// sent is `counters - base`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// Socket cookie. With `started_ns` and `peer` it names a flow for good.
+    pub cookie: u64,
+    /// Nanoseconds since boot (suspend included).
+    pub started_ns: u64,
+    /// The far end.
+    pub peer: Peer,
+    /// Near address; unspecified until a packet was seen.
+    pub local: Address,
+    /// Near port in host byte order.
+    pub local_port: u16,
+    /// `FLOW_*` bits.
+    pub state: u16,
+    /// One of [`direction`].
+    pub direction: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+    /// What the policy says about it.
+    pub decision: Decision,
+    /// Cumulative counters of the slot.
+    pub counters: Counters,
+    /// The slot's counters when this flow began.
+    pub base: Counters,
+}
+
+/// A flow with its owner: what events and iterators carry.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tracked {
+    /// Whose it is.
+    pub owner: Owner,
+    /// What it is.
+    pub flow: Flow,
+}
+
+/// The socket listens; what is cloned from it is an accepted session.
+pub const SOCKET_LISTENS: u32 = 1;
+/// The program was released (last file descriptor closed).
+pub const SOCKET_RELEASED: u32 = 2;
+/// `tracked.flow` is in use: the socket has one peer.
+pub const SOCKET_HAS_PEER: u32 = 4;
+/// Flows of this socket are in map `FLOWS`.
+pub const SOCKET_HAS_FLOWS: u32 = 8;
+
+/// The socket tag, value of the socket storage `SOCKETS`.
+///
+/// A socket that has one peer (TCP, connected UDP) keeps its flow here; flows of
+/// a socket with many peers are in `FLOWS`, and `tracked.owner` is its last actor.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Socket {
+    /// Last actor, and the flow if the socket has one peer.
+    pub tracked: Tracked,
+    /// `SOCKET_*` bits.
+    pub flags: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// Key of map `FLOWS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FlowKey {
+    /// Socket cookie.
+    pub cookie: u64,
+    /// The far end.
+    pub peer: Peer,
+}
+
+/// Key of map `ENDED`, where the last state of a flow waits when the ring
+/// buffer had no room for it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EndedKey {
+    /// Socket cookie.
+    pub cookie: u64,
+    /// [`Flow::started_ns`].
+    pub started_ns: u64,
+}
+
+/// Why an event was sent. Numbers are never used twice; unknown ones are counted.
+pub mod reason {
+    /// First packet or connect of a flow.
+    pub const OPENED: u32 = 1;
+    /// The owner of an open flow became known or changed.
+    pub const OWNER: u32 = 2;
+    /// The flow ended: these are its final counters.
+    pub const CLOSED: u32 = 3;
+    /// A call was refused (enforce mode).
+    pub const REFUSED: u32 = 4;
+    /// The socket `cookie` is gone: its flows in `FLOWS` get no more packets.
+    /// Only the cookie and the owner are filled in.
+    pub const SOCKET_GONE: u32 = 5;
+}
+
+/// What the ring buffer `EVENTS` carries.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Event {
+    /// When, nanoseconds since boot (suspend included).
+    pub time_ns: u64,
+    /// One of [`reason`].
+    pub reason: u32,
+    /// Zero.
+    pub pad: u32,
+    /// Cumulative state of the flow at that time.
+    pub tracked: Tracked,
+}
+
+/// Everything that was judged with one verdict, per CPU in map `TOTALS`,
+/// indexed by verdict. Never reset: the books are made of differences.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// As in [`Counters`].
+    pub bytes_out: u64,
+    /// As in [`Counters`].
+    pub packets_out: u64,
+    /// As in [`Counters`].
+    pub blocked_bytes: u64,
+    /// As in [`Counters`].
+    pub blocked_packets: u64,
+    /// As in [`Counters`].
+    pub refused: u64,
+}
+
+#[cfg(not(target_arch = "bpf"))]
+const _: () = {
+    assert!(size_of::<Peer>() == 24);
+    assert!(size_of::<Counters>() == 56);
+    assert!(size_of::<Flow>() == 16 + 24 + 16 + 8 + 8 + 56 + 56);
+    assert!(size_of::<Tracked>() == 264);
+    assert!(size_of::<Socket>() == 272);
+    assert!(size_of::<FlowKey>() == 32);
+    assert!(size_of::<EndedKey>() == 16);
+    assert!(size_of::<Event>() == 280);
+    assert!(size_of::<Totals>() == 40);
+};

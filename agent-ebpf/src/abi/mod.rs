@@ -1,0 +1,179 @@
+//! The layout of everything that crosses the line between kernel and agent.
+//!
+//! Rules of this folder: `repr(C)`, fixed-width integers, explicit padding that
+//! is written as zero; no `bool`, `usize`, `Option` or enum with data inside a
+//! struct. A number that names something is never used twice. A change of
+//! layout or of meaning bumps [`ABI_VERSION`], which is part of the pin
+//! directory's name, so that an agent never reads another version's tables.
+
+pub mod flow;
+pub mod loss;
+pub mod owner;
+pub mod policy;
+
+pub use flow::*;
+pub use loss::*;
+pub use owner::*;
+pub use policy::*;
+
+/// Version of everything in this folder. Pins live in `<pin-dir>/v<ABI_VERSION>`.
+pub const ABI_VERSION: u32 = 1;
+
+/// An IPv6 address in network byte order; IPv4 addresses are mapped into
+/// `::ffff:0:0/96`, so that one comparison serves both families.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Address(pub [u8; 16]);
+
+impl Address {
+    /// The IPv4 address with this value in host byte order.
+    #[inline(always)]
+    pub const fn v4(address: u32) -> Self {
+        let [a, b, c, d] = address.to_be_bytes();
+        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+    }
+
+    /// The two halves as numbers in host byte order, the more significant first.
+    #[inline(always)]
+    pub const fn halves(&self) -> (u64, u64) {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.0;
+        (
+            u64::from_be_bytes([a, b, c, d, e, f, g, h]),
+            u64::from_be_bytes([i, j, k, l, m, n, o, p]),
+        )
+    }
+
+    /// The IPv4 address in host byte order, if this is one.
+    #[inline(always)]
+    pub const fn as_v4(&self) -> Option<u32> {
+        let (high, low) = self.halves();
+        if high == 0 && low >> 32 == 0xffff { Some(low as u32) } else { None }
+    }
+
+    /// True for the unspecified address (all bytes zero), which stands for "not known".
+    #[inline(always)]
+    pub const fn is_unspecified(&self) -> bool {
+        let (high, low) = self.halves();
+        high == 0 && low == 0
+    }
+}
+
+/// The words that user space may change while the programs run, in map `CONTROL`.
+///
+/// Read as one 8-byte word, so that a decision sees one generation and one
+/// instance and no mix.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Control {
+    /// The policy in force; its tables are in slot `generation & 1`. Zero while
+    /// no policy was loaded yet.
+    pub generation: u32,
+    /// The set of programs that counts and judges. Programs of another instance
+    /// let everything pass untouched: this is how one agent takes over from
+    /// another without counting a packet twice or not at all.
+    pub instance: u32,
+}
+
+/// Offsets of kernel struct fields in bytes, resolved by the agent from the
+/// running kernel's BTF and constant for the verifier.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offsets {
+    /// `task_struct.tgid`
+    pub task_tgid: u32,
+    /// `task_struct.pid`
+    pub task_pid: u32,
+    /// `task_struct.comm`
+    pub task_comm: u32,
+    /// `task_struct.group_leader`
+    pub task_group_leader: u32,
+    /// `task_struct.real_parent`
+    pub task_real_parent: u32,
+    /// `task_struct.start_boottime`, nanoseconds
+    pub task_start_boottime: u32,
+    /// `task_struct.loginuid`
+    pub task_loginuid: u32,
+    /// `task_struct.sessionid`
+    pub task_sessionid: u32,
+    /// `task_struct.signal`
+    pub task_signal: u32,
+    /// `task_struct.mm`
+    pub task_mm: u32,
+    /// `task_struct.fs`
+    pub task_fs: u32,
+    /// `task_struct.nsproxy`
+    pub task_nsproxy: u32,
+    /// `task_struct.cred`
+    pub task_cred: u32,
+    /// `task_struct.flags`
+    pub task_flags: u32,
+    /// `task_struct.cgroups`
+    pub task_cgroups: u32,
+    /// `css_set.dfl_cgrp`
+    pub css_set_dfl_cgrp: u32,
+    /// `cgroup.kn`
+    pub cgroup_kn: u32,
+    /// `kernfs_node.id`
+    pub kernfs_node_id: u32,
+    /// `cred.uid`
+    pub cred_uid: u32,
+    /// `cred.gid`
+    pub cred_gid: u32,
+    /// `signal_struct.live.counter`
+    pub signal_live: u32,
+    /// `mm_struct.exe_file`
+    pub mm_exe_file: u32,
+    /// `file.f_path`
+    pub file_path: u32,
+    /// `file.f_inode`
+    pub file_inode: u32,
+    /// `path.mnt`
+    pub path_mnt: u32,
+    /// `path.dentry`
+    pub path_dentry: u32,
+    /// `dentry.d_parent`
+    pub dentry_parent: u32,
+    /// `dentry.d_name.name`
+    pub dentry_name: u32,
+    /// `dentry.d_name.len`
+    pub dentry_name_len: u32,
+    /// `mount.mnt`; what a `vfsmount` pointer is embedded in
+    pub mount_mnt: u32,
+    /// `mount.mnt_parent`
+    pub mount_parent: u32,
+    /// `mount.mnt_mountpoint`
+    pub mount_mountpoint: u32,
+    /// `vfsmount.mnt_root`
+    pub vfsmount_root: u32,
+    /// `inode.i_ino`
+    pub inode_ino: u32,
+    /// `inode.i_sb`
+    pub inode_sb: u32,
+    /// `inode.__i_nlink`
+    pub inode_nlink: u32,
+    /// `super_block.s_dev`, in the kernel's own encoding (major << 20 | minor)
+    pub super_block_dev: u32,
+    /// `nsproxy.mnt_ns`
+    pub nsproxy_mnt_ns: u32,
+    /// `mnt_namespace.user_ns`
+    pub mnt_namespace_user_ns: u32,
+    /// `user_namespace.level`
+    pub user_namespace_level: u32,
+    /// `fs_struct.root`
+    pub fs_root: u32,
+    /// `socket.sk`
+    pub socket_sk: u32,
+    /// `sock.__sk_common.skc_family`
+    pub sock_family: u32,
+    /// `sock.__sk_common.skc_state`
+    pub sock_state: u32,
+    /// `sock.sk_protocol`
+    pub sock_protocol: u32,
+}
+
+#[cfg(not(target_arch = "bpf"))]
+const _: () = {
+    assert!(size_of::<Address>() == 16);
+    assert!(size_of::<Control>() == 8);
+    assert!(size_of::<Offsets>() % 4 == 0);
+};

@@ -1,0 +1,132 @@
+//! Who a flow belongs to: processes, executables and control groups.
+
+/// Longest executable path that is kept, in bytes. A longer one is marked
+/// [`EXECUTABLE_TRUNCATED`] and matches no rule that names an executable.
+pub const EXECUTABLE_PATH: usize = 256;
+
+/// Longest control group path that is kept, in bytes. A longer one is marked
+/// [`CGROUP_TRUNCATED`] and matches no rule that names a unit.
+pub const CGROUP_PATH: usize = 512;
+
+/// `loginuid` and `session` of a task that nobody logged in to start.
+pub const NOBODY_LOGGED_IN: u32 = u32::MAX;
+
+/// How an [`Owner`] came to be known.
+pub mod quality {
+    /// No process is known. Unit and user may be, from the socket itself.
+    pub const NONE: u8 = 0;
+    /// Derived afterwards: holder of a socket that is older than the agent, the
+    /// listener that an accepted socket came from, or one of several processes
+    /// that used the socket.
+    pub const INFERRED: u8 = 1;
+    /// The kernel saw this process act on this socket.
+    pub const DIRECT: u8 = 2;
+}
+
+/// The process that a flow is attributed to, as it was when it acted.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// Start of the thread group's leader, nanoseconds since boot (suspend
+    /// included). With `pid` it names a process for good.
+    pub start_ns: u64,
+    /// Key into `EXECUTABLES`; 0 when not known.
+    pub exe_id: u64,
+    /// The parent's executable when this process was forked; 0 when not known.
+    pub parent_exe_id: u64,
+    /// Key into `CGROUPS`, the cgroup v2 id (inode of its directory); 0 when not known.
+    pub cgroup_id: u64,
+    /// Thread group id in the initial pid namespace; 0 when no process is known.
+    pub pid: u32,
+    /// Thread group id of the parent.
+    pub ppid: u32,
+    /// Real user id.
+    pub uid: u32,
+    /// Real group id.
+    pub gid: u32,
+    /// Audit login uid, or [`NOBODY_LOGGED_IN`].
+    pub loginuid: u32,
+    /// Audit session, or [`NOBODY_LOGGED_IN`].
+    pub session: u32,
+    /// Name of the thread that acted, padded with zeros.
+    pub comm: [u8; 16],
+    /// One of [`quality`].
+    pub quality: u8,
+    /// Zero.
+    pub pad: [u8; 7],
+}
+
+/// A live process, keyed by thread group id in map `PROCESSES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Process {
+    /// As [`Owner::start_ns`].
+    pub start_ns: u64,
+    /// As [`Owner::exe_id`].
+    pub exe_id: u64,
+    /// As [`Owner::parent_exe_id`].
+    pub parent_exe_id: u64,
+    /// As [`Owner::ppid`].
+    pub ppid: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// The path did not fit and was cut at the front: the last bytes are kept.
+pub const EXECUTABLE_TRUNCATED: u16 = 1;
+/// The path was seen through a mount namespace that an unprivileged user can
+/// shape, or below another root directory than the host's. It says nothing
+/// about the host's files, so it matches no rule that names an executable.
+pub const EXECUTABLE_FOREIGN: u16 = 2;
+/// The file had no name left when it was executed (deleted, or a memfd).
+pub const EXECUTABLE_UNLINKED: u16 = 4;
+
+/// A program file that was executed, keyed by `exe_id` in map `EXECUTABLES`.
+///
+/// The key is a keyed hash over path, device, inode and flags: the same file
+/// under the same name has the same key as long as the programs are loaded.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Executable {
+    /// Class of the path under one policy generation, see [`super::ClassCache`].
+    pub class: super::ClassCache,
+    /// Inode number.
+    pub inode: u64,
+    /// Device in the kernel's encoding, `major << 20 | minor`.
+    pub device: u32,
+    /// Bytes of `path` in use.
+    pub path_len: u16,
+    /// `EXECUTABLE_*` bits.
+    pub flags: u16,
+    /// Absolute path in the mount namespace of the process, not terminated.
+    pub path: [u8; EXECUTABLE_PATH],
+}
+
+/// The path did not fit: the first bytes are kept.
+pub const CGROUP_TRUNCATED: u16 = 1;
+/// The directory is gone; sockets made in it may live on.
+pub const CGROUP_REMOVED: u16 = 2;
+
+/// A control group, keyed by its id in map `CGROUPS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cgroup {
+    /// Class of the path under one policy generation, see [`super::ClassCache`].
+    pub class: super::ClassCache,
+    /// Bytes of `path` in use.
+    pub path_len: u16,
+    /// `CGROUP_*` bits.
+    pub flags: u16,
+    /// Zero.
+    pub pad: u32,
+    /// Path from the root of the cgroup v2 hierarchy, with a leading `/`.
+    pub path: [u8; CGROUP_PATH],
+}
+
+#[cfg(not(target_arch = "bpf"))]
+const _: () = {
+    assert!(size_of::<Owner>() == 80);
+    assert!(size_of::<Process>() == 32);
+    assert!(size_of::<Executable>() == 24 + EXECUTABLE_PATH);
+    assert!(size_of::<Cgroup>() == 16 + CGROUP_PATH);
+};

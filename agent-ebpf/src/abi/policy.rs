@@ -1,0 +1,259 @@
+//! The compiled form of a policy, as the kernel tables hold it.
+//!
+//! A policy is a list of *clauses*, in order; a rule is one clause, or several
+//! when it names a gateway with different ports. Each clause says something
+//! about five dimensions: control group, executable, user, destination, service
+//! (protocol and port). In every dimension, values that no clause can tell
+//! apart form a *class*, and every class has a [`Row`]: the set of clauses that
+//! a value of this class satisfies, one bit a clause. A decision looks up five
+//! classes, intersects five rows, and takes the lowest bit: the first clause
+//! that matches. The number of lookups does not depend on the number of rules
+//! or prefixes.
+//!
+//! Class 0 of a dimension is "nothing is known about it": its row has the
+//! clauses that do not name this dimension.
+
+/// Most clauses a policy can have.
+pub const MAX_CLAUSES: usize = ROW_WORDS * 64;
+/// Words of a [`Row`].
+pub const ROW_WORDS: usize = 32;
+/// Different bytes that patterns can tell apart, see [`Policy::letters`].
+pub const MAX_LETTERS: usize = 128;
+/// Steps of a binary search that are enough for any table: 2^21 ranges.
+pub const MAX_SEARCH_STEPS: u32 = 21;
+/// Most ranges of one table.
+pub const MAX_RANGES: usize = 1 << MAX_SEARCH_STEPS;
+
+/// What a policy says about a flow, as reports name it.
+pub mod verdict {
+    /// Not judged.
+    pub const NONE: u8 = 0;
+    /// Never leaves the host or the link.
+    pub const LOCAL: u8 = 1;
+    /// Approved, through a gateway.
+    pub const GATEWAY: u8 = 2;
+    /// Approved by a rule.
+    pub const APPROVED: u8 = 3;
+    /// Approved by a rule that is an exception.
+    pub const EXCEPTION: u8 = 4;
+    /// Approved by a rule whose budget is used up.
+    pub const OVER_BUDGET: u8 = 5;
+    /// Denied by a rule.
+    pub const DENIED: u8 = 6;
+    /// No rule matches.
+    pub const UNAPPROVED: u8 = 7;
+    /// No rule matches, and the country is not known.
+    pub const UNDETERMINED: u8 = 8;
+    /// Number of verdicts.
+    pub const N: u8 = 9;
+
+    /// True for a verdict under which a flow may leave.
+    #[inline(always)]
+    pub const fn is_approved(verdict: u8) -> bool {
+        matches!(verdict, LOCAL | GATEWAY | APPROVED | EXCEPTION)
+    }
+}
+
+/// [`Decision::rule`] when no rule decided.
+pub const NO_RULE: u16 = u16::MAX;
+/// [`Decision::flags`]: the policy was in enforce mode.
+pub const DECISION_ENFORCED: u8 = 1;
+
+/// What the judge said, and under which policy.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Decision {
+    /// Generation of the policy that was in force.
+    pub generation: u32,
+    /// Index of the rule in the policy file, from 0, or [`NO_RULE`].
+    pub rule: u16,
+    /// One of [`verdict`].
+    pub verdict: u8,
+    /// `DECISION_*` bits.
+    pub flags: u8,
+}
+
+impl Decision {
+    /// True when the traffic must not leave.
+    #[inline(always)]
+    pub const fn blocks(&self) -> bool {
+        self.flags & DECISION_ENFORCED != 0 && !verdict::is_approved(self.verdict)
+    }
+
+    /// True when `other` says the same, whatever the generation.
+    #[inline(always)]
+    pub const fn agrees(&self, other: &Self) -> bool {
+        self.rule == other.rule && self.verdict == other.verdict && self.flags == other.flags
+    }
+}
+
+/// A class together with the generation it belongs to, read and written as one
+/// word. Classes of paths are computed on first use under a policy and kept here.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClassCache {
+    /// Generation in which `class` is meant; 0 when not computed yet.
+    pub generation: u32,
+    /// The class.
+    pub class: u32,
+}
+
+/// The five things a clause can name. Also the index into [`Policy::rows`].
+pub mod dimension {
+    /// Path of the control group (unit, slice, container).
+    pub const CGROUP: usize = 0;
+    /// Path of the executable.
+    pub const EXECUTABLE: usize = 1;
+    /// User id.
+    pub const USER: usize = 2;
+    /// Destination address.
+    pub const DESTINATION: usize = 3;
+    /// `protocol << 16 | port`.
+    pub const SERVICE: usize = 4;
+    /// Number of dimensions.
+    pub const N: usize = 5;
+}
+
+/// A part of a table.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    /// Index of the first entry.
+    pub start: u32,
+    /// Number of entries.
+    pub len: u32,
+}
+
+/// Report and pass.
+pub const MODE_REPORT: u32 = 0;
+/// Report and block.
+pub const MODE_ENFORCE: u32 = 1;
+
+/// Header of a compiled policy, one per slot in map `POLICIES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// From 1, one more with every policy that is put in force.
+    pub generation: u32,
+    /// `MODE_*`.
+    pub mode: u32,
+    /// Words of a row that are in use.
+    pub n_words: u32,
+    /// Number of clauses.
+    pub n_clauses: u32,
+    /// IPv4 destinations in `RANGES32`; key: address in host byte order.
+    pub v4: Span,
+    /// Services in `RANGES32`; key: `protocol << 16 | port`.
+    pub services: Span,
+    /// Users in `RANGES32`; key: user id.
+    pub users: Span,
+    /// IPv6 destinations in `RANGES128`.
+    pub v6: Span,
+    /// Index in `ROWS` of class 0 of each [`dimension`].
+    pub rows: [u32; dimension::N],
+    /// State in `STATES` in which the automaton for control group paths begins.
+    pub cgroup_start: u32,
+    /// State in `STATES` in which the automaton for executable paths begins.
+    pub executable_start: u32,
+    /// Number of states.
+    pub n_states: u32,
+    /// Maps a byte of a path to its letter, below [`MAX_LETTERS`].
+    pub letters: [u8; 256],
+}
+
+/// All keys from `first` up to the next entry's `first`. The tables cover every
+/// key: the first entry of a span has `first` 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Range32 {
+    /// Smallest key.
+    pub first: u32,
+    /// Class within the dimension.
+    pub class: u16,
+    /// Destinations only: the verdict when no clause matches; if it is
+    /// [`verdict::LOCAL`], no clause is asked.
+    pub fallback: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+/// As [`Range32`], for IPv6 addresses as numbers in host byte order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Range128 {
+    /// More significant half of the smallest key.
+    pub first_high: u64,
+    /// Less significant half of the smallest key.
+    pub first_low: u64,
+    /// As in [`Range32`].
+    pub class: u16,
+    /// As in [`Range32`].
+    pub fallback: u8,
+    /// Zero.
+    pub pad: [u8; 5],
+}
+
+/// The set of clauses that one class satisfies: clause `i` is bit `i % 64` of
+/// word `i / 64`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Row {
+    /// The bits.
+    pub words: [u64; ROW_WORDS],
+}
+
+/// One state of the automata that classify paths, byte by byte.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct State {
+    /// Next state for each letter.
+    pub next: [u16; MAX_LETTERS],
+    /// Class of a path that ends here.
+    pub class: u16,
+    /// Zero.
+    pub pad: [u16; 3],
+}
+
+/// What a clause decides.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Clause {
+    /// Index of its rule in the policy file, from 0.
+    pub rule: u16,
+    /// One of [`verdict`].
+    pub verdict: u8,
+    /// Zero.
+    pub pad: [u8; 5],
+}
+
+/// A question to the judge without a socket: input of program `judge`, which
+/// exists for tests and for `BPF_PROG_RUN`.
+///
+/// The program returns `verdict | flags << 8 | rule << 16`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Question {
+    /// As in [`super::Owner`].
+    pub exe_id: u64,
+    /// As in [`super::Owner`].
+    pub cgroup_id: u64,
+    /// Where to.
+    pub peer: super::Peer,
+    /// As in [`super::Owner`].
+    pub uid: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+#[cfg(not(target_arch = "bpf"))]
+const _: () = {
+    assert!(size_of::<Decision>() == 8);
+    assert!(size_of::<ClassCache>() == 8);
+    assert!(size_of::<Policy>() == 16 + 32 + 20 + 12 + 256);
+    assert!(size_of::<Range32>() == 8);
+    assert!(size_of::<Range128>() == 24);
+    assert!(size_of::<Row>() == 256);
+    assert!(size_of::<State>() == 264);
+    assert!(size_of::<Clause>() == 8);
+    assert!(size_of::<Question>() == 48);
+};

@@ -1,0 +1,2 @@
+//! `trefoil`: the command line.
+fn main() {}

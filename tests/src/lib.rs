@@ -1,0 +1,1 @@
+//! The lab: network namespaces in which a policy can be tried without harm.

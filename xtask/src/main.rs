@@ -1,0 +1,2 @@
+//! Build, run, test and package Trefoil.
+fn main() {}
