@@ -1,0 +1,391 @@
+//! The agent under test, started as a user would start it and looked at from
+//! outside.
+//!
+//! Safety: it is always attached to the lab's control group and to no uplink.
+//! This is checked here, and there is no way to ask for anything else.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::kernel::Objects;
+use crate::lab::Lab;
+use crate::program::{Outcome, pass_on};
+use crate::record::Record;
+use crate::wait::{PATIENCE, wait_for};
+
+/// How long one look at the notification socket lasts before it is checked
+/// that the agent still runs.
+const NOTIFY_LOOK: Duration = Duration::from_millis(100);
+
+/// The program under test: `TREFOIL_BIN`, or `trefoil` beside the programs of
+/// this crate.
+pub fn trefoil() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("TREFOIL_BIN") {
+        return Ok(path.into());
+    }
+    let own = std::env::current_exe().context("find the running program")?;
+    own.ancestors()
+        .skip(1)
+        .take(2)
+        .map(|directory| directory.join("trefoil"))
+        .find(|path| path.is_file())
+        .with_context(|| {
+            format!(
+                "no `trefoil` near {}: run `cargo xtask test`, which builds it",
+                own.display()
+            )
+        })
+}
+
+/// An agent that is not started yet.
+#[derive(Debug)]
+pub struct AgentBuilder<'lab> {
+    lab: &'lab Lab,
+    policy: String,
+    settings: String,
+    flows: &'static str,
+}
+
+/// A running agent. Killed and taken out of the kernel when dropped.
+#[derive(Debug)]
+pub struct Agent<'lab> {
+    lab: &'lab Lab,
+    child: Child,
+    json: Tail,
+    records: Vec<Record>,
+    errors: PathBuf,
+    policy: PathBuf,
+    objects: Objects,
+}
+
+impl<'lab> AgentBuilder<'lab> {
+    /// An agent that reports each flow, with an empty policy in report mode.
+    pub(crate) fn new(lab: &'lab Lab) -> Self {
+        Self {
+            lab,
+            policy: "mode = \"report\"\n".into(),
+            settings: String::new(),
+            flows: "each",
+        }
+    }
+
+    /// With this policy.
+    pub fn policy(mut self, policy: &str) -> Self {
+        policy.clone_into(&mut self.policy);
+        self
+    }
+
+    /// With this settings file.
+    pub fn settings(mut self, settings: &str) -> Self {
+        settings.clone_into(&mut self.settings);
+        self
+    }
+
+    /// With approved flows reported so: `each`, `rollup`, `auto`.
+    pub fn flows(mut self, flows: &'static str) -> Self {
+        self.flows = flows;
+        self
+    }
+
+    /// The command line. Writes the files that it names.
+    fn command(&self, run: u32) -> Result<(Command, PathBuf)> {
+        let lab = self.lab;
+        let policy = lab.file("policy.toml");
+        let settings = lab.file("trefoil.toml");
+        fs::write(&policy, &self.policy)?;
+        fs::write(&settings, &self.settings)?;
+        ensure!(
+            lab.cgroup.file_name().is_some_and(|name| {
+                let name = name.to_string_lossy();
+                name.starts_with("trefoillab") && name.ends_with(".slice")
+            }),
+            "refusing to attach an agent to {}: that is no lab",
+            lab.cgroup.display()
+        );
+        let json = lab.file(&format!("records-{run}.json"));
+        File::create(&json)?;
+        let mut command = Command::new(trefoil()?);
+        command
+            .arg("run")
+            .arg("--config")
+            .arg(&settings)
+            .arg("--policy")
+            .arg(&policy)
+            .arg("--geo")
+            .arg(lab.file("geoip"))
+            .arg("--geo")
+            .arg(lab.file("geoip6"))
+            .arg("--cgroup")
+            .arg(&lab.cgroup)
+            .args(["--uplink", "none"])
+            .arg("--pin-dir")
+            .arg(lab.pins())
+            .arg("--json")
+            .arg(&json)
+            .args(["--flows", self.flows])
+            .stdin(Stdio::null())
+            // Ctrl-C in a terminal is not for it.
+            .process_group(0);
+        // Records of a test do not belong into the machine's journal.
+        command.arg("--journal").arg(lab.journal()?.socket());
+        pass_on(&mut command, Some(&lab.host), None, None)?;
+        Ok((command, json))
+    }
+
+    /// Starts it and waits until it says that it is ready.
+    pub fn start(self) -> Result<Agent<'lab>> {
+        let run = next_run();
+        let lab = self.lab;
+        let (mut command, json) = self.command(run)?;
+        let errors = lab.file(&format!("stderr-{run}"));
+        let notify = lab.file(&format!("notify-{run}"));
+        let socket = UnixDatagram::bind(&notify).context("bind a notification socket")?;
+        socket.set_read_timeout(Some(NOTIFY_LOOK))?;
+        command
+            .env("NOTIFY_SOCKET", &notify)
+            .stdout(File::create(lab.file(&format!("stdout-{run}")))?)
+            .stderr(File::create(&errors)?);
+        let child = command.spawn().context("start trefoil")?;
+        let mut agent = Agent {
+            lab,
+            child,
+            json: Tail::open(&json)?,
+            records: Vec::new(),
+            errors,
+            policy: lab.file("policy.toml"),
+            objects: Objects::default(),
+        };
+        agent.wait_until_ready(&socket)?;
+        agent.objects = Objects::held_by(agent.pid())?;
+        Ok(agent)
+    }
+
+    /// Runs it where it is expected to refuse: to its end.
+    pub fn run_to_end(self) -> Result<Outcome> {
+        let (mut command, _) = self.command(next_run())?;
+        let child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let pid = child.id();
+        let output = child.wait_with_output()?;
+        Ok(Outcome {
+            pid,
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+}
+
+fn next_run() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+impl Agent<'_> {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The BPF objects that it held when it was ready.
+    pub fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    /// What it wrote on standard error so far.
+    pub fn errors(&self) -> String {
+        fs::read_to_string(&self.errors).unwrap_or_default()
+    }
+
+    /// All records so far.
+    pub fn records(&mut self) -> Result<&[Record]> {
+        for line in self.json.lines()? {
+            self.records.push(Record::parse(&line)?);
+        }
+        Ok(&self.records)
+    }
+
+    /// Waits until `look` finds what it wants among all records so far.
+    pub fn wait_for<T>(
+        &mut self,
+        what: &str,
+        mut look: impl FnMut(&[Record]) -> Option<T>,
+    ) -> Result<T> {
+        let waited = wait_for(what, || {
+            if let Some(status) = self.child.try_wait()? {
+                let found = look(self.records()?);
+                if found.is_none() {
+                    bail!("the agent ended ({status}): {}", self.errors());
+                }
+                return Ok(found);
+            }
+            Ok(look(self.records()?))
+        });
+        waited.with_context(|| {
+            let last: Vec<String> = self
+                .records
+                .iter()
+                .rev()
+                .take(12)
+                .map(ToString::to_string)
+                .collect();
+            format!(
+                "last records:\n{}\nstderr:\n{}",
+                last.join("\n"),
+                self.errors()
+            )
+        })
+    }
+
+    /// Writes another policy and tells the agent to read it.
+    pub fn reload(&self, policy: &str) -> Result<()> {
+        fs::write(&self.policy, policy)?;
+        self.signal(Signal::SIGHUP)
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(self.child.id() as i32), signal).context("signal the agent")
+    }
+
+    /// Stops it by `signal` and waits for its end. What is pinned stays. Returns
+    /// the exit code, if it has one, and all records.
+    pub fn stop(mut self, signal: Signal) -> Result<(Option<i32>, Vec<Record>)> {
+        self.signal(signal)?;
+        let status = wait_for("the agent ends", || Ok(self.child.try_wait()?))
+            .with_context(|| self.errors())?;
+        self.records()?;
+        let records = std::mem::take(&mut self.records);
+        // What is pinned is the caller's from here on.
+        self.objects = Objects::default();
+        Ok((status.code(), records))
+    }
+
+    fn wait_until_ready(&mut self, socket: &UnixDatagram) -> Result<()> {
+        let looks = PATIENCE.as_millis() / NOTIFY_LOOK.as_millis();
+        let mut message = [0; 4096];
+        for _ in 0..looks {
+            match socket.recv(&mut message) {
+                Ok(length) => {
+                    let text = String::from_utf8_lossy(message.get(..length).unwrap_or_default());
+                    if text.lines().any(|line| line == "READY=1") {
+                        return Ok(());
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error).context("read notifications"),
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!(
+                    "the agent ended before it was ready ({status}): {}",
+                    self.errors()
+                );
+            }
+        }
+        Err(anyhow!("the agent is not ready: {}", self.errors()))
+    }
+}
+
+impl Drop for Agent<'_> {
+    fn drop(&mut self) {
+        let ended = matches!(self.child.try_wait(), Ok(Some(_)));
+        if !ended {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        if self.lab.pins().exists()
+            && !self.objects.is_empty()
+            && let Err(error) = detach(self.lab)
+        {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+/// Runs `trefoil` with these arguments on the host under test.
+pub fn verb(lab: &Lab, arguments: &[&str]) -> Result<Outcome> {
+    let mut command = Command::new(trefoil()?);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    pass_on(&mut command, Some(&lab.host), None, None)?;
+    let child = command.spawn().context("start trefoil")?;
+    let pid = child.id();
+    let output = child.wait_with_output()?;
+    Ok(Outcome {
+        pid,
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}
+
+/// Runs a verb that looks at what the lab's agent has in the kernel.
+pub fn kernel_verb(lab: &Lab, verb_name: &str, arguments: &[&str]) -> Result<Outcome> {
+    let pins = lab.pins();
+    let pins = pins.to_str().context("path of the pins")?;
+    let mut all = vec![verb_name, "--pin-dir", pins];
+    all.extend(arguments);
+    verb(lab, &all)
+}
+
+/// Takes the lab's agent out of the kernel.
+pub fn detach(lab: &Lab) -> Result<()> {
+    kernel_verb(lab, "detach", &[])?
+        .success()
+        .context("trefoil detach")?;
+    Ok(())
+}
+
+/// Reads what is appended to a file, line by line.
+#[derive(Debug)]
+struct Tail {
+    file: File,
+    position: u64,
+    rest: String,
+}
+
+impl Tail {
+    fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+        Ok(Self {
+            file,
+            position: 0,
+            rest: String::new(),
+        })
+    }
+
+    /// Complete lines since the last call.
+    fn lines(&mut self) -> Result<Vec<String>> {
+        self.file.seek(SeekFrom::Start(self.position))?;
+        let mut bytes = Vec::new();
+        self.position += self.file.read_to_end(&mut bytes)? as u64;
+        self.rest
+            .push_str(std::str::from_utf8(&bytes).context("records are not UTF-8")?);
+        let mut lines = Vec::new();
+        while let Some(end) = self.rest.find('\n') {
+            lines.push(
+                self.rest
+                    .drain(..=end)
+                    .collect::<String>()
+                    .trim_end()
+                    .to_owned(),
+            );
+        }
+        Ok(lines)
+    }
+}

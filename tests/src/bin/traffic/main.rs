@@ -1,0 +1,166 @@
+//! Small programs that send: what the tests and the lab's shell make traffic with.
+//!
+//! One line of JSON on standard output tells what was done, the kernel's answer
+//! included. Exit codes: 0 sent, 13 refused with EPERM, 14 any other error, 2
+//! usage. Starting must be fast, so there is no library for arguments here.
+
+mod arguments;
+mod many;
+mod raw;
+mod tcp;
+mod udp;
+
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nix::errno::Errno;
+
+use arguments::Arguments;
+
+const USAGE: &str = "traffic COMMAND ...
+  udp ADDR:PORT [--from PORT] [--size N] [--count N] [--connected] [--hold]
+      [--call sendto|sendmsg|sendmmsg]
+  udp-many ADDR:PORT --destinations N --count N [--size N] [--from PORT]
+      datagrams in turn to N addresses from ADDR on, from one socket
+  tcp ADDR:PORT [--from PORT] [--bytes N] [--hold socket|peer] [--fast-open]
+  serve PORT [--bytes N]
+      accepts one connection and sends
+  raw ADDR [--protocol N] [--size N] [--own-header]
+  ping ADDR [--raw] [--size N]
+  burst ADDR:PORT --count N --from PORT --program PATH [--program PATH ...]
+      [--parallel N] [--size N]
+      N processes, one datagram each, from ports PORT, PORT+1, ...
+  units ADDR:PORT --count N --from PORT --root CGROUP --unit TEMPLATE
+      [--unit TEMPLATE ...] [--program PATH ...]
+      N fresh control groups (TEMPLATE with % for the number), the first process
+      of each makes a TCP connection as its first act
+  log SOCKET MESSAGE
+      one entry for journald, and then waits for its standard input to end
+
+ADDR is IPv4, IPv6 or mapped ([::ffff:203.0.113.10]:9). With --hold a command
+waits for a line on standard input before it sends, sends once for each line,
+and ends with its input.";
+
+/// What a command has to say for itself.
+type Answer = Result<(), Failure>;
+
+/// Why a command ended early.
+#[derive(Debug)]
+enum Failure {
+    /// The kernel said no.
+    Call(&'static str, Errno),
+    /// It was called wrongly.
+    Usage(String),
+}
+
+/// Names the call that may fail.
+trait Named<T> {
+    fn named(self, call: &'static str) -> Result<T, Failure>;
+}
+
+impl<T> Named<T> for nix::Result<T> {
+    fn named(self, call: &'static str) -> Result<T, Failure> {
+        self.map_err(|errno| Failure::Call(call, errno))
+    }
+}
+
+impl<T> Named<T> for std::io::Result<T> {
+    fn named(self, call: &'static str) -> Result<T, Failure> {
+        self.map_err(|error| {
+            Failure::Call(
+                call,
+                Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)),
+            )
+        })
+    }
+}
+
+/// What was sent, for the line of JSON.
+#[derive(Debug, Default)]
+struct Sent {
+    port: u16,
+    packets: u64,
+    bytes: u64,
+}
+
+/// Nanoseconds since 1970.
+fn now_ns() -> u128 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_nanos()
+}
+
+impl Sent {
+    /// Prints what was sent so far.
+    fn tell(&self) {
+        println!(
+            "{{\"pid\":{},\"port\":{},\"packets\":{},\"bytes\":{},\"time_ns\":{}}}",
+            std::process::id(),
+            self.port,
+            self.packets,
+            self.bytes,
+            now_ns()
+        );
+    }
+}
+
+/// Waits for a line on standard input; false when it has ended.
+fn told_to_proceed() -> bool {
+    let mut line = String::new();
+    std::io::stdin()
+        .read_line(&mut line)
+        .is_ok_and(|length| length > 0)
+}
+
+fn run(arguments: &mut Arguments) -> Answer {
+    match arguments.word("a command")?.as_str() {
+        "udp" => udp::one(arguments),
+        "udp-many" => udp::many(arguments),
+        "tcp" => tcp::connect(arguments),
+        "serve" => tcp::serve(arguments),
+        "raw" => raw::raw(arguments),
+        "ping" => raw::ping(arguments),
+        "burst" => many::burst(arguments),
+        "units" => many::units(arguments),
+        "log" => log(arguments),
+        other => Err(Failure::Usage(format!("no command {other:?}"))),
+    }
+}
+
+fn log(arguments: &mut Arguments) -> Answer {
+    let socket = arguments.word("a socket")?;
+    let message = arguments.word("a message")?;
+    arguments.done()?;
+    let entry = format!("MESSAGE={message}\nPRIORITY=6\n");
+    let sender = std::os::unix::net::UnixDatagram::unbound().named("socket")?;
+    sender.send_to(entry.as_bytes(), socket).named("sendto")?;
+    // journald looks the sender's control group up after it got the entry.
+    Sent::default().tell();
+    while told_to_proceed() {}
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::new(std::env::args().skip(1).collect());
+    match run(&mut arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Usage(problem)) => {
+            eprintln!("traffic: {problem}\n\n{USAGE}");
+            ExitCode::from(2)
+        }
+        Err(Failure::Call(call, errno)) => {
+            println!(
+                "{{\"pid\":{},\"call\":\"{call}\",\"error\":\"{errno:?}\",\"time_ns\":{}}}",
+                std::process::id(),
+                now_ns()
+            );
+            ExitCode::from(exit_code(errno))
+        }
+    }
+}
+
+/// The exit code for an error.
+fn exit_code(errno: Errno) -> u8 {
+    if errno == Errno::EPERM { 13 } else { 14 }
+}

@@ -1,0 +1,118 @@
+//! Packets without a transport: raw sockets and pings.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, SockaddrStorage, sendto};
+
+use crate::arguments::Arguments;
+use crate::udp::{family, own_port};
+use crate::{Answer, Failure, Named, Sent};
+
+/// A protocol number that is reserved for experiments (RFC 3692).
+const EXPERIMENT: i32 = 253;
+const ICMP_ECHO: u8 = 8;
+const ICMPV6_ECHO: u8 = 128;
+
+/// `traffic raw`
+pub fn raw(arguments: &mut Arguments) -> Answer {
+    let peer: IpAddr = arguments.value("ADDR")?;
+    let protocol = arguments.option("--protocol")?.unwrap_or(EXPERIMENT);
+    let size: usize = arguments.option("--size")?.unwrap_or(64);
+    let own_header = arguments.flag("--own-header");
+    arguments.done()?;
+    let payload = vec![b'x'; size];
+    if !own_header {
+        let socket = open(peer, libc::SOCK_RAW, protocol)?;
+        return send(&socket, peer, &payload);
+    }
+    let IpAddr::V4(address) = peer else {
+        return Err(Failure::Usage("--own-header is for IPv4".into()));
+    };
+    let socket = open(peer, libc::SOCK_RAW, libc::IPPROTO_RAW)?;
+    // The kernel fills in source, identification, length and checksum.
+    let mut packet = vec![
+        0x45,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        64,
+        protocol as u8,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ];
+    packet.extend(address.octets());
+    packet.extend(payload);
+    send(&socket, peer, &packet)
+}
+
+/// `traffic ping`
+pub fn ping(arguments: &mut Arguments) -> Answer {
+    let peer: IpAddr = arguments.value("ADDR")?;
+    let size: usize = arguments.option("--size")?.unwrap_or(64);
+    let kind = if arguments.flag("--raw") {
+        libc::SOCK_RAW
+    } else {
+        libc::SOCK_DGRAM
+    };
+    arguments.done()?;
+    let (protocol, echo) = match peer {
+        IpAddr::V4(_) => (libc::IPPROTO_ICMP, ICMP_ECHO),
+        IpAddr::V6(_) => (libc::IPPROTO_ICMPV6, ICMPV6_ECHO),
+    };
+    let mut packet = vec![echo, 0, 0, 0, 0, 1, 0, 1];
+    packet.resize(packet.len() + size, 0);
+    if kind == libc::SOCK_RAW && peer.is_ipv4() {
+        // Everywhere else the kernel computes it.
+        let sum = checksum(&packet).to_be_bytes();
+        if let Some(field) = packet.get_mut(2..4) {
+            field.copy_from_slice(&sum);
+        }
+    }
+    send(&open(peer, kind, protocol)?, peer, &packet)
+}
+
+fn open(peer: IpAddr, kind: i32, protocol: i32) -> Result<OwnedFd, Failure> {
+    // nix has no socket with a protocol that it does not know.
+    // SAFETY: socket(2) with numbers reads no memory.
+    let descriptor =
+        unsafe { libc::socket(family(peer) as i32, kind | libc::SOCK_CLOEXEC, protocol) };
+    let descriptor = Errno::result(descriptor).named("socket")?;
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+fn send(socket: &OwnedFd, peer: IpAddr, packet: &[u8]) -> Answer {
+    let address = SockaddrStorage::from(SocketAddr::new(peer, 0));
+    let bytes =
+        sendto(socket.as_raw_fd(), packet, &address, MsgFlags::empty()).named("sendto")? as u64;
+    Sent {
+        port: own_port(socket),
+        packets: 1,
+        bytes,
+    }
+    .tell();
+    Ok(())
+}
+
+/// RFC 1071.
+fn checksum(packet: &[u8]) -> u16 {
+    let sum: u32 = packet
+        .chunks(2)
+        .map(|pair| {
+            let byte = |index| u32::from(pair.get(index).copied().unwrap_or(0));
+            byte(0) << 8 | byte(1)
+        })
+        .sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    !((folded & 0xffff) + (folded >> 16)) as u16
+}

@@ -1,0 +1,113 @@
+//! Connections: opened here, or accepted.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, Shutdown as How, SockFlag, SockType, SockaddrStorage, connect as call,
+    sendto, shutdown, socket,
+};
+
+use crate::arguments::Arguments;
+use crate::udp::{bind_port, family, own_port};
+use crate::{Answer, Failure, Named, Sent, told_to_proceed};
+
+const CHUNK: usize = 1 << 16;
+
+/// A TCP socket that may be bound to a port.
+pub fn open(family: AddressFamily, from: Option<u16>) -> Result<OwnedFd, Failure> {
+    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).named("socket")?;
+    if let Some(port) = from {
+        bind_port(&socket, family, port)?;
+    }
+    Ok(socket)
+}
+
+/// `traffic tcp`
+pub fn connect(arguments: &mut Arguments) -> Answer {
+    let peer: SocketAddr = arguments.value("ADDR:PORT")?;
+    let from = arguments.option("--from")?;
+    let bytes: u64 = arguments.option("--bytes")?.unwrap_or(0);
+    let hold: Option<String> = arguments.option("--hold")?;
+    let fast_open = arguments.flag("--fast-open");
+    arguments.done()?;
+    let hold = hold.as_deref();
+
+    let socket = open(family(peer.ip()), from)?;
+    let mut sent = Sent::default();
+    if hold == Some("socket") {
+        sent.tell();
+        if !told_to_proceed() {
+            return Ok(());
+        }
+    }
+    let address = SockaddrStorage::from(peer);
+    if fast_open {
+        // Connects and sends in one call, past the hooks of connect(2).
+        let first = [b'x'; 8];
+        sent.bytes += sendto(
+            socket.as_raw_fd(),
+            &first,
+            &address,
+            MsgFlags::from_bits_retain(libc::MSG_FASTOPEN),
+        )
+        .named("sendto")? as u64;
+    } else {
+        call(socket.as_raw_fd(), &address).named("connect")?;
+    }
+    sent.port = own_port(&socket);
+    let mut stream = File::from(socket);
+    if hold == Some("peer") {
+        sent.tell();
+        while told_to_proceed() {
+            send(&mut stream, bytes, &mut sent)?;
+            sent.tell();
+        }
+    } else {
+        send(&mut stream, bytes, &mut sent)?;
+    }
+    // The far end closes when it has read everything, so all of it has arrived
+    // when this returns.
+    shutdown(stream.as_raw_fd(), How::Write).named("shutdown")?;
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).named("read")?;
+    sent.tell();
+    Ok(())
+}
+
+/// `traffic serve`
+pub fn serve(arguments: &mut Arguments) -> Answer {
+    let port: u16 = arguments.value("a port")?;
+    let bytes: u64 = arguments.option("--bytes")?.unwrap_or(0);
+    arguments.done()?;
+    let listener =
+        TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).named("bind")?;
+    let mut sent = Sent {
+        port,
+        ..Sent::default()
+    };
+    sent.tell();
+    let (mut stream, _) = listener.accept().named("accept")?;
+    send(&mut stream, bytes, &mut sent)?;
+    stream.shutdown(Shutdown::Write).named("shutdown")?;
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).named("read")?;
+    sent.tell();
+    Ok(())
+}
+
+fn send(stream: &mut impl Write, bytes: u64, sent: &mut Sent) -> Answer {
+    let chunk = [b'x'; CHUNK];
+    let mut left = bytes;
+    while left > 0 {
+        let length = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+        let written = stream
+            .write(chunk.get(..length).unwrap_or(&chunk))
+            .named("write")?;
+        left -= written as u64;
+        sent.bytes += written as u64;
+    }
+    Ok(())
+}

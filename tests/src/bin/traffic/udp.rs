@@ -1,0 +1,188 @@
+//! Datagrams: one or many, by each of the calls that send them.
+
+use std::io::IoSlice;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::str::FromStr;
+
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, MultiHeaders, SockFlag, SockType, SockaddrStorage, bind, connect,
+    getsockname, send, sendmmsg, sendmsg, sendto, setsockopt, socket, sockopt,
+};
+
+use crate::arguments::Arguments;
+use crate::{Answer, Failure, Named, Sent, told_to_proceed};
+
+/// After how many datagrams a sender with many pauses, so that it does not
+/// outrun the queue of the link (1,000 packets): what is dropped there has been
+/// handed over but never arrives.
+const BATCH: u64 = 100;
+const PAUSE: std::time::Duration = std::time::Duration::from_micros(200);
+
+/// The call that sends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Call {
+    #[default]
+    Sendto,
+    Sendmsg,
+    Sendmmsg,
+}
+
+impl FromStr for Call {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        match name {
+            "sendto" => Ok(Self::Sendto),
+            "sendmsg" => Ok(Self::Sendmsg),
+            "sendmmsg" => Ok(Self::Sendmmsg),
+            _ => Err(()),
+        }
+    }
+}
+
+/// The family of a socket that can send to `address`.
+pub fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    }
+}
+
+/// Binds to a port of any address of the family.
+pub fn bind_port(socket: &OwnedFd, family: AddressFamily, port: u16) -> Result<(), Failure> {
+    setsockopt(socket, sockopt::ReuseAddr, &true).named("setsockopt")?;
+    let any = match family {
+        AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        _ => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let any = SockaddrStorage::from(SocketAddr::new(any, port));
+    bind(socket.as_raw_fd(), &any).named("bind")
+}
+
+/// The port that the socket is bound to.
+pub fn own_port(socket: &OwnedFd) -> u16 {
+    let Ok(name) = getsockname::<SockaddrStorage>(socket.as_raw_fd()) else {
+        return 0;
+    };
+    let v4 = name.as_sockaddr_in().map(|name| name.port());
+    v4.or(name.as_sockaddr_in6().map(|name| name.port()))
+        .unwrap_or(0)
+}
+
+fn open(peer: SocketAddr, from: Option<u16>) -> Result<OwnedFd, Failure> {
+    let family = family(peer.ip());
+    let socket =
+        socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).named("socket")?;
+    if let Some(port) = from {
+        bind_port(&socket, family, port)?;
+    }
+    Ok(socket)
+}
+
+/// `traffic udp`
+pub fn one(arguments: &mut Arguments) -> Answer {
+    let peer: SocketAddr = arguments.value("ADDR:PORT")?;
+    let from = arguments.option("--from")?;
+    let payload = vec![b'x'; arguments.option("--size")?.unwrap_or(64)];
+    let count: u64 = arguments.option("--count")?.unwrap_or(1);
+    let call: Call = arguments.option("--call")?.unwrap_or_default();
+    let connected = arguments.flag("--connected");
+    let hold = arguments.flag("--hold");
+    arguments.done()?;
+
+    let socket = open(peer, from)?;
+    let address = SockaddrStorage::from(peer);
+    if connected {
+        connect(socket.as_raw_fd(), &address).named("connect")?;
+    }
+    let to = (!connected).then_some(&address);
+    let mut sent = Sent {
+        port: own_port(&socket),
+        ..Sent::default()
+    };
+    if hold {
+        sent.tell();
+    }
+    while !hold || told_to_proceed() {
+        for number in 1..=count {
+            sent.bytes += send_one(&socket, call, &payload, to)? as u64;
+            sent.packets += 1;
+            if number % BATCH == 0 {
+                std::thread::sleep(PAUSE);
+            }
+        }
+        sent.port = own_port(&socket);
+        sent.tell();
+        if !hold {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn send_one(
+    socket: &OwnedFd,
+    call: Call,
+    payload: &[u8],
+    to: Option<&SockaddrStorage>,
+) -> Result<usize, Failure> {
+    let descriptor = socket.as_raw_fd();
+    let parts = [IoSlice::new(payload)];
+    match (call, to) {
+        (Call::Sendto, Some(to)) => {
+            sendto(descriptor, payload, to, MsgFlags::empty()).named("sendto")
+        }
+        (Call::Sendto, None) => send(descriptor, payload, MsgFlags::empty()).named("send"),
+        (Call::Sendmsg, to) => {
+            sendmsg(descriptor, &parts, &[], MsgFlags::empty(), to).named("sendmsg")
+        }
+        (Call::Sendmmsg, to) => {
+            let mut headers = MultiHeaders::preallocate(1, None);
+            let results = sendmmsg(
+                descriptor,
+                &mut headers,
+                [&parts],
+                [to.copied()],
+                [],
+                MsgFlags::empty(),
+            )
+            .named("sendmmsg")?;
+            Ok(results.map(|result| result.bytes).sum())
+        }
+    }
+}
+
+/// `traffic udp-many`
+pub fn many(arguments: &mut Arguments) -> Answer {
+    let first: SocketAddr = arguments.value("ADDR:PORT")?;
+    let destinations: u32 = arguments.option("--destinations")?.unwrap_or(1);
+    let count: u64 = arguments.option("--count")?.unwrap_or(1);
+    let payload = vec![b'x'; arguments.option("--size")?.unwrap_or(64)];
+    let from = arguments.option("--from")?;
+    arguments.done()?;
+
+    let socket = open(first, from)?;
+    let peers: Vec<SockaddrStorage> = (0..destinations)
+        .map(|offset| SocketAddr::new(plus(first.ip(), offset), first.port()).into())
+        .collect();
+    let mut sent = Sent::default();
+    for (peer, number) in peers.iter().cycle().zip(1..=count) {
+        sent.bytes += send_one(&socket, Call::Sendto, &payload, Some(peer))? as u64;
+        sent.packets += 1;
+        if number % BATCH == 0 {
+            std::thread::sleep(PAUSE);
+        }
+    }
+    sent.port = own_port(&socket);
+    sent.tell();
+    Ok(())
+}
+
+fn plus(address: IpAddr, offset: u32) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => Ipv4Addr::from_bits(address.to_bits() + offset).into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() + u128::from(offset)).into(),
+    }
+}

@@ -1,0 +1,171 @@
+//! A real journald of the lab's own.
+//!
+//! journald has namespaces of its own: an instance with its own sockets and
+//! files, which `journalctl --namespace` reads. It needs no systemd around it.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::program::pass_on;
+use crate::record::Record;
+use crate::wait::wait_for;
+
+const JOURNALD: [&str; 2] = [
+    "/lib/systemd/systemd-journald",
+    "/usr/lib/systemd/systemd-journald",
+];
+
+/// A running journald. Stopped, with all it wrote, when dropped.
+#[derive(Debug)]
+pub struct Journal {
+    name: String,
+    child: Child,
+}
+
+impl Journal {
+    /// Starts a journald for the journal namespace `name`.
+    pub fn start(name: &str) -> Result<Self> {
+        let program = JOURNALD
+            .iter()
+            .find(|path| Path::new(path).exists())
+            .context("systemd-journald is missing: install package systemd")?;
+        // Without a limit: tests log more in a second than a service ought to.
+        let configuration = configuration_directory(name);
+        fs::create_dir_all(&configuration)
+            .with_context(|| format!("create {}", configuration.display()))?;
+        fs::write(
+            configuration.join("lab.conf"),
+            "[Journal]\nStorage=volatile\nRateLimitIntervalSec=0\nSyncIntervalSec=1s\n",
+        )
+        .context("write journald's settings")?;
+        let runtime = runtime_directory(name);
+        fs::create_dir_all(&runtime).with_context(|| format!("create {}", runtime.display()))?;
+
+        let mut command = Command::new(program);
+        command
+            .arg(name)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            // Ctrl-C in a terminal is not for it.
+            .process_group(0);
+        pass_on(&mut command, None, None, None)?;
+        let child = command
+            .spawn()
+            .with_context(|| format!("start {program}"))?;
+        let mut journal = Self {
+            name: name.to_owned(),
+            child,
+        };
+        wait_for("journald listens and has begun its journal", || {
+            if let Some(status) = journal.child.try_wait()? {
+                bail!("journald ended at once: {status}");
+            }
+            if !journal.socket().exists() {
+                return Ok(None);
+            }
+            let begun = journal
+                .command()
+                .args(["-q", "-n", "1", "-o", "cat"])
+                .output()?;
+            Ok((!begun.stdout.is_empty()).then_some(()))
+        })?;
+        Ok(journal)
+    }
+
+    /// What `journalctl --namespace` calls it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The socket that takes entries.
+    pub fn socket(&self) -> PathBuf {
+        runtime_directory(&self.name).join("socket")
+    }
+
+    /// `journalctl` for this journal.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new("journalctl");
+        command
+            .arg(format!("--namespace={}", self.name))
+            .arg("--no-pager");
+        command
+    }
+
+    /// What `journalctl` prints with these arguments.
+    pub fn text(&self, arguments: &[&str]) -> Result<String> {
+        let output = self
+            .command()
+            .args(arguments)
+            .output()
+            .context("run journalctl")?;
+        if !output.status.success() {
+            bail!("journalctl: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Entries that match, as records with the journal's field names.
+    pub fn entries(&self, matches: &[&str]) -> Result<Vec<Record>> {
+        let mut arguments = vec!["-q", "-o", "json", "--all"];
+        arguments.extend(matches);
+        self.text(&arguments)?.lines().map(Record::parse).collect()
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        // Ending by SIGTERM would flush files that are thrown away below.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Err(error) = clean(&self.name)
+            && !std::thread::panicking()
+        {
+            eprintln!("journal {}: {error:#}", self.name);
+        }
+    }
+}
+
+/// Removes the files of journal namespace `name`.
+pub fn clean(name: &str) -> Result<()> {
+    for path in traces(name)? {
+        match fs::remove_dir_all(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("remove {}", path.display())),
+        }
+    }
+    Ok(())
+}
+
+/// Directories that exist for journal namespace `name`.
+pub fn traces(name: &str) -> Result<Vec<PathBuf>> {
+    let mut found = vec![configuration_directory(name), runtime_directory(name)];
+    let suffix = format!(".{name}");
+    for parent in ["/run/log/journal", "/var/log/journal"] {
+        let Ok(entries) = fs::read_dir(parent) else {
+            continue;
+        };
+        found.extend(
+            entries
+                .flatten()
+                .filter(|entry| entry.file_name().to_string_lossy().ends_with(&suffix))
+                .map(|entry| entry.path()),
+        );
+    }
+    found.retain(|path| path.exists());
+    Ok(found)
+}
+
+fn runtime_directory(name: &str) -> PathBuf {
+    PathBuf::from(format!("/run/systemd/journal.{name}"))
+}
+
+fn configuration_directory(name: &str) -> PathBuf {
+    PathBuf::from(format!("/run/systemd/journald@{name}.conf.d"))
+}

@@ -1,0 +1,491 @@
+//! The lab itself: builds the namespaces and control group, and takes all of it
+//! away again.
+//!
+//! Each instance has names of its own (`trefoil-lab-<pid>-<n>`), so several run
+//! side by side. What a killed instance left is taken away by the next one.
+
+use std::fs::{self, Permissions};
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result, bail};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::agent::AgentBuilder;
+use crate::cgroup;
+use crate::journal::{self, Journal};
+use crate::link::LinkCounters;
+use crate::namespace::Namespace;
+use crate::places;
+use crate::program::Program;
+
+/// Control groups of labs are called so, with the instance's numbers between.
+/// Ending in `.slice` makes what is below look as systemd lays it out.
+const CGROUP_PREFIX: &str = "trefoillab";
+const DIRECTORY_PREFIX: &str = "trefoil-lab-";
+
+/// A small world. Gone when dropped.
+#[derive(Debug)]
+pub struct Lab {
+    /// Files of this instance; programs may be put here.
+    pub directory: PathBuf,
+    /// The control group that the agent is attached to, and nothing above it.
+    pub cgroup: PathBuf,
+    /// The host under test.
+    pub host: Namespace,
+    /// The approved way out.
+    pub gateway: Namespace,
+    /// An approved destination.
+    pub peer: Namespace,
+    /// Everywhere else.
+    pub foreign: Namespace,
+    name: String,
+    mounts: Vec<PathBuf>,
+    journal: OnceLock<Journal>,
+    closed: bool,
+}
+
+impl Lab {
+    /// Builds a lab. Needs root.
+    pub fn new() -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let instance = Instance {
+            pid: std::process::id(),
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+        };
+        if instance.number == 0 {
+            sweep_abandoned();
+        }
+        let directory = instance.directory();
+        fs::create_dir(&directory).with_context(|| format!("create {}", directory.display()))?;
+        // Programs of other users are started from here.
+        fs::set_permissions(&directory, Permissions::from_mode(0o755))?;
+        let mut lab = Self {
+            name: instance.name(),
+            cgroup: PathBuf::new(),
+            host: Namespace::new("host")?,
+            gateway: Namespace::new("gateway")?,
+            peer: Namespace::new("peer")?,
+            foreign: Namespace::new("foreign")?,
+            mounts: Vec::new(),
+            journal: OnceLock::new(),
+            closed: false,
+            directory,
+        };
+        lab.mount("bpf", "bpf")?;
+        let root = match cgroup::version2_root()? {
+            Some(root) => root,
+            None => lab.mount("cgroup", "cgroup2")?,
+        };
+        lab.cgroup = root.join(instance.cgroup());
+        fs::create_dir(&lab.cgroup).with_context(|| format!("create {}", lab.cgroup.display()))?;
+        lab.wire()?;
+        fs::write(lab.file("geoip"), places::country_file_v4())?;
+        fs::write(lab.file("geoip6"), places::country_file_v6())?;
+        Ok(lab)
+    }
+
+    /// A path in the lab's directory.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Where the agent pins what is to outlive it.
+    pub fn pins(&self) -> PathBuf {
+        self.directory.join("bpf/trefoil")
+    }
+
+    /// The lab's journald, started when first asked for.
+    pub fn journal(&self) -> Result<&Journal> {
+        if let Some(journal) = self.journal.get() {
+            return Ok(journal);
+        }
+        let journal = Journal::start(&self.name)?;
+        Ok(self.journal.get_or_init(|| journal))
+    }
+
+    /// The control group of a service, made if it is not there, as systemd would
+    /// lay it out.
+    pub fn unit(&self, name: &str) -> Result<PathBuf> {
+        let directory = self.cgroup.join("system.slice").join(name);
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("create {}", directory.display()))?;
+        Ok(directory)
+    }
+
+    /// `executable` on the host under test, in service `lab.service`.
+    pub fn program(&self, executable: impl AsRef<Path>) -> Result<Program> {
+        self.program_in("lab.service", executable)
+    }
+
+    /// `executable` on the host under test, in service `unit`.
+    pub fn program_in(&self, unit: &str, executable: impl AsRef<Path>) -> Result<Program> {
+        Program::new(
+            executable.as_ref(),
+            &self.host,
+            Some(&self.unit(unit)?),
+            None,
+        )
+    }
+
+    /// `executable` on the host under test, in service `lab.service`, as a user.
+    pub fn program_as(&self, uid: u32, executable: impl AsRef<Path>) -> Result<Program> {
+        let unit = self.unit("lab.service")?;
+        Program::new(executable.as_ref(), &self.host, Some(&unit), Some(uid))
+    }
+
+    /// An agent to be set up and started.
+    pub fn agent(&self) -> AgentBuilder<'_> {
+        AgentBuilder::new(self)
+    }
+
+    /// What the host's link towards `place` has counted.
+    pub fn link_to(&self, place: &Namespace) -> Result<LinkCounters> {
+        LinkCounters::read(&self.host, &link_name(place))
+    }
+
+    /// A copy of `executable` in the lab's directory, under a path of its own.
+    pub fn copy_program(&self, executable: impl AsRef<Path>, path: &str) -> Result<PathBuf> {
+        let copy = self.file(path);
+        if let Some(parent) = copy.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        fs::copy(executable.as_ref(), &copy).with_context(|| format!("copy to {path}"))?;
+        Ok(copy)
+    }
+
+    /// What the agent has pinned, directories included.
+    pub fn pinned(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut directories = vec![self.directory.join("bpf")];
+        while let Some(directory) = directories.pop() {
+            let Ok(entries) = fs::read_dir(&directory) else {
+                continue;
+            };
+            for entry in entries.flatten() {
+                // The file system brings two files along, progs.debug and maps.debug.
+                if entry
+                    .path()
+                    .extension()
+                    .is_some_and(|extension| extension == "debug")
+                {
+                    continue;
+                }
+                if entry.path().is_dir() {
+                    directories.push(entry.path());
+                }
+                found.push(entry.path());
+            }
+        }
+        found
+    }
+
+    /// What is there of this lab. Empty after [`close`](Self::close).
+    pub fn leftovers(&self) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        let cgroups = self.cgroup.exists() && !self.cgroup.as_os_str().is_empty();
+        if cgroups {
+            found.push(format!("control group {}", self.cgroup.display()));
+            for pid in cgroup::processes(&self.cgroup)? {
+                found.push(format!("process {pid} in {}", self.cgroup.display()));
+            }
+        }
+        for place in [&self.host, &self.gateway, &self.peer, &self.foreign] {
+            for pid in processes_in(place)? {
+                found.push(format!("process {pid} in namespace {}", place.name));
+            }
+        }
+        found.extend(
+            self.pinned()
+                .iter()
+                .map(|path| format!("pin {}", path.display())),
+        );
+        let mounts = fs::read_to_string("/proc/self/mounts")?;
+        let inside = format!(" {}", self.directory.display());
+        found.extend(
+            mounts
+                .lines()
+                .filter(|line| line.contains(&inside))
+                .map(|line| format!("mount {line}")),
+        );
+        found.extend(
+            journal::traces(&self.name)?
+                .iter()
+                .map(|path| format!("journal {}", path.display())),
+        );
+        if self.directory.exists() {
+            found.push(format!("directory {}", self.directory.display()));
+        }
+        Ok(found)
+    }
+
+    /// Takes the lab away, and fails if the agent had left anything in it or if
+    /// anything of it is left afterwards. Tests end with this.
+    pub fn close(mut self) -> Result<()> {
+        let pins = self.pinned();
+        self.take_away()?;
+        let left = self.leftovers()?;
+        if !pins.is_empty() {
+            bail!("the agent left pins: {pins:?}");
+        }
+        if !left.is_empty() {
+            bail!("the lab left: {left:?}");
+        }
+        Ok(())
+    }
+
+    fn take_away(&mut self) -> Result<()> {
+        self.closed = true;
+        self.journal.take();
+        cgroup::remove(&self.cgroup)?;
+        for mounted in self.mounts.drain(..).rev() {
+            umount2(&mounted, MntFlags::MNT_DETACH)
+                .with_context(|| format!("unmount {}", mounted.display()))?;
+        }
+        fs::remove_dir_all(&self.directory)
+            .with_context(|| format!("remove {}", self.directory.display()))
+    }
+
+    fn mount(&mut self, name: &str, kind: &str) -> Result<PathBuf> {
+        let target = self.directory.join(name);
+        fs::create_dir(&target)?;
+        mount(
+            Some(kind),
+            &target,
+            Some(kind),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .with_context(|| format!("mount a {kind} file system on {}", target.display()))?;
+        self.mounts.push(target.clone());
+        Ok(target)
+    }
+
+    /// Connects the host with each far place by a cable of its own, so that an
+    /// interface's counters are about one place. Nothing but the traffic of a
+    /// test may pass: neighbours are static, and the cables have no addresses
+    /// that would be announced.
+    fn wire(&self) -> Result<()> {
+        let cables: [Cable; 3] = [
+            Cable {
+                place: &self.gateway,
+                number: 1,
+                far: [
+                    ("192.0.2.10", "192.0.2.10/32"),
+                    ("2001:db8:1::10", "2001:db8:1::10/128"),
+                ],
+            },
+            Cable {
+                place: &self.peer,
+                number: 2,
+                far: [
+                    ("198.51.100.10", "198.51.100.0/24"),
+                    ("2001:db8:2::10", "2001:db8:2::/48"),
+                ],
+            },
+            Cable {
+                place: &self.foreign,
+                number: 3,
+                far: [
+                    ("203.0.113.10", "203.0.113.0/24"),
+                    ("2001:db8:3::10", "2001:db8:3::/48"),
+                ],
+            },
+        ];
+        for place in [&self.host, &self.gateway, &self.peer, &self.foreign] {
+            place.enter(quieten)?;
+        }
+        let mut host = format!(
+            "link set lo up\n\
+             address add {}/32 dev lo\n\
+             address add {}/128 dev lo nodad\n",
+            places::HOST,
+            places::HOST6
+        );
+        for cable in &cables {
+            host.push_str(&cable.near());
+        }
+        self.host.ip(&host)?;
+        for cable in &cables {
+            cable.place.ip(&cable.far())?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if !self.closed
+            && let Err(error) = self.take_away()
+        {
+            eprintln!("taking away {}: {error:#}", self.name);
+        }
+    }
+}
+
+fn link_name(place: &Namespace) -> String {
+    format!("to-{}", place.name)
+}
+
+/// A veth pair between the host and a far place.
+struct Cable<'lab> {
+    place: &'lab Namespace,
+    number: u8,
+    /// An address of the place and the prefix that it holds, per family.
+    far: [(&'static str, &'static str); 2],
+}
+
+impl Cable<'_> {
+    fn near_mac(&self) -> String {
+        format!("02:00:00:00:01:{:02x}", self.number)
+    }
+
+    fn far_mac(&self) -> String {
+        format!("02:00:00:00:02:{:02x}", self.number)
+    }
+
+    /// Commands for the host's end; they make both ends.
+    fn near(&self) -> String {
+        let link = link_name(self.place);
+        let mut commands = format!(
+            "link add {link} address {} type veth peer name to-host address {} netns {}\n\
+             link set {link} addrgenmode none\n\
+             link set {link} up\n",
+            self.near_mac(),
+            self.far_mac(),
+            self.place.path()
+        );
+        for ((far, prefix), source) in self.far.iter().zip([places::HOST, places::HOST6]) {
+            commands.push_str(&format!(
+                "neighbour add {far} lladdr {} dev {link} nud permanent\n\
+                 route add {prefix} via {far} dev {link} src {source} onlink\n",
+                self.far_mac()
+            ));
+        }
+        commands
+    }
+
+    /// Commands for the far end.
+    fn far(&self) -> String {
+        let mut commands = "link set lo up\n\
+                            link set to-host addrgenmode none\n\
+                            link set to-host up\n"
+            .to_owned();
+        for ((far, prefix), host) in self.far.iter().zip([places::HOST, places::HOST6]) {
+            let bits = if host.is_ipv4() { "32" } else { "128 nodad" };
+            commands.push_str(&format!(
+                "address add {far}/{bits} dev lo\n\
+                 route replace local {prefix} dev lo\n\
+                 neighbour add {host} lladdr {} dev to-host nud permanent\n\
+                 route add {host} via {host} dev to-host src {far} onlink\n",
+                self.near_mac()
+            ));
+        }
+        commands
+    }
+}
+
+/// Settings of the namespace that this thread is in.
+fn quieten() -> Result<()> {
+    for (name, value) in [
+        ("ipv6/conf/all/disable_ipv6", "0"),
+        ("ipv6/conf/default/disable_ipv6", "0"),
+        ("ipv6/conf/default/accept_ra", "0"),
+        ("ipv6/conf/default/router_solicitations", "0"),
+        ("ipv6/conf/default/accept_dad", "0"),
+        // So that ping sockets can be tried by anyone.
+        ("ipv4/ping_group_range", "0 2147483647"),
+    ] {
+        fs::write(format!("/proc/sys/net/{name}"), value)
+            .with_context(|| format!("set net/{name}"))?;
+    }
+    Ok(())
+}
+
+fn processes_in(place: &Namespace) -> Result<Vec<u32>> {
+    use std::os::unix::fs::MetadataExt;
+    let inode = place.file().metadata()?.ino();
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else {
+            continue;
+        };
+        if let Ok(namespace) = fs::metadata(entry.path().join("ns/net"))
+            && namespace.ino() == inode
+        {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
+/// The numbers that tell labs apart.
+struct Instance {
+    pid: u32,
+    number: u32,
+}
+
+impl Instance {
+    fn name(&self) -> String {
+        format!("{CGROUP_PREFIX}{}n{}", self.pid, self.number)
+    }
+
+    fn cgroup(&self) -> String {
+        format!("{}.slice", self.name())
+    }
+
+    fn directory(&self) -> PathBuf {
+        // Not below /run, which may be mounted noexec.
+        std::env::temp_dir().join(format!("{DIRECTORY_PREFIX}{}-{}", self.pid, self.number))
+    }
+
+    /// From the name of a directory of a lab.
+    fn from_directory(name: &str) -> Option<Self> {
+        let (pid, number) = name.strip_prefix(DIRECTORY_PREFIX)?.split_once('-')?;
+        Some(Self {
+            pid: pid.parse().ok()?,
+            number: number.parse().ok()?,
+        })
+    }
+}
+
+/// Takes away what labs left that were killed. What does not work out is for
+/// the next one: it must not keep this lab from being built.
+fn sweep_abandoned() {
+    let Ok(entries) = fs::read_dir(std::env::temp_dir()) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(instance) = Instance::from_directory(&name) else {
+            continue;
+        };
+        if Path::new(&format!("/proc/{}", instance.pid)).exists() {
+            continue;
+        }
+        if let Err(error) = sweep(&instance) {
+            eprintln!("{name} was left by a killed process and resists: {error:#}");
+        }
+    }
+}
+
+fn sweep(instance: &Instance) -> Result<()> {
+    if let Some(root) = cgroup::version2_root()? {
+        cgroup::remove(&root.join(instance.cgroup()))?;
+    }
+    journal::clean(&instance.name())?;
+    let directory = instance.directory();
+    for mounted in ["bpf", "cgroup"] {
+        // Not mounted any more is fine.
+        let _ = umount2(&directory.join(mounted), MntFlags::MNT_DETACH);
+    }
+    match fs::remove_dir_all(&directory) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", directory.display()))
+        }
+        _ => Ok(()),
+    }
+}

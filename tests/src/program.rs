@@ -1,0 +1,230 @@
+//! Programs that run at a place of the lab: in a namespace, in a control group,
+//! as a user.
+
+use std::ffi::OsStr;
+use std::fs::OpenOptions;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::namespace::Namespace;
+
+/// Makes `command`'s child enter a namespace and a control group and become a
+/// user before its first instruction, and die with the thread that started it.
+pub fn pass_on(
+    command: &mut Command,
+    namespace: Option<&Namespace>,
+    cgroup: Option<&Path>,
+    uid: Option<u32>,
+) -> Result<()> {
+    let namespace: Option<OwnedFd> = match namespace {
+        Some(namespace) => Some(
+            namespace
+                .file()
+                .try_clone()
+                .context("copy descriptor")?
+                .into(),
+        ),
+        None => None,
+    };
+    let procs: Option<OwnedFd> = match cgroup {
+        Some(directory) => {
+            let path = directory.join("cgroup.procs");
+            let file = OpenOptions::new()
+                .write(true)
+                .open(&path)
+                .with_context(|| format!("open {}", path.display()))?;
+            Some(file.into())
+        }
+        None => None,
+    };
+    let parent = std::process::id();
+    let enter = move || {
+        if let Some(procs) = &procs {
+            // "0" stands for whoever writes it.
+            nix::unistd::write(procs, b"0")?;
+        }
+        if let Some(namespace) = &namespace {
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
+        }
+        if let Some(uid) = uid {
+            nix::unistd::setgroups(&[])?;
+            nix::unistd::setgid(uid.into())?;
+            nix::unistd::setuid(uid.into())?;
+        }
+        // A test that is killed must not leave programs behind. Changing the
+        // user would clear this, so it comes last.
+        // SAFETY: prctl with these arguments reads no memory of ours.
+        if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) } != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        if nix::unistd::getppid().as_raw() as u32 != parent {
+            return Err(std::io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        Ok(())
+    };
+    // SAFETY: the closure makes system calls and allocates nothing.
+    unsafe { command.pre_exec(enter) };
+    Ok(())
+}
+
+/// A program to be started somewhere in the lab.
+#[derive(Debug)]
+pub struct Program {
+    command: Command,
+    described: String,
+}
+
+/// How a program ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Process id it had.
+    pub pid: u32,
+    /// Exit code; -1 if it died of a signal.
+    pub code: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Outcome {
+    /// Fails unless the exit code is 0.
+    pub fn success(self) -> Result<Self> {
+        if self.code != 0 {
+            bail!("exit code {}: {}{}", self.code, self.stdout, self.stderr);
+        }
+        Ok(self)
+    }
+}
+
+impl Program {
+    /// `executable` in `namespace`, with standard streams captured.
+    pub fn new(
+        executable: impl AsRef<OsStr>,
+        namespace: &Namespace,
+        cgroup: Option<&Path>,
+        uid: Option<u32>,
+    ) -> Result<Self> {
+        let mut command = Command::new(executable.as_ref());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        pass_on(&mut command, Some(namespace), cgroup, uid)?;
+        let described = format!(
+            "{} in {}",
+            Path::new(executable.as_ref()).display(),
+            namespace.name
+        );
+        Ok(Self { command, described })
+    }
+
+    /// Adds arguments.
+    pub fn args<A: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
+        for argument in arguments {
+            self.described.push(' ');
+            self.described
+                .push_str(&argument.as_ref().to_string_lossy());
+            self.command.arg(argument);
+        }
+        self
+    }
+
+    /// Runs to the end.
+    pub fn run(mut self) -> Result<Outcome> {
+        let child = self
+            .command
+            .spawn()
+            .with_context(|| format!("start {}", self.described))?;
+        let pid = child.id();
+        let output = child
+            .wait_with_output()
+            .with_context(|| format!("wait for {}", self.described))?;
+        Ok(Outcome {
+            pid,
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
+    /// Starts and returns, with a pipe to its standard input.
+    pub fn start(mut self) -> Result<Running> {
+        self.command.stdin(Stdio::piped()).stderr(Stdio::inherit());
+        let mut child = self
+            .command
+            .spawn()
+            .with_context(|| format!("start {}", self.described))?;
+        let stdin = child.stdin.take();
+        let stdout = child.stdout.take().map(BufReader::new);
+        Ok(Running {
+            child,
+            stdin,
+            stdout,
+            described: self.described,
+        })
+    }
+}
+
+/// A program that was started and answers line by line. Killed when dropped.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: Option<BufReader<ChildStdout>>,
+    described: String,
+}
+
+impl Running {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The next line of its standard output.
+    pub fn line(&mut self) -> Result<String> {
+        let stdout = self.stdout.as_mut().context("standard output was taken")?;
+        let mut line = String::new();
+        if stdout.read_line(&mut line)? == 0 {
+            bail!("{} ended without a word", self.described);
+        }
+        Ok(line)
+    }
+
+    /// Tells it to go on, by an empty line.
+    pub fn proceed(&mut self) -> Result<()> {
+        let stdin = self.stdin.as_mut().context("standard input was closed")?;
+        stdin
+            .write_all(b"\n")
+            .with_context(|| format!("write to {}", self.described))
+    }
+
+    /// Closes its standard input and waits for its end.
+    pub fn finish(mut self) -> Result<Outcome> {
+        self.stdin = None;
+        let mut stdout = String::new();
+        if let Some(mut pipe) = self.stdout.take() {
+            pipe.read_to_string(&mut stdout)?;
+        }
+        let status = self.child.wait()?;
+        Ok(Outcome {
+            pid: self.child.id(),
+            code: status.code().unwrap_or(-1),
+            stdout,
+            stderr: String::new(),
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail when it has ended already, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
