@@ -1,0 +1,238 @@
+//! MMDB, the binary format of MaxMind, in the layouts of several providers.
+//!
+//! | provider | country | autonomous system |
+//! |---|---|---|
+//! | MaxMind, DB-IP | `country.iso_code`, checked against `registered_country.iso_code` | `autonomous_system_number` |
+//! | IPinfo | `country_code`, or `country` (two letters) | `asn` (`AS64496`) |
+//! | npm ip-location-db | `country_code` | `autonomous_system_number` |
+//!
+//! `country` is where the provider places the address; `registered_country` is
+//! where the holder of the network is registered. Where both are given and
+//! differ, the answer is [`Answer::Contradictory`]. A `registered_country` alone
+//! says nothing about the place and is not taken for one.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::Ipv6Addr;
+
+use ipnetwork::IpNetwork;
+use maxminddb::{MaxMindDbError, Reader};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use super::country::Country;
+use super::data::{Answer, Data, printable};
+use super::ranges::{Number, Range, Ranges};
+use crate::clock;
+
+#[cfg(test)]
+pub mod tests;
+
+/// Why a database could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum MmdbProblem {
+    /// The format is violated.
+    #[error("{0}")]
+    Format(#[from] MaxMindDbError),
+    /// A record is damaged.
+    #[error("the record of {network}: {source}")]
+    Record {
+        /// The network whose record it is.
+        network: IpNetwork,
+        /// What the decoder says.
+        source: MaxMindDbError,
+    },
+    /// The search tree repeats itself.
+    #[error("the search tree has more networks than nodes")]
+    Tree,
+}
+
+/// True if this is an MMDB file: its metadata stands behind this marker, within
+/// the last 128 KiB.
+pub fn is_mmdb(content: &[u8]) -> bool {
+    const MARKER: &[u8] = b"\xab\xcd\xefMaxMind.com";
+    const METADATA_MAX_BYTES: usize = 128 * 1024;
+    let tail = &content[content.len().saturating_sub(METADATA_MAX_BYTES)..];
+    tail.windows(MARKER.len()).any(|window| window == MARKER)
+}
+
+/// Reads a whole database.
+pub fn parse(content: &[u8]) -> Result<Data, MmdbProblem> {
+    let reader = Reader::from_source(content)?;
+    let metadata = reader.metadata();
+    let mut data = Data {
+        name: printable(&metadata.database_type),
+        date: Some(clock::date(metadata.build_epoch)),
+        ..Data::default()
+    };
+    if data.name.is_empty() {
+        data.name = "mmdb".to_owned();
+    }
+
+    // A tree of N nodes has N + 1 leaves. One that shares nodes can have more
+    // than anyone could read; that is not a country database.
+    let max_networks = metadata.node_count as usize * 3 + 2;
+    let mut records = HashMap::new();
+    let mut mapped = Tables::default();
+    let mut v4 = Tables::default();
+    let mut v6 = Tables::default();
+    for found in reader.networks(maxminddb::WithinOptions::default())? {
+        let found = found?;
+        data.n_networks += 1;
+        if data.n_networks > max_networks {
+            return Err(MmdbProblem::Tree);
+        }
+        let network = found.network()?;
+        let offset = found.offset().unwrap_or(0);
+        // Many networks share a record: each is decoded once.
+        let said = match records.entry(offset) {
+            Entry::Occupied(known) => *known.get(),
+            Entry::Vacant(new) => {
+                let record: Option<Record> = found
+                    .decode()
+                    .map_err(|source| MmdbProblem::Record { network, source })?;
+                *new.insert(record.map(|record| record.said()).unwrap_or_default())
+            }
+        };
+        data.n_unknown += usize::from(said.answer.is_none());
+        data.n_contradictory += usize::from(said.answer == Some(Answer::Contradictory));
+        match network {
+            IpNetwork::V4(network) => {
+                v4.add(network.network().into(), network.broadcast().into(), said)?;
+            }
+            IpNetwork::V6(network) => match mapped_v4(network.network(), network.prefix()) {
+                Some((first, last)) => mapped.add(first, last, said)?,
+                None => v6.add(network.network().into(), network.broadcast().into(), said)?,
+            },
+        }
+    }
+    data.countries_v4 = v4.answers.over(&mapped.answers);
+    data.asns_v4 = v4.asns.over(&mapped.asns);
+    data.countries_v6 = v6.answers;
+    data.asns_v6 = v6.asns;
+    Ok(data)
+}
+
+/// The IPv4 range that an IPv6 network means, if it lies in `::ffff:0:0/96`.
+///
+/// IPv4 networks stand at `::/96`, which the reader returns as IPv4. Some files
+/// have them in the mapped range instead, or as well without linking the two;
+/// the former place is the format's, so it wins.
+fn mapped_v4(network: Ipv6Addr, prefix: u8) -> Option<(u32, u32)> {
+    let first = u32::from(network.to_ipv4_mapped()?);
+    let host_bits = 128_u8.checked_sub(prefix).filter(|bits| *bits <= 32)?;
+    let hosts = u32::try_from((1_u64 << host_bits) - 1).unwrap_or(u32::MAX);
+    Some((first, first | hosts))
+}
+
+/// What a record says that is of interest here.
+#[derive(Clone, Copy, Default)]
+struct Said {
+    answer: Option<Answer>,
+    asn: Option<u32>,
+}
+
+struct Tables<A> {
+    answers: Ranges<A, Answer>,
+    asns: Ranges<A, u32>,
+}
+
+impl<A> Default for Tables<A> {
+    fn default() -> Self {
+        Self {
+            answers: Ranges::default(),
+            asns: Ranges::default(),
+        }
+    }
+}
+
+impl<A: Number> Tables<A> {
+    /// The reader walks the tree depth first, so networks come in ascending
+    /// order; a file for which this is not true is broken.
+    fn add(&mut self, first: A, last: A, said: Said) -> Result<(), MmdbProblem> {
+        if let Some(value) = said.answer {
+            let range = Range { first, last, value };
+            self.answers.push(range).map_err(|_| MmdbProblem::Tree)?;
+        }
+        if let Some(value) = said.asn {
+            self.asns
+                .push(Range { first, last, value })
+                .map_err(|_| MmdbProblem::Tree)?;
+        }
+        Ok(())
+    }
+}
+
+/// The fields that any of the known layouts uses. Everything else is skipped,
+/// and so is a value of an unexpected kind: other products use the same names.
+#[derive(Deserialize)]
+struct Record<'a> {
+    #[serde(borrow)]
+    country: Option<CountryField<'a>>,
+    registered_country: Option<CountryField<'a>>,
+    country_code: Option<CountryField<'a>>,
+    autonomous_system_number: Option<AsnField<'a>>,
+    asn: Option<AsnField<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum CountryField<'a> {
+    Map {
+        iso_code: Option<&'a str>,
+    },
+    /// A code (IPinfo), or a name where `country_code` has the code (IPinfo Lite).
+    Text(&'a str),
+    Other(IgnoredAny),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum AsnField<'a> {
+    Number(u32),
+    Text(&'a str),
+    Other(IgnoredAny),
+}
+
+impl CountryField<'_> {
+    fn country(&self) -> Option<Country> {
+        match *self {
+            Self::Map { iso_code } => Country::parse(iso_code?),
+            Self::Text(text) => Country::parse(text),
+            Self::Other(_) => None,
+        }
+    }
+}
+
+impl AsnField<'_> {
+    fn number(&self) -> Option<u32> {
+        match *self {
+            Self::Number(number) => Some(number),
+            Self::Text(text) => text.strip_prefix("AS").unwrap_or(text).parse().ok(),
+            Self::Other(_) => None,
+        }
+    }
+}
+
+impl Record<'_> {
+    fn said(&self) -> Said {
+        let [code, place, registered] =
+            [&self.country_code, &self.country, &self.registered_country]
+                .map(|field| field.as_ref().and_then(CountryField::country));
+        let answer = code.or(place).map(|country| {
+            if [place, registered]
+                .into_iter()
+                .flatten()
+                .all(|other| other == country)
+            {
+                Answer::Country(country)
+            } else {
+                Answer::Contradictory
+            }
+        });
+        let asn = [&self.autonomous_system_number, &self.asn]
+            .into_iter()
+            .find_map(|field| field.as_ref().and_then(AsnField::number));
+        Said { answer, asn }
+    }
+}
