@@ -21,7 +21,9 @@ impl Package {
         setup::ensure(&[Part::Bpf, Part::Package])?;
         let mut cargo_deb = Command::new(setup::tool("cargo-deb"));
         cargo_deb.args(["--package", "trefoil", "--output"]);
-        cargo_deb.arg(workspace::target_dir().join("debian")).current_dir(workspace::root());
+        cargo_deb
+            .arg(workspace::target_dir().join("debian"))
+            .current_dir(workspace::root());
         workspace::run(&mut cargo_deb)
     }
 }
