@@ -1,6 +1,46 @@
 //! The kernel programs.
+//!
+//! One file per hook in `hooks/`, in data order; what hooks share is beside
+//! them. A hook reads, looks up, counts or hands over, and returns; it never
+//! waits for user space.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+
+#[cfg(target_arch = "bpf")]
+mod accounting;
+#[cfg(target_arch = "bpf")]
+mod atomic;
+#[cfg(target_arch = "bpf")]
+mod flows;
+#[cfg(target_arch = "bpf")]
+mod globals;
+#[cfg(target_arch = "bpf")]
+mod hooks;
+#[cfg(target_arch = "bpf")]
+mod judge;
+#[cfg(target_arch = "bpf")]
+mod kernel_memory;
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod owner;
+#[cfg(target_arch = "bpf")]
+mod packet;
+
+/// The kernel lends helpers such as `bpf_probe_read_kernel` to programs under a
+/// GPL-compatible licence only. The sources are (MIT OR Apache-2.0) as well.
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// Loops, so that the verifier rejects a program in which a panic is reachable.
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {

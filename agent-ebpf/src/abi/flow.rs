@@ -53,6 +53,10 @@ pub const FLOW_ENDED: u16 = 2;
 /// Several processes sent on this flow; its owner is the last one.
 pub const FLOW_SHARED: u16 = 4;
 
+/// Only answers of a listener to connection requests so far. The accepted session
+/// takes the numbers over; what is left in `FLOWS` was never answered.
+pub const FLOW_EMBRYONIC: u16 = 8;
+
 /// One owner, one peer, one verdict.
 ///
 /// Counters are cumulative over the life of the slot; a flow that follows

@@ -43,11 +43,23 @@ impl Address {
         )
     }
 
+    /// The address with these halves, see [`halves`](Self::halves).
+    #[inline(always)]
+    pub const fn from_halves(high: u64, low: u64) -> Self {
+        let [a, b, c, d, e, f, g, h] = high.to_be_bytes();
+        let [i, j, k, l, m, n, o, p] = low.to_be_bytes();
+        Self([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p])
+    }
+
     /// The IPv4 address in host byte order, if this is one.
     #[inline(always)]
     pub const fn as_v4(&self) -> Option<u32> {
         let (high, low) = self.halves();
-        if high == 0 && low >> 32 == 0xffff { Some(low as u32) } else { None }
+        if high == 0 && low >> 32 == 0xffff {
+            Some(low as u32)
+        } else {
+            None
+        }
     }
 
     /// True for the unspecified address (all bytes zero), which stands for "not known".
@@ -113,6 +125,10 @@ pub struct Offsets {
     pub css_set_dfl_cgrp: u32,
     /// `cgroup.kn`
     pub cgroup_kn: u32,
+    /// `cgroup.root`
+    pub cgroup_root: u32,
+    /// `cgroup_root.hierarchy_id`; 0 is cgroup v2
+    pub cgroup_root_hierarchy_id: u32,
     /// `kernfs_node.id`
     pub kernfs_node_id: u32,
     /// `cred.uid`
@@ -133,6 +149,8 @@ pub struct Offsets {
     pub path_dentry: u32,
     /// `dentry.d_parent`
     pub dentry_parent: u32,
+    /// `dentry.d_inode`
+    pub dentry_inode: u32,
     /// `dentry.d_name.name`
     pub dentry_name: u32,
     /// `dentry.d_name.len`
@@ -169,6 +187,19 @@ pub struct Offsets {
     pub sock_state: u32,
     /// `sock.sk_protocol`
     pub sock_protocol: u32,
+}
+
+/// The host's root directory, in map `HOST_ROOT`: the executables of a process
+/// that has another one are [`EXECUTABLE_FOREIGN`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostRoot {
+    /// Inode number; 0 while not known, and then nothing is foreign for it.
+    pub inode: u64,
+    /// Device in the kernel's encoding, `major << 20 | minor`.
+    pub device: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 #[cfg(not(target_arch = "bpf"))]

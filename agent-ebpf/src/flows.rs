@@ -1,0 +1,57 @@
+//! Flows of sockets with many peers, in map `FLOWS`.
+
+use trefoil_ebpf::abi::*;
+
+use crate::{
+    accounting::{announce_owner, begin},
+    maps::{EMPTY, FLOWS, lose},
+};
+
+/// The flow with this key, if there is one.
+#[inline(always)]
+pub fn find(key: &FlowKey) -> Option<*mut Tracked> {
+    FLOWS.get_ptr_mut(key)
+}
+
+/// As [`find`], for a process that is about to send: if another one did before,
+/// the flow is shared, and its owner is the last one and not certain.
+#[inline(always)]
+pub fn find_for_sender(key: &FlowKey, sender: *const Owner) -> Option<*mut Tracked> {
+    let tracked = find(key)?;
+    // SAFETY: map values; the verifier checks the access.
+    unsafe {
+        if (*tracked).owner.pid != (*sender).pid || (*tracked).owner.start_ns != (*sender).start_ns
+        {
+            (*tracked).owner = *sender;
+            (*tracked).owner.quality = quality::INFERRED;
+            (*tracked).flow.state |= FLOW_SHARED;
+            announce_owner(tracked);
+        }
+    }
+    Some(tracked)
+}
+
+/// Makes a flow; `None`, and counted, if the table is full.
+#[inline(never)]
+pub fn create(key: &FlowKey, owner: *const Owner, decision: Decision) -> Option<*mut Tracked> {
+    let empty = EMPTY.get(0)?;
+    const BPF_NOEXIST: u64 = 1;
+    // Another CPU may have been faster, and that is as good.
+    let inserted = FLOWS.insert(key, empty, BPF_NOEXIST).is_ok();
+    let Some(tracked) = find(key) else {
+        lose(LOSS_FLOWS_FULL, 1);
+        return None;
+    };
+    if inserted {
+        // SAFETY: map values; the verifier checks the access.
+        unsafe { (*tracked).owner = *owner };
+        begin(
+            tracked,
+            key.cookie,
+            &key.peer,
+            direction::OUTBOUND,
+            decision,
+        );
+    }
+    Some(tracked)
+}

@@ -1,0 +1,65 @@
+//! Read-only globals that the agent sets before it loads the programs. The
+//! verifier treats them as constants.
+
+use core::ptr;
+
+use trefoil_ebpf::abi::Offsets;
+
+/// Number of this set of programs, see [`trefoil_ebpf::abi::Control::instance`].
+#[unsafe(no_mangle)]
+static INSTANCE: u32 = 0;
+
+/// Secret with which executables are hashed, so that nobody can construct two
+/// files that are taken for one.
+#[unsafe(no_mangle)]
+static EXECUTABLE_KEY: u64 = 0;
+
+/// 1 if `inet_sock_set_state` is attached, which ends TCP flows; else 0, and
+/// `sock_release` does.
+#[unsafe(no_mangle)]
+static TCP_STATE_SEEN: u32 = 0;
+
+/// Where the fields are.
+#[unsafe(no_mangle)]
+static OFFSETS: Offsets = NO_OFFSETS;
+
+// `Offsets::default()` is not const.
+// SAFETY: every field is an integer, for which zero is a value.
+const NO_OFFSETS: Offsets = unsafe { core::mem::zeroed() };
+
+#[inline(always)]
+pub fn instance() -> u32 {
+    // SAFETY: a static; volatile because the loader overwrites it.
+    unsafe { ptr::read_volatile(&INSTANCE) }
+}
+
+#[inline(always)]
+pub fn executable_key() -> u64 {
+    // SAFETY: as above.
+    unsafe { ptr::read_volatile(&EXECUTABLE_KEY) }
+}
+
+#[inline(always)]
+pub fn tcp_state_seen() -> bool {
+    // SAFETY: as above.
+    unsafe { ptr::read_volatile(&TCP_STATE_SEEN) != 0 }
+}
+
+/// The offset of one field, e.g. `offset!(task_tgid)`.
+macro_rules! offset {
+    ($field:ident) => {
+        $crate::globals::constant(&$crate::globals::offsets().$field)
+    };
+}
+pub(crate) use offset;
+
+#[inline(always)]
+pub fn offsets() -> &'static Offsets {
+    &OFFSETS
+}
+
+#[inline(always)]
+pub fn constant(offset: &'static u32) -> usize {
+    // SAFETY: a reference; volatile because the loader overwrites the static.
+    unsafe { ptr::read_volatile(offset) as usize }
+}

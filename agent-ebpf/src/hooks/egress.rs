@@ -1,0 +1,265 @@
+//! Every IP packet of every socket: counted, judged, and dropped if the policy
+//! says so.
+//!
+//! `BPF_CGROUP_INET_EGRESS`, 4.10 (with socket storage 5.6). It runs before
+//! fragmentation and segmentation, for what has a full socket; acknowledgements
+//! of sockets in TIME_WAIT and resets come from a socket of the kernel's own.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_sock},
+    helpers::generated::{
+        bpf_get_socket_cookie, bpf_get_socket_uid, bpf_sk_fullsock, bpf_skb_cgroup_id,
+    },
+    macros::cgroup_skb,
+    programs::SkBuffContext,
+};
+use trefoil_ebpf::abi::*;
+
+use crate::{
+    accounting::{announce, begin, begin_again, count, count_total, end, finish},
+    flows,
+    judge::{Source, judge, undetermined},
+    maps::{FLOWS, SOCKETS, active, lose},
+    packet::{Ends, ends, protocol},
+};
+
+const PASS: i32 = 1;
+const DROP: i32 = 0;
+
+/// Index of the loopback interface, in every network namespace.
+pub const LOOPBACK: u32 = 1;
+
+const TCP_SYN_SENT: u32 = 2;
+const TCP_LISTEN: u32 = 10;
+
+#[cgroup_skb(egress)]
+fn egress(ctx: SkBuffContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let Some(control) = active() else { return PASS };
+    // SAFETY: fields of the context; the verifier checks the access.
+    let (bytes, interface) = unsafe { (u64::from((*skb).len), (*skb).ifindex) };
+    if interface == LOOPBACK {
+        let local = Decision {
+            verdict: verdict::LOCAL,
+            ..undetermined(0)
+        };
+        count_total(&local, bytes, false);
+        return PASS;
+    }
+    let Some(ends) = ends(skb) else {
+        lose(LOSS_PACKETS_UNPARSED, 1);
+        return without_flow(&undetermined(control.generation), bytes);
+    };
+    let Some(tracked) = slot(skb, &ends) else {
+        let source = Source {
+            exe_id: 0,
+            cgroup_id: cgroup_of(skb),
+            uid: uid_of(skb),
+        };
+        let decision = judge(control.generation, &source, &ends.destination);
+        return without_flow(&decision, bytes);
+    };
+    settle(control, tracked, &ends, bytes)
+}
+
+/// Counts a packet that belongs to no flow, for want of memory or of a socket.
+#[inline(always)]
+fn without_flow(decision: &Decision, bytes: u64) -> i32 {
+    let blocked = decision.blocks();
+    count_total(decision, bytes, blocked);
+    if blocked { DROP } else { PASS }
+}
+
+/// Finds or makes the flow that a packet belongs to.
+#[inline(always)]
+fn slot(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
+    // SAFETY: a field of the context; the verifier checks the access. So below.
+    let socket = unsafe { (*skb).__bindgen_anon_2.sk };
+    if socket.is_null() {
+        return None;
+    }
+    let socket = unsafe { bpf_sk_fullsock(socket) };
+    if socket.is_null() {
+        return None;
+    }
+    let tag = match SOCKETS.get(socket) {
+        Some(tag) => tag,
+        None => tag_late(skb, socket)?,
+    };
+    let tracked = unsafe { &raw mut (*tag).tracked };
+    let peer = &ends.destination;
+    let mut flags = unsafe { (*tag).flags };
+    let mut embryonic = 0;
+
+    if peer.protocol == protocol::TCP {
+        let state = unsafe { (*socket).state };
+        if state == TCP_LISTEN {
+            flags |= SOCKET_LISTENS;
+            embryonic = FLOW_EMBRYONIC;
+        } else if flags & SOCKET_LISTENS != 0 {
+            flags = SOCKET_HAS_PEER;
+            accept(skb, tracked, peer);
+        } else if flags & SOCKET_HAS_PEER == 0 {
+            // Older than the agent, or it sends with the connection request.
+            flags |= SOCKET_HAS_PEER;
+            let direction = if state == TCP_SYN_SENT {
+                direction::OUTBOUND
+            } else {
+                direction::UNKNOWN
+            };
+            begin(tracked, cookie_of(skb), peer, direction, NOT_JUDGED);
+        }
+        unsafe { (*tag).flags = flags };
+    }
+    if flags & SOCKET_HAS_PEER != 0 && unsafe { (*tracked).flow.peer == *peer } {
+        return Some(tracked);
+    }
+    let key = FlowKey {
+        cookie: cookie_of(skb),
+        peer: *peer,
+    };
+    if let Some(tracked) = flows::find(&key) {
+        return Some(tracked);
+    }
+    if flags & SOCKET_HAS_FLOWS == 0 {
+        unsafe { (*tag).flags = flags | SOCKET_HAS_FLOWS };
+    }
+    let created = flows::create(&key, unsafe { &raw const (*tracked).owner }, NOT_JUDGED)?;
+    if embryonic != 0 {
+        unsafe {
+            (*created).flow.state |= FLOW_EMBRYONIC;
+            (*created).flow.direction = direction::ACCEPTED;
+            // The session will be somebody's; so far it is only the listener's.
+            if (*created).owner.quality == quality::DIRECT {
+                (*created).owner.quality = quality::INFERRED;
+            }
+        }
+    }
+    Some(created)
+}
+
+/// Generation 0 is never in force: the first packet asks the judge.
+const NOT_JUDGED: Decision = Decision {
+    generation: 0,
+    rule: NO_RULE,
+    verdict: verdict::NONE,
+    flags: 0,
+};
+
+/// Tags a socket that was not tagged when it was made. The running task is
+/// anybody's: only what the socket itself says is known.
+#[inline(always)]
+fn tag_late(skb: *mut __sk_buff, socket: *mut bpf_sock) -> Option<*mut Socket> {
+    let tag = SOCKETS.get_or_create(socket)?;
+    lose(LOSS_SOCKETS_UNTAGGED, 1);
+    // SAFETY: a map value; the verifier checks the access.
+    unsafe {
+        let owner = &raw mut (*tag).tracked.owner;
+        (*owner).cgroup_id = cgroup_of(skb);
+        (*owner).uid = uid_of(skb);
+        (*owner).gid = u32::MAX;
+        (*owner).loginuid = NOBODY_LOGGED_IN;
+        (*owner).session = NOBODY_LOGGED_IN;
+    }
+    Some(tag)
+}
+
+/// Turns the tag that was cloned from a listener into that of the accepted
+/// session. Its owner is the listener's until a process of its own acts.
+#[inline(always)]
+fn accept(skb: *mut __sk_buff, tracked: *mut Tracked, peer: &Peer) {
+    // SAFETY: map values; the verifier checks the access.
+    unsafe {
+        let listener = (*tracked).flow.cookie;
+        if (*tracked).owner.quality == quality::DIRECT {
+            (*tracked).owner.quality = quality::INFERRED;
+        }
+        (*tracked).flow.counters = NOTHING;
+        begin(
+            tracked,
+            cookie_of(skb),
+            peer,
+            direction::ACCEPTED,
+            NOT_JUDGED,
+        );
+        let key = FlowKey {
+            cookie: listener,
+            peer: *peer,
+        };
+        if let Some(embryo) = flows::find(&key) {
+            (*tracked).flow.started_ns = (*embryo).flow.started_ns;
+            (*tracked).flow.counters = (*embryo).flow.counters;
+            let _ = FLOWS.remove(&key);
+        }
+    }
+}
+
+const NOTHING: Counters = Counters {
+    bytes_out: 0,
+    packets_out: 0,
+    bytes_in: 0,
+    packets_in: 0,
+    blocked_bytes: 0,
+    blocked_packets: 0,
+    refused: 0,
+};
+
+/// Judges and counts a packet of a flow.
+#[inline(always)]
+fn settle(control: Control, tracked: *mut Tracked, ends: &Ends, bytes: u64) -> i32 {
+    // SAFETY: a map value; the verifier checks the access. So below.
+    let flow = unsafe { &raw mut (*tracked).flow };
+    let mut decision = unsafe { (*flow).decision };
+    if decision.generation != control.generation {
+        let source = Source::of(unsafe { &raw const (*tracked).owner });
+        let anew = judge(control.generation, &source, &ends.destination);
+        if decision.generation != 0 && !decision.agrees(&anew) {
+            // Another verdict is another flow.
+            end(tracked);
+            begin_again(tracked, anew, 0);
+        } else {
+            unsafe { (*flow).decision = anew };
+        }
+        decision = anew;
+    }
+    if unsafe { (*flow).local.is_unspecified() } {
+        unsafe {
+            (*flow).local = ends.source;
+            (*flow).local_port = ends.source_port;
+        }
+    }
+    let is_late = unsafe { (*flow).state } & FLOW_ENDED != 0;
+    if is_late {
+        begin_again(tracked, decision, FLOW_ENDED);
+    }
+    let blocked = decision.blocks();
+    // TCP sends under the socket's lock, but a listener answers without it.
+    let exclusive = ends.destination.protocol == protocol::TCP
+        && unsafe { (*flow).state } & FLOW_EMBRYONIC == 0;
+    count(tracked, bytes, blocked, exclusive);
+    count_total(&decision, bytes, blocked);
+    if is_late {
+        finish(reason::CLOSED, tracked);
+    } else if decision.verdict != verdict::LOCAL && unsafe { (*flow).state } & FLOW_EMBRYONIC == 0 {
+        announce(tracked);
+    }
+    if blocked { DROP } else { PASS }
+}
+
+#[inline(always)]
+fn cookie_of(skb: *mut __sk_buff) -> u64 {
+    // SAFETY: the helper takes the context.
+    unsafe { bpf_get_socket_cookie(skb.cast()) }
+}
+
+#[inline(always)]
+fn cgroup_of(skb: *mut __sk_buff) -> u64 {
+    // SAFETY: the helper takes the context.
+    unsafe { bpf_skb_cgroup_id(skb) }
+}
+
+#[inline(always)]
+fn uid_of(skb: *mut __sk_buff) -> u32 {
+    // SAFETY: the helper takes the context.
+    unsafe { bpf_get_socket_uid(skb) }
+}

@@ -1,0 +1,46 @@
+//! The cumulative state of every flow that a socket tag holds, whether or not
+//! anything happens on it: for the agent's sweep and for `trefoil flows`.
+//!
+//! Iterator `bpf_sk_storage_map`, 5.9, over `SOCKETS`. Its output is a sequence
+//! of `Tracked`. Without it a silent flow's last numbers come with its end.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{bindings::seq_file, helpers::generated::bpf_seq_write};
+use trefoil_ebpf::abi::{SOCKET_HAS_PEER, Socket, Tracked};
+
+/// `struct bpf_iter_meta`
+#[repr(C)]
+struct Meta {
+    seq: *mut seq_file,
+}
+
+/// `struct bpf_iter__bpf_sk_storage_map`
+#[repr(C)]
+struct Context {
+    meta: *const Meta,
+    map: *const c_void,
+    sk: *const c_void,
+    value: *const Socket,
+}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/bpf_sk_storage_map")]
+extern "C" fn iter_sockets(ctx: *const Context) -> i32 {
+    // SAFETY: the iterator's context; the verifier checks the access. So below.
+    let (meta, socket) = unsafe { ((*ctx).meta, (*ctx).value) };
+    if socket.is_null() {
+        return 0;
+    }
+    if unsafe { (*socket).flags } & SOCKET_HAS_PEER != 0 {
+        // When the buffer is full the kernel shows this socket once more.
+        unsafe {
+            bpf_seq_write(
+                (*meta).seq,
+                (&raw const (*socket).tracked).cast(),
+                size_of::<Tracked>() as u32,
+            );
+        }
+    }
+    0
+}

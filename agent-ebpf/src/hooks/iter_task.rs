@@ -1,0 +1,54 @@
+//! Processes that are older than the agent, read once at start.
+//!
+//! Iterator `task`, 5.8. No fallback: without it older processes have no
+//! executable until they call exec.
+
+use core::ffi::c_void;
+
+use trefoil_ebpf::abi::HostRoot;
+
+use crate::{
+    globals::offset,
+    kernel_memory::{Kernel, read},
+    maps::HOST_ROOT,
+    owner::{record_process, root_of},
+};
+
+/// Index of this program in `EXECUTABLE_SCRATCH`.
+const SCRATCH: u32 = 1;
+const BPF_NOEXIST: u64 = 1;
+
+/// `struct bpf_iter__task`
+#[repr(C)]
+struct Context {
+    meta: *const c_void,
+    task: Kernel,
+}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+extern "C" fn iter_task(ctx: *const Context) -> i32 {
+    // SAFETY: the iterator's context; the verifier checks the access.
+    let task = unsafe { (*ctx).task };
+    if task != 0 {
+        record(task);
+    }
+    0
+}
+
+#[inline(always)]
+fn record(task: Kernel) -> Option<()> {
+    let pid = read::<u32>(task, offset!(task_pid))?;
+    if read::<u32>(task, offset!(task_tgid))? != pid {
+        return None; // A thread.
+    }
+    // Tasks come in the order of their ids, so the host's root is known before
+    // any other executable is looked at.
+    if pid == 1
+        && let Some(root) = root_of(task)
+    {
+        let host: &HostRoot = &root;
+        let _ = HOST_ROOT.set(0, host, 0);
+    }
+    record_process(task, SCRATCH, BPF_NOEXIST)
+}

@@ -1,0 +1,43 @@
+//! The last file descriptor of a socket is closed: flows end, except those of
+//! TCP, which goes on sending.
+//!
+//! `BPF_CGROUP_INET_SOCK_RELEASE`, 5.9, in process context. Without it, flows end
+//! when the agent finds their socket gone.
+
+use aya_ebpf::{macros::cgroup_sock, programs::SockContext};
+use trefoil_ebpf::abi::{SOCKET_HAS_FLOWS, SOCKET_HAS_PEER, SOCKET_RELEASED};
+
+use crate::{
+    accounting::{announce_socket_gone, end},
+    globals::tcp_state_seen,
+    maps::{SOCKETS, active},
+    packet::protocol,
+};
+
+/// Every path lets the socket go.
+const PASS: i32 = 1;
+
+#[cgroup_sock(sock_release)]
+fn sock_release(ctx: SockContext) -> i32 {
+    release(&ctx);
+    PASS
+}
+
+#[inline(always)]
+fn release(ctx: &SockContext) -> Option<()> {
+    active()?;
+    let tag = SOCKETS.get(ctx.sock)?;
+    // SAFETY: fields of the context and a map value; the verifier checks the
+    // access. So below.
+    let (protocol, flags) = unsafe { ((*ctx.sock).protocol, (*tag).flags) };
+    let tracked = unsafe { &raw mut (*tag).tracked };
+    unsafe { (*tag).flags = flags | SOCKET_RELEASED };
+    let ends_later = protocol == u32::from(protocol::TCP) && tcp_state_seen();
+    if flags & SOCKET_HAS_PEER != 0 && !ends_later {
+        end(tracked);
+    }
+    if flags & SOCKET_HAS_FLOWS != 0 {
+        announce_socket_gone(tracked);
+    }
+    Some(())
+}

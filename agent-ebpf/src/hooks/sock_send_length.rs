@@ -1,0 +1,66 @@
+//! Who really sends: a socket may be used by another process than the one that
+//! opened it (accepted and handed on, inherited, passed over a UNIX socket).
+//!
+//! `void sock_send_length(struct sock *sk, int ret, int flags)`, tp_btf, 6.3. It
+//! runs after the data was sent, in the sender's context. Without it the owner is
+//! the process that opened or connected the socket.
+
+use aya_ebpf::{
+    helpers::bpf_get_current_pid_tgid, macros::btf_tracepoint, programs::BtfTracePointContext,
+};
+use trefoil_ebpf::abi::*;
+
+use crate::{
+    accounting::announce_owner,
+    maps::{SOCKETS, active},
+    owner::set_current,
+};
+
+#[btf_tracepoint(function = "sock_send_length")]
+fn sock_send_length(ctx: BtfTracePointContext) -> i32 {
+    notice(&ctx);
+    0
+}
+
+#[inline(always)]
+fn notice(ctx: &BtfTracePointContext) -> Option<()> {
+    if ctx.arg::<i32>(1) <= 0 {
+        return None; // Nothing was sent.
+    }
+    active()?;
+    let tag = SOCKETS.get(ctx.arg::<*mut u8>(0))?;
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // SAFETY: a map value; the verifier checks the access. So below.
+    let (known_pid, known, flags, state) = unsafe {
+        let tracked = &raw const (*tag).tracked;
+        (
+            (*tracked).owner.pid,
+            (*tracked).owner.quality,
+            (*tag).flags,
+            (*tracked).flow.state,
+        )
+    };
+    let is_certain = known == quality::DIRECT || state & FLOW_SHARED != 0;
+    if known_pid == pid && is_certain {
+        return None;
+    }
+    let owner = unsafe { &raw mut (*tag).tracked.owner };
+    set_current(owner);
+    if flags & SOCKET_HAS_PEER == 0 {
+        return None;
+    }
+    let flow = unsafe { &raw mut (*tag).tracked.flow };
+    if is_certain {
+        // Two processes, one flow: whose bytes are whose is not known.
+        unsafe {
+            (*flow).state |= FLOW_SHARED;
+            (*owner).quality = quality::INFERRED;
+        }
+    }
+    // Rules may say something else about this sender.
+    unsafe { (*flow).decision.generation = 0 };
+    if state & FLOW_ANNOUNCED != 0 {
+        announce_owner(unsafe { &raw const (*tag).tracked });
+    }
+    Some(())
+}

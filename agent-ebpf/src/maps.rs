@@ -1,0 +1,214 @@
+//! Every map: who writes it, who reads it, how large it is, what happens when
+//! it is full.
+//!
+//! Sizes given here are defaults; the agent sets what its settings say.
+
+use core::ptr;
+
+use aya_ebpf::{
+    bindings::{
+        BPF_F_CLONE, BPF_F_INNER_MAP, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC,
+        BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE,
+    },
+    btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, RingBuf},
+    helpers::generated::bpf_sk_storage_get,
+    macros::btf_map,
+};
+use trefoil_ebpf::abi::*;
+
+use crate::atomic;
+
+/// Written by the agent, read by every hook first. One entry.
+#[btf_map]
+pub static CONTROL: Array<Control, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+/// Written by hook `task` (pid 1), read when an executable is named. One entry.
+#[btf_map]
+pub static HOST_ROOT: Array<HostRoot, 1> = Array::new();
+
+/// Socket tags. Written by the hooks; read by the hooks and, through an
+/// iterator, by the agent. As large as there are sockets; without memory for a
+/// tag a packet is judged and counted in `TOTALS`, with `tags-failed`.
+#[repr(C)]
+pub struct SocketStorage {
+    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const Socket,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
+}
+
+// SAFETY: placeholders that the loader replaces; never dereferenced.
+unsafe impl Sync for SocketStorage {}
+
+/// See [`SocketStorage`]. aya-ebpf's own type has no `BPF_F_CLONE`.
+#[unsafe(link_section = ".maps")]
+#[unsafe(export_name = "SOCKETS")]
+pub static SOCKETS: SocketStorage = SocketStorage {
+    r#type: ptr::null(),
+    key: ptr::null(),
+    value: ptr::null(),
+    max_entries: ptr::null(),
+    map_flags: ptr::null(),
+};
+
+impl SocketStorage {
+    /// The tag of a socket, if it has one.
+    ///
+    /// `socket` is whatever the hook's variant of the helper takes: a context
+    /// (`sock_create`), a `bpf_sock`, or a BTF pointer to a `sock`.
+    #[inline(always)]
+    pub fn get<T>(&self, socket: *mut T) -> Option<*mut Socket> {
+        self.find(socket, 0)
+    }
+
+    /// The tag of a socket, zeroed if it is new.
+    #[inline(always)]
+    pub fn get_or_create<T>(&self, socket: *mut T) -> Option<*mut Socket> {
+        let tag = self.find(socket, BPF_SK_STORAGE_GET_F_CREATE as u64);
+        if tag.is_none() {
+            lose(LOSS_TAGS_FAILED, 1);
+        }
+        tag
+    }
+
+    #[inline(always)]
+    fn find<T>(&self, socket: *mut T, flags: u64) -> Option<*mut Socket> {
+        // SAFETY: the verifier checks that `socket` is what the helper takes.
+        let tag = unsafe {
+            bpf_sk_storage_get(
+                ptr::from_ref(self).cast_mut().cast(),
+                socket.cast(),
+                ptr::null_mut(),
+                flags,
+            )
+        }
+        .cast::<Socket>();
+        if tag.is_null() { None } else { Some(tag) }
+    }
+}
+
+/// Flows of sockets with many peers. Written by `sendmsg` and `egress`; read and
+/// emptied by the agent. When full, packets are judged and counted in `TOTALS`,
+/// with `flows-full`.
+#[btf_map]
+pub static FLOWS: HashMap<FlowKey, Tracked, 65536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Last states of flows that found the ring buffer full. Written by whatever
+/// ends a flow, emptied by the agent. When full, `ended-full` counts flows and
+/// `ended-bytes` their bytes.
+#[btf_map]
+pub static ENDED: HashMap<EndedKey, Tracked, 65536, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
+/// Live processes by thread group id. Written by `fork`, `exec`, `exit` and, for
+/// processes older than the agent, `task`. When full: `processes-full`, and the
+/// process's flows have no executable.
+#[btf_map]
+pub static PROCESSES: HashMap<u32, Process, 65536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Executables by `exe_id`. Written by `exec` and `task`, read by the judge and
+/// the agent. When full: `executables-full`, as above.
+#[btf_map]
+pub static EXECUTABLES: HashMap<u64, Executable, 16384, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
+/// Control groups by id. Written by `cgroup_mkdir` and, for older ones, by the
+/// agent; read by the judge and the agent. When full: `cgroups-full`, and rules
+/// that name a unit do not match.
+#[btf_map]
+pub static CGROUPS: HashMap<u64, Cgroup, 16384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Events for the agent. When full: `events-full`; nothing is marked as handed
+/// over, so that a later event, `ENDED` or a sweep brings the numbers.
+#[btf_map]
+pub static EVENTS: RingBuf<Event, { 8 << 20 }> = RingBuf::new();
+
+/// Counts by `LOSS_*`. Written by everybody, read by the agent, never reset.
+#[btf_map]
+pub static LOSSES: PerCpuArray<u64, { N_LOSSES as usize }> = PerCpuArray::new();
+
+/// Sums by verdict. Written by `egress`, `connect`, `sendmsg`; read by the agent.
+#[btf_map]
+pub static TOTALS: PerCpuArray<Totals, { verdict::N as usize }> = PerCpuArray::new();
+
+/// Addresses of this host, written by the agent: always `local`. When full, the
+/// agent says so.
+#[btf_map]
+pub static OWN_ADDRESSES: HashMap<Address, u32, 4096, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
+/// Headers of the two policy generations. This and the five tables below are
+/// written by the agent in the slot that is not in force, read by the judge.
+#[btf_map]
+pub static POLICIES: Array<Policy, 2> = Array::new();
+
+pub const TABLE: usize = (BPF_F_INNER_MAP | BPF_F_MMAPABLE) as usize;
+
+/// IPv4 destinations, services, users.
+#[btf_map]
+pub static RANGES32: ArrayOfMaps<Array<Range32, 1, TABLE>, 2> = ArrayOfMaps::new();
+
+/// IPv6 destinations.
+#[btf_map]
+pub static RANGES128: ArrayOfMaps<Array<Range128, 1, TABLE>, 2> = ArrayOfMaps::new();
+
+/// Clause sets of all classes.
+#[btf_map]
+pub static ROWS: ArrayOfMaps<Array<Row, 1, TABLE>, 2> = ArrayOfMaps::new();
+
+/// Automata for paths.
+#[btf_map]
+pub static STATES: ArrayOfMaps<Array<State, 1, TABLE>, 2> = ArrayOfMaps::new();
+
+/// What clauses decide.
+#[btf_map]
+pub static CLAUSES: ArrayOfMaps<Array<Clause, 1, TABLE>, 2> = ArrayOfMaps::new();
+
+/// An empty flow, source of inserts: a value of this size does not belong on
+/// the stack. Never written.
+#[btf_map]
+pub static EMPTY: Array<Tracked, 1> = Array::new();
+
+/// Room in which `exec` and `task` build an executable's entry: index 0 and 1,
+/// so that each program has its own. Programs of this kind do not nest.
+#[btf_map]
+pub static EXECUTABLE_SCRATCH: PerCpuArray<ExecutableScratch, 2> = PerCpuArray::new();
+
+/// Room in which `cgroup_mkdir` builds an entry.
+#[btf_map]
+pub static CGROUP_SCRATCH: PerCpuArray<Cgroup, 1> = PerCpuArray::new();
+
+/// See [`EXECUTABLE_SCRATCH`].
+#[repr(C)]
+pub struct ExecutableScratch {
+    /// The path grows downwards from the middle; the upper half is slack that
+    /// lets the verifier see that a name of up to 255 bytes fits.
+    pub walk: [u8; 2 * EXECUTABLE_PATH],
+    /// The finished entry.
+    pub executable: Executable,
+}
+
+/// Counts a loss.
+#[inline(always)]
+pub fn lose(loss: u32, amount: u64) {
+    if let Some(counter) = LOSSES.get_ptr_mut(loss) {
+        // A hook does not migrate, but another one may preempt it on its CPU.
+        atomic::add(counter, amount);
+    }
+}
+
+/// The control word, if this instance is the one that counts and judges.
+#[inline(always)]
+pub fn active() -> Option<Control> {
+    let word = CONTROL.get_ptr(0)?.cast::<u64>();
+    // SAFETY: a map value, 8-byte aligned; one volatile read sees one state.
+    let word = unsafe { ptr::read_volatile(word) };
+    // SAFETY: `Control` is two u32 in 8 bytes.
+    let control = unsafe { core::mem::transmute::<u64, Control>(word) };
+    if control.instance == crate::globals::instance() {
+        Some(control)
+    } else {
+        None
+    }
+}

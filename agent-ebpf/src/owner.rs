@@ -1,0 +1,330 @@
+//! Who acts: building `Owner`, `Process` and `Executable` from tasks.
+
+use core::{ffi::c_void, ptr};
+
+use aya_ebpf::helpers::{
+    bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
+    generated::{
+        bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_task,
+        bpf_probe_read_kernel,
+    },
+};
+use trefoil_ebpf::abi::*;
+
+use crate::{
+    globals::{executable_key, offset},
+    kernel_memory::{Kernel, follow, read},
+    maps::{EXECUTABLE_SCRATCH, EXECUTABLES, ExecutableScratch, HOST_ROOT, PROCESSES, lose},
+};
+
+/// `task_struct.flags`: a thread of the kernel, not of a process.
+const PF_KTHREAD: u32 = 0x0020_0000;
+
+/// Writes the running task into `owner`, with quality `direct`; a kernel thread
+/// leaves only its control group.
+///
+/// To be called where the running task is the one that acts: socket calls, not
+/// packets.
+#[inline(never)]
+pub fn set_current(owner: *mut Owner) -> u32 {
+    // SAFETY: helpers without arguments.
+    let task: Kernel = unsafe { bpf_get_current_task() };
+    // SAFETY: as above.
+    let cgroup_id = unsafe { bpf_get_current_cgroup_id() };
+    let uid_gid = bpf_get_current_uid_gid();
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // SAFETY: a map value; the verifier checks the access. So below.
+    unsafe {
+        (*owner).cgroup_id = cgroup_id;
+        (*owner).uid = uid_gid as u32;
+        (*owner).gid = (uid_gid >> 32) as u32;
+        bpf_get_current_comm((&raw mut (*owner).comm).cast::<c_void>(), 16);
+    }
+    set_task_facts(owner, task, pid, quality::DIRECT)
+}
+
+/// Writes another task than the running one into `owner`, with quality `inferred`.
+#[inline(never)]
+pub fn set_holder(owner: *mut Owner, task: Kernel) -> u32 {
+    let pid = read::<u32>(task, offset!(task_tgid)).unwrap_or(0);
+    let cred = follow(task, offset!(task_cred)).unwrap_or(0);
+    // SAFETY: a map value; the verifier checks the access. So below.
+    unsafe {
+        (*owner).cgroup_id = cgroup_of(task).unwrap_or(0);
+        (*owner).uid = read::<u32>(cred, offset!(cred_uid)).unwrap_or(u32::MAX);
+        (*owner).gid = read::<u32>(cred, offset!(cred_gid)).unwrap_or(u32::MAX);
+        bpf_probe_read_kernel(
+            (&raw mut (*owner).comm).cast::<c_void>(),
+            16,
+            (task + offset!(task_comm) as u64) as *const c_void,
+        );
+    }
+    set_task_facts(owner, task, pid, quality::INFERRED)
+}
+
+/// What both kinds of owner have in common.
+#[inline(always)]
+fn set_task_facts(owner: *mut Owner, task: Kernel, pid: u32, known: u8) -> u32 {
+    let flags = read::<u32>(task, offset!(task_flags)).unwrap_or(0);
+    if flags & PF_KTHREAD != 0 {
+        // SAFETY: a map value; the verifier checks the access. So below.
+        unsafe {
+            (*owner).pid = 0;
+            (*owner).start_ns = 0;
+            (*owner).exe_id = 0;
+            (*owner).quality = quality::NONE;
+        }
+        return 0;
+    }
+    let leader = follow(task, offset!(task_group_leader)).unwrap_or(task);
+    let start_ns = read::<u64>(leader, offset!(task_start_boottime)).unwrap_or(0);
+    unsafe {
+        (*owner).loginuid = read::<u32>(task, offset!(task_loginuid)).unwrap_or(NOBODY_LOGGED_IN);
+        (*owner).session = read::<u32>(task, offset!(task_sessionid)).unwrap_or(NOBODY_LOGGED_IN);
+        (*owner).start_ns = start_ns;
+        (*owner).pid = pid;
+        (*owner).quality = known;
+    }
+    // SAFETY: a map value that its writers only replace as a whole.
+    match unsafe { PROCESSES.get(&pid) } {
+        // The start time tells a process from an earlier one with its id.
+        Some(process) if process.start_ns == start_ns => unsafe {
+            (*owner).exe_id = process.exe_id;
+            (*owner).parent_exe_id = process.parent_exe_id;
+            (*owner).ppid = process.ppid;
+        },
+        _ => {
+            lose(LOSS_PROCESSES_UNKNOWN, 1);
+            unsafe {
+                (*owner).exe_id = 0;
+                (*owner).parent_exe_id = 0;
+                (*owner).ppid = 0;
+            }
+        }
+    }
+    pid
+}
+
+/// The cgroup v2 id of a task.
+#[inline(always)]
+fn cgroup_of(task: Kernel) -> Option<u64> {
+    let css_set = follow(task, offset!(task_cgroups))?;
+    let cgroup = follow(css_set, offset!(css_set_dfl_cgrp))?;
+    cgroup_id(cgroup)
+}
+
+/// The id of a control group: the inode number of its directory.
+#[inline(always)]
+pub fn cgroup_id(cgroup: Kernel) -> Option<u64> {
+    let node = follow(cgroup, offset!(cgroup_kn))?;
+    read::<u64>(node, offset!(kernfs_node_id))
+}
+
+/// Records the process of `task` under its present executable.
+///
+/// `scratch` is the calling program's index in `EXECUTABLE_SCRATCH`. `insert`
+/// are the flags of the map update: `BPF_NOEXIST` for processes that are found
+/// rather than seen to start.
+#[inline(always)]
+pub fn record_process(task: Kernel, scratch: u32, insert: u64) -> Option<()> {
+    let pid = read::<u32>(task, offset!(task_tgid))?;
+    let leader = follow(task, offset!(task_group_leader))?;
+    let parent = follow(leader, offset!(task_real_parent))?;
+    let ppid = read::<u32>(parent, offset!(task_tgid)).unwrap_or(0);
+    // SAFETY: a map value that its writers only replace as a whole. So below.
+    let parent_exe_id = match unsafe { PROCESSES.get(&pid) } {
+        // An exec keeps the parent, even one that has exited since.
+        Some(before) if before.parent_exe_id != 0 => before.parent_exe_id,
+        _ => unsafe { PROCESSES.get(&ppid) }.map_or(0, |process| process.exe_id),
+    };
+    let process = Process {
+        start_ns: read::<u64>(leader, offset!(task_start_boottime))?,
+        exe_id: record_executable(task, scratch).unwrap_or(0),
+        parent_exe_id,
+        ppid,
+        pad: 0,
+    };
+    if PROCESSES.insert(&pid, &process, insert).is_err() && insert == 0 {
+        lose(LOSS_PROCESSES_FULL, 1);
+    }
+    Some(())
+}
+
+/// Interns the executable of `task` and returns its id.
+#[inline(always)]
+fn record_executable(task: Kernel, scratch: u32) -> Option<u64> {
+    // A task without memory of its own is the kernel's: no executable, no loss.
+    let mm = follow(task, offset!(task_mm))?;
+    let scratch = EXECUTABLE_SCRATCH.get_ptr_mut(scratch)?;
+    if read_executable(task, mm, scratch).is_none() {
+        lose(LOSS_EXECUTABLES_UNREAD, 1);
+        return None;
+    }
+    // SAFETY: a map value; the verifier checks the access.
+    let executable = unsafe { &raw mut (*scratch).executable };
+    let id = hash(executable);
+    // SAFETY: only asked whether it is there.
+    if unsafe { EXECUTABLES.get(&id) }.is_none() {
+        // SAFETY: the scratch entry is complete and ours.
+        if EXECUTABLES.insert(&id, unsafe { &*executable }, 0).is_err() {
+            lose(LOSS_EXECUTABLES_FULL, 1);
+            return None;
+        }
+    }
+    Some(id)
+}
+
+/// Components and mounts that a path may have.
+const MAX_COMPONENTS: usize = 48;
+
+/// Fills the scratch entry from `mm->exe_file`.
+///
+/// `bpf_d_path` is not available to these programs, so the path is walked here,
+/// from the file up to the root of the mount namespace.
+#[inline(always)]
+fn read_executable(task: Kernel, mm: Kernel, scratch: *mut ExecutableScratch) -> Option<()> {
+    let file = follow(mm, offset!(mm_exe_file))?;
+    let inode = follow(file, offset!(file_inode))?;
+    let super_block = follow(inode, offset!(inode_sb))?;
+    let path = file + offset!(file_path) as u64;
+    let mut flags = if is_foreign(task) {
+        EXECUTABLE_FOREIGN
+    } else {
+        0
+    };
+    if read::<u32>(inode, offset!(inode_nlink)) == Some(0) {
+        flags |= EXECUTABLE_UNLINKED;
+    }
+
+    let mut dentry = follow(path, offset!(path_dentry))?;
+    let mut mount = follow(path, offset!(path_mnt))? - offset!(mount_mnt) as u64;
+    // SAFETY: a map value; the verifier checks every access through it. So below.
+    let walk = unsafe { (&raw mut (*scratch).walk).cast::<u8>() };
+    let mut start = EXECUTABLE_PATH;
+    let mut complete = false;
+    for _ in 0..MAX_COMPONENTS {
+        let mount_root = follow(mount, offset!(mount_mnt) + offset!(vfsmount_root))?;
+        let parent = follow(dentry, offset!(dentry_parent))?;
+        if dentry == mount_root || dentry == parent {
+            let above = follow(mount, offset!(mount_parent))?;
+            if above == mount {
+                complete = true;
+                break;
+            }
+            dentry = follow(mount, offset!(mount_mountpoint))?;
+            mount = above;
+            continue;
+        }
+        let name = follow(dentry, offset!(dentry_name))?;
+        let len = read::<u32>(dentry, offset!(dentry_name_len))? as usize & (EXECUTABLE_PATH - 1);
+        if len + 1 > start {
+            break;
+        }
+        start = (start - len) & (EXECUTABLE_PATH - 1);
+        // SAFETY: start <= 255 and len <= 255, within the 512 bytes of `walk`.
+        let error = unsafe {
+            bpf_probe_read_kernel(
+                walk.add(start).cast::<c_void>(),
+                len as u32,
+                name as *const c_void,
+            )
+        };
+        if error != 0 || start == 0 {
+            break;
+        }
+        start -= 1;
+        // SAFETY: start <= 254.
+        unsafe { *walk.add(start & (EXECUTABLE_PATH - 1)) = b'/' };
+        dentry = parent;
+    }
+    if !complete {
+        flags |= EXECUTABLE_TRUNCATED;
+    }
+    let len = (EXECUTABLE_PATH - start) & (2 * EXECUTABLE_PATH - 1);
+    let start = start & (2 * EXECUTABLE_PATH - 1);
+    unsafe {
+        let executable = &raw mut (*scratch).executable;
+        (*executable).class = ClassCache {
+            generation: 0,
+            class: 0,
+        };
+        (*executable).inode = read::<u64>(inode, offset!(inode_ino))?;
+        (*executable).device = read::<u32>(super_block, offset!(super_block_dev))?;
+        (*executable).path_len = len as u16;
+        (*executable).flags = flags;
+        // The rest is zero, since the hash covers all of it.
+        let words = (&raw mut (*executable).path).cast::<u64>();
+        for i in 0..EXECUTABLE_PATH / 8 {
+            ptr::write_volatile(words.add(i), 0);
+        }
+        if start <= EXECUTABLE_PATH && len <= EXECUTABLE_PATH {
+            bpf_probe_read_kernel(
+                (&raw mut (*executable).path).cast::<c_void>(),
+                len as u32,
+                walk.add(start).cast::<c_void>(),
+            );
+        }
+    }
+    Some(())
+}
+
+/// True if paths of this task say nothing about the host's files, see
+/// [`EXECUTABLE_FOREIGN`].
+#[inline(always)]
+fn is_foreign(task: Kernel) -> bool {
+    foreign(task).unwrap_or(true)
+}
+
+#[inline(always)]
+fn foreign(task: Kernel) -> Option<bool> {
+    let nsproxy = follow(task, offset!(task_nsproxy))?;
+    let mount_namespace = follow(nsproxy, offset!(nsproxy_mnt_ns))?;
+    let user_namespace = follow(mount_namespace, offset!(mnt_namespace_user_ns))?;
+    if read::<u32>(user_namespace, offset!(user_namespace_level))? != 0 {
+        return Some(true);
+    }
+    let root = root_of(task)?;
+    let host = HOST_ROOT.get(0)?;
+    Some(host.inode != 0 && (host.inode != root.inode || host.device != root.device))
+}
+
+/// The root directory of a task.
+#[inline(always)]
+pub fn root_of(task: Kernel) -> Option<HostRoot> {
+    let fs = follow(task, offset!(task_fs))?;
+    let dentry = follow(fs, offset!(fs_root) + offset!(path_dentry))?;
+    let inode = follow(dentry, offset!(dentry_inode))?;
+    let super_block = follow(inode, offset!(inode_sb))?;
+    Some(HostRoot {
+        inode: read::<u64>(inode, offset!(inode_ino))?,
+        device: read::<u32>(super_block, offset!(super_block_dev))?,
+        pad: 0,
+    })
+}
+
+/// The key of an executable; never 0.
+#[inline(always)]
+fn hash(executable: *const Executable) -> u64 {
+    const MULTIPLIER: u64 = 0x9fb2_1c65_1e98_df25;
+    let mut hash = executable_key();
+    // SAFETY: a map value; the verifier checks the access.
+    let (inode, device, flags, words) = unsafe {
+        (
+            (*executable).inode,
+            (*executable).device,
+            (*executable).flags,
+            (&raw const (*executable).path).cast::<u64>(),
+        )
+    };
+    let mut mix = |word: u64| {
+        hash = (hash ^ word).wrapping_mul(MULTIPLIER);
+        hash ^= hash >> 32;
+    };
+    mix(inode);
+    mix(u64::from(device) << 16 | u64::from(flags));
+    for i in 0..EXECUTABLE_PATH / 8 {
+        // SAFETY: within the path.
+        mix(unsafe { ptr::read_volatile(words.add(i)) });
+    }
+    hash | 1
+}
