@@ -1,0 +1,110 @@
+//! The three uses of bpf(2) that aya does not offer.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+};
+
+use super::wire::Plain;
+
+const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_ITER_CREATE: libc::c_long = 33;
+const BPF_TRACE_ITER: u32 = 28;
+
+/// Runs bpf(2). Returns its result, which is a file descriptor for some commands.
+fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<i32> {
+    // SAFETY: `attributes` is a live, exclusive struct of the given size; the
+    // kernel reads what this file puts there.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attributes),
+            size_of::<T>(),
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result as i32)
+    }
+}
+
+fn owned(fd: i32) -> OwnedFd {
+    // SAFETY: the kernel has just made this descriptor for us.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Starts an iterator, over the elements of `map` if it is one over maps, and
+/// returns the file to read its output from.
+pub fn iterate(program: BorrowedFd<'_>, map: Option<BorrowedFd<'_>>) -> io::Result<File> {
+    #[repr(C)]
+    struct LinkCreate {
+        program: u32,
+        target: u32,
+        attach_type: u32,
+        flags: u32,
+        iter_info: u64,
+        iter_info_len: u32,
+        pad: u32,
+    }
+    #[repr(C)]
+    struct IterCreate {
+        link: u32,
+        flags: u32,
+    }
+    // `union bpf_iter_link_info`, whose first member for maps is the map.
+    let info: [u32; 4] = [map.map_or(0, |map| map.as_raw_fd() as u32), 0, 0, 0];
+    let mut create = LinkCreate {
+        program: program.as_raw_fd() as u32,
+        target: 0,
+        attach_type: BPF_TRACE_ITER,
+        flags: 0,
+        iter_info: if map.is_some() {
+            info.as_ptr() as u64
+        } else {
+            0
+        },
+        iter_info_len: if map.is_some() {
+            size_of_val(&info) as u32
+        } else {
+            0
+        },
+        pad: 0,
+    };
+    let link = owned(bpf(BPF_LINK_CREATE, &mut create)?);
+    let mut create = IterCreate {
+        link: link.as_raw_fd() as u32,
+        flags: 0,
+    };
+    Ok(File::from(owned(bpf(BPF_ITER_CREATE, &mut create)?)))
+}
+
+#[repr(C)]
+struct Element {
+    map: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Takes an element out of a hash map (kernel 5.14); `None` if it is not there.
+pub fn take<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    let mut value = std::mem::MaybeUninit::<V>::uninit();
+    let mut element = Element {
+        map: map.as_raw_fd() as u32,
+        pad: 0,
+        key: std::ptr::from_ref(key) as u64,
+        value: value.as_mut_ptr() as u64,
+        flags: 0,
+    };
+    match bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut element) {
+        // SAFETY: the kernel filled all of it.
+        Ok(_) => Ok(Some(unsafe { value.assume_init() })),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}

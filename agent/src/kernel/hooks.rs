@@ -1,0 +1,190 @@
+//! The hooks: which program goes where, and what is not covered without it.
+
+use aya::{
+    Btf, Ebpf,
+    programs::{
+        BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock,
+        CgroupSockAddr, Program,
+        links::{FdLink, LinkError},
+    },
+};
+use std::os::fd::BorrowedFd;
+
+use super::KernelError;
+
+/// Where a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// To a tracepoint of the kernel, for the whole host.
+    Tracepoint,
+    /// To the control group that is watched.
+    Cgroup,
+    /// Nowhere: it runs when it is read.
+    Iterator(&'static str),
+}
+
+/// One kernel program.
+#[derive(Clone, Copy, Debug)]
+pub struct Hook {
+    /// Name of the program; of the tracepoint too, if it is one.
+    pub name: &'static str,
+    /// Where it is attached.
+    pub place: Place,
+    /// What is not known where the kernel lacks it; `None` if Trefoil does not
+    /// run without it.
+    pub without: Option<&'static str>,
+}
+
+/// All programs, in the order in which they are attached: who a process is
+/// before what it opens, what it opens before what it sends.
+pub const HOOKS: &[Hook] = &[
+    hook(
+        "iter_task",
+        Place::Iterator("task"),
+        Some("executables of processes older than the agent"),
+    ),
+    hook(
+        "iter_task_file",
+        Place::Iterator("task_file"),
+        Some("owners of sockets older than the agent"),
+    ),
+    hook(
+        "iter_sockets",
+        Place::Iterator("bpf_sk_storage_map"),
+        Some("numbers of long flows before they end"),
+    ),
+    hook("sched_process_fork", Place::Tracepoint, None),
+    hook("sched_process_exec", Place::Tracepoint, None),
+    hook("sched_process_exit", Place::Tracepoint, None),
+    hook("cgroup_mkdir", Place::Tracepoint, None),
+    hook("cgroup_rmdir", Place::Tracepoint, None),
+    hook(
+        "inet_sock_set_state",
+        Place::Tracepoint,
+        Some("ends of TCP flows after close()"),
+    ),
+    hook(
+        "sock_send_length",
+        Place::Tracepoint,
+        Some("processes that send on sockets which others opened"),
+    ),
+    hook("sock_create", Place::Cgroup, None),
+    hook(
+        "sock_release",
+        Place::Cgroup,
+        Some("ends of flows when their socket is closed"),
+    ),
+    hook("ingress", Place::Cgroup, None),
+    hook("egress", Place::Cgroup, None),
+    hook("sendmsg4", Place::Cgroup, None),
+    hook("sendmsg6", Place::Cgroup, None),
+    hook("connect4", Place::Cgroup, None),
+    hook("connect6", Place::Cgroup, None),
+];
+
+/// The program that tests ask questions of; never attached.
+pub const JUDGE_QUESTION: &str = "judge_question";
+
+const fn hook(name: &'static str, place: Place, without: Option<&'static str>) -> Hook {
+    Hook {
+        name,
+        place,
+        without,
+    }
+}
+
+/// State of one hook, for `status` and `coverage` records.
+#[derive(Clone, Debug)]
+pub struct HookStatus {
+    /// As in [`Hook`].
+    pub name: &'static str,
+    /// True if its program is in the kernel and, where it has a place, attached.
+    pub attached: bool,
+    /// What is not covered if it is not attached.
+    pub without: Option<&'static str>,
+    /// Why it is not, where that is known.
+    pub why: Option<String>,
+}
+
+/// Loads one program into the kernel; the verifier sees it here.
+pub fn load(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<(), KernelError> {
+    let program = ebpf.program_mut(hook.name).ok_or_else(|| missing(hook))?;
+    match (program, hook.place) {
+        (Program::BtfTracePoint(program), _) => program.load(hook.name, btf),
+        (Program::Iter(program), Place::Iterator(kind)) => program.load(kind, btf),
+        (Program::CgroupSkb(program), _) => program.load(),
+        (Program::CgroupSock(program), _) => program.load(),
+        (Program::CgroupSockAddr(program), _) => program.load(),
+        _ => return Err(missing(hook)),
+    }
+    .map_err(|error| KernelError::failed(format!("load program {}", hook.name), error))
+}
+
+/// Attaches one program and gives its link away.
+pub fn attach(
+    ebpf: &mut Ebpf,
+    hook: &Hook,
+    cgroup: BorrowedFd<'_>,
+) -> Result<Option<FdLink>, KernelError> {
+    // Links are always multi-attach; other modes are refused.
+    const MODE: CgroupAttachMode = CgroupAttachMode::Single;
+    let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+        KernelError::failed(format!("attach program {}", hook.name), error)
+    };
+    let program = ebpf.program_mut(hook.name).ok_or_else(|| missing(hook))?;
+    let link: Result<FdLink, LinkError> = match program {
+        Program::Iter(_) => return Ok(None),
+        Program::BtfTracePoint(program) => {
+            let program: &mut BtfTracePoint = program;
+            let id = program.attach().map_err(|error| failed(error.into()))?;
+            program
+                .take_link(id)
+                .map_err(|error| failed(error.into()))?
+                .try_into()
+                .map_err(|never: std::convert::Infallible| match never {})
+        }
+        Program::CgroupSkb(program) => {
+            let program: &mut CgroupSkb = program;
+            let direction = match hook.name {
+                "ingress" => CgroupSkbAttachType::Ingress,
+                _ => CgroupSkbAttachType::Egress,
+            };
+            let id = program
+                .attach(cgroup, direction, MODE)
+                .map_err(|error| failed(error.into()))?;
+            program
+                .take_link(id)
+                .map_err(|error| failed(error.into()))?
+                .try_into()
+        }
+        Program::CgroupSock(program) => {
+            let program: &mut CgroupSock = program;
+            let id = program
+                .attach(cgroup, MODE)
+                .map_err(|error| failed(error.into()))?;
+            program
+                .take_link(id)
+                .map_err(|error| failed(error.into()))?
+                .try_into()
+        }
+        Program::CgroupSockAddr(program) => {
+            let program: &mut CgroupSockAddr = program;
+            let id = program
+                .attach(cgroup, MODE)
+                .map_err(|error| failed(error.into()))?;
+            program
+                .take_link(id)
+                .map_err(|error| failed(error.into()))?
+                .try_into()
+        }
+        _ => return Err(missing(hook)),
+    };
+    link.map(Some).map_err(|error| failed(error.into()))
+}
+
+fn missing(hook: &Hook) -> KernelError {
+    KernelError::failed(
+        format!("find program {} in the embedded object", hook.name),
+        "the build is incomplete",
+    )
+}

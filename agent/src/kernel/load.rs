@@ -1,0 +1,396 @@
+//! Loading, attaching, taking over.
+
+use std::{
+    fs::File,
+    os::fd::{AsFd, AsRawFd},
+    path::PathBuf,
+};
+
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    programs::{Iter, Program, SchedClassifier, TestRun, TestRunOptions, links::FdLink},
+};
+use trefoil_ebpf::abi::{Address, Cgroup, Control, Executable, Question, Tracked};
+
+use super::{
+    KernelError, cgroups,
+    hooks::{self, HOOKS, HookStatus, JUDGE_QUESTION},
+    iterators, offsets,
+    pins::{MapLayout, PinDir},
+    reader::Reader,
+    tables::{self, ControlWord, PolicyTables},
+    wire::bytes_of,
+};
+
+/// The object with all kernel programs.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/trefoil.o"));
+
+/// Sizes of the kernel's tables, in entries.
+#[derive(Clone, Copy, Debug)]
+pub struct TableSizes {
+    /// Bytes of the ring buffer; a power of two and at least a page.
+    pub events_bytes: u32,
+    /// Flows of sockets with many peers.
+    pub flows: u32,
+    /// Final states that wait because the ring buffer was full.
+    pub ended: u32,
+    /// Live processes.
+    pub processes: u32,
+    /// Different executables.
+    pub executables: u32,
+    /// Control groups.
+    pub cgroups: u32,
+}
+
+/// What the kernel side needs to know to start.
+#[derive(Clone, Debug)]
+pub struct LoadSettings {
+    /// Where pins go.
+    pub pin_dir: PathBuf,
+    /// The control group that is watched; all below it are.
+    pub cgroup: PathBuf,
+    /// Sizes of tables.
+    pub tables: TableSizes,
+}
+
+/// The kernel side of a running agent.
+///
+/// Dropping it changes nothing in the kernel: what is pinned stays.
+pub struct Kernel {
+    pins: PinDir,
+    ebpf: Ebpf,
+    control: ControlWord,
+    hooks: Vec<HookStatus>,
+    instance: u32,
+    took_over: bool,
+    _lock: File,
+}
+
+impl Kernel {
+    /// Loads all programs and makes or opens their maps. Nothing is attached,
+    /// counted or judged yet.
+    pub fn load(settings: &LoadSettings) -> Result<Self, KernelError> {
+        let pins = PinDir::new(&settings.pin_dir);
+        pins.create()?;
+        let lock = lock(&pins)?;
+        let sizes = sizes(&settings.tables);
+        check_layouts(&pins, &sizes)?;
+        let took_over = !pins.pinned_links().is_empty();
+        let before =
+            ControlWord::open(&pins).map_or_else(|_| Control::default(), |word| word.get());
+        let instance = before.instance.wrapping_add(1).max(1);
+
+        let kernel_offsets = offsets::resolve()?;
+        let types = offsets::open()?;
+        let tcp_state_seen = u32::from(offsets::has_function(
+            &types,
+            "btf_trace_inet_sock_set_state",
+        ));
+        drop(types);
+        let executable_key = random_word()?;
+        let paths: Vec<_> = map_names()
+            .map(|name| (name.clone(), pins.map(&name)))
+            .collect();
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global("INSTANCE", &instance, true)
+            .override_global("EXECUTABLE_KEY", &executable_key, true)
+            .override_global("TCP_STATE_SEEN", &tcp_state_seen, true)
+            .override_global("OFFSETS", bytes_of(&kernel_offsets), true);
+        for (name, size) in &sizes {
+            loader.map_max_entries(name, *size);
+        }
+        for (name, path) in &paths {
+            loader.map_pin_path(name, path.as_path());
+        }
+        let mut ebpf = loader
+            .load(OBJECT)
+            .map_err(|error| KernelError::failed("load the kernel programs' maps", error))?;
+
+        let btf = Btf::from_sys_fs().map_err(|error| KernelError::NoBtf {
+            path: offsets::VMLINUX.into(),
+            source: error.into(),
+        })?;
+        let mut statuses = Vec::new();
+        for hook in HOOKS {
+            let loaded = hooks::load(&mut ebpf, hook, &btf);
+            let why = match loaded {
+                Ok(()) => None,
+                Err(error) if hook.without.is_some() => Some(with_causes(&error)),
+                Err(error) => return Err(error),
+            };
+            statuses.push(HookStatus {
+                name: hook.name,
+                attached: why.is_none(),
+                without: hook.without,
+                why,
+            });
+        }
+        let control = ControlWord::open(&pins)?;
+        Ok(Self {
+            pins,
+            ebpf,
+            control,
+            hooks: statuses,
+            instance,
+            took_over,
+            _lock: lock,
+        })
+    }
+
+    /// The generation that the next policy should have.
+    pub fn next_generation(&self) -> u32 {
+        // Generation 0 means "none" to the programs.
+        self.control.get().generation.wrapping_add(1).max(1)
+    }
+
+    /// Writes a policy where it is not in force yet.
+    pub fn write_policy(&self, policy: &PolicyTables<'_>) -> Result<(), KernelError> {
+        tables::write(&self.pins, policy)
+    }
+
+    /// Puts a policy that was written in force, in one piece; with the first one,
+    /// these programs begin to count and judge, and those of an agent before end.
+    pub fn put_in_force(&self, generation: u32) {
+        self.control.set(Control {
+            generation,
+            instance: self.instance,
+        });
+    }
+
+    /// Attaches every hook and finds out about processes, control groups and
+    /// sockets that were there before; the programs stay inactive until
+    /// [`put_in_force`](Self::put_in_force).
+    ///
+    /// Attached links are pinned, so that what is in force outlives the agent.
+    pub fn attach(&mut self, settings: &LoadSettings) -> Result<(), KernelError> {
+        let cgroup = File::open(&settings.cgroup).map_err(|error| {
+            KernelError::failed(
+                format!("open control group {}", settings.cgroup.display()),
+                error,
+            )
+        })?;
+        for (hook, status) in HOOKS.iter().zip(&mut self.hooks) {
+            if !status.attached {
+                continue;
+            }
+            match hooks::attach(&mut self.ebpf, hook, cgroup.as_fd()) {
+                Ok(Some(link)) => pin(&self.pins, self.instance, hook.name, link)?,
+                Ok(None) => {}
+                Err(error) if hook.without.is_some() => {
+                    status.attached = false;
+                    status.why = Some(with_causes(&error));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds processes, control groups and sockets that are older than the hooks.
+    pub fn adopt(&self) -> Result<(), KernelError> {
+        if let Some(root) = cgroups::cgroup2_root() {
+            let reader = self.reader()?;
+            for (id, cgroup) in cgroups::existing(&root) {
+                reader.add_cgroup(id, &cgroup)?;
+            }
+        }
+        for name in ["iter_task", "iter_task_file"] {
+            if let Some(program) = self.iterator(name) {
+                iterators::run(program, name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Detaches the programs of earlier agents.
+    pub fn retire_others(&self) -> Result<(), KernelError> {
+        self.pins.remove_links_except(self.instance)
+    }
+
+    /// True if programs of an earlier agent were attached when this one started.
+    pub fn took_over(&self) -> bool {
+        self.took_over
+    }
+
+    /// Every hook with what became of it.
+    pub fn hooks(&self) -> &[HookStatus] {
+        &self.hooks
+    }
+
+    /// Cumulative state of every flow that a socket holds.
+    pub fn socket_flows(&self) -> Result<Vec<Tracked>, KernelError> {
+        let Some(program) = self.iterator("iter_sockets") else {
+            return Ok(Vec::new());
+        };
+        iterators::flows(program, "iter_sockets", self.pins.open_map("SOCKETS")?.fd())
+    }
+
+    /// Pins the iterator over sockets, so that `trefoil flows` can run it.
+    pub fn pin_iterators(&mut self) -> Result<(), KernelError> {
+        let path = self
+            .pins
+            .links()
+            .join(format!("{}-iter_sockets", self.instance));
+        if let Some(program) = self.ebpf.program_mut("iter_sockets") {
+            program
+                .pin(&path)
+                .map_err(|error| KernelError::failed(format!("pin {}", path.display()), error))?;
+        }
+        Ok(())
+    }
+
+    /// Access to the tables.
+    pub fn reader(&self) -> Result<Reader, KernelError> {
+        Reader::open(&self.pins)
+    }
+
+    /// Sets the addresses that are this host's own.
+    pub fn set_own_addresses(&self, addresses: &[Address]) -> Result<(), KernelError> {
+        self.reader()?.set_own_addresses(addresses)
+    }
+
+    /// Asks the judge in the kernel, under the policy in force.
+    ///
+    /// Returns `verdict | flags << 8 | rule << 16`. For tests and benchmarks.
+    pub fn ask(&mut self, questions: &[Question]) -> Result<Vec<u32>, KernelError> {
+        let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+            KernelError::failed("run the judge", error)
+        };
+        let program: &mut SchedClassifier = self
+            .ebpf
+            .program_mut(JUDGE_QUESTION)
+            .ok_or_else(|| failed("it is not in the object".into()))?
+            .try_into()
+            .map_err(|error: aya::programs::ProgramError| failed(error.into()))?;
+        if program.fd().is_err() {
+            program.load().map_err(|error| failed(error.into()))?;
+        }
+        let mut answers = Vec::with_capacity(questions.len());
+        for question in questions {
+            // A link header, which the kernel insists on.
+            let mut packet = vec![0; 14];
+            packet.extend_from_slice(bytes_of(question));
+            let options = TestRunOptions {
+                data_in: Some(&packet),
+                ..TestRunOptions::default()
+            };
+            let result = program
+                .test_run(options)
+                .map_err(|error| failed(error.into()))?;
+            answers.push(result.return_value);
+        }
+        Ok(answers)
+    }
+
+    /// Adds an executable to the kernel's table. For tests and benchmarks.
+    pub fn add_executable(&self, exe_id: u64, executable: &Executable) -> Result<(), KernelError> {
+        self.reader()?.add_executable(exe_id, executable)
+    }
+
+    /// Adds a control group to the kernel's table. For tests and benchmarks.
+    pub fn add_cgroup(&self, id: u64, path: &str) -> Result<(), KernelError> {
+        let cgroup: Cgroup = cgroups::entry(path);
+        self.reader()?.add_cgroup(id, &cgroup)
+    }
+
+    fn iterator(&self, name: &str) -> Option<&Iter> {
+        let is_loaded = self
+            .hooks
+            .iter()
+            .any(|hook| hook.name == name && hook.attached);
+        match self.ebpf.program(name) {
+            Some(Program::Iter(program)) if is_loaded => Some(program),
+            _ => None,
+        }
+    }
+}
+
+fn pin(pins: &PinDir, instance: u32, hook: &str, link: FdLink) -> Result<(), KernelError> {
+    let path = pins.link(instance, hook);
+    link.pin(&path)
+        .map(drop)
+        .map_err(|error| KernelError::failed(format!("pin link {}", path.display()), error))
+}
+
+/// Only one agent may use a pin directory at a time.
+fn lock(pins: &PinDir) -> Result<File, KernelError> {
+    // The BPF file system holds no plain files, but its directories can be locked.
+    let dir = pins.maps();
+    let file = File::open(&dir)
+        .map_err(|error| KernelError::failed(format!("open {}", dir.display()), error))?;
+    // SAFETY: an open descriptor; flock touches no memory.
+    let result = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+    if result != 0 {
+        return Err(KernelError::Busy {
+            path: pins.base().to_owned(),
+        });
+    }
+    Ok(file)
+}
+
+fn sizes(tables: &TableSizes) -> [(&'static str, u32); 6] {
+    [
+        ("EVENTS", tables.events_bytes),
+        ("FLOWS", tables.flows),
+        ("ENDED", tables.ended),
+        ("PROCESSES", tables.processes),
+        ("EXECUTABLES", tables.executables),
+        ("CGROUPS", tables.cgroups),
+    ]
+}
+
+/// Names of the maps in the object, except those of its own data.
+fn map_names() -> impl Iterator<Item = String> {
+    object()
+        .maps
+        .into_keys()
+        .filter(|name| !name.starts_with('.'))
+}
+
+fn object() -> aya_obj::Object {
+    aya_obj::Object::parse(OBJECT).expect("the embedded object was parsed by the build's tests")
+}
+
+fn check_layouts(pins: &PinDir, sizes: &[(&str, u32)]) -> Result<(), KernelError> {
+    for (name, map) in object().maps {
+        if name.starts_with('.') {
+            continue;
+        }
+        let max_entries = sizes
+            .iter()
+            .find(|(sized, _)| *sized == name)
+            .map_or_else(|| map.max_entries(), |(_, size)| *size);
+        let wanted = MapLayout {
+            kind: map.map_type(),
+            key_size: map.key_size(),
+            value_size: map.value_size(),
+            max_entries,
+        };
+        pins.check_map(&name, &wanted)?;
+    }
+    Ok(())
+}
+
+fn random_word() -> Result<u64, KernelError> {
+    let mut bytes = [0; 8];
+    File::open("/dev/urandom")
+        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut bytes))
+        .map_err(|error| KernelError::failed("read /dev/urandom", error))?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+/// An error with everything that caused it, in one line.
+fn with_causes(error: &KernelError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        let line = error.to_string();
+        if !text.contains(&line) {
+            text.push_str(": ");
+            text.push_str(&line);
+        }
+        cause = error.source();
+    }
+    text
+}

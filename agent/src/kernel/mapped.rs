@@ -1,0 +1,79 @@
+//! Maps of the kernel seen as memory of this process.
+
+use std::{
+    io,
+    num::NonZeroUsize,
+    os::fd::BorrowedFd,
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+use super::wire::Plain;
+
+/// An array map that is mapped writable.
+pub struct Mapped {
+    memory: NonNull<libc::c_void>,
+    len: NonZeroUsize,
+}
+
+// SAFETY: shared kernel memory, written only through `&mut self` or atomically.
+unsafe impl Send for Mapped {}
+
+impl Mapped {
+    /// Maps `len` bytes of an array map that was made with `BPF_F_MMAPABLE`.
+    pub fn new(map: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
+        const PAGE: usize = 4096;
+        let len = NonZeroUsize::new(len.next_multiple_of(PAGE)).unwrap_or(NonZeroUsize::MIN);
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let memory = unsafe {
+            mmap(
+                None,
+                len,
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+                MapFlags::MAP_SHARED,
+                map,
+                0,
+            )
+        }?;
+        Ok(Self { memory, len })
+    }
+
+    /// Copies values to the beginning of the map. Elements of an array map lie
+    /// at multiples of 8 bytes, as do the types of the ABI that go here.
+    pub fn write<T: Plain>(&mut self, values: &[T]) {
+        const { assert!(size_of::<T>() % 8 == 0) };
+        assert!(
+            size_of_val(values) <= self.len.get(),
+            "the map was made for these values"
+        );
+        // SAFETY: within the mapping, which nobody else writes; the kernel's
+        // programs do not read it before the policy is put in force.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                values.as_ptr(),
+                self.memory.as_ptr().cast(),
+                values.len(),
+            );
+        }
+    }
+
+    /// The first word, for reading and writing in one piece.
+    pub fn word(&self) -> &AtomicU64 {
+        // SAFETY: page-aligned, at least a page long, and mapped as long as `self`.
+        unsafe { AtomicU64::from_ptr(self.memory.as_ptr().cast()) }
+    }
+
+    /// Writes the first word so that every program sees the old or the new one.
+    pub fn set_word(&self, word: u64) {
+        self.word().store(word, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: our mapping, used no more.
+        let _ = unsafe { munmap(self.memory, self.len.get()) };
+    }
+}

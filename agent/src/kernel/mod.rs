@@ -1,0 +1,28 @@
+//! Everything that speaks to the kernel's BPF: the only place that names aya,
+//! and the only one with unsafe code.
+//!
+//! It loads, attaches, pins, takes over and detaches; it writes policy tables
+//! and reads flows. It must not decide what any of it means.
+
+#![expect(unsafe_code, reason = "system calls, shared memory, and aya's Pod")]
+
+mod bpf_syscall;
+mod cgroups;
+mod error;
+mod hooks;
+mod iterators;
+mod load;
+mod mapped;
+mod offsets;
+mod pins;
+mod reader;
+mod tables;
+mod wire;
+
+pub use cgroups::cgroup2_root;
+pub use error::KernelError;
+pub use hooks::{HOOKS, HookStatus};
+pub use load::{Kernel, LoadSettings, TableSizes};
+pub use pins::{PinDir, detach};
+pub use reader::{Events, Reader};
+pub use tables::PolicyTables;

@@ -1,0 +1,125 @@
+//! Where the running kernel keeps the fields that the programs read.
+//!
+//! Rust has no CO-RE relocations, so offsets are resolved here from BTF and given
+//! to the programs as constants.
+
+use std::path::Path;
+
+use btf_rs::{Btf, BtfType, Struct, Type};
+use trefoil_ebpf::abi::Offsets;
+
+use super::KernelError;
+
+/// The kernel's own type information.
+pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+/// Resolves all fields.
+pub fn resolve() -> Result<Offsets, KernelError> {
+    let btf = Btf::from_file(VMLINUX).map_err(|error| KernelError::NoBtf {
+        path: VMLINUX.into(),
+        source: error.into(),
+    })?;
+    let of = |name: &str, field: &str| {
+        offset(&btf, name, field).ok_or_else(|| KernelError::NoField {
+            field: format!("{name}.{field}"),
+        })
+    };
+    Ok(Offsets {
+        task_tgid: of("task_struct", "tgid")?,
+        task_pid: of("task_struct", "pid")?,
+        task_comm: of("task_struct", "comm")?,
+        task_group_leader: of("task_struct", "group_leader")?,
+        task_real_parent: of("task_struct", "real_parent")?,
+        // Named `real_start_time` before 5.5.
+        task_start_boottime: of("task_struct", "start_boottime")?,
+        task_loginuid: of("task_struct", "loginuid")?,
+        task_sessionid: of("task_struct", "sessionid")?,
+        task_signal: of("task_struct", "signal")?,
+        task_mm: of("task_struct", "mm")?,
+        task_fs: of("task_struct", "fs")?,
+        task_nsproxy: of("task_struct", "nsproxy")?,
+        task_cred: of("task_struct", "cred")?,
+        task_flags: of("task_struct", "flags")?,
+        task_cgroups: of("task_struct", "cgroups")?,
+        css_set_dfl_cgrp: of("css_set", "dfl_cgrp")?,
+        cgroup_kn: of("cgroup", "kn")?,
+        cgroup_root: of("cgroup", "root")?,
+        cgroup_root_hierarchy_id: of("cgroup_root", "hierarchy_id")?,
+        kernfs_node_id: of("kernfs_node", "id")?,
+        cred_uid: of("cred", "uid")?,
+        cred_gid: of("cred", "gid")?,
+        signal_live: of("signal_struct", "live")?,
+        mm_exe_file: of("mm_struct", "exe_file")?,
+        file_path: of("file", "f_path")?,
+        file_inode: of("file", "f_inode")?,
+        path_mnt: of("path", "mnt")?,
+        path_dentry: of("path", "dentry")?,
+        dentry_parent: of("dentry", "d_parent")?,
+        dentry_inode: of("dentry", "d_inode")?,
+        dentry_name: of("dentry", "d_name")? + of("qstr", "name")?,
+        dentry_name_len: of("dentry", "d_name")? + of("qstr", "len")?,
+        mount_mnt: of("mount", "mnt")?,
+        mount_parent: of("mount", "mnt_parent")?,
+        mount_mountpoint: of("mount", "mnt_mountpoint")?,
+        vfsmount_root: of("vfsmount", "mnt_root")?,
+        inode_ino: of("inode", "i_ino")?,
+        inode_sb: of("inode", "i_sb")?,
+        inode_nlink: of("inode", "i_nlink")?,
+        super_block_dev: of("super_block", "s_dev")?,
+        nsproxy_mnt_ns: of("nsproxy", "mnt_ns")?,
+        mnt_namespace_user_ns: of("mnt_namespace", "user_ns")?,
+        user_namespace_level: of("user_namespace", "level")?,
+        fs_root: of("fs_struct", "root")?,
+        socket_sk: of("socket", "sk")?,
+        sock_family: of("sock", "__sk_common")? + of("sock_common", "skc_family")?,
+        sock_state: of("sock", "__sk_common")? + of("sock_common", "skc_state")?,
+        sock_protocol: of("sock", "sk_protocol")?,
+    })
+}
+
+/// True if the kernel has this tracepoint or function for BPF.
+pub fn has_function(btf: &Btf, name: &str) -> bool {
+    btf.resolve_types_by_name(name).is_ok_and(|types| {
+        types
+            .iter()
+            .any(|kind| matches!(kind, Type::Func(_) | Type::Typedef(_)))
+    })
+}
+
+/// Opens the kernel's type information.
+pub fn open() -> Result<Btf, KernelError> {
+    Btf::from_file(Path::new(VMLINUX)).map_err(|error| KernelError::NoBtf {
+        path: VMLINUX.into(),
+        source: error.into(),
+    })
+}
+
+/// Offset in bytes of a field, also one in an anonymous struct or union.
+fn offset(btf: &Btf, name: &str, field: &str) -> Option<u32> {
+    btf.resolve_types_by_name(name)
+        .ok()?
+        .into_iter()
+        .find_map(|kind| match kind {
+            Type::Struct(definition) => member(btf, &definition, field, 0),
+            _ => None,
+        })
+}
+
+fn member(btf: &Btf, definition: &Struct, field: &str, base: u32) -> Option<u32> {
+    for member_type in &definition.members {
+        let at = base + member_type.bit_offset() / 8;
+        match btf.resolve_name(member_type) {
+            Ok(name) if name == field => return Some(at),
+            Ok(name) if name.is_empty() => {
+                let inner = btf.resolve_chained_type(member_type as &dyn BtfType).ok()?;
+                if let Type::Struct(inner) | Type::Union(inner) = inner
+                    && let Some(found) = member(btf, &inner, field, at)
+                {
+                    return Some(found);
+                }
+            }
+            _ => {}
+        }
+    }
+    None
+}

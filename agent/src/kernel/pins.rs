@@ -1,0 +1,236 @@
+//! What stays in the kernel when the agent is gone: pinned maps and links.
+//!
+//! `<pin-dir>/v<ABI>/maps/<MAP>` and `<pin-dir>/v<ABI>/links/<instance>-<hook>`.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aya::maps::{MapData, MapInfo};
+use trefoil_ebpf::abi::ABI_VERSION;
+
+use super::KernelError;
+
+/// A directory on a BPF file system that belongs to one agent.
+#[derive(Clone, Debug)]
+pub struct PinDir {
+    /// As given with `--pin-dir`.
+    base: PathBuf,
+}
+
+impl PinDir {
+    /// Where the pins of this version are; nothing is touched.
+    pub fn new(base: impl Into<PathBuf>) -> Self {
+        Self { base: base.into() }
+    }
+
+    /// As given with `--pin-dir`.
+    pub fn base(&self) -> &Path {
+        &self.base
+    }
+
+    fn version(&self) -> PathBuf {
+        self.base.join(format!("v{ABI_VERSION}"))
+    }
+
+    /// Directory of the pinned maps.
+    pub fn maps(&self) -> PathBuf {
+        self.version().join("maps")
+    }
+
+    /// Directory of the pinned links.
+    pub fn links(&self) -> PathBuf {
+        self.version().join("links")
+    }
+
+    /// Pin of one map.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.maps().join(name)
+    }
+
+    /// Pin of one link.
+    pub fn link(&self, instance: u32, hook: &str) -> PathBuf {
+        self.links().join(format!("{instance}-{hook}"))
+    }
+
+    /// Makes the directories, and mounts the BPF file system at its usual place
+    /// if the directory is below it and nothing is mounted there.
+    pub fn create(&self) -> Result<(), KernelError> {
+        const USUAL: &str = "/sys/fs/bpf";
+        if self.base.starts_with(USUAL) && !is_bpffs(Path::new(USUAL)) {
+            nix::mount::mount(
+                Some("bpf"),
+                USUAL,
+                Some("bpf"),
+                nix::mount::MsFlags::empty(),
+                Some("mode=0700"),
+            )
+            .map_err(|error| {
+                KernelError::failed(format!("mount bpf at {USUAL}"), io::Error::from(error))
+            })?;
+        }
+        for dir in [self.maps(), self.links()] {
+            let existing = dir
+                .ancestors()
+                .find(|path| path.exists())
+                .unwrap_or(Path::new("/"));
+            if !is_bpffs(existing) {
+                return Err(KernelError::NotBpffs {
+                    path: existing.to_owned(),
+                });
+            }
+            fs::create_dir_all(&dir).map_err(|error| {
+                KernelError::failed(format!("make directory {}", dir.display()), error)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Names of the pinned links, `(instance, hook)`.
+    pub fn pinned_links(&self) -> Vec<(u32, String)> {
+        let Ok(entries) = fs::read_dir(self.links()) else {
+            return Vec::new();
+        };
+        entries
+            .flatten()
+            .filter_map(|entry| {
+                let name = entry.file_name().into_string().ok()?;
+                let (instance, hook) = name.split_once('-')?;
+                Some((instance.parse().ok()?, hook.to_owned()))
+            })
+            .collect()
+    }
+
+    /// Opens a pinned map.
+    pub fn open_map(&self, name: &str) -> Result<MapData, KernelError> {
+        let path = self.map(name);
+        if !path.exists() {
+            return Err(KernelError::NothingPinned {
+                path: self.base.clone(),
+            });
+        }
+        MapData::from_pin(&path).map_err(|error| {
+            KernelError::failed(format!("open pinned map {}", path.display()), error)
+        })
+    }
+
+    /// Compares pinned maps with what the agent is about to use.
+    pub fn check_map(&self, name: &str, wanted: &MapLayout) -> Result<(), KernelError> {
+        let path = self.map(name);
+        if !path.exists() {
+            return Ok(());
+        }
+        let info = MapInfo::from_pin(&path).map_err(|error| {
+            KernelError::failed(format!("open pinned map {}", path.display()), error)
+        })?;
+        let found = MapLayout {
+            kind: info.map_type().map_or(0, |kind| kind as u32),
+            key_size: info.key_size(),
+            value_size: info.value_size(),
+            max_entries: info.max_entries(),
+        };
+        if found == *wanted {
+            return Ok(());
+        }
+        Err(KernelError::PinMismatch {
+            path,
+            pin_dir: self.base.clone(),
+            found: found.to_string(),
+            wanted: wanted.to_string(),
+        })
+    }
+
+    /// Takes links of all other instances out of the kernel.
+    pub fn remove_links_except(&self, instance: u32) -> Result<(), KernelError> {
+        for (other, hook) in self.pinned_links() {
+            if other != instance {
+                remove(&self.link(other, &hook))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What has to fit between an agent and a pinned map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapLayout {
+    /// `BPF_MAP_TYPE_*`
+    pub kind: u32,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// Number of entries, or bytes of a ring buffer.
+    pub max_entries: u32,
+}
+
+impl std::fmt::Display for MapLayout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            kind,
+            key_size,
+            value_size,
+            max_entries,
+        } = self;
+        write!(
+            f,
+            "type {kind}, key {key_size} B, value {value_size} B, {max_entries} entries"
+        )
+    }
+}
+
+fn is_bpffs(path: &Path) -> bool {
+    const BPF_FS_MAGIC: nix::sys::statfs::FsType = nix::sys::statfs::FsType(0xcafe_4a11);
+    nix::sys::statfs::statfs(path).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC)
+}
+
+fn remove(path: &Path) -> Result<(), KernelError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(KernelError::failed(
+            format!("remove pin {}", path.display()),
+            error,
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Takes everything that is pinned there out of the kernel, of whatever version.
+///
+/// Returns how many links and maps there were. Links go first, so that no
+/// program runs with half of its maps unpinned.
+pub fn detach(pin_dir: &PinDir) -> Result<(usize, usize), KernelError> {
+    let (mut n_links, mut n_maps) = (0, 0);
+    let versions = match fs::read_dir(pin_dir.base()) {
+        Ok(versions) => versions,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((0, 0)),
+        Err(error) => {
+            let operation = format!("read {}", pin_dir.base().display());
+            return Err(KernelError::failed(operation, error));
+        }
+    };
+    for version in versions.flatten() {
+        let is_version = version.file_name().to_str().is_some_and(|name| {
+            name.strip_prefix('v')
+                .is_some_and(|digits| digits.parse::<u32>().is_ok())
+        });
+        if !is_version {
+            continue;
+        }
+        for (dir, count) in [("links", &mut n_links), ("maps", &mut n_maps)] {
+            let dir = version.path().join(dir);
+            let Ok(pins) = fs::read_dir(&dir) else {
+                continue;
+            };
+            for pin in pins.flatten() {
+                remove(&pin.path())?;
+                *count += 1;
+            }
+            // Empty directories hurt nobody if they cannot be removed.
+            let _ = fs::remove_dir(&dir);
+        }
+        let _ = fs::remove_dir(version.path());
+    }
+    let _ = fs::remove_dir(pin_dir.base());
+    Ok((n_links, n_maps))
+}

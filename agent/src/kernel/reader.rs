@@ -1,0 +1,298 @@
+//! Reading the tables, by the running agent and by verbs that look in from
+//! outside, agent alive or dead.
+
+use std::{collections::BTreeMap, fmt, os::fd::AsFd};
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use trefoil_ebpf::abi::{
+    Address, Cgroup, EndedKey, Event, Executable, FlowKey, LOSSES, Policy, Totals, Tracked, verdict,
+};
+
+use super::{
+    KernelError, bpf_syscall,
+    pins::PinDir,
+    tables::ControlWord,
+    wire::{Wire, value_of},
+};
+
+type Hash<K, V> = HashMap<MapData, Wire<K>, Wire<V>>;
+
+/// The pinned tables.
+pub struct Reader {
+    flows: Hash<FlowKey, Tracked>,
+    ended: Hash<EndedKey, Tracked>,
+    executables: Hash<u64, Executable>,
+    cgroups: Hash<u64, Cgroup>,
+    own_addresses: Hash<Address, u32>,
+    losses: PerCpuArray<MapData, Wire<u64>>,
+    totals: PerCpuArray<MapData, Wire<Totals>>,
+    policies: Array<MapData, Wire<Policy>>,
+    control: ControlWord,
+    pins: PinDir,
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader")
+            .field("pins", &self.pins)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Reader {
+    /// Opens the tables of a pin directory.
+    pub fn open(pins: &PinDir) -> Result<Self, KernelError> {
+        Ok(Self {
+            flows: hash(pins, "FLOWS")?,
+            ended: hash(pins, "ENDED")?,
+            executables: hash(pins, "EXECUTABLES")?,
+            cgroups: hash(pins, "CGROUPS")?,
+            own_addresses: hash(pins, "OWN_ADDRESSES")?,
+            losses: Map::PerCpuArray(pins.open_map("LOSSES")?)
+                .try_into()
+                .map_err(|error| failed("LOSSES", error))?,
+            totals: Map::PerCpuArray(pins.open_map("TOTALS")?)
+                .try_into()
+                .map_err(|error| failed("TOTALS", error))?,
+            policies: Map::Array(pins.open_map("POLICIES")?)
+                .try_into()
+                .map_err(|error| failed("POLICIES", error))?,
+            control: ControlWord::open(pins)?,
+            pins: pins.clone(),
+        })
+    }
+
+    /// The ring buffer of events. Only one reader may drain it.
+    pub fn events(&self) -> Result<Events, KernelError> {
+        let ring = RingBuf::try_from(Map::RingBuf(self.pins.open_map("EVENTS")?))
+            .map_err(|error| failed("EVENTS", error))?;
+        Ok(Events { ring })
+    }
+
+    /// The header of the policy in force; `None` before there was one.
+    pub fn policy(&self) -> Result<Option<Policy>, KernelError> {
+        let generation = self.control.get().generation;
+        if generation == 0 {
+            return Ok(None);
+        }
+        let policy = self
+            .policies
+            .get(&(generation & 1), 0)
+            .map_err(|error| failed("POLICIES", error))?;
+        Ok(Some(policy.0))
+    }
+
+    /// Number of the set of programs that is active.
+    pub fn instance(&self) -> u32 {
+        self.control.get().instance
+    }
+
+    /// Links that are pinned: `(instance, hook)`.
+    pub fn links(&self) -> Vec<(u32, String)> {
+        self.pins.pinned_links()
+    }
+
+    /// All flows of sockets with many peers.
+    pub fn many_peer_flows(&self) -> Result<Vec<(FlowKey, Tracked)>, KernelError> {
+        collect(&self.flows, "FLOWS")
+    }
+
+    /// Flows that a socket with one peer holds, through the pinned iterator.
+    pub fn socket_flows(&self) -> Result<Vec<Tracked>, KernelError> {
+        let path = self.pins.link(self.instance(), "iter_sockets");
+        if !path.exists() {
+            return Ok(Vec::new());
+        }
+        let program = aya::programs::ProgramInfo::from_pin(&path)
+            .and_then(|info| info.fd())
+            .map_err(|error| {
+                KernelError::failed(format!("open pinned program {}", path.display()), error)
+            })?;
+        super::iterators::flows_of(
+            program.as_fd(),
+            "iter_sockets",
+            self.pins.open_map("SOCKETS")?.fd(),
+        )
+    }
+
+    /// Takes a flow out of the table of sockets with many peers.
+    pub fn take_flow(&self, key: &FlowKey) -> Result<Option<Tracked>, KernelError> {
+        bpf_syscall::take(self.pins.open_map("FLOWS")?.fd().as_fd(), key)
+            .map_err(|error| KernelError::failed("take from map FLOWS", error))
+    }
+
+    /// Takes all final states that found the ring buffer full.
+    pub fn take_ended(&mut self) -> Result<Vec<Tracked>, KernelError> {
+        let mut taken = Vec::new();
+        for (key, tracked) in collect(&self.ended, "ENDED")? {
+            match self.ended.remove(&Wire(key)) {
+                Ok(()) | Err(MapError::KeyNotFound) => taken.push(tracked),
+                Err(error) => return Err(failed("ENDED", error)),
+            }
+        }
+        Ok(taken)
+    }
+
+    /// The executable with this id.
+    pub fn executable(&self, exe_id: u64) -> Result<Option<Executable>, KernelError> {
+        get(&self.executables, exe_id, "EXECUTABLES")
+    }
+
+    /// The control group with this id.
+    pub fn cgroup(&self, id: u64) -> Result<Option<Cgroup>, KernelError> {
+        get(&self.cgroups, id, "CGROUPS")
+    }
+
+    /// Adds a control group that is older than the hooks; one that a hook added
+    /// meanwhile is left alone.
+    pub fn add_cgroup(&self, id: u64, cgroup: &Cgroup) -> Result<(), KernelError> {
+        const BPF_NOEXIST: u64 = 1;
+        let mut cgroups: Hash<u64, Cgroup> = hash(&self.pins, "CGROUPS")?;
+        match cgroups.insert(Wire(id), Wire(*cgroup), BPF_NOEXIST) {
+            Err(MapError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::EEXIST) =>
+            {
+                Ok(())
+            }
+            other => other.map_err(|error| failed("CGROUPS", error)),
+        }
+    }
+
+    /// Forgets a control group.
+    pub fn remove_cgroup(&mut self, id: u64) -> Result<(), KernelError> {
+        match self.cgroups.remove(&Wire(id)) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(error) => Err(failed("CGROUPS", error)),
+        }
+    }
+
+    /// All control groups.
+    pub fn cgroups(&self) -> Result<Vec<(u64, Cgroup)>, KernelError> {
+        collect(&self.cgroups, "CGROUPS")
+    }
+
+    /// Adds an executable.
+    pub fn add_executable(&self, exe_id: u64, executable: &Executable) -> Result<(), KernelError> {
+        let mut executables: Hash<u64, Executable> = hash(&self.pins, "EXECUTABLES")?;
+        executables
+            .insert(Wire(exe_id), Wire(*executable), 0)
+            .map_err(|error| failed("EXECUTABLES", error))
+    }
+
+    /// Replaces the set of the host's own addresses.
+    pub fn set_own_addresses(&mut self, addresses: &[Address]) -> Result<(), KernelError> {
+        for address in addresses {
+            self.own_addresses
+                .insert(Wire(*address), Wire(1), 0)
+                .map_err(|error| failed("OWN_ADDRESSES", error))?;
+        }
+        for (known, _) in collect(&self.own_addresses, "OWN_ADDRESSES")? {
+            if !addresses.contains(&known) {
+                let _ = self.own_addresses.remove(&Wire(known));
+            }
+        }
+        Ok(())
+    }
+
+    /// What was lost so far, by the names of [`LOSSES`]; zeros included.
+    pub fn losses(&self) -> Result<BTreeMap<&'static str, u64>, KernelError> {
+        LOSSES
+            .iter()
+            .zip(0u32..)
+            .map(|(name, index)| {
+                let counts = self
+                    .losses
+                    .get(&index, 0)
+                    .map_err(|error| failed("LOSSES", error))?;
+                Ok((*name, counts.iter().map(|count| count.0).sum()))
+            })
+            .collect()
+    }
+
+    /// Sums by verdict, indexed by verdict.
+    pub fn totals(&self) -> Result<[Totals; verdict::N as usize], KernelError> {
+        let mut sums = [Totals::default(); verdict::N as usize];
+        for (sum, index) in sums.iter_mut().zip(0u32..) {
+            let values = self
+                .totals
+                .get(&index, 0)
+                .map_err(|error| failed("TOTALS", error))?;
+            for Wire(value) in values.iter() {
+                sum.bytes_out += value.bytes_out;
+                sum.packets_out += value.packets_out;
+                sum.blocked_bytes += value.blocked_bytes;
+                sum.blocked_packets += value.blocked_packets;
+                sum.refused += value.refused;
+            }
+        }
+        Ok(sums)
+    }
+}
+
+/// The consumer side of the ring buffer.
+pub struct Events {
+    ring: RingBuf<MapData>,
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Events").finish_non_exhaustive()
+    }
+}
+
+impl Events {
+    /// The next event; `None` when there is none now.
+    ///
+    /// A record of another size than this version's is counted by the caller as
+    /// `Some(None)`.
+    #[expect(
+        clippy::option_option,
+        reason = "no event and no readable event are different"
+    )]
+    pub fn next(&mut self) -> Option<Option<Event>> {
+        let item = self.ring.next()?;
+        Some(if item.len() == size_of::<Event>() {
+            value_of(&item)
+        } else {
+            None
+        })
+    }
+}
+
+fn hash<K: super::wire::Plain, V: super::wire::Plain>(
+    pins: &PinDir,
+    name: &str,
+) -> Result<Hash<K, V>, KernelError> {
+    Map::HashMap(pins.open_map(name)?)
+        .try_into()
+        .map_err(|error| failed(name, error))
+}
+
+fn get<K: super::wire::Plain, V: super::wire::Plain>(
+    map: &Hash<K, V>,
+    key: K,
+    name: &str,
+) -> Result<Option<V>, KernelError> {
+    match map.get(&Wire(key), 0) {
+        Ok(value) => Ok(Some(value.0)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(failed(name, error)),
+    }
+}
+
+fn collect<K: super::wire::Plain, V: super::wire::Plain>(
+    map: &Hash<K, V>,
+    name: &str,
+) -> Result<Vec<(K, V)>, KernelError> {
+    map.iter()
+        .map(|entry| {
+            entry
+                .map(|(key, value)| (key.0, value.0))
+                .map_err(|error| failed(name, error))
+        })
+        .collect()
+}
+
+fn failed(name: &str, error: MapError) -> KernelError {
+    KernelError::failed(format!("use map {name}"), error)
+}

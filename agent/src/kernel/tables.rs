@@ -1,0 +1,121 @@
+//! Putting a compiled policy into the kernel's tables.
+
+use std::os::fd::AsFd;
+
+use aya::maps::{Array, ArrayOfMaps, MapData};
+use trefoil_ebpf::abi::{Clause, Control, MAX_CLAUSES, Policy, Range32, Range128, Row, State};
+
+use super::{
+    KernelError,
+    mapped::Mapped,
+    pins::PinDir,
+    wire::{Plain, Wire},
+};
+
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+const BPF_F_INNER_MAP: u32 = 1 << 12;
+
+/// A compiled policy, as the kernel wants it.
+#[derive(Clone, Copy, Debug)]
+pub struct PolicyTables<'a> {
+    /// See the ABI; its `generation` says which slot it goes to.
+    pub header: &'a Policy,
+    /// See the ABI.
+    pub ranges32: &'a [Range32],
+    /// See the ABI.
+    pub ranges128: &'a [Range128],
+    /// See the ABI.
+    pub rows: &'a [Row],
+    /// See the ABI.
+    pub states: &'a [State],
+    /// See the ABI.
+    pub clauses: &'a [Clause],
+}
+
+/// The word that says which policy and which set of programs is in force.
+pub struct ControlWord {
+    mapped: Mapped,
+}
+
+impl ControlWord {
+    /// Maps the pinned word.
+    pub fn open(pins: &PinDir) -> Result<Self, KernelError> {
+        let map = pins.open_map("CONTROL")?;
+        let mapped = Mapped::new(map.fd().as_fd(), size_of::<Control>())
+            .map_err(|error| KernelError::failed("map CONTROL", error))?;
+        Ok(Self { mapped })
+    }
+
+    /// What is in force.
+    pub fn get(&self) -> Control {
+        let word = self
+            .mapped
+            .word()
+            .load(std::sync::atomic::Ordering::SeqCst)
+            .to_ne_bytes();
+        super::wire::value_of(&word).unwrap_or_default()
+    }
+
+    /// Puts it in force, in one piece.
+    pub fn set(&self, control: Control) {
+        let bytes: [u8; 8] = super::wire::bytes_of(&control)
+            .try_into()
+            .expect("the control word has 8 bytes");
+        self.mapped.set_word(u64::from_ne_bytes(bytes));
+    }
+}
+
+/// Writes a policy into the slot of its generation, which must not be the one in
+/// force, and puts nothing in force.
+///
+/// The slot may still be read by a program that started under the generation
+/// before the present one: wait for those first with [`wait_for_programs`].
+pub fn write(pins: &PinDir, tables: &PolicyTables<'_>) -> Result<(), KernelError> {
+    debug_assert!(tables.clauses.len() <= MAX_CLAUSES);
+    wait_for_programs();
+    let slot = tables.header.generation & 1;
+    fill(pins, "RANGES32", slot, tables.ranges32)?;
+    fill(pins, "RANGES128", slot, tables.ranges128)?;
+    fill(pins, "ROWS", slot, tables.rows)?;
+    fill(pins, "STATES", slot, tables.states)?;
+    fill(pins, "CLAUSES", slot, tables.clauses)?;
+    let failed = |error| KernelError::failed("write map POLICIES", error);
+    let mut policies =
+        Array::<_, Wire<Policy>>::try_from(aya::maps::Map::Array(pins.open_map("POLICIES")?))
+            .map_err(failed)?;
+    policies.set(slot, Wire(*tables.header), 0).map_err(failed)
+}
+
+/// Makes a map of just the right size and puts it into a slot of `outer`; the
+/// kernel frees the one that was there when no program reads it any more.
+fn fill<T: Plain>(pins: &PinDir, outer: &str, slot: u32, values: &[T]) -> Result<(), KernelError> {
+    let operation = || format!("write map {outer}");
+    let n_values = values.len().max(1) as u32;
+    let layout = aya_obj::Map::new_from_params(
+        aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY as u32,
+        size_of::<u32>() as u32,
+        size_of::<T>() as u32,
+        n_values,
+        BPF_F_INNER_MAP | BPF_F_MMAPABLE,
+    );
+    let inner = MapData::create(layout, outer, None)
+        .map_err(|error| KernelError::failed(operation(), error))?;
+    Mapped::new(inner.fd().as_fd(), size_of_val(values))
+        .map_err(|error| KernelError::failed(operation(), error))?
+        .write(values);
+    let mut outer_map =
+        ArrayOfMaps::<MapData>::try_from(aya::maps::Map::ArrayOfMaps(pins.open_map(outer)?))
+            .map_err(|error| KernelError::failed(operation(), error))?;
+    outer_map
+        .set(slot, &inner, 0)
+        .map_err(|error| KernelError::failed(operation(), error))
+}
+
+/// Waits until every program that runs now has returned.
+fn wait_for_programs() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: takes no pointers. It waits for an RCU grace period, which every
+    // BPF program that is running delays. Where it is not to be had, replacing
+    // the inner maps waits for one as well.
+    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+}
