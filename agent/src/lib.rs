@@ -8,3 +8,4 @@
 pub mod clock;
 pub mod geo;
 pub mod kernel;
+pub mod owner;
