@@ -15,7 +15,7 @@ use trefoil_ebpf::abi::{CGROUP_PATH, CGROUP_TRUNCATED, ClassCache, LOSS_CGROUPS_
 use crate::{
     globals::offset,
     kernel_memory::{Kernel, follow, read},
-    maps::{CGROUP_SCRATCH, CGROUPS, active, lose},
+    maps::{CGROUP_SCRATCH, CGROUPS, lose},
     owner::cgroup_id,
 };
 
@@ -27,7 +27,6 @@ fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn record(cgroup: Kernel, path: Kernel) -> Option<()> {
-    active()?;
     // The tracepoint is there for the v1 hierarchies as well, whose ids overlap.
     let root = follow(cgroup, offset!(cgroup_root))?;
     if read::<u32>(root, offset!(cgroup_root_hierarchy_id))? != 0 {

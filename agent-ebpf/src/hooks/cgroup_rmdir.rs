@@ -10,7 +10,7 @@ use trefoil_ebpf::abi::CGROUP_REMOVED;
 use crate::{
     globals::offset,
     kernel_memory::{Kernel, follow, read},
-    maps::{CGROUPS, active},
+    maps::CGROUPS,
     owner::cgroup_id,
 };
 
@@ -22,7 +22,6 @@ fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn mark(cgroup: Kernel) -> Option<()> {
-    active()?;
     let root = follow(cgroup, offset!(cgroup_root))?;
     if read::<u32>(root, offset!(cgroup_root_hierarchy_id))? == 0 {
         let entry = CGROUPS.get_ptr_mut(&cgroup_id(cgroup)?)?;

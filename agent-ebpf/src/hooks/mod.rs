@@ -1,4 +1,9 @@
 //! One file per hook, in the order in which data passes them.
+//!
+//! Hooks that count or judge do so only in the active instance, see
+//! [`active`](crate::maps::active). Those that learn who is there (processes,
+//! control groups, new sockets) always run: two agents that learn the same do no
+//! harm, and one that takes over knows everybody before it becomes active.
 
 mod cgroup_mkdir;
 mod cgroup_rmdir;

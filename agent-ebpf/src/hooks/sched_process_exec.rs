@@ -5,15 +5,13 @@
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
-use crate::{maps::active, owner::record_process};
+use crate::owner::record_process;
 
 /// Index of this program in `EXECUTABLE_SCRATCH`.
 const SCRATCH: u32 = 0;
 
 #[btf_tracepoint(function = "sched_process_exec")]
 fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
-    if active().is_some() {
-        record_process(ctx.arg::<u64>(0), SCRATCH, 0);
-    }
+    record_process(ctx.arg::<u64>(0), SCRATCH, 0);
     0
 }

@@ -9,7 +9,7 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use crate::{
     globals::offset,
     kernel_memory::{Kernel, follow, read},
-    maps::{PROCESSES, active},
+    maps::PROCESSES,
 };
 
 #[btf_tracepoint(function = "sched_process_exit")]
@@ -20,7 +20,6 @@ fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn forget(task: Kernel) -> Option<()> {
-    active()?;
     let signal = follow(task, offset!(task_signal))?;
     // The count of live threads was lowered before this hook runs.
     if read::<u32>(signal, offset!(signal_live))? == 0 {

@@ -9,7 +9,7 @@ use trefoil_ebpf::abi::{LOSS_PROCESSES_FULL, Process};
 use crate::{
     globals::offset,
     kernel_memory::{Kernel, follow, read},
-    maps::{PROCESSES, active, lose},
+    maps::{PROCESSES, lose},
 };
 
 #[btf_tracepoint(function = "sched_process_fork")]
@@ -20,7 +20,6 @@ fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn record(parent: Kernel, child: Kernel) -> Option<()> {
-    active()?;
     let pid = read::<u32>(child, offset!(task_tgid))?;
     if read::<u32>(child, offset!(task_pid))? != pid {
         return None; // A thread.

@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 
 use crate::{
-    maps::{SOCKETS, active},
+    maps::SOCKETS,
     owner::set_current,
 };
 
@@ -25,7 +25,6 @@ fn sock_create(ctx: SockContext) -> i32 {
 
 #[inline(always)]
 fn tag(ctx: &SockContext) -> Option<()> {
-    active()?;
     let tag = SOCKETS.get_or_create(ctx.sock)?;
     // SAFETY: a map value; the verifier checks the access.
     unsafe {
