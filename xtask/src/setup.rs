@@ -70,7 +70,7 @@ enum Source {
 
 /// In the order in which they are installed: bpf-linker is built for the
 /// compiler that goes before it.
-const NEEDS: [Need; 10] = [
+const NEEDS: [Need; 11] = [
     Need {
         part: Part::Bpf,
         what: "a compiler for BPF",
@@ -145,6 +145,13 @@ const NEEDS: [Need; 10] = [
                 || Path::new("/usr/bin/cargo-clippy").is_file()
         },
         source: Source::Packages(&["rust-web-clippy"]),
+    },
+    Need {
+        part: Part::Package,
+        what: "dpkg-shlibdeps",
+        why: "finds out which libraries the package depends on",
+        present: |_| in_path("dpkg-shlibdeps"),
+        source: Source::Packages(&["dpkg-dev"]),
     },
     Need {
         part: Part::Package,
