@@ -5,5 +5,6 @@
 //! name is worse than none: what cannot be told for certain is left out.
 
 pub mod cgroup;
+pub mod executable;
 pub mod process;
 pub mod users;
