@@ -1,0 +1,226 @@
+//! The command line as it is typed. What it means is decided by the verbs.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::flow::FlowMode;
+
+/// Egress monitor: which process sends what, where to, and may it?
+#[derive(Debug, Parser)]
+#[command(name = "trefoil", version, max_term_width = 100)]
+#[command(after_help = "Exit status: 0 fine, 1 findings, 2 usage, 77 no permission, 78 bad configuration.")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Watch, judge and report what leaves this host, until stopped
+    Run(RunArgs),
+    /// Validate settings, policy and what this kernel supports; changes nothing
+    Check(CheckArgs),
+    /// Say what a policy says about one flow, and why
+    Explain(ExplainArgs),
+    /// List the flows that are open now, from the kernel's tables
+    Flows(FlowsArgs),
+    /// Say whether everything is as it should be; exit status 1 if not
+    Status(StatusArgs),
+    /// Take everything out of the kernel; the only way enforcement ends
+    Detach(DetachArgs),
+}
+
+/// Where settings, policy and country data are.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Sources {
+    /// Settings file [default: /etc/trefoil/trefoil.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Country or ASN data, text of tor-geoipdb or MMDB; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub geo: Vec<PathBuf>,
+}
+
+/// Where the pins of an agent are.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Pins {
+    /// Directory on a BPF file system for what stays in the kernel
+    #[arg(long, value_name = "DIR")]
+    pub pin_dir: Option<PathBuf>,
+}
+
+/// `trefoil run`
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields have them")]
+    pub sources: Sources,
+    /// Policy file [default: /etc/trefoil/policy.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    /// Control group to watch, with all below it [default: the root]
+    #[arg(long, value_name = "DIR")]
+    pub cgroup: Option<PathBuf>,
+    /// Uplink to watch; may be repeated; `none` for none
+    #[arg(long, value_name = "NAME")]
+    pub uplink: Vec<String>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields have them")]
+    pub pins: Pins,
+    /// Socket of the journal to report to; `none` for none
+    #[arg(long, value_name = "SOCKET")]
+    pub journal: Option<PathBuf>,
+    /// Also write each record as a line of JSON; `-` is standard output
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// How approved flows are reported
+    #[arg(long, value_enum)]
+    pub flows: Option<FlowsArg>,
+}
+
+/// `--flows`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FlowsArg {
+    /// Each by itself
+    Each,
+    /// One record per owner, destination class, rule and interval
+    Rollup,
+    /// Each up to a rate, beyond it rolled up
+    Auto,
+}
+
+impl From<FlowsArg> for FlowMode {
+    fn from(mode: FlowsArg) -> Self {
+        match mode {
+            FlowsArg::Each => Self::Each,
+            FlowsArg::Rollup => Self::Rollup,
+            FlowsArg::Auto => Self::Auto,
+        }
+    }
+}
+
+/// `trefoil check`
+#[derive(Args, Clone, Debug)]
+pub struct CheckArgs {
+    /// Policy file [default: as for run]
+    pub policy: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields have them")]
+    pub sources: Sources,
+    /// For programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `trefoil explain`
+#[derive(Args, Clone, Debug)]
+pub struct ExplainArgs {
+    /// Destination: ADDR, ADDR:PORT or [ADDR]:PORT
+    #[arg(long, value_name = "ADDR[:PORT]")]
+    pub to: String,
+    /// tcp, udp, icmp, ... or a number [default: tcp with a port]
+    #[arg(long, value_name = "P")]
+    pub protocol: Option<String>,
+    /// Absolute path of the executable
+    #[arg(long, value_name = "PATH")]
+    pub exe: Option<String>,
+    /// Systemd unit
+    #[arg(long, value_name = "UNIT")]
+    pub unit: Option<String>,
+    /// Login name or user id [default: root]
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+    /// Policy file [default: as for run]
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields have them")]
+    pub sources: Sources,
+    /// For programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `trefoil flows`
+#[derive(Args, Clone, Debug)]
+pub struct FlowsArgs {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields have them")]
+    pub pins: Pins,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields have them")]
+    pub sources: Sources,
+    /// For programs: one object a line
+    #[arg(long)]
+    pub json: bool,
+    /// Go on, with what is new or changed each second
+    #[arg(long)]
+    pub follow: bool,
+}
+
+/// `trefoil status`
+#[derive(Args, Clone, Debug)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields have them")]
+    pub pins: Pins,
+    /// Settings file [default: /etc/trefoil/trefoil.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// For programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `trefoil detach`
+#[derive(Args, Clone, Debug)]
+pub struct DetachArgs {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields have them")]
+    pub pins: Pins,
+    /// Settings file [default: /etc/trefoil/trefoil.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// A destination as typed: an address, and a port if one was given.
+///
+/// `[2001:db8::1]:443` and `192.0.2.1:443` have one; `2001:db8::1` has none.
+pub fn parse_destination(text: &str) -> Option<(IpAddr, Option<u16>)> {
+    if let Ok(with_port) = text.parse::<std::net::SocketAddr>() {
+        return Some((with_port.ip(), Some(with_port.port())));
+    }
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    Some((bare.parse().ok()?, None))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn destinations() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        for (text, expected) in [
+            ("192.0.2.1", Some((address("192.0.2.1"), None))),
+            ("192.0.2.1:443", Some((address("192.0.2.1"), Some(443)))),
+            ("2001:db8::1", Some((address("2001:db8::1"), None))),
+            ("[2001:db8::1]", Some((address("2001:db8::1"), None))),
+            ("[2001:db8::1]:53", Some((address("2001:db8::1"), Some(53)))),
+            ("example.org", None),
+            ("192.0.2.1:70000", None),
+        ] {
+            assert_eq!(parse_destination(text), expected, "{text}");
+        }
+    }
+}
