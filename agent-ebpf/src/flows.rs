@@ -22,10 +22,16 @@ pub fn find_for_sender(key: &FlowKey, sender: *const Owner) -> Option<*mut Track
     unsafe {
         if (*tracked).owner.pid != (*sender).pid || (*tracked).owner.start_ns != (*sender).start_ns
         {
+            let was_shared = (*tracked).flow.state & FLOW_SHARED != 0;
             (*tracked).owner = *sender;
             (*tracked).owner.quality = quality::INFERRED;
             (*tracked).flow.state |= FLOW_SHARED;
-            announce_owner(tracked);
+            // Rules may say something else about this sender.
+            (*tracked).flow.decision.generation = 0;
+            // Once: two senders in turn would fill the ring buffer.
+            if !was_shared {
+                announce_owner(tracked);
+            }
         }
     }
     Some(tracked)

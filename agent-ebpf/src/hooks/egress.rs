@@ -138,7 +138,7 @@ fn slot(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
     Some(created)
 }
 
-/// Generation 0 is never in force: the first packet asks the judge.
+/// Generation 0 is never in force, so the first packet asks the judge.
 const NOT_JUDGED: Decision = Decision {
     generation: 0,
     rule: NO_RULE,
@@ -213,7 +213,7 @@ fn settle(control: Control, tracked: *mut Tracked, ends: &Ends, bytes: u64) -> i
     if decision.generation != control.generation {
         let source = Source::of(unsafe { &raw const (*tracked).owner });
         let anew = judge(control.generation, &source, &ends.destination);
-        if decision.generation != 0 && !decision.agrees(&anew) {
+        if decision.verdict != verdict::NONE && !decision.agrees(&anew) {
             // Another verdict is another flow.
             end(tracked);
             begin_again(tracked, anew, 0);

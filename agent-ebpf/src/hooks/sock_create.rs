@@ -9,10 +9,7 @@ use aya_ebpf::{
     programs::SockContext,
 };
 
-use crate::{
-    maps::SOCKETS,
-    owner::set_current,
-};
+use crate::{maps::SOCKETS, owner::set_current};
 
 /// Every path lets the socket be made.
 const PASS: i32 = 1;

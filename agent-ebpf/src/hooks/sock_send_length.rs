@@ -12,7 +12,7 @@ use trefoil_ebpf::abi::*;
 
 use crate::{
     accounting::announce_owner,
-    maps::{SOCKETS, active},
+    maps::{PROCESSES, SOCKETS, active},
     owner::set_current,
 };
 
@@ -30,28 +30,21 @@ fn notice(ctx: &BtfTracePointContext) -> Option<()> {
     active()?;
     let tag = SOCKETS.get(ctx.arg::<*mut u8>(0))?;
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    // SAFETY: a map value; the verifier checks the access. So below.
-    let (known_pid, known, flags, state) = unsafe {
-        let tracked = &raw const (*tag).tracked;
-        (
-            (*tracked).owner.pid,
-            (*tracked).owner.quality,
-            (*tag).flags,
-            (*tracked).flow.state,
-        )
-    };
-    let is_certain = known == quality::DIRECT || state & FLOW_SHARED != 0;
-    if known_pid == pid && is_certain {
+    // SAFETY: map values; the verifier checks the access. So below.
+    let (owner, flow) = unsafe { (&raw mut (*tag).tracked.owner, &raw mut (*tag).tracked.flow) };
+    let (flags, state) = unsafe { ((*tag).flags, (*flow).state) };
+    let is_certain = unsafe { (*owner).quality } == quality::DIRECT || state & FLOW_SHARED != 0;
+    // A process that has called exec since is another sender, too.
+    let exe_id = unsafe { PROCESSES.get(&pid) }.map_or(0, |process| process.exe_id);
+    if unsafe { (*owner).pid == pid && (*owner).exe_id == exe_id } && is_certain {
         return None;
     }
-    let owner = unsafe { &raw mut (*tag).tracked.owner };
     set_current(owner);
     if flags & SOCKET_HAS_PEER == 0 {
         return None;
     }
-    let flow = unsafe { &raw mut (*tag).tracked.flow };
     if is_certain {
-        // Two processes, one flow: whose bytes are whose is not known.
+        // Two senders, one flow: whose bytes are whose is not known.
         unsafe {
             (*flow).state |= FLOW_SHARED;
             (*owner).quality = quality::INFERRED;
@@ -59,7 +52,8 @@ fn notice(ctx: &BtfTracePointContext) -> Option<()> {
     }
     // Rules may say something else about this sender.
     unsafe { (*flow).decision.generation = 0 };
-    if state & FLOW_ANNOUNCED != 0 {
+    // Once: two senders in turn would fill the ring buffer.
+    if state & FLOW_ANNOUNCED != 0 && state & FLOW_SHARED == 0 {
         announce_owner(unsafe { &raw const (*tag).tracked });
     }
     Some(())
