@@ -35,6 +35,13 @@ pub struct Hook {
     pub without: Option<&'static str>,
 }
 
+impl Hook {
+    /// True if there is a pin that shows whether it is in the kernel.
+    pub fn is_pinned(&self) -> bool {
+        !matches!(self.place, Place::Iterator(_)) || self.name == "iter_sockets"
+    }
+}
+
 /// All programs, in the order in which they are attached: who a process is
 /// before what it opens, what it opens before what it sends.
 pub const HOOKS: &[Hook] = &[

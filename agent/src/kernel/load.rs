@@ -158,9 +158,8 @@ impl Kernel {
         });
     }
 
-    /// Attaches every hook and finds out about processes, control groups and
-    /// sockets that were there before; the programs stay inactive until
-    /// [`put_in_force`](Self::put_in_force).
+    /// Attaches every hook. Those that learn who is there begin to; those that
+    /// count and judge wait for [`put_in_force`](Self::put_in_force).
     ///
     /// Attached links are pinned, so that what is in force outlives the agent.
     pub fn attach(&mut self, settings: &LoadSettings) -> Result<(), KernelError> {
@@ -176,6 +175,10 @@ impl Kernel {
             }
             match hooks::attach(&mut self.ebpf, hook, cgroup.as_fd()) {
                 Ok(Some(link)) => pin(&self.pins, self.instance, hook.name, link)?,
+                // So that `trefoil flows` can run it, agent alive or dead.
+                Ok(None) if hook.name == "iter_sockets" => {
+                    pin_program(&self.pins, self.instance, &mut self.ebpf, hook.name)?;
+                }
                 Ok(None) => {}
                 Err(error) if hook.without.is_some() => {
                     status.attached = false;
@@ -187,20 +190,47 @@ impl Kernel {
         Ok(())
     }
 
-    /// Finds processes, control groups and sockets that are older than the hooks.
-    pub fn adopt(&self) -> Result<(), KernelError> {
-        if let Some(root) = cgroups::cgroup2_root() {
-            let reader = self.reader()?;
-            for (id, cgroup) in cgroups::existing(&root) {
-                reader.add_cgroup(id, &cgroup)?;
-            }
-        }
-        for name in ["iter_task", "iter_task_file"] {
-            if let Some(program) = self.iterator(name) {
-                iterators::run(program, name)?;
-            }
+    /// Finds processes that are older than the hooks. The first run, before they
+    /// are attached, also tells them which root directory is the host's.
+    pub fn adopt_processes(&self) -> Result<(), KernelError> {
+        self.run_iterator("iter_task")
+    }
+
+    /// Finds control groups that are older than the hooks.
+    pub fn adopt_cgroups(&self) -> Result<(), KernelError> {
+        let Some(root) = cgroups::cgroup2_root() else { return Ok(()) };
+        let reader = self.reader()?;
+        for (id, cgroup) in cgroups::existing(&root) {
+            reader.add_cgroup(id, &cgroup)?;
         }
         Ok(())
+    }
+
+    /// Tags sockets that are older than the hooks with their holders.
+    pub fn adopt_sockets(&self) -> Result<(), KernelError> {
+        self.run_iterator("iter_task_file")
+    }
+
+    fn run_iterator(&self, name: &str) -> Result<(), KernelError> {
+        self.iterator(name).map_or(Ok(()), |program| iterators::run(program, name))
+    }
+
+    /// False when the links that this agent pinned are gone.
+    pub fn is_attached(&self) -> bool {
+        let links = self.pins.pinned_links();
+        self.hooks.iter().filter(|status| status.attached && is_pinned(status.name)).all(|status| {
+            links.iter().any(|(instance, hook)| *instance == self.instance && hook == status.name)
+        })
+    }
+
+    /// From now on nothing is counted or judged; what was counted can be read.
+    pub fn stop_counting(&self) {
+        self.control.set(Control { generation: self.control.get().generation, instance: 0 });
+    }
+
+    /// Where the pins are.
+    pub fn pins(&self) -> &PinDir {
+        &self.pins
     }
 
     /// Detaches the programs of earlier agents.
@@ -224,20 +254,6 @@ impl Kernel {
             return Ok(Vec::new());
         };
         iterators::flows(program, "iter_sockets", self.pins.open_map("SOCKETS")?.fd())
-    }
-
-    /// Pins the iterator over sockets, so that `trefoil flows` can run it.
-    pub fn pin_iterators(&mut self) -> Result<(), KernelError> {
-        let path = self
-            .pins
-            .links()
-            .join(format!("{}-iter_sockets", self.instance));
-        if let Some(program) = self.ebpf.program_mut("iter_sockets") {
-            program
-                .pin(&path)
-                .map_err(|error| KernelError::failed(format!("pin {}", path.display()), error))?;
-        }
-        Ok(())
     }
 
     /// Access to the tables.
@@ -313,8 +329,25 @@ fn pin(pins: &PinDir, instance: u32, hook: &str, link: FdLink) -> Result<(), Ker
         .map_err(|error| KernelError::failed(format!("pin link {}", path.display()), error))
 }
 
+fn is_pinned(name: &str) -> bool {
+    HOOKS.iter().any(|hook| hook.name == name && hook.is_pinned())
+}
+
+fn pin_program(
+    pins: &PinDir,
+    instance: u32,
+    ebpf: &mut Ebpf,
+    name: &str,
+) -> Result<(), KernelError> {
+    let path = pins.link(instance, name);
+    let Some(program) = ebpf.program_mut(name) else { return Ok(()) };
+    program
+        .pin(&path)
+        .map_err(|error| KernelError::failed(format!("pin program {}", path.display()), error))
+}
+
 /// Only one agent may use a pin directory at a time.
-fn lock(pins: &PinDir) -> Result<File, KernelError> {
+pub(super) fn lock(pins: &PinDir) -> Result<File, KernelError> {
     // The BPF file system holds no plain files, but its directories can be locked.
     let dir = pins.maps();
     let file = File::open(&dir)

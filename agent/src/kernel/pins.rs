@@ -87,6 +87,11 @@ impl PinDir {
         Ok(())
     }
 
+    /// True if an agent runs that uses this directory.
+    pub fn has_agent(&self) -> bool {
+        matches!(super::load::lock(self), Err(KernelError::Busy { .. }))
+    }
+
     /// Names of the pinned links, `(instance, hook)`.
     pub fn pinned_links(&self) -> Vec<(u32, String)> {
         let Ok(entries) = fs::read_dir(self.links()) else {

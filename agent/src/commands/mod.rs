@@ -1,0 +1,112 @@
+//! The verbs, one file each, and what they have in common: how they end.
+
+mod check;
+mod detach;
+mod explain;
+mod flows;
+mod run;
+mod sources;
+mod status;
+
+use std::{fmt, process::ExitCode};
+
+use clap::Parser;
+
+use crate::{
+    cli::{Cli, Verb},
+    kernel::KernelError,
+};
+
+/// Exit status when something was found that is not as it should be.
+const FINDINGS: u8 = 1;
+/// Exit status when the caller may not do this (`EX_NOPERM`).
+const NOT_PERMITTED: u8 = 77;
+/// Exit status when settings or policy are bad (`EX_CONFIG`).
+const BAD_CONFIGURATION: u8 = 78;
+
+/// How a verb ended that did its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Nothing to complain about.
+    Fine,
+    /// It found something.
+    Findings,
+}
+
+/// Why a verb could not do its work.
+#[derive(Debug)]
+pub enum Failure {
+    /// The caller may not.
+    NotPermitted(String),
+    /// Settings, policy or country data are bad.
+    Configuration(String),
+    /// Anything else.
+    Other(String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::NotPermitted(text) | Self::Configuration(text) | Self::Other(text)) = self;
+        f.write_str(text)
+    }
+}
+
+impl From<KernelError> for Failure {
+    fn from(error: KernelError) -> Self {
+        let text = with_causes(&error);
+        match error {
+            KernelError::NotPermitted { .. } => Self::NotPermitted(text),
+            KernelError::PinMismatch { .. } | KernelError::NotBpffs { .. } => {
+                Self::Configuration(text)
+            }
+            _ => Self::Other(text),
+        }
+    }
+}
+
+/// Parses the command line, runs the verb, and says how it ended.
+pub fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("TREFOIL_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .init();
+    let ending = match Cli::parse().verb {
+        Verb::Run(args) => run::run(&args),
+        Verb::Check(args) => check::check(&args),
+        Verb::Explain(args) => explain::explain(&args),
+        Verb::Flows(args) => flows::flows(&args),
+        Verb::Status(args) => status::status(&args),
+        Verb::Detach(args) => detach::detach(&args),
+    };
+    match ending {
+        Ok(Ending::Fine) => ExitCode::SUCCESS,
+        Ok(Ending::Findings) => FINDINGS.into(),
+        Err(failure) => {
+            eprintln!("trefoil: {failure}");
+            match failure {
+                Failure::NotPermitted(_) => NOT_PERMITTED.into(),
+                Failure::Configuration(_) => BAD_CONFIGURATION.into(),
+                Failure::Other(_) => FINDINGS.into(),
+            }
+        }
+    }
+}
+
+/// An error with everything that caused it, in one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let line = error.to_string();
+        if !text.contains(&line) {
+            text.push_str(": ");
+            text.push_str(&line);
+        }
+        cause = error.source();
+    }
+    text
+}

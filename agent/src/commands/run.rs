@@ -1,0 +1,307 @@
+//! `trefoil run`: the daemon, and the first try on a terminal.
+
+use std::{
+    fs,
+    io::IsTerminal,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{MissedTickBehavior, interval},
+};
+
+use super::{
+    Ending, Failure,
+    sources::{self, PolicyText},
+};
+use crate::{
+    cli::RunArgs,
+    clock,
+    flow::FlowSettings,
+    geo::Geo,
+    kernel::{Kernel, KernelError, LoadSettings, TableSizes},
+    monitor::{Compilation, Monitor},
+    names::Names,
+    notify::notify,
+    owner::{executable::Hashes, users::Logins},
+    policy::Mode,
+    report::{
+        Context, Journal, JournalSettings, Json, Reporter, ReporterSettings, Sink, Terminal,
+    },
+    settings::Settings,
+    state::State,
+};
+
+/// How often the ring buffer is drained. Waking the agent for each event would
+/// cost the sender ten times as much as the event itself.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
+
+pub fn run(args: &RunArgs) -> Result<Ending, Failure> {
+    let settings = merged(args)?;
+    let sources = Sources { args: args.clone(), settings: settings.clone() };
+    let geo = Arc::new(sources.geo()?);
+    // Before anything is loaded: a policy that is not understood starts nothing.
+    let text = sources.policy_text()?;
+    sources::compile(&text, &geo, 1)
+        .map_err(|problems| Failure::Configuration(problems.to_string()))?;
+
+    let load = LoadSettings {
+        pin_dir: settings.pin_dir.clone(),
+        cgroup: sources::cgroup(args.cgroup.as_deref(), &settings)?,
+        tables: TableSizes {
+            events_bytes: settings.tables.events_bytes,
+            flows: settings.tables.flows,
+            ended: settings.tables.ended,
+            processes: settings.tables.processes,
+            executables: settings.tables.executables,
+            cgroups: settings.tables.cgroups,
+        },
+    };
+    let kernel = Kernel::load(&load)?;
+    let policy = sources::compile(&text, &geo, kernel.next_generation())
+        .map_err(|problems| Failure::Configuration(problems.to_string()))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Other(format!("start the event loop: {error}")))?;
+    runtime.block_on(watch(kernel, &load, &sources, geo, policy))
+}
+
+/// Where things are read from, at start and at each reload.
+struct Sources {
+    args: RunArgs,
+    settings: Settings,
+}
+
+impl Sources {
+    fn geo(&self) -> Result<Geo, Failure> {
+        sources::geo(&self.args.sources.geo, &self.settings)
+    }
+
+    fn policy_text(&self) -> Result<PolicyText, Failure> {
+        sources::policy_text(self.args.policy.as_deref(), &self.settings)
+    }
+}
+
+/// Settings with what the command line says instead.
+fn merged(args: &RunArgs) -> Result<Settings, Failure> {
+    let mut settings = sources::settings(args.sources.config.as_deref())?;
+    if let Some(pin_dir) = &args.pins.pin_dir {
+        settings.pin_dir.clone_from(pin_dir);
+    }
+    if let Some(journal) = &args.journal {
+        settings.journal = journal.clone();
+    }
+    if let Some(json) = &args.json {
+        settings.json = Some(json.clone());
+    }
+    if let Some(flows) = args.flows {
+        settings.flows = flows.into();
+    }
+    Ok(settings)
+}
+
+/// Starts watching, and goes on until a signal ends it.
+async fn watch(
+    kernel: Kernel,
+    load: &LoadSettings,
+    sources: &Sources,
+    mut geo: Arc<Geo>,
+    policy: Compilation,
+) -> Result<Ending, Failure> {
+    let settings = &sources.settings;
+    let listen = |kind| {
+        signal(kind).map_err(|error| Failure::Other(format!("listen for signals: {error}")))
+    };
+    let (mut hangup, mut interrupt, mut terminate) = (
+        listen(SignalKind::hangup())?,
+        listen(SignalKind::interrupt())?,
+        listen(SignalKind::terminate())?,
+    );
+
+    let reporter = reporter(settings)?;
+    let failed = |error| Failure::Other(format!("start a thread: {error}"));
+    let names = Names::new(
+        Logins::start().map_err(failed)?,
+        Some(Hashes::start(settings.sha256_max_bytes).map_err(failed)?),
+        Arc::clone(&geo),
+    );
+    let flow_settings = FlowSettings {
+        mode: settings.flows,
+        flows_rate: settings.flows_rate,
+        violations_rate: settings.violations_rate,
+        ..FlowSettings::default()
+    };
+    let heartbeat_s = settings.heartbeat.as_secs();
+    let mut monitor = Monitor::start(
+        kernel, load, flow_settings, &geo, names, reporter, heartbeat_s, &policy,
+    )?;
+    let mut mode = policy.compiled.mode();
+    let mut state = State {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        attached_us: clock::unix_us(),
+        cgroup: load.cgroup.clone(),
+        uncovered: monitor.uncovered(),
+        ..State::default()
+    };
+    describe(&mut state, &policy);
+    save(&mut state, &monitor, settings);
+    notify(&format!("READY=1\nSTATUS={}", status_line(&state)));
+
+    let mut drain = interval(DRAIN_INTERVAL);
+    let mut sweep = interval(settings.sweep);
+    let mut beat = interval(settings.heartbeat);
+    for timer in [&mut drain, &mut sweep, &mut beat] {
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    }
+    loop {
+        tokio::select! {
+            _ = drain.tick() => monitor.drain()?,
+            _ = sweep.tick() => {
+                if !monitor.is_attached() {
+                    monitor.lost_attachment()?;
+                    return Err(Failure::Other(
+                        "the kernel programs were taken out by somebody else; nothing is \
+                         watched any more: start trefoil again".to_owned(),
+                    ));
+                }
+                monitor.sweep()?;
+                save(&mut state, &monitor, settings);
+            }
+            _ = beat.tick() => monitor.beat()?,
+            _ = hangup.recv() => {
+                notify("RELOADING=1");
+                if let Some(policy) = reload(&mut monitor, sources, &mut geo)? {
+                    mode = policy.compiled.mode();
+                    describe(&mut state, &policy);
+                    save(&mut state, &monitor, settings);
+                }
+                notify(&format!("READY=1\nSTATUS={}", status_line(&state)));
+            }
+            _ = interrupt.recv() => {
+                notify("STOPPING=1");
+                return interrupted(monitor, mode, settings);
+            }
+            _ = terminate.recv() => {
+                notify("STOPPING=1");
+                monitor.leave()?;
+                return Ok(Ending::Fine);
+            }
+        }
+    }
+}
+
+/// Ctrl-C: in report mode nothing is left behind. Enforcement ends only with
+/// `trefoil detach`.
+fn interrupted(monitor: Monitor, mode: Mode, settings: &Settings) -> Result<Ending, Failure> {
+    match mode {
+        Mode::Report => {
+            monitor.detach()?;
+            State::remove(&settings.pin_dir);
+        }
+        Mode::Enforce => {
+            monitor.leave()?;
+            eprintln!(
+                "trefoil: the policy goes on being enforced; `trefoil detach --pin-dir {}` ends that",
+                settings.pin_dir.display()
+            );
+        }
+    }
+    Ok(Ending::Fine)
+}
+
+/// Reads country data and policy anew. What cannot be used leaves everything as
+/// it was, and says so in a record.
+fn reload(
+    monitor: &mut Monitor,
+    sources: &Sources,
+    geo: &mut Arc<Geo>,
+) -> Result<Option<Compilation>, KernelError> {
+    let source = sources.policy_text().map(|text| text.source).unwrap_or_default();
+    let compiled = sources.geo().map_err(|failure| failure.to_string()).and_then(|geo| {
+        let text = sources.policy_text().map_err(|failure| failure.to_string())?;
+        let policy = sources::compile(&text, &geo, monitor.next_generation())
+            .map_err(|problems| problems.to_string())?;
+        Ok((Arc::new(geo), policy))
+    });
+    match compiled {
+        Ok((new_geo, policy)) => {
+            monitor.replace_policy(&policy, &new_geo)?;
+            *geo = new_geo;
+            Ok(Some(policy))
+        }
+        Err(problems) => {
+            monitor.refuse_policy(&source, &problems);
+            Ok(None)
+        }
+    }
+}
+
+/// The sinks: the journal first, since it is the report; a terminal gets lines
+/// for a person unless it gets JSON.
+fn reporter(settings: &Settings) -> Result<Reporter, Failure> {
+    let failed = |what: &str, error: std::io::Error| {
+        Failure::Configuration(format!("open {what} for records: {error}"))
+    };
+    let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
+    let wants_journal = settings.journal != Path::new("none");
+    if wants_journal && (settings.journal.exists() || !std::io::stdout().is_terminal()) {
+        let journal = Journal::open(JournalSettings::new(&settings.journal))
+            .map_err(|error| failed("a socket to the journal", error))?;
+        sinks.push(Box::new(journal));
+    }
+    let to_stdout = settings.json.as_deref() == Some(Path::new("-"));
+    match &settings.json {
+        Some(_) if to_stdout => {
+            sinks.push(Box::new(Json::stdout().map_err(|error| failed("standard output", error))?));
+        }
+        Some(file) => {
+            let json = Json::file(file)
+                .map_err(|error| failed(&file.display().to_string(), error))?;
+            sinks.push(Box::new(json));
+        }
+        None => {}
+    }
+    if !to_stdout && (std::io::stdout().is_terminal() || sinks.is_empty()) {
+        let terminal = Terminal::stdout().map_err(|error| failed("standard output", error))?;
+        sinks.push(Box::new(terminal));
+    }
+    let dir: PathBuf = State::dir(&settings.pin_dir);
+    fs::create_dir_all(&dir)
+        .map_err(|error| Failure::Other(format!("make directory {}: {error}", dir.display())))?;
+    let context = Context::of_this_host()
+        .map_err(|error| Failure::Other(format!("read the host's name and boot id: {error}")))?;
+    Reporter::open(ReporterSettings::new(dir.join("seq")), context, sinks)
+        .map_err(|error| Failure::Other(super::with_causes(&error)))
+}
+
+fn describe(state: &mut State, policy: &Compilation) {
+    let compiled = &policy.compiled;
+    compiled.mode().as_str().clone_into(&mut state.mode);
+    state.policy = compiled.id().to_owned();
+    state.policy_source.clone_from(&policy.source);
+    state.generation = compiled.header.generation;
+    state.rules = compiled.rules.iter().map(|rule| rule.name.clone()).collect();
+    state.geo = compiled.geo_build_id().to_owned();
+}
+
+fn save(state: &mut State, monitor: &Monitor, settings: &Settings) {
+    let stats = monitor.flow_stats();
+    state.written_us = clock::unix_us();
+    state.owners = [stats.owner_direct, stats.owner_inferred, stats.owner_none];
+    state.pending = monitor.pending() as u64;
+    state.stalled = monitor.stalled();
+    if let Err(error) = state.write(&settings.pin_dir) {
+        tracing::warn!("write state for `trefoil status`: {error}");
+    }
+}
+
+fn status_line(state: &State) -> String {
+    let rules = state.rules.len();
+    let verb = if state.mode == "enforce" { "Enforcing" } else { "Reporting by" };
+    format!("{verb} {} ({rules} rules), watching {}", state.policy_source, state.cgroup.display())
+}

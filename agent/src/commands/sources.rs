@@ -1,0 +1,90 @@
+//! Reading what verbs are told by: settings, country data, policy.
+
+use std::{
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use super::{Failure, with_causes};
+use crate::{
+    geo::Geo,
+    kernel::KernelError,
+    monitor::Compilation,
+    owner::users,
+    policy::{self, Policy, Problems, Surroundings},
+    settings::{self, Settings},
+};
+
+/// The policy where none was written yet: nothing is approved but what is local.
+const NO_POLICY: &str = "mode = \"report\"\n";
+
+/// The settings file, or defaults where there is none and none was named.
+pub fn settings(file: Option<&Path>) -> Result<Settings, Failure> {
+    let named = file.is_some();
+    let file = file.unwrap_or(Path::new(settings::DEFAULT_FILE));
+    match fs::read_to_string(file) {
+        Ok(text) => Settings::parse(&text, &file.display().to_string())
+            .map_err(|problems| Failure::Configuration(problems.to_string())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !named => Ok(Settings::default()),
+        Err(error) => {
+            Err(Failure::Configuration(format!("read settings {}: {error}", file.display())))
+        }
+    }
+}
+
+/// Country data: the files named on the command line, else those of the settings,
+/// else Debian's.
+pub fn geo(named: &[PathBuf], settings: &Settings) -> Result<Geo, Failure> {
+    let files = if named.is_empty() { &settings.geo } else { named };
+    Geo::load(files).map_err(|error| Failure::Configuration(with_causes(&error)))
+}
+
+/// A policy as text, and what to call it.
+pub struct PolicyText {
+    /// The text.
+    pub text: String,
+    /// Its file, or what stands for it.
+    pub source: String,
+}
+
+/// The policy file, or the empty policy where there is none and none was named.
+pub fn policy_text(named: Option<&Path>, settings: &Settings) -> Result<PolicyText, Failure> {
+    let file = named.unwrap_or(&settings.policy);
+    match fs::read_to_string(file) {
+        Ok(text) => Ok(PolicyText { text, source: file.display().to_string() }),
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound
+                && named.is_none()
+                && settings.policy == Path::new(settings::DEFAULT_POLICY) =>
+        {
+            Ok(PolicyText { text: NO_POLICY.to_owned(), source: "built in (empty)".to_owned() })
+        }
+        Err(error) => {
+            Err(Failure::Configuration(format!("read policy {}: {error}", file.display())))
+        }
+    }
+}
+
+/// Parses and compiles a policy.
+pub fn compile(text: &PolicyText, geo: &Geo, generation: u32) -> Result<Compilation, Problems> {
+    let policy = Policy::parse(&text.text, &text.source)?;
+    let own: Vec<IpAddr> = Vec::new();
+    let users = |name: &str| users::uid(name).ok().flatten();
+    let surroundings = Surroundings { geography: geo, users: &users, own_addresses: &own };
+    let compiled = policy::compile(&policy, &surroundings, generation)?;
+    Ok(Compilation { compiled, source: text.source.clone() })
+}
+
+/// Finds the control group to watch.
+pub fn cgroup(named: Option<&Path>, settings: &Settings) -> Result<PathBuf, Failure> {
+    if let Some(dir) = named.or(settings.cgroup.as_deref()) {
+        return Ok(dir.to_owned());
+    }
+    crate::kernel::cgroup2_root().ok_or_else(|| {
+        Failure::from(KernelError::failed(
+            "find the cgroup v2 hierarchy in /proc/self/mountinfo",
+            "it is not mounted; mount it (mount -t cgroup2 none DIR) or give --cgroup",
+        ))
+    })
+}

@@ -1,0 +1,209 @@
+//! `trefoil status`: is everything as it should be?
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use trefoil_ebpf::abi::{MODE_ENFORCE, Totals, verdict};
+
+use super::{Ending, Failure, sources};
+use crate::{
+    cli::StatusArgs,
+    clock,
+    kernel::{HOOKS, KernelError, PinDir, Reader},
+    report::words,
+    state::State,
+};
+
+/// Everything that `status` says; its JSON form.
+#[derive(Debug, Serialize)]
+struct Status {
+    /// True if there are no findings.
+    healthy: bool,
+    /// What is not as it should be.
+    findings: Vec<String>,
+    agent: Option<AgentStatus>,
+    policy: Option<PolicyStatus>,
+    hooks: BTreeMap<&'static str, bool>,
+    attached_since: Option<String>,
+    bytes_out: BTreeMap<&'static str, u64>,
+    bytes_blocked: BTreeMap<&'static str, u64>,
+    refused: BTreeMap<&'static str, u64>,
+    losses: BTreeMap<&'static str, u64>,
+    attribution: BTreeMap<&'static str, u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct AgentStatus {
+    pid: u32,
+    version: String,
+    pending: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct PolicyStatus {
+    mode: &'static str,
+    generation: u32,
+    id: Option<String>,
+    source: Option<String>,
+    rules: Option<usize>,
+    geo: Option<String>,
+}
+
+pub fn status(args: &StatusArgs) -> Result<Ending, Failure> {
+    let settings = sources::settings(args.config.as_deref())?;
+    let pin_dir = args.pins.pin_dir.as_deref().unwrap_or(&settings.pin_dir);
+    let pins = PinDir::new(pin_dir);
+    let status = match Reader::open(&pins) {
+        Ok(reader) => look(&reader, State::read(pin_dir), pins.has_agent())?,
+        Err(error @ KernelError::NothingPinned { .. }) => nothing(error.to_string()),
+        Err(error) => return Err(error.into()),
+    };
+    if args.json {
+        let text = serde_json::to_string(&status)
+            .map_err(|error| Failure::Other(format!("write JSON: {error}")))?;
+        println!("{text}");
+    } else {
+        print(&status);
+    }
+    Ok(if status.healthy { Ending::Fine } else { Ending::Findings })
+}
+
+fn nothing(finding: String) -> Status {
+    Status {
+        healthy: false,
+        findings: vec![finding],
+        agent: None,
+        policy: None,
+        hooks: BTreeMap::new(),
+        attached_since: None,
+        bytes_out: BTreeMap::new(),
+        bytes_blocked: BTreeMap::new(),
+        refused: BTreeMap::new(),
+        losses: BTreeMap::new(),
+        attribution: BTreeMap::new(),
+    }
+}
+
+fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Status, Failure> {
+    let mut findings = Vec::new();
+    let header = reader.policy()?;
+    let instance = reader.instance();
+    let links = reader.links();
+    let hooks: BTreeMap<_, _> = HOOKS
+        .iter()
+        .filter(|hook| hook.is_pinned())
+        .map(|hook| {
+            let is_attached =
+                links.iter().any(|(of, name)| *of == instance && name == hook.name);
+            (hook.name, is_attached)
+        })
+        .collect();
+    for (hook, _) in hooks.iter().filter(|(_, is_attached)| !**is_attached) {
+        let without = state
+            .iter()
+            .flat_map(|state| &state.uncovered)
+            .find(|(name, _)| name == hook)
+            .map_or("it was attached, and is not any more", |(_, without)| without);
+        findings.push(format!("hook {hook} is not attached: {without}"));
+    }
+    if header.is_none() {
+        findings.push("no policy is in force: nothing is judged".to_owned());
+    }
+    if !agent_lives {
+        findings.push(
+            "no agent is running: the kernel goes on counting and deciding, but nobody reports"
+                .to_owned(),
+        );
+    }
+    let losses = reader.losses()?;
+    for (name, count) in losses.iter().filter(|(name, count)| **count > 0 && is_a_loss(name)) {
+        findings.push(format!("{name}: {count} since the programs were loaded"));
+    }
+    if let Some(stalled) = state.as_ref().filter(|_| agent_lives).and_then(|s| s.stalled.clone()) {
+        findings.push(format!("records wait to be handed over: {stalled}"));
+    }
+    // A file of an agent before says nothing about the policy in force now.
+    let state = state.filter(|state| header.is_none_or(|p| p.generation == state.generation));
+    let totals = reader.totals()?;
+    let sums = |of: fn(&Totals) -> u64| {
+        (verdict::LOCAL..verdict::N)
+            .zip(&totals[usize::from(verdict::LOCAL)..])
+            .map(|(verdict, sum)| (words::verdict(verdict), of(sum)))
+            .collect::<BTreeMap<_, _>>()
+    };
+    Ok(Status {
+        healthy: findings.is_empty(),
+        agent: state.as_ref().filter(|_| agent_lives).map(|state| AgentStatus {
+            pid: state.pid,
+            version: state.version.clone(),
+            pending: state.pending,
+        }),
+        policy: header.map(|header| PolicyStatus {
+            mode: if header.mode == MODE_ENFORCE { "enforce" } else { "report" },
+            generation: header.generation,
+            id: state.as_ref().map(|state| state.policy.clone()),
+            source: state.as_ref().map(|state| state.policy_source.clone()),
+            rules: state.as_ref().map(|state| state.rules.len()),
+            geo: state.as_ref().map(|state| state.geo.clone()),
+        }),
+        hooks,
+        attached_since: state.as_ref().map(|state| clock::rfc3339(state.attached_us)),
+        bytes_out: sums(|sum| sum.bytes_out),
+        bytes_blocked: sums(|sum| sum.blocked_bytes),
+        refused: sums(|sum| sum.refused),
+        losses,
+        attribution: state.as_ref().map_or_else(BTreeMap::new, |state| {
+            ["direct", "inferred", "none"].into_iter().zip(state.owners).collect()
+        }),
+        findings,
+    })
+}
+
+/// Some counters say how something came to be known and not that it got lost.
+fn is_a_loss(name: &str) -> bool {
+    name != "sockets-untagged"
+}
+
+fn print(status: &Status) {
+    let line = |name: &str, value: &str| println!("{name:>12}  {value}");
+    let agent = status.agent.as_ref().map_or("not running".to_owned(), |agent| {
+        format!("running, pid {}, version {}", agent.pid, agent.version)
+    });
+    line("agent", &agent);
+    if let Some(policy) = &status.policy {
+        let source = policy.source.as_deref().unwrap_or("unknown");
+        let rules = policy.rules.map_or(String::new(), |rules| format!(", {rules} rules"));
+        line("policy", &format!("{} mode, {source}{rules}", policy.mode));
+        if let Some(id) = &policy.id {
+            line("", &format!("id {id}, generation {}", policy.generation));
+        }
+        line("countries", policy.geo.as_deref().unwrap_or("unknown"));
+    }
+    if !status.hooks.is_empty() {
+        let attached = status.hooks.values().filter(|attached| **attached).count();
+        let since = status.attached_since.as_deref().unwrap_or("unknown");
+        line("hooks", &format!("{attached} of {} attached since {since}", status.hooks.len()));
+    }
+    for (name, bytes) in status.bytes_out.iter().filter(|(_, bytes)| **bytes > 0) {
+        line(name, &format!("{} sent", words::bytes(*bytes)));
+    }
+    for (name, bytes) in status.bytes_blocked.iter().filter(|(_, bytes)| **bytes > 0) {
+        line(name, &format!("{} dropped", words::bytes(*bytes)));
+    }
+    for (name, calls) in status.refused.iter().filter(|(_, calls)| **calls > 0) {
+        line(name, &format!("{calls} calls refused"));
+    }
+    if !status.attribution.is_empty() {
+        let parts: Vec<_> =
+            status.attribution.iter().map(|(name, count)| format!("{count} {name}")).collect();
+        line("owners", &parts.join(", "));
+    }
+    match status.findings.as_slice() {
+        [] => line("health", "everything is as it should be"),
+        findings => {
+            for finding in findings {
+                line("finding", finding);
+            }
+        }
+    }
+}

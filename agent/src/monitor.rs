@@ -1,0 +1,479 @@
+//! The daemon's loop: drain, sweep, beat, reload, stop.
+//!
+//! It moves data from stage to stage (kernel, flow, names, report) and decides
+//! only when. Nothing here runs while a packet waits.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
+
+use trefoil_ebpf::abi::{
+    Address, Event, FLOW_EMBRYONIC, FLOW_ENDED, FlowKey, Peer, Tracked, reason,
+};
+
+use crate::{
+    clock::{self, BootClock},
+    flow::{FlowSettings, FlowStats, FlowTable, Report, Sweep},
+    geo::Geo,
+    kernel::{Events, Kernel, KernelError, LoadSettings, Reader},
+    names::{Names, RuleNames},
+    policy::Compiled,
+    report::{Coverage, FlowFacts, Heartbeat, PolicyNews, Record, Reporter},
+};
+
+/// Events that are taken before anything else gets its turn.
+const EVENTS_A_TURN: usize = 4_096;
+
+/// How long nothing must have been seen of a flow in the table of sockets with
+/// many peers before it is ended there, to make room.
+const IDLE_NS: u64 = 60_000_000_000;
+
+/// How long the entry of a removed control group is kept for late packets.
+const REMOVED_CGROUP_KEPT_NS: u64 = 300_000_000_000;
+
+/// What a lost count means, for people.
+const LOSS_MEANINGS: &[(&str, &str)] = &[
+    ("events-full", "the ring buffer was full; the numbers come later, nothing is missing"),
+    ("flows-full", "packets were judged and are in the sums, but in no flow; raise tables.flows"),
+    ("processes-full", "flows of some processes have no executable; raise tables.processes"),
+    ("executables-full", "flows have no executable; raise tables.executables"),
+    ("cgroups-full", "flows have no unit, and rules that name one do not match; raise tables.cgroups"),
+    ("tags-failed", "no memory for a socket tag; packets were judged and are in the sums, but in no flow"),
+    ("ended-full", "the last numbers of flows are only in the sums; raise tables.ended"),
+    ("ended-bytes", "so many bytes are only in the sums"),
+    ("packets-unparsed", "packets without a readable IP header were judged undetermined"),
+    ("processes-unknown", "tasks acted that no hook had seen; their flows have no executable"),
+    ("executables-unread", "the path of an executable could not be read"),
+    ("cgroups-unknown", "control groups that no hook had seen; rules that name a unit did not match"),
+    ("policy-missing", "decisions found no complete policy and were undetermined"),
+    ("sockets-untagged", "sockets older than the agent or of the kernel; their flows have no process"),
+];
+
+/// A policy that was compiled and is about to be put in force.
+pub struct Compilation {
+    /// The compiled form.
+    pub compiled: Compiled,
+    /// Where it is from, for people.
+    pub source: String,
+}
+
+/// Everything that the running agent holds.
+pub struct Monitor {
+    kernel: Kernel,
+    reader: Reader,
+    events: Events,
+    table: FlowTable,
+    names: Names,
+    reporter: Reporter,
+    heartbeat_s: u64,
+    losses: BTreeMap<&'static str, u64>,
+    /// Peers of open flows by socket, for those in the table of many peers.
+    peers: HashMap<u64, Vec<Peer>>,
+    /// Control groups that are gone, and since when that is known.
+    removed_cgroups: HashMap<u64, u64>,
+    reports: Vec<Report>,
+    unreadable_events: u64,
+    stalled: Option<String>,
+}
+
+impl Monitor {
+    /// Attaches the programs and puts the policy in force, in an order that
+    /// leaves no packet unjudged or judged twice.
+    pub fn start(
+        mut kernel: Kernel,
+        load: &LoadSettings,
+        flow_settings: FlowSettings,
+        geo: &Arc<Geo>,
+        names: Names,
+        reporter: Reporter,
+        heartbeat_s: u64,
+        policy: &Compilation,
+    ) -> Result<Self, KernelError> {
+        kernel.set_own_addresses(&own_addresses())?;
+        // Tells whose root directory is the host's before any hook wants to know.
+        kernel.adopt_processes()?;
+        kernel.write_policy(&policy.compiled.tables())?;
+        kernel.attach(load)?;
+        kernel.adopt_processes()?;
+        kernel.adopt_cgroups()?;
+        kernel.adopt_sockets()?;
+        kernel.put_in_force(policy.compiled.header.generation);
+        kernel.retire_others()?;
+
+        let reader = kernel.reader()?;
+        let events = reader.events()?;
+        let places = Arc::clone(geo);
+        let mut monitor = Self {
+            table: FlowTable::new(flow_settings, move |address| places.country(address)),
+            losses: reader.losses()?,
+            kernel,
+            reader,
+            events,
+            names,
+            reporter,
+            heartbeat_s,
+            peers: HashMap::new(),
+            removed_cgroups: HashMap::new(),
+            reports: Vec::new(),
+            unreadable_events: 0,
+            stalled: None,
+        };
+        monitor.in_force(policy);
+        monitor.report_coverage();
+        Ok(monitor)
+    }
+
+    /// Takes events from the ring buffer and reports what they amount to.
+    ///
+    /// While the sinks are backed up nothing is taken: the kernel keeps it, and
+    /// counts what it cannot keep.
+    pub fn drain(&mut self) -> Result<(), KernelError> {
+        let mut n_taken = 0;
+        while n_taken < EVENTS_A_TURN && !self.reporter.is_backed_up() {
+            let Some(event) = self.events.next() else { break };
+            n_taken += 1;
+            match event {
+                Some(event) => self.observe(&event)?,
+                None => self.unreadable_events += 1,
+            }
+            self.report()?;
+        }
+        self.table.tick(clock::since_boot_ns(), &mut self.reports);
+        self.report()?;
+        self.hand_over();
+        Ok(())
+    }
+
+    /// Reads the state of all live flows, and what found the ring buffer full.
+    pub fn sweep(&mut self) -> Result<(), KernelError> {
+        if self.reporter.is_backed_up() {
+            return Ok(());
+        }
+        let began_ns = clock::since_boot_ns();
+        for tracked in self.reader.take_ended()? {
+            self.end(tracked, began_ns);
+        }
+        let mut states = self.kernel.socket_flows()?;
+        states.retain(|tracked| tracked.flow.state & FLOW_ENDED == 0);
+        for (key, tracked) in self.reader.many_peer_flows()? {
+            if tracked.flow.state & FLOW_EMBRYONIC == 0 {
+                states.push(tracked);
+            } else if tracked.flow.started_ns + IDLE_NS < began_ns {
+                // Never became a session: the answers are a flow of their own.
+                self.take(&key, began_ns)?;
+            }
+        }
+        // What ended while this was read is in the ring buffer, which comes first.
+        self.drain_all()?;
+        let sweep = Sweep { began_ns, complete: true };
+        self.table.sweep(&sweep, states.iter(), &mut self.reports);
+        let idle: Vec<FlowKey> = self.table.idle(began_ns.saturating_sub(IDLE_NS)).collect();
+        for key in idle {
+            self.take(&key, began_ns)?;
+        }
+        self.report()?;
+        self.report_losses()?;
+        self.kernel.set_own_addresses(&own_addresses())?;
+        self.hand_over();
+        Ok(())
+    }
+
+    /// Says that the agent lives, and what the sums are.
+    pub fn beat(&mut self) -> Result<(), KernelError> {
+        let totals = self.reader.totals()?;
+        let beat = Heartbeat {
+            interval_s: self.heartbeat_s,
+            totals: &totals,
+            flows: self.table.stats(),
+            losses: self.losses.values().sum(),
+            pending: self.reporter.pending() as u64,
+        };
+        let record = Record::heartbeat(&beat, clock::unix_us());
+        self.reporter.emit(record);
+        self.hand_over();
+        self.forget_cgroups()
+    }
+
+    /// False when the programs were taken out of the kernel.
+    pub fn is_attached(&self) -> bool {
+        self.kernel.is_attached()
+    }
+
+    /// Reports that somebody took the programs out, and what was counted till then.
+    pub fn lost_attachment(&mut self) -> Result<(), KernelError> {
+        self.drain_all()?;
+        self.table.close_all(clock::since_boot_ns(), &mut self.reports);
+        self.report()?;
+        let reason = "its pins were removed; nothing is watched any more";
+        self.reporter.emit(Record::tamper("the kernel programs", reason, clock::unix_us()));
+        self.hand_over_all();
+        Ok(())
+    }
+
+    /// Hooks that are not attached, and what is not covered without them.
+    pub fn uncovered(&self) -> Vec<(String, String)> {
+        self.kernel
+            .hooks()
+            .iter()
+            .filter(|hook| !hook.attached)
+            .map(|hook| (hook.name.to_owned(), hook.without.unwrap_or_default().to_owned()))
+            .collect()
+    }
+
+    /// What the flow table did so far.
+    pub fn flow_stats(&self) -> FlowStats {
+        self.table.stats()
+    }
+
+    /// Records that wait to be handed over.
+    pub fn pending(&self) -> usize {
+        self.reporter.pending()
+    }
+
+    /// Why they wait, if they do.
+    pub fn stalled(&self) -> Option<String> {
+        self.stalled.clone()
+    }
+
+    /// The generation that the next policy should have.
+    pub fn next_generation(&self) -> u32 {
+        self.kernel.next_generation()
+    }
+
+    /// Puts another policy in force, in one piece.
+    pub fn replace_policy(&mut self, policy: &Compilation, geo: &Arc<Geo>) -> Result<(), KernelError> {
+        self.kernel.write_policy(&policy.compiled.tables())?;
+        // Events under the former policy first, so that they are named by it.
+        self.drain_all()?;
+        self.kernel.put_in_force(policy.compiled.header.generation);
+        self.names.set_geo(Arc::clone(geo));
+        self.in_force(policy);
+        self.hand_over();
+        Ok(())
+    }
+
+    /// Says that a policy was not put in force, and what is wrong with it.
+    pub fn refuse_policy(&mut self, source: &str, problems: &str) {
+        let news = PolicyNews::Refused { source, problems };
+        self.reporter.emit(Record::policy(&news, clock::unix_us()));
+        self.hand_over();
+    }
+
+    /// Reports what is known by now; the kernel part goes on.
+    pub fn leave(mut self) -> Result<(), KernelError> {
+        self.sweep()?;
+        self.table.flush(clock::since_boot_ns(), &mut self.reports);
+        self.report()?;
+        self.hand_over_all();
+        Ok(())
+    }
+
+    /// Ends every flow and takes everything out of the kernel.
+    pub fn detach(mut self) -> Result<(), KernelError> {
+        self.kernel.stop_counting();
+        self.sweep()?;
+        self.table.close_all(clock::since_boot_ns(), &mut self.reports);
+        self.report()?;
+        let reason = Some("it was stopped, and taken out of the kernel");
+        let record = Record::coverage("this host", Coverage::Uncovered, reason, clock::unix_us());
+        self.reporter.emit(record);
+        self.beat()?;
+        self.hand_over_all();
+        crate::kernel::detach(self.kernel.pins())?;
+        Ok(())
+    }
+
+    fn hand_over(&mut self) {
+        let progress = self.reporter.flush(clock::since_boot_ns());
+        self.stalled = progress.stalled.map(|stall| format!("{}: {}", stall.sink, stall.error));
+    }
+
+    /// Hands over until nothing is left, or a sink takes no more for a while.
+    fn hand_over_all(&mut self) {
+        const TRIES: usize = 50;
+        const PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+        let mut tries = 0;
+        while self.reporter.pending() > 0 && tries < TRIES {
+            self.hand_over();
+            if self.stalled.is_some() {
+                tries += 1;
+                std::thread::sleep(PAUSE);
+            }
+        }
+        if self.reporter.pending() > 0 {
+            tracing::error!("{} records could not be handed over", self.reporter.pending());
+        }
+    }
+
+    fn drain_all(&mut self) -> Result<(), KernelError> {
+        while !self.reporter.is_backed_up() {
+            let Some(event) = self.events.next() else { break };
+            match event {
+                Some(event) => self.observe(&event)?,
+                None => self.unreadable_events += 1,
+            }
+            self.report()?;
+        }
+        Ok(())
+    }
+
+    fn observe(&mut self, event: &Event) -> Result<(), KernelError> {
+        const TCP: u8 = 6;
+        let flow = &event.tracked.flow;
+        match event.reason {
+            reason::SOCKET_GONE => {
+                for peer in self.peers.remove(&flow.cookie).unwrap_or_default() {
+                    self.take(&FlowKey { cookie: flow.cookie, peer }, event.time_ns)?;
+                }
+                return Ok(());
+            }
+            // TCP has one peer, and its flows end by themselves.
+            reason::OPENED if flow.peer.protocol != TCP => {
+                let peers = self.peers.entry(flow.cookie).or_default();
+                if !peers.contains(&flow.peer) {
+                    peers.push(flow.peer);
+                }
+            }
+            reason::CLOSED => {
+                self.peers.remove(&flow.cookie);
+            }
+            _ => {}
+        }
+        self.table.observe(event, &mut self.reports);
+        Ok(())
+    }
+
+    /// Takes a flow out of the kernel's table of sockets with many peers; what it
+    /// amounts to by then is final.
+    fn take(&mut self, key: &FlowKey, time_ns: u64) -> Result<(), KernelError> {
+        if let Some(tracked) = self.reader.take_flow(key)? {
+            self.end(tracked, time_ns);
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, tracked: Tracked, time_ns: u64) {
+        let event = Event { time_ns, reason: reason::CLOSED, pad: 0, tracked };
+        self.table.observe(&event, &mut self.reports);
+    }
+
+    /// Gives names to what the flow table has to say, and hands it on.
+    fn report(&mut self) -> Result<(), KernelError> {
+        if self.reports.is_empty() {
+            return Ok(());
+        }
+        let clock = BootClock::read();
+        for report in std::mem::take(&mut self.reports) {
+            let record = match &report {
+                Report::Flow(flow) => {
+                    Record::flow(flow, &self.facts(&flow.tracked)?, &clock)
+                }
+                Report::Rollup(rollup) => {
+                    Record::rollup(rollup, &self.facts(&rollup.sample)?, &clock)
+                }
+            };
+            self.reporter.emit(record);
+        }
+        Ok(())
+    }
+
+    fn facts(&mut self, tracked: &Tracked) -> Result<FlowFacts, KernelError> {
+        self.names.facts(&self.reader, tracked)
+    }
+
+    fn in_force(&mut self, policy: &Compilation) {
+        let compiled = &policy.compiled;
+        self.names.add_policy(RuleNames {
+            generation: compiled.header.generation,
+            policy: compiled.id().into(),
+            rules: compiled.rules.iter().map(|rule| rule.name.as_str().into()).collect(),
+        });
+        let context = self.reporter.context_mut();
+        context.mode = Some(compiled.mode().as_str().into());
+        context.policy = Some(compiled.id().into());
+        context.geo = Some(compiled.geo_build_id().into());
+        let news = PolicyNews::InForce {
+            n_rules: compiled.rules.len() as u64,
+            source: &policy.source,
+        };
+        self.reporter.emit(Record::policy(&news, clock::unix_us()));
+    }
+
+    fn report_coverage(&mut self) {
+        let time_us = clock::unix_us();
+        for hook in self.kernel.hooks().to_vec() {
+            if hook.attached {
+                continue;
+            }
+            let reason = match (hook.without, &hook.why) {
+                (Some(without), Some(why)) => format!("not covered: {without} ({why})"),
+                (Some(without), None) => format!("not covered: {without}"),
+                (None, why) => why.clone().unwrap_or_default(),
+            };
+            let subject = format!("hook {}", hook.name);
+            self.reporter.emit(Record::coverage(&subject, Coverage::Partly, Some(&reason), time_us));
+        }
+        let reason = self
+            .kernel
+            .took_over()
+            .then_some("taken over from the programs of an agent before, without a gap");
+        self.reporter.emit(Record::coverage("this host", Coverage::Covered, reason, time_us));
+        self.hand_over();
+    }
+
+    fn report_losses(&mut self) -> Result<(), KernelError> {
+        let now = self.reader.losses()?;
+        for (name, total) in &now {
+            let before = self.losses.get(name).copied().unwrap_or(0);
+            if *total > before {
+                let meaning = LOSS_MEANINGS
+                    .iter()
+                    .find(|(loss, _)| loss == name)
+                    .map_or("see the documentation", |(_, meaning)| meaning);
+                let record =
+                    Record::loss(name, total - before, *total, meaning, clock::unix_us());
+                self.reporter.emit(record);
+            }
+        }
+        self.losses = now;
+        Ok(())
+    }
+
+    /// Removes control groups that are long gone and that no flow refers to.
+    fn forget_cgroups(&mut self) -> Result<(), KernelError> {
+        let now_ns = clock::since_boot_ns();
+        let in_use: HashSet<u64> =
+            self.table.open().map(|tracked| tracked.owner.cgroup_id).collect();
+        for (id, cgroup) in self.reader.cgroups()? {
+            if cgroup.flags & trefoil_ebpf::abi::CGROUP_REMOVED == 0 {
+                continue;
+            }
+            let since_ns = *self.removed_cgroups.entry(id).or_insert(now_ns);
+            if since_ns + REMOVED_CGROUP_KEPT_NS < now_ns && !in_use.contains(&id) {
+                self.reader.remove_cgroup(id)?;
+                self.names.forget_cgroup(id);
+                self.removed_cgroups.remove(&id);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Addresses of this host's interfaces, in the network namespace of the agent.
+pub fn own_addresses() -> Vec<Address> {
+    let mut addresses: Vec<Address> = nix::ifaddrs::getifaddrs()
+        .into_iter()
+        .flatten()
+        .filter_map(|interface| {
+            let address = interface.address?;
+            if let Some(v4) = address.as_sockaddr_in() {
+                return Some(Address::v4(v4.ip().to_bits()));
+            }
+            address.as_sockaddr_in6().map(|v6| Address(v6.ip().octets()))
+        })
+        .collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
+}

@@ -1,0 +1,83 @@
+//! What the running agent leaves for verbs that look in from outside: names
+//! that the kernel's tables do not have. One small file on a file system that is
+//! empty after a boot, replaced as a whole.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+/// Contents of the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct State {
+    /// Version of the agent.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// When its programs were attached, microseconds since 1970.
+    pub attached_us: u64,
+    /// When this was written, microseconds since 1970.
+    pub written_us: u64,
+    /// Control group that is watched.
+    pub cgroup: PathBuf,
+    /// `report` or `enforce`.
+    pub mode: String,
+    /// What names the policy in records.
+    pub policy: String,
+    /// Where the policy is from.
+    pub policy_source: String,
+    /// Generation of the policy.
+    pub generation: u32,
+    /// Names of its rules, in order.
+    pub rules: Vec<String>,
+    /// Build of the country data.
+    pub geo: String,
+    /// Hooks that are not attached, and what is not covered without them.
+    pub uncovered: Vec<(String, String)>,
+    /// Flows whose owner is direct, inferred, unknown.
+    pub owners: [u64; 3],
+    /// Records that wait for the journal.
+    pub pending: u64,
+    /// Why they wait, if they do.
+    pub stalled: Option<String>,
+    /// Names under which the last record was numbered.
+    pub records: u64,
+}
+
+impl State {
+    /// Where the state of the agent with this pin directory is.
+    pub fn dir(pin_dir: &Path) -> PathBuf {
+        const RUN: &str = "/run/trefoil";
+        const USUAL: &str = "/sys/fs/bpf/trefoil";
+        if pin_dir == Path::new(USUAL) {
+            return RUN.into();
+        }
+        let name = pin_dir.to_string_lossy().trim_matches('/').replace('/', "-");
+        Path::new(RUN).join(name)
+    }
+
+    fn file(pin_dir: &Path) -> PathBuf {
+        Self::dir(pin_dir).join("state.json")
+    }
+
+    /// Reads it; `None` if there is none that this version understands.
+    pub fn read(pin_dir: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(Self::file(pin_dir)).ok()?).ok()
+    }
+
+    /// Replaces it.
+    pub fn write(&self, pin_dir: &Path) -> io::Result<()> {
+        let file = Self::file(pin_dir);
+        let next = file.with_extension("next");
+        fs::write(&next, serde_json::to_vec(self)?)?;
+        fs::rename(next, file)
+    }
+
+    /// Removes it.
+    pub fn remove(pin_dir: &Path) {
+        // Nothing is lost if it stays: it names a process that is gone.
+        let _ = fs::remove_file(Self::file(pin_dir));
+    }
+}
