@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 pub mod clock;
+pub mod flow;
 pub mod geo;
 pub mod kernel;
 pub mod owner;

@@ -1,0 +1,622 @@
+//! The flows that are open, and what was reported of each.
+
+use std::{
+    borrow::Borrow,
+    collections::{HashMap, hash_map::Entry as Slot},
+    net::IpAddr,
+};
+
+use trefoil_ebpf::abi::{
+    Counters, Event, FLOW_EMBRYONIC, FLOW_ENDED, FlowKey, Tracked, quality, reason, verdict,
+};
+
+use super::{
+    Ending, FlowId, FlowMode, FlowReport, FlowSettings, FlowStats, Report, ReportKind, Stage,
+    closed::Closed, counted, ip_address, minus, pace::Pace, plus, rollup::Rollups,
+};
+use crate::geo::Country;
+
+/// How often all flows are looked through for updates that are due.
+const SCAN_INTERVAL_NS: u64 = 1_000_000_000;
+
+/// One pass over all flows of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sweep {
+    /// Taken before the first flow was read, nanoseconds since boot.
+    pub began_ns: u64,
+    /// The pass reached every flow. Only then is it asked which ones are missing.
+    pub complete: bool,
+}
+
+/// Every flow that is open.
+///
+/// Call [`observe`](Self::observe) with every event, [`sweep`](Self::sweep) with
+/// all states every second or so and [`tick`](Self::tick) often. While the ring
+/// buffer is not being drained, do not sweep either: a flow whose last event
+/// waits there is missing in the sweep, and would be taken for one whose end
+/// nobody saw.
+pub struct FlowTable {
+    settings: FlowSettings,
+    country: Box<dyn Fn(IpAddr) -> Option<Country>>,
+    flows: HashMap<FlowId, Entry>,
+    closed: Closed,
+    /// Sockets that are gone, and when: the next sweep has their last numbers.
+    gone: HashMap<u64, u64>,
+    flows_pace: Pace,
+    violations_pace: Pace,
+    rollups: Rollups,
+    violations: Rollups,
+    stats: FlowStats,
+    now_ns: u64,
+    scanned_ns: u64,
+    n_sweeps: u64,
+}
+
+struct Entry {
+    /// Newest state, merged from all that came.
+    tracked: Tracked,
+    country: Option<Country>,
+    first_seen_ns: u64,
+    /// When the newest state was taken.
+    seen_ns: u64,
+    /// When its numbers moved last.
+    moved_ns: u64,
+    sweep: u64,
+    missed: u8,
+    /// Reported by itself; else it is rolled up.
+    single: bool,
+    /// Some record told of it.
+    told: bool,
+    told_ns: u64,
+    told_counted: Counters,
+    told_quality: u8,
+    /// Something besides the numbers changed since then.
+    changed: bool,
+}
+
+impl FlowTable {
+    /// A table without flows. `country` says where an address is, for rollups.
+    #[must_use]
+    pub fn new(
+        settings: FlowSettings,
+        country: impl Fn(IpAddr) -> Option<Country> + 'static,
+    ) -> Self {
+        let rollups = |kind, interval_ns| Rollups::new(kind, interval_ns, settings.max_rollups);
+        Self {
+            country: Box::new(country),
+            flows: HashMap::new(),
+            closed: Closed::new(settings.closed_ns, settings.max_closed),
+            gone: HashMap::new(),
+            flows_pace: Pace::new(settings.flows_rate),
+            violations_pace: Pace::new(settings.violations_rate),
+            rollups: rollups(ReportKind::Flow, settings.rollup_interval_ns),
+            violations: rollups(ReportKind::Violation, settings.violations_interval_ns),
+            stats: FlowStats::default(),
+            now_ns: 0,
+            scanned_ns: 0,
+            n_sweeps: 0,
+            settings,
+        }
+    }
+
+    /// Takes in what the ring buffer, or the table of what found no room there,
+    /// delivered. The latter has no reason of its own: it is `CLOSED`.
+    pub fn observe(&mut self, event: &Event, out: &mut Vec<Report>) {
+        self.now_ns = self.now_ns.max(event.time_ns);
+        let ended = event.tracked.flow.state & FLOW_ENDED != 0;
+        let is_over = match event.reason {
+            reason::OPENED | reason::OWNER => false,
+            reason::CLOSED => true,
+            reason::REFUSED => ended,
+            reason::SOCKET_GONE => {
+                return self.socket_gone(event.tracked.flow.cookie, event.time_ns);
+            }
+            _ => {
+                self.stats.unknown_events += 1;
+                return;
+            }
+        };
+        let over = is_over.then_some(Ending {
+            time_ns: event.time_ns,
+            inferred: false,
+        });
+        self.take(&event.tracked, event.time_ns, Origin::Event, over, out);
+    }
+
+    /// Takes in the state of all flows, and ends those that are missing.
+    pub fn sweep(
+        &mut self,
+        sweep: &Sweep,
+        states: impl IntoIterator<Item: Borrow<Tracked>>,
+        out: &mut Vec<Report>,
+    ) {
+        self.n_sweeps += 1;
+        self.now_ns = self.now_ns.max(sweep.began_ns);
+        for tracked in states {
+            let tracked: &Tracked = tracked.borrow();
+            let flow = &tracked.flow;
+            let gone_ns = self
+                .gone
+                .get(&flow.cookie)
+                .copied()
+                .filter(|&gone_ns| gone_ns <= sweep.began_ns);
+            let over = match gone_ns {
+                Some(time_ns) => Some(Ending {
+                    time_ns,
+                    inferred: false,
+                }),
+                None if flow.state & FLOW_ENDED != 0 => Some(Ending {
+                    time_ns: sweep.began_ns,
+                    inferred: false,
+                }),
+                None => None,
+            };
+            self.take(tracked, sweep.began_ns, Origin::Sweep, over, out);
+        }
+        if sweep.complete {
+            self.end_missing(sweep.began_ns, out);
+            self.gone.retain(|_, gone_ns| *gone_ns > sweep.began_ns);
+        }
+        self.tick(sweep.began_ns, out);
+    }
+
+    /// Tells what has become due. Cheap when nothing has.
+    pub fn tick(&mut self, now_ns: u64, out: &mut Vec<Report>) {
+        self.now_ns = self.now_ns.max(now_ns);
+        self.closed.tick(self.now_ns);
+        if self.now_ns.saturating_sub(self.scanned_ns) >= SCAN_INTERVAL_NS {
+            self.scanned_ns = self.now_ns;
+            self.scan(out);
+        }
+        if self.rollups.is_due(self.now_ns) {
+            self.roll_up(ReportKind::Flow, out);
+        }
+        if self.violations.is_due(self.now_ns) {
+            self.roll_up(ReportKind::Violation, out);
+        }
+    }
+
+    /// The socket is gone: what the next sweep says of its flows is final.
+    pub fn socket_gone(&mut self, cookie: u64, time_ns: u64) {
+        // Without room, its flows end when sweeps no longer show them.
+        if self.gone.len() < self.settings.max_flows {
+            self.gone.insert(cookie, time_ns);
+        }
+    }
+
+    /// Tells of all rollups at once: the agent is about to stop, and the kernel
+    /// programs go on.
+    pub fn flush(&mut self, now_ns: u64, out: &mut Vec<Report>) {
+        self.now_ns = self.now_ns.max(now_ns);
+        self.roll_up(ReportKind::Flow, out);
+        self.roll_up(ReportKind::Violation, out);
+    }
+
+    /// Ends every flow: the kernel programs are about to be taken out, and
+    /// nobody will see what is sent after that.
+    pub fn close_all(&mut self, now_ns: u64, out: &mut Vec<Report>) {
+        self.now_ns = self.now_ns.max(now_ns);
+        let ids: Vec<_> = self.flows.keys().copied().collect();
+        for id in ids {
+            self.end(
+                &id,
+                Ending {
+                    time_ns: self.now_ns,
+                    inferred: true,
+                },
+                out,
+            );
+        }
+        self.flush(now_ns, out);
+    }
+
+    /// Flows whose numbers have not moved since `before_ns`. Those of them that
+    /// are in the kernel's table for sockets with many peers may be ended there,
+    /// to make room: a packet that still comes is a flow of its own.
+    pub fn idle(&self, before_ns: u64) -> impl Iterator<Item = FlowKey> {
+        self.flows
+            .iter()
+            .filter(move |(_, entry)| entry.moved_ns < before_ns)
+            .map(|(id, _)| FlowKey {
+                cookie: id.cookie,
+                peer: id.peer,
+            })
+    }
+
+    /// The newest state of every open flow.
+    pub fn open(&self) -> impl Iterator<Item = &Tracked> {
+        self.flows.values().map(|entry| &entry.tracked)
+    }
+
+    /// What the table did so far.
+    #[must_use]
+    pub fn stats(&self) -> FlowStats {
+        FlowStats {
+            open: self.flows.len() as u64,
+            open_rolled: self.flows.values().filter(|entry| !entry.single).count() as u64,
+            merged: self.rollups.n_merged + self.violations.n_merged,
+            ..self.stats
+        }
+    }
+
+    /// Takes in one state of one flow.
+    fn take(
+        &mut self,
+        tracked: &Tracked,
+        time_ns: u64,
+        origin: Origin,
+        over: Option<Ending>,
+        out: &mut Vec<Report>,
+    ) {
+        let flow = &tracked.flow;
+        if flow.decision.verdict == verdict::LOCAL && !self.settings.local {
+            return;
+        }
+        let id = FlowId::of(flow);
+        if let Some(entry) = self.flows.get_mut(&id) {
+            entry.sweep = self.n_sweeps;
+            entry.missed = 0;
+            if !entry.merge(tracked, time_ns, origin) {
+                self.stats.torn += 1;
+            }
+        } else if let Some(reported) = self.closed.get_mut(&id) {
+            let late = minus(&counted(flow), reported);
+            if late != Counters::default() {
+                *reported = plus(reported, &late);
+                self.stats.late += 1;
+                let country = self.country_of(tracked);
+                self.rollups_of(tracked).close(tracked, country, &late, 0);
+            }
+            return;
+        } else {
+            // The end of a flow is always told by an event; if only a sweep
+            // shows it, its record was made before this table began.
+            let is_history = origin == Origin::Sweep && flow.state & FLOW_ENDED != 0;
+            let is_embryo = flow.state & FLOW_EMBRYONIC != 0 && over.is_none();
+            if !has_happened(&counted(flow)) || is_history || is_embryo {
+                return;
+            }
+            if self.flows.len() >= self.settings.max_flows {
+                return self.take_untracked(tracked, time_ns, origin, over, out);
+            }
+            let entry = self.admit(tracked, time_ns);
+            self.flows.insert(id, entry);
+        }
+        match over {
+            Some(ending) => self.end(&id, ending, out),
+            None => self.tell(&id, out),
+        }
+    }
+
+    /// The table is full. Violations are told at once nevertheless; the numbers
+    /// come when the flow is over.
+    fn take_untracked(
+        &mut self,
+        tracked: &Tracked,
+        time_ns: u64,
+        origin: Origin,
+        over: Option<Ending>,
+        out: &mut Vec<Report>,
+    ) {
+        match over {
+            Some(ending) => {
+                let id = FlowId::of(&tracked.flow);
+                let mut entry = self.admit(tracked, time_ns);
+                self.closed.insert(id, counted(&tracked.flow));
+                self.stats.closed += 1;
+                self.tell_end(&mut entry, ending, out);
+            }
+            // Events announce a flow once, sweeps show it again and again.
+            None if origin == Origin::Event => {
+                self.stats.untracked += 1;
+                if is_violation(tracked) && self.violations_pace.take(self.now_ns) {
+                    let mut entry = Entry::new(tracked, None, time_ns, true);
+                    out.push(entry.report(ReportKind::Violation, Stage::Opened, self.now_ns, None));
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// Makes an entry, and decides whether the flow is reported by itself.
+    fn admit(&mut self, tracked: &Tracked, time_ns: u64) -> Entry {
+        self.stats.opened += 1;
+        match tracked.owner.quality {
+            quality::DIRECT => self.stats.owner_direct += 1,
+            quality::INFERRED => self.stats.owner_inferred += 1,
+            _ => self.stats.owner_none += 1,
+        }
+        let single = if is_violation(tracked) {
+            self.violations_pace.take(self.now_ns)
+        } else {
+            match self.settings.mode {
+                FlowMode::Each => true,
+                FlowMode::Rollup => false,
+                FlowMode::Auto => self.flows_pace.take(self.now_ns),
+            }
+        };
+        let country = if single {
+            None
+        } else {
+            self.country_of(tracked)
+        };
+        let mut entry = Entry::new(tracked, country, time_ns, single);
+        entry.sweep = self.n_sweeps;
+        entry
+    }
+
+    /// Reports an open flow if it is time to.
+    fn tell(&mut self, id: &FlowId, out: &mut Vec<Report>) {
+        let Some(entry) = self.flows.get_mut(id) else {
+            return;
+        };
+        let now_ns = self.now_ns;
+        if !entry.single {
+            return;
+        }
+        if !entry.told {
+            let kind = kind_of(&entry.tracked);
+            return out.push(entry.report(kind, Stage::Opened, now_ns, None));
+        }
+        let is_due = now_ns.saturating_sub(entry.told_ns) >= self.settings.update_interval_ns;
+        let moved = entry.changed || counted(&entry.tracked.flow) != entry.told_counted;
+        // Whose it is must not wait once it is known.
+        let is_known_now =
+            entry.told_quality == quality::NONE && entry.tracked.owner.quality != quality::NONE;
+        if is_known_now || is_due && moved {
+            out.push(entry.report(ReportKind::Flow, Stage::Update, now_ns, None));
+        }
+    }
+
+    /// Tells what is due of all open flows, and takes out of the rollups what
+    /// has been open for long.
+    fn scan(&mut self, out: &mut Vec<Report>) {
+        let now_ns = self.now_ns;
+        for entry in self.flows.values_mut().filter(|entry| !entry.single) {
+            let pace = match (kind_of(&entry.tracked), self.settings.mode) {
+                (ReportKind::Violation, _) => &mut self.violations_pace,
+                (ReportKind::Flow, FlowMode::Auto) => &mut self.flows_pace,
+                _ => continue,
+            };
+            let open_ns = now_ns.saturating_sub(entry.first_seen_ns);
+            if open_ns >= self.settings.update_interval_ns && pace.take(now_ns) {
+                entry.single = true;
+                entry.told = false;
+            }
+        }
+        let ids: Vec<_> = self
+            .flows
+            .iter()
+            .filter(|(_, entry)| entry.single)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ids {
+            self.tell(&id, out);
+        }
+    }
+
+    /// Ends the flows that a complete sweep should have shown and did not.
+    fn end_missing(&mut self, began_ns: u64, out: &mut Vec<Report>) {
+        let mut missing = Vec::new();
+        for (id, entry) in &mut self.flows {
+            if entry.sweep == self.n_sweeps || entry.seen_ns >= began_ns {
+                continue;
+            }
+            let ending = Ending {
+                time_ns: entry.seen_ns,
+                inferred: true,
+            };
+            if self
+                .gone
+                .get(&id.cookie)
+                .is_some_and(|gone_ns| *gone_ns <= began_ns)
+            {
+                missing.push((*id, ending));
+                continue;
+            }
+            entry.missed = entry.missed.saturating_add(1);
+            let unseen_ns = began_ns.saturating_sub(entry.seen_ns);
+            if entry.missed >= self.settings.missed_sweeps && unseen_ns >= self.settings.missed_ns {
+                missing.push((*id, ending));
+            }
+        }
+        for (id, ending) in missing {
+            self.end(&id, ending, out);
+        }
+    }
+
+    fn end(&mut self, id: &FlowId, ending: Ending, out: &mut Vec<Report>) {
+        let Slot::Occupied(slot) = self.flows.entry(*id) else {
+            return;
+        };
+        let mut entry = slot.remove();
+        self.closed.insert(*id, counted(&entry.tracked.flow));
+        self.stats.closed += 1;
+        self.stats.inferred_ends += u64::from(ending.inferred);
+        self.tell_end(&mut entry, ending, out);
+    }
+
+    /// The final record of a flow, or its share of a rollup.
+    fn tell_end(&mut self, entry: &mut Entry, ending: Ending, out: &mut Vec<Report>) {
+        let now_ns = self.now_ns;
+        let counted = counted(&entry.tracked.flow);
+        if !entry.single {
+            let rollups = self.rollups_of(&entry.tracked);
+            return rollups.close(&entry.tracked, entry.country, &counted, 1);
+        }
+        if is_only_refused(&counted) {
+            if !entry.told || counted.refused > entry.told_counted.refused {
+                let kind = ReportKind::Violation;
+                out.push(entry.report(kind, Stage::Closed, now_ns, Some(ending)));
+            }
+            return;
+        }
+        if !entry.told && is_violation(&entry.tracked) {
+            out.push(entry.report(ReportKind::Violation, Stage::Opened, now_ns, None));
+        }
+        out.push(entry.report(ReportKind::Flow, Stage::Closed, now_ns, Some(ending)));
+    }
+
+    fn roll_up(&mut self, kind: ReportKind, out: &mut Vec<Report>) {
+        let rollups = match kind {
+            ReportKind::Flow => &mut self.rollups,
+            ReportKind::Violation => &mut self.violations,
+        };
+        for entry in self.flows.values_mut() {
+            let counted = counted(&entry.tracked.flow);
+            let moved = !entry.told || counted != entry.told_counted;
+            if !entry.single && moved && kind_of(&entry.tracked) == kind {
+                rollups.tell_open(&entry.tracked, entry.country, &counted);
+                entry.told = true;
+                entry.told_counted = counted;
+            }
+        }
+        out.extend(rollups.take(self.now_ns).into_iter().map(Report::Rollup));
+    }
+
+    fn country_of(&self, tracked: &Tracked) -> Option<Country> {
+        (self.country)(ip_address(&tracked.flow.peer.address))
+    }
+
+    fn rollups_of(&mut self, tracked: &Tracked) -> &mut Rollups {
+        match kind_of(tracked) {
+            ReportKind::Flow => &mut self.rollups,
+            ReportKind::Violation => &mut self.violations,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// Written by the kernel program that changed the flow.
+    Event,
+    /// Read while kernel programs may have been changing it.
+    Sweep,
+}
+
+impl Entry {
+    fn new(tracked: &Tracked, country: Option<Country>, time_ns: u64, single: bool) -> Self {
+        Self {
+            tracked: *tracked,
+            country,
+            first_seen_ns: time_ns,
+            seen_ns: time_ns,
+            moved_ns: time_ns,
+            sweep: 0,
+            missed: 0,
+            single,
+            told: false,
+            told_ns: 0,
+            told_counted: Counters::default(),
+            told_quality: quality::NONE,
+            changed: false,
+        }
+    }
+
+    /// Brings in another state of the same flow, newer or older. False if it
+    /// contradicts what is known.
+    ///
+    /// A flow's base never changes. A sweep that reads another one has read the
+    /// slot while the next flow was beginning in it; an event is right.
+    fn merge(&mut self, tracked: &Tracked, time_ns: u64, origin: Origin) -> bool {
+        let is_torn = tracked.flow.base != self.tracked.flow.base;
+        if is_torn && origin == Origin::Sweep {
+            return false;
+        }
+        let (known, new) = (&mut self.tracked.flow, &tracked.flow);
+        if is_torn {
+            known.base = new.base;
+            known.counters = new.counters;
+        }
+        let before = known.counters;
+        let highest = highest(&before, &new.counters);
+        if highest != before {
+            self.moved_ns = self.moved_ns.max(time_ns);
+        }
+        known.counters = highest;
+        let is_newer = match packets(&new.counters).cmp(&packets(&before)) {
+            std::cmp::Ordering::Greater => true,
+            std::cmp::Ordering::Equal => time_ns >= self.seen_ns,
+            std::cmp::Ordering::Less => false,
+        };
+        if is_newer {
+            if !new.local.is_unspecified() {
+                (known.local, known.local_port) = (new.local, new.local_port);
+            }
+            self.changed |= known.decision != new.decision;
+            (known.decision, known.direction) = (new.decision, new.direction);
+            // What is known of the owner is not forgotten.
+            if tracked.owner.quality != quality::NONE || self.tracked.owner.quality == quality::NONE
+            {
+                self.changed |= self.tracked.owner != tracked.owner;
+                self.tracked.owner = tracked.owner;
+            }
+        }
+        known.state |= new.state;
+        self.seen_ns = self.seen_ns.max(time_ns);
+        !is_torn
+    }
+
+    /// Makes a report, and notes what was told.
+    fn report(
+        &mut self,
+        kind: ReportKind,
+        stage: Stage,
+        time_ns: u64,
+        ending: Option<Ending>,
+    ) -> Report {
+        let counted = counted(&self.tracked.flow);
+        let since_last = minus(&counted, &self.told_counted);
+        self.told = true;
+        self.told_ns = time_ns;
+        self.told_counted = counted;
+        self.told_quality = self.tracked.owner.quality;
+        self.changed = false;
+        let tracked = self.tracked;
+        Report::Flow(FlowReport {
+            kind,
+            stage,
+            time_ns,
+            tracked,
+            counted,
+            since_last,
+            ending,
+        })
+    }
+}
+
+fn kind_of(tracked: &Tracked) -> ReportKind {
+    if is_violation(tracked) {
+        ReportKind::Violation
+    } else {
+        ReportKind::Flow
+    }
+}
+
+/// Not approved. What nobody judged yet is no violation.
+fn is_violation(tracked: &Tracked) -> bool {
+    let verdict = tracked.flow.decision.verdict;
+    verdict != verdict::NONE && !verdict::is_approved(verdict)
+}
+
+/// Something left, or would have.
+fn has_happened(counted: &Counters) -> bool {
+    counted.packets_out > 0 || counted.blocked_packets > 0 || counted.refused > 0
+}
+
+fn is_only_refused(counted: &Counters) -> bool {
+    *counted
+        == Counters {
+            refused: counted.refused,
+            ..Counters::default()
+        }
+        && counted.refused > 0
+}
+
+fn packets(counters: &Counters) -> u64 {
+    counters.packets_out + counters.packets_in + counters.blocked_packets + counters.refused
+}
+
+fn highest(one: &Counters, other: &Counters) -> Counters {
+    super::zip(one, other, u64::max)
+}
