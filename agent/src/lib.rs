@@ -10,3 +10,4 @@ pub mod flow;
 pub mod geo;
 pub mod kernel;
 pub mod owner;
+pub mod report;

@@ -1,0 +1,377 @@
+//! The fields of a record: one definition for the journal, for JSON and for the
+//! manual.
+
+use std::sync::Arc;
+
+use super::Kind;
+
+/// A set of kinds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kinds(u16);
+
+impl Kinds {
+    /// Every kind.
+    pub const ALL: Self = Self::of(&Kind::ALL);
+
+    /// These kinds.
+    #[must_use]
+    pub const fn of(kinds: &[Kind]) -> Self {
+        let (mut bits, mut index) = (0, 0);
+        while index < kinds.len() {
+            bits |= 1 << kinds[index] as u16;
+            index += 1;
+        }
+        Self(bits)
+    }
+
+    /// True if `kind` is one of them.
+    #[must_use]
+    pub const fn contains(self, kind: Kind) -> bool {
+        self.0 & 1 << kind as u16 != 0
+    }
+}
+
+/// What the values of a field look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Text; JSON string.
+    Text,
+    /// Number from 0, decimal; JSON number.
+    Number,
+    /// RFC 3339, UTC, with microseconds; JSON string.
+    Time,
+    /// IPv4 or IPv6 address, IPv4-mapped ones as IPv4; JSON string.
+    Address,
+}
+
+/// A value; its variant fits the field's [`Form`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// For every form but a number.
+    Text(Arc<str>),
+    /// A number.
+    Number(u64),
+}
+
+impl From<u64> for Value {
+    fn from(number: u64) -> Self {
+        Self::Number(number)
+    }
+}
+
+impl From<u32> for Value {
+    fn from(number: u32) -> Self {
+        Self::Number(number.into())
+    }
+}
+
+impl From<u16> for Value {
+    fn from(number: u16) -> Self {
+        Self::Number(number.into())
+    }
+}
+
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        Self::Text(text.into())
+    }
+}
+
+impl From<String> for Value {
+    fn from(text: String) -> Self {
+        Self::Text(text.into())
+    }
+}
+
+impl From<Arc<str>> for Value {
+    fn from(text: Arc<str>) -> Self {
+        Self::Text(text)
+    }
+}
+
+/// What there is to know about a field.
+#[derive(Clone, Copy, Debug)]
+pub struct FieldInfo {
+    /// Name in JSON. The journal's is `TREFOIL_` and this in upper case.
+    pub name: &'static str,
+    /// What its values look like.
+    pub form: Form,
+    /// Unit of a number, or empty.
+    pub unit: &'static str,
+    /// Kinds of records that may have it. A fact that is not known is a field
+    /// that is not there.
+    pub kinds: Kinds,
+    /// What it means.
+    pub doc: &'static str,
+}
+
+macro_rules! fields {
+    ($($variant:ident $name:literal $form:ident $unit:literal $kinds:ident $doc:literal;)*) => {
+        /// A field of a record. The order is that of [`FIELDS`] and of JSON.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum Field {
+            $(#[doc = $doc] $variant,)*
+        }
+
+        impl Field {
+            /// Every field, in order.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+        }
+
+        /// All fields, indexed by [`Field`]: the one definition that the journal,
+        /// JSON and the manual page share.
+        pub const FIELDS: &[FieldInfo] = &[$(FieldInfo {
+            name: $name,
+            form: Form::$form,
+            unit: $unit,
+            kinds: $kinds,
+            doc: $doc,
+        }),*];
+    };
+}
+
+const ALL: Kinds = Kinds::ALL;
+const FLOWS: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation]);
+const JUDGED: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation, Kind::Budget, Kind::Exception]);
+const STATES: Kinds = Kinds::of(&[
+    Kind::Flow,
+    Kind::Violation,
+    Kind::Budget,
+    Kind::Exception,
+    Kind::Policy,
+    Kind::Coverage,
+]);
+const NEWS: Kinds = Kinds::of(&[
+    Kind::Budget,
+    Kind::Exception,
+    Kind::Policy,
+    Kind::Coverage,
+    Kind::Loss,
+    Kind::Heartbeat,
+    Kind::Tamper,
+]);
+const LOSS: Kinds = Kinds::of(&[Kind::Loss]);
+const POLICY: Kinds = Kinds::of(&[Kind::Policy]);
+const BYTES: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation, Kind::Budget, Kind::Loss]);
+const OPEN: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation, Kind::Heartbeat]);
+const HEARTBEAT: Kinds = Kinds::of(&[Kind::Heartbeat]);
+
+fields! {
+    Event "event" Text "" ALL
+        "kind of record";
+    Seq "seq" Number "" ALL
+        "number of the record, from 1 in each boot and without gaps: a missing number is a record \
+         that was removed or got lost after it was handed over";
+    Time "time" Time "" ALL
+        "when the record was made";
+    BootId "boot_id" Text "" ALL
+        "boot of the host, as `_BOOT_ID` in the journal; with `seq` it names the record for good";
+    Host "host" Text "" ALL
+        "name of the host";
+    Mode "mode" Text "" ALL
+        "`report` (pass and report) or `enforce` (drop and report), as it was when it was judged";
+    Policy "policy" Text "" ALL
+        "the policy that judged: the beginning of its SHA-256";
+    Geo "geo" Text "" ALL
+        "build of the country data";
+    State "state" Text "" STATES
+        "flow, violation: `opened`, `update`, `closed` (last numbers) or `rollup`; policy: `in-force` \
+         or `refused`; coverage: `covered`, `partly` or `uncovered`";
+    Flow "flow" Text "" FLOWS
+        "names the flow within the boot, the same in all its records";
+    CommunityId "community_id" Text "" FLOWS
+        "Community ID version 1, seed 0, to find the flow in what other tools saw";
+    Direction "direction" Text "" FLOWS
+        "`outbound`: this host named the destination; `accepted`: a peer connected to this host";
+    Protocol "protocol" Text "" FLOWS
+        "`tcp`, `udp`, `icmp`, ... or the IP protocol's number";
+    SrcAddr "src_addr" Address "" FLOWS
+        "the near end, also of accepted flows: egress goes from it";
+    SrcPort "src_port" Number "" FLOWS
+        "the near end's port";
+    DstAddr "dst_addr" Address "" FLOWS
+        "the far end";
+    DstPort "dst_port" Number "" FLOWS
+        "the far end's port";
+    DstCountry "dst_country" Text "" FLOWS
+        "country of the far end, ISO 3166-1 alpha-2";
+    DstAsn "dst_asn" Number "" FLOWS
+        "autonomous system of the far end";
+    DstName "dst_name" Text "" FLOWS
+        "name by which the far end was looked up";
+    NameSource "name_source" Text "" FLOWS
+        "where that name is from";
+    Verdict "verdict" Text "" JUDGED
+        "`local`, `gateway`, `approved`, `exception`, `over-budget`, `denied`, `unapproved` or \
+         `undetermined`";
+    Rule "rule" Text "" JUDGED
+        "name of the rule that decided";
+    Outcome "outcome" Text "" FLOWS
+        "`passed`, `refused` (the call failed with EPERM), `dropped` or `would-drop` (report mode)";
+    BytesOut "bytes_out" Number "byte" BYTES
+        "IP packets handed to the link, headers included, since the flow began";
+    PacketsOut "packets_out" Number "packet" FLOWS
+        "packets that these bytes were in";
+    BytesIn "bytes_in" Number "byte" FLOWS
+        "IP packets delivered to the socket, headers included, since the flow began";
+    PacketsIn "packets_in" Number "packet" FLOWS
+        "packets that these bytes were in";
+    BlockedBytes "blocked_bytes" Number "byte" FLOWS
+        "IP packets that were dropped, headers included, since the flow began";
+    BlockedPackets "blocked_packets" Number "packet" FLOWS
+        "packets that these bytes were in";
+    Refused "refused" Number "call" FLOWS
+        "calls of connect or send that failed with EPERM";
+    Started "started" Time "" FLOWS
+        "first packet or call of the flow; begin of the interval of a rollup";
+    Ended "ended" Time "" FLOWS
+        "end of the flow; end of the interval of a rollup";
+    End "end" Text "" FLOWS
+        "`seen`, or `inferred`: the flow no longer showed up, and `ended` is when it was last seen";
+    Flows "flows" Number "flow" FLOWS
+        "rollup: flows that ended in the interval. The sums are theirs, and they are in no other \
+         final record";
+    FlowsOpen "flows_open" Number "flow" OPEN
+        "heartbeat: flows that are open; rollup: those that were active and are not over, so that \
+         their bytes are not yet in the sums";
+    BytesOpen "bytes_open" Number "byte" FLOWS
+        "rollup: what those have sent so far";
+    Pid "pid" Number "" FLOWS
+        "the process, in the host's pid namespace";
+    StartTime "start_time" Time "" FLOWS
+        "when it started; with `pid` it names the process for good";
+    Exe "exe" Text "" FLOWS
+        "path of its executable when it was executed";
+    ExeNote "exe_note" Text "" FLOWS
+        "why `exe` is not the path of a file of the host: `truncated`, `foreign` (of a container) or \
+         `unlinked` (had no name any more)";
+    ExeSha256 "exe_sha256" Text "" FLOWS
+        "SHA-256 of the executable";
+    Comm "comm" Text "" FLOWS
+        "name of the thread that acted, which it can choose itself";
+    Uid "uid" Number "" FLOWS
+        "user id";
+    User "user" Text "" FLOWS
+        "name of that user";
+    Loginuid "loginuid" Number "" FLOWS
+        "user id with which somebody logged in to start it";
+    Login "login" Text "" FLOWS
+        "name of that user";
+    Session "session" Number "" FLOWS
+        "audit session of that login";
+    Unit "unit" Text "" FLOWS
+        "systemd unit of the system that the process runs in";
+    UserUnit "user_unit" Text "" FLOWS
+        "systemd unit of a user's manager that it runs in";
+    Container "container" Text "" FLOWS
+        "container that it runs in";
+    Cgroup "cgroup" Text "" FLOWS
+        "path of its control group";
+    Ppid "ppid" Number "" FLOWS
+        "its parent";
+    ParentExe "parent_exe" Text "" FLOWS
+        "executable of its parent";
+    Attribution "attribution" Text "" FLOWS
+        "`direct` (the kernel saw this process act on this socket), `inferred` (derived) or `none`; \
+         the worst of all in a rollup";
+    Subject "subject" Text "" NEWS
+        "what it is about: a hook, a counter of losses, a budget, an exception, a file";
+    Reason "reason" Text "" NEWS
+        "why";
+    Rules "rules" Number "rule" POLICY
+        "rules of the policy";
+    Count "count" Number "" LOSS
+        "how many were lost since the last record about it";
+    Total "total" Number "" LOSS
+        "how many were lost since the kernel programs were loaded";
+    IntervalS "interval_s" Number "second" HEARTBEAT
+        "time until the next heartbeat";
+    BytesLocal "bytes_local" Number "byte" HEARTBEAT
+        "IP packets judged `local` since the kernel programs were loaded";
+    BytesGateway "bytes_gateway" Number "byte" HEARTBEAT
+        "those judged `gateway`";
+    BytesApproved "bytes_approved" Number "byte" HEARTBEAT
+        "those judged `approved`";
+    BytesException "bytes_exception" Number "byte" HEARTBEAT
+        "those judged `exception`";
+    BytesOverBudget "bytes_over_budget" Number "byte" HEARTBEAT
+        "those judged `over-budget`";
+    BytesDenied "bytes_denied" Number "byte" HEARTBEAT
+        "those judged `denied`, and not dropped";
+    BytesUnapproved "bytes_unapproved" Number "byte" HEARTBEAT
+        "those judged `unapproved`, and not dropped";
+    BytesUndetermined "bytes_undetermined" Number "byte" HEARTBEAT
+        "those judged `undetermined`, and not dropped";
+    FlowsDirect "flows_direct" Number "flow" HEARTBEAT
+        "flows since the agent started whose attribution was `direct` when they opened";
+    FlowsInferred "flows_inferred" Number "flow" HEARTBEAT
+        "those with `inferred`";
+    FlowsNone "flows_none" Number "flow" HEARTBEAT
+        "those with `none`";
+    Losses "losses" Number "" HEARTBEAT
+        "sum of all counters of losses; 0 if nothing ever got lost";
+    Pending "pending" Number "record" HEARTBEAT
+        "records that wait to be handed over";
+}
+
+impl Field {
+    /// What there is to know about it.
+    #[must_use]
+    pub const fn info(self) -> &'static FieldInfo {
+        &FIELDS[self as usize]
+    }
+
+    /// Its name in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        self.info().name
+    }
+
+    /// The field with this name in JSON.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|field| field.name() == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// The names that the design fixes.
+    const FIXED: &str = "event seq time boot_id host mode policy geo
+        flow community_id direction protocol src_addr src_port dst_addr dst_port
+        dst_country dst_asn dst_name name_source verdict rule outcome
+        bytes_out packets_out bytes_in packets_in started ended
+        pid start_time exe exe_sha256 comm uid user loginuid login session
+        unit container cgroup ppid parent_exe attribution";
+
+    #[test]
+    fn the_fixed_names_are_there() {
+        for name in FIXED.split_whitespace() {
+            assert!(Field::parse(name).is_some(), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_field_is_a_valid_field_of_the_journal_and_found_by_its_name() {
+        let mut names = HashSet::new();
+        for field in Field::ALL {
+            let info = field.info();
+            assert!(names.insert(info.name), "{} is there twice", info.name);
+            assert_eq!(Field::parse(info.name), Some(*field));
+            assert!("TREFOIL_".len() + info.name.len() <= 64, "{}", info.name);
+            let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+            assert!(info.name.chars().all(is_plain), "{}", info.name);
+            assert!(
+                !info.doc.is_empty() && !info.doc.contains("  "),
+                "{}",
+                info.doc
+            );
+            assert!(Kind::ALL.iter().any(|kind| info.kinds.contains(*kind)));
+        }
+    }
+}

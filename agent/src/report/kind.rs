@@ -1,0 +1,133 @@
+//! Kinds of records, and how urgent they are.
+
+use std::fmt;
+
+/// What a record is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Kind {
+    /// A flow opened, went on or ended; or many of them, rolled up.
+    Flow,
+    /// Something left, or tried to, that the policy does not approve.
+    Violation,
+    /// A budget is used up, or begins anew.
+    Budget,
+    /// An exception came into force, was used for the first time, or expired.
+    Exception,
+    /// A policy came into force, or was refused.
+    Policy,
+    /// What is watched and judged, and what is not.
+    Coverage,
+    /// Something got lost, and how much.
+    Loss,
+    /// The agent lives, and these are its sums.
+    Heartbeat,
+    /// Somebody changed what only Trefoil should change.
+    Tamper,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 9] = [
+        Self::Flow,
+        Self::Violation,
+        Self::Budget,
+        Self::Exception,
+        Self::Policy,
+        Self::Coverage,
+        Self::Loss,
+        Self::Heartbeat,
+        Self::Tamper,
+    ];
+
+    /// The value of the field `event`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        self.row().0
+    }
+
+    /// The journal's `MESSAGE_ID`, for good: people filter by it, and
+    /// packaging/trefoil.catalog explains each.
+    #[must_use]
+    pub const fn message_id(self) -> &'static str {
+        self.row().1
+    }
+
+    /// The kind with this name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    const fn row(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Flow => ("flow", "13bbcd0831164a27b54fb75be676b0de"),
+            Self::Violation => ("violation", "b286d1b1095e4b0182e8c6d8d4c79ffb"),
+            Self::Budget => ("budget", "ab522d44c9e44d3e9f390ea4f0358740"),
+            Self::Exception => ("exception", "e19098e5b8a4493db706ac70dcaa8afa"),
+            Self::Policy => ("policy", "54ff5aaa18bd4fdfaeddc27bc075a1c8"),
+            Self::Coverage => ("coverage", "f87410fc44de4eaa8028e798cc6e8715"),
+            Self::Loss => ("loss", "8ed575d44ab04876887adf85fb75844e"),
+            Self::Heartbeat => ("heartbeat", "d24eb07403e64783a331eae22ba68c28"),
+            Self::Tamper => ("tamper", "c8ea5cc1bcd64ac0873cdd0ebb75846e"),
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(self.name())
+    }
+}
+
+/// How urgent a record is: the journal's `PRIORITY`, as in syslog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Priority {
+    /// The monitor itself is under attack.
+    Critical = 2,
+    /// The policy's authors said no, and it happened or was tried.
+    Error = 3,
+    /// Somebody should look at it.
+    Warning = 4,
+    /// Normal, and worth knowing.
+    Notice = 5,
+    /// Normal.
+    Info = 6,
+}
+
+impl Priority {
+    /// The priority with this number.
+    #[must_use]
+    pub fn parse(number: u64) -> Option<Self> {
+        [
+            Self::Critical,
+            Self::Error,
+            Self::Warning,
+            Self::Notice,
+            Self::Info,
+        ]
+        .into_iter()
+        .find(|priority| *priority as u64 == number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn names_and_ids_are_unique_and_ids_are_those_of_the_journal() {
+        let names: HashSet<_> = Kind::ALL.iter().map(|kind| kind.name()).collect();
+        let ids: HashSet<_> = Kind::ALL.iter().map(|kind| kind.message_id()).collect();
+        assert_eq!((names.len(), ids.len()), (Kind::ALL.len(), Kind::ALL.len()));
+        for kind in Kind::ALL {
+            assert_eq!(Kind::parse(kind.name()), Some(kind));
+            let id = kind.message_id();
+            let is_hex = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+            assert!(id.len() == 32 && id.chars().all(is_hex), "{id}");
+        }
+    }
+}

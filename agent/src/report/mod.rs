@@ -1,0 +1,33 @@
+//! Reports: what the agent tells the world.
+//!
+//! A [`Record`] is made from what the flow table says and from the names that
+//! belong to its ids; the [`Reporter`] gives it a number and hands it to the
+//! sinks: journal, JSON lines, terminal. This module decides nothing about
+//! traffic and looks nothing up.
+
+mod community_id;
+mod field;
+mod flow_record;
+mod journal;
+mod json;
+mod kind;
+mod news;
+mod record;
+mod reporter;
+mod sequence;
+mod sink;
+mod terminal;
+pub mod words;
+
+pub use community_id::community_id;
+pub use field::{FIELDS, Field, FieldInfo, Form, Kinds, Value};
+pub use flow_record::FlowFacts;
+pub use journal::{Journal, JournalSettings};
+pub use json::Json;
+pub use kind::{Kind, Priority};
+pub use news::{Coverage, Heartbeat, PolicyNews};
+pub use record::Record;
+pub use reporter::{Context, Progress, Reporter, ReporterSettings, Stall};
+pub use sequence::{Origin, SequenceError};
+pub use sink::{Sealed, Sink};
+pub use terminal::Terminal;

@@ -1,0 +1,251 @@
+//! Records that are not about flows: policy, coverage, loss, heartbeat, tamper.
+
+use trefoil_ebpf::abi::{Totals, verdict};
+
+use super::{Field, Kind, Priority, Record, words};
+use crate::flow::FlowStats;
+
+/// What became of a policy.
+#[derive(Clone, Copy, Debug)]
+pub enum PolicyNews<'a> {
+    /// It is in force from now on.
+    InForce {
+        /// Number of rules.
+        n_rules: u64,
+        /// Where it is from.
+        source: &'a str,
+    },
+    /// It was not put in force: what was before goes on.
+    Refused {
+        /// Where it is from.
+        source: &'a str,
+        /// What is wrong with it, on one line or many.
+        problems: &'a str,
+    },
+}
+
+/// How much of what one hook should see is seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coverage {
+    /// All.
+    Covered,
+    /// Not all.
+    Partly,
+    /// Nothing.
+    Uncovered,
+}
+
+/// What a heartbeat tells.
+#[derive(Clone, Copy, Debug)]
+pub struct Heartbeat<'a> {
+    /// Time until the next one.
+    pub interval_s: u64,
+    /// The kernel's sums, indexed by verdict, over all CPUs.
+    pub totals: &'a [Totals],
+    /// The flow table's.
+    pub flows: FlowStats,
+    /// Sum of all counters of losses.
+    pub losses: u64,
+    /// Records that wait to be handed over.
+    pub pending: u64,
+}
+
+impl Record {
+    /// A policy came into force, or was refused.
+    #[must_use]
+    pub fn policy(news: &PolicyNews<'_>, time_us: u64) -> Self {
+        match *news {
+            PolicyNews::InForce { n_rules, source } => {
+                let rules = words::count(n_rules, "rule");
+                let message = format!("Policy {source} is in force: {rules}");
+                let mut record = Self::new(Kind::Policy, Priority::Notice, time_us, message);
+                record.set(Field::State, "in-force");
+                record.set(Field::Subject, source);
+                record.set(Field::Rules, n_rules);
+                record
+            }
+            PolicyNews::Refused { source, problems } => {
+                let message =
+                    format!("Policy {source} was refused, the one before goes on: {problems}");
+                let mut record = Self::new(Kind::Policy, Priority::Error, time_us, message);
+                record.set(Field::State, "refused");
+                record.set(Field::Subject, source);
+                record.set(Field::Reason, problems);
+                record
+            }
+        }
+    }
+
+    /// What one part of the coverage is now, and why it is not all.
+    #[must_use]
+    pub fn coverage(subject: &str, coverage: Coverage, reason: Option<&str>, time_us: u64) -> Self {
+        let (state, says, priority) = match coverage {
+            Coverage::Covered => ("covered", "is watched and judged", Priority::Notice),
+            Coverage::Partly => ("partly", "is watched only in part", Priority::Warning),
+            Coverage::Uncovered => ("uncovered", "is not watched", Priority::Warning),
+        };
+        let because = reason.map_or(String::new(), |reason| format!(": {reason}"));
+        let message = format!("{subject} {says}{because}");
+        let mut record = Self::new(Kind::Coverage, priority, time_us, message);
+        record.set(Field::Subject, subject);
+        record.set(Field::State, state);
+        record.set_known(Field::Reason, reason);
+        record
+    }
+
+    /// A counter of losses moved by `count` and is `total` now. `meaning` says
+    /// what that costs.
+    #[must_use]
+    pub fn loss(counter: &str, count: u64, total: u64, meaning: &str, time_us: u64) -> Self {
+        let message = format!("{counter}: {count} lost, {total} in all; {meaning}");
+        let mut record = Self::new(Kind::Loss, Priority::Warning, time_us, message);
+        record.set(Field::Subject, counter);
+        record.set(Field::Reason, meaning);
+        record.set(Field::Count, count);
+        record.set(Field::Total, total);
+        record
+    }
+
+    /// The agent lives.
+    #[must_use]
+    pub fn heartbeat(beat: &Heartbeat<'_>, time_us: u64) -> Self {
+        const SUMS: [(u8, Field); 8] = [
+            (verdict::LOCAL, Field::BytesLocal),
+            (verdict::GATEWAY, Field::BytesGateway),
+            (verdict::APPROVED, Field::BytesApproved),
+            (verdict::EXCEPTION, Field::BytesException),
+            (verdict::OVER_BUDGET, Field::BytesOverBudget),
+            (verdict::DENIED, Field::BytesDenied),
+            (verdict::UNAPPROVED, Field::BytesUnapproved),
+            (verdict::UNDETERMINED, Field::BytesUndetermined),
+        ];
+        let sum = |verdict: u8| {
+            beat.totals
+                .get(usize::from(verdict))
+                .map(|sum| sum.bytes_out)
+        };
+        let sums = |approved| -> u64 {
+            SUMS.iter()
+                .filter(|(verdict, _)| *verdict != verdict::LOCAL)
+                .filter(|(verdict, _)| verdict::is_approved(*verdict) == approved)
+                .filter_map(|(verdict, _)| sum(*verdict))
+                .sum()
+        };
+        let losses = match beat.losses {
+            0 => "nothing lost".to_owned(),
+            1 => "1 loss".to_owned(),
+            losses => format!("{losses} losses"),
+        };
+        let message = format!(
+            "Watching: {} open, {} approved and {} not approved since the programs were loaded, \
+             {losses}",
+            words::count(beat.flows.open, "flow"),
+            words::bytes(sums(true)),
+            words::bytes(sums(false)),
+        );
+        let mut record = Self::new(Kind::Heartbeat, Priority::Info, time_us, message);
+        record.set(Field::IntervalS, beat.interval_s);
+        record.set(Field::FlowsOpen, beat.flows.open);
+        for (verdict, field) in SUMS {
+            record.set_known(field, sum(verdict));
+        }
+        record.set(Field::FlowsDirect, beat.flows.owner_direct);
+        record.set(Field::FlowsInferred, beat.flows.owner_inferred);
+        record.set(Field::FlowsNone, beat.flows.owner_none);
+        record.set(Field::Losses, beat.losses);
+        record.set(Field::Pending, beat.pending);
+        record
+    }
+
+    /// Somebody changed what only Trefoil should change.
+    #[must_use]
+    pub fn tamper(subject: &str, reason: &str, time_us: u64) -> Self {
+        let message = format!("{subject} was changed by somebody else: {reason}");
+        let mut record = Self::new(Kind::Tamper, Priority::Critical, time_us, message);
+        record.set(Field::Subject, subject);
+        record.set(Field::Reason, reason);
+        record
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_that_was_refused_says_what_is_wrong() {
+        let news = PolicyNews::Refused {
+            source: "policy.toml",
+            problems: "3:1: no such key",
+        };
+        let record = Record::policy(&news, 0);
+        assert_eq!(record.priority(), Priority::Error);
+        assert_eq!(
+            record.message(),
+            "Policy policy.toml was refused, the one before goes on: 3:1: no such key"
+        );
+        let record = Record::policy(
+            &PolicyNews::InForce {
+                n_rules: 1,
+                source: "policy.toml",
+            },
+            0,
+        );
+        assert_eq!(record.message(), "Policy policy.toml is in force: 1 rule");
+    }
+
+    #[test]
+    fn a_hole_in_the_coverage_is_a_warning() {
+        let reason = Some("the kernel has no tcx");
+        let record = Record::coverage("uplink eth0", Coverage::Uncovered, reason, 0);
+        assert_eq!(record.priority(), Priority::Warning);
+        assert_eq!(
+            record.message(),
+            "uplink eth0 is not watched: the kernel has no tcx"
+        );
+        assert_eq!(record.text(Field::State), Some("uncovered"));
+    }
+
+    #[test]
+    fn a_heartbeat_has_all_sums() {
+        let mut totals = [Totals::default(); verdict::N as usize];
+        for (index, sum) in totals.iter_mut().enumerate() {
+            sum.bytes_out = 10_u64.pow(index as u32);
+        }
+        let beat = Heartbeat {
+            interval_s: 60,
+            totals: &totals,
+            flows: FlowStats {
+                open: 3,
+                ..FlowStats::default()
+            },
+            losses: 0,
+            pending: 0,
+        };
+        let record = Record::heartbeat(&beat, 0);
+        assert_eq!(
+            record.message(),
+            "Watching: 3 flows open, 11 kB approved and 111 MB not approved since the programs \
+             were loaded, nothing lost"
+        );
+        assert_eq!(record.number(Field::BytesUndetermined), Some(100_000_000));
+        assert_eq!(record.number(Field::BytesLocal), Some(10));
+        let record = Record::heartbeat(&Heartbeat { losses: 2, ..beat }, 0);
+        assert!(
+            record.message().ends_with("2 losses"),
+            "{}",
+            record.message()
+        );
+    }
+
+    #[test]
+    fn losses_and_tampering_say_how_much_and_what() {
+        let record = Record::loss("events-full", 4, 10, "numbers come later", 0);
+        assert_eq!(
+            record.message(),
+            "events-full: 4 lost, 10 in all; numbers come later"
+        );
+        let record = Record::tamper("/run/trefoil/agent.seq", "it is damaged", 0);
+        assert_eq!(record.priority(), Priority::Critical);
+    }
+}

@@ -1,0 +1,270 @@
+//! How things are called in front of a person.
+
+use std::{borrow::Cow, net::IpAddr};
+
+use trefoil_ebpf::abi::{Counters, DECISION_ENFORCED, Decision, direction, quality, verdict};
+
+/// A verdict's name; `None` for what was not judged.
+#[must_use]
+pub fn verdict(verdict: u8) -> Option<&'static str> {
+    Some(match verdict {
+        verdict::LOCAL => "local",
+        verdict::GATEWAY => "gateway",
+        verdict::APPROVED => "approved",
+        verdict::EXCEPTION => "exception",
+        verdict::OVER_BUDGET => "over-budget",
+        verdict::DENIED => "denied",
+        verdict::UNAPPROVED => "unapproved",
+        verdict::UNDETERMINED => "undetermined",
+        _ => return None,
+    })
+}
+
+/// A direction's name; `None` when it is not known.
+#[must_use]
+pub fn direction(direction: u8) -> Option<&'static str> {
+    match direction {
+        direction::OUTBOUND => Some("outbound"),
+        direction::ACCEPTED => Some("accepted"),
+        _ => None,
+    }
+}
+
+/// The name of an attribution's quality.
+#[must_use]
+pub fn attribution(quality: u8) -> &'static str {
+    match quality {
+        quality::DIRECT => "direct",
+        quality::INFERRED => "inferred",
+        _ => "none",
+    }
+}
+
+/// The mode that a decision was taken in.
+#[must_use]
+pub fn mode(decision: &Decision) -> &'static str {
+    if decision.flags & DECISION_ENFORCED != 0 {
+        "enforce"
+    } else {
+        "report"
+    }
+}
+
+/// What became of a flow. What happened goes before what should have.
+#[must_use]
+pub fn outcome(decision: &Decision, counted: &Counters) -> &'static str {
+    if counted.blocked_packets > 0 {
+        "dropped"
+    } else if counted.refused > 0 {
+        "refused"
+    } else if decision.verdict == verdict::NONE || verdict::is_approved(decision.verdict) {
+        "passed"
+    } else if decision.flags & DECISION_ENFORCED == 0 {
+        "would-drop"
+    } else if counted.packets_out > 0 {
+        "passed"
+    } else {
+        "dropped"
+    }
+}
+
+/// The name of an IP protocol, as in /etc/protocols, or its number.
+#[must_use]
+pub fn protocol(number: u8) -> Cow<'static, str> {
+    Cow::Borrowed(match number {
+        1 => "icmp",
+        2 => "igmp",
+        4 => "ipip",
+        6 => "tcp",
+        17 => "udp",
+        33 => "dccp",
+        41 => "ipv6",
+        46 => "rsvp",
+        47 => "gre",
+        50 => "esp",
+        51 => "ah",
+        58 => "icmpv6",
+        89 => "ospf",
+        103 => "pim",
+        112 => "vrrp",
+        115 => "l2tp",
+        132 => "sctp",
+        136 => "udplite",
+        other => return Cow::Owned(other.to_string()),
+    })
+}
+
+/// `203.0.113.9:443/tcp`, `[2001:db8::1]:443/tcp`, or `203.0.113.9/icmp`.
+#[must_use]
+pub fn endpoint(address: IpAddr, port: u16, protocol: &str) -> String {
+    match (address, port) {
+        (address, 0) => format!("{address}/{protocol}"),
+        (IpAddr::V4(address), port) => format!("{address}:{port}/{protocol}"),
+        (IpAddr::V6(address), port) => format!("[{address}]:{port}/{protocol}"),
+    }
+}
+
+/// `812 B`, `1.2 kB`, `34 MB`: at most five figures wide with its unit.
+#[must_use]
+pub fn bytes(bytes: u64) -> String {
+    let units = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
+    let (mut scaled, mut unit) = (bytes as f64, 0);
+    // 999.5 would be shown as 1000.
+    while scaled >= 999.5 && unit + 1 < units.len() {
+        scaled /= 1000.0;
+        unit += 1;
+    }
+    let figures = usize::from(unit > 0 && scaled < 9.95);
+    format!("{scaled:.figures$} {}", units[unit])
+}
+
+/// `85 ms`, `4.2 s`, `3 min 5 s`, `2 h 10 min`, `3 d 4 h`.
+#[must_use]
+pub fn duration(ns: u64) -> String {
+    let (ms, s) = (ns / 1_000_000, ns / 1_000_000_000);
+    match s {
+        0 if ms == 0 => "less than 1 ms".to_owned(),
+        0 => format!("{ms} ms"),
+        1..10 => format!("{s}.{} s", ms / 100 % 10),
+        10..60 => format!("{s} s"),
+        60..3_600 => format!("{} min {} s", s / 60, s % 60),
+        3_600..86_400 => format!("{} h {} min", s / 3_600, s / 60 % 60),
+        _ => format!("{} d {} h", s / 86_400, s / 3_600 % 24),
+    }
+}
+
+/// `1 packet`, `2 packets`.
+#[must_use]
+pub fn count(n: u64, noun: &str) -> String {
+    if n == 1 {
+        format!("1 {noun}")
+    } else {
+        format!("{n} {noun}s")
+    }
+}
+
+/// Text that others chose, made fit to be shown: a process names itself, and
+/// could otherwise move the cursor or write lines of its own.
+#[must_use]
+pub fn clean(text: &str) -> Cow<'_, str> {
+    if text.chars().any(is_unfit) {
+        Cow::Owned(
+            text.chars()
+                .map(|c| if is_unfit(c) { '?' } else { c })
+                .collect(),
+        )
+    } else {
+        Cow::Borrowed(text)
+    }
+}
+
+/// Control characters, and those that turn the direction of writing or show nothing.
+fn is_unfit(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+            | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use trefoil_ebpf::abi::NO_RULE;
+
+    use super::*;
+
+    #[test]
+    fn amounts_of_bytes() {
+        let cases = [
+            (0, "0 B"),
+            (812, "812 B"),
+            (999, "999 B"),
+            (1_000, "1.0 kB"),
+            (1_234, "1.2 kB"),
+            (9_949, "9.9 kB"),
+            (9_950, "10 kB"),
+            (999_499, "999 kB"),
+            (999_500, "1.0 MB"),
+            (34_000_000, "34 MB"),
+            (u64::MAX, "18 EB"),
+        ];
+        for (amount, text) in cases {
+            assert_eq!(bytes(amount), text);
+        }
+    }
+
+    #[test]
+    fn durations() {
+        let cases = [
+            (0, "less than 1 ms"),
+            (85_000_000, "85 ms"),
+            (4_250_000_000, "4.2 s"),
+            (59_000_000_000, "59 s"),
+            (185_000_000_000, "3 min 5 s"),
+            (7_800_000_000_000, "2 h 10 min"),
+            (273_600_000_000_000, "3 d 4 h"),
+        ];
+        for (ns, text) in cases {
+            assert_eq!(duration(ns), text);
+        }
+    }
+
+    #[test]
+    fn endpoints() {
+        let v4 = "203.0.113.9".parse().unwrap();
+        let v6 = "2001:db8::1".parse().unwrap();
+        assert_eq!(endpoint(v4, 443, "tcp"), "203.0.113.9:443/tcp");
+        assert_eq!(endpoint(v6, 443, "udp"), "[2001:db8::1]:443/udp");
+        assert_eq!(endpoint(v6, 0, "icmpv6"), "2001:db8::1/icmpv6");
+    }
+
+    #[test]
+    fn what_happened_goes_before_what_should_have() {
+        let decision = |verdict, flags| Decision {
+            generation: 1,
+            rule: NO_RULE,
+            verdict,
+            flags,
+        };
+        let none = Counters::default();
+        let sent = Counters {
+            packets_out: 1,
+            ..none
+        };
+        let blocked = Counters {
+            blocked_packets: 1,
+            ..sent
+        };
+        let refused = Counters { refused: 1, ..none };
+        for approved in [
+            verdict::LOCAL,
+            verdict::GATEWAY,
+            verdict::APPROVED,
+            verdict::EXCEPTION,
+        ] {
+            assert_eq!(
+                outcome(&decision(approved, DECISION_ENFORCED), &sent),
+                "passed"
+            );
+        }
+        for denied in [verdict::DENIED, verdict::UNDETERMINED, verdict::OVER_BUDGET] {
+            let (report, enforce) = (decision(denied, 0), decision(denied, DECISION_ENFORCED));
+            assert_eq!(outcome(&report, &sent), "would-drop");
+            assert_eq!(outcome(&enforce, &blocked), "dropped");
+            assert_eq!(outcome(&enforce, &refused), "refused");
+            assert_eq!(outcome(&enforce, &none), "dropped");
+            assert_eq!(outcome(&enforce, &sent), "passed");
+        }
+    }
+
+    #[test]
+    fn names_cannot_command_the_terminal() {
+        assert_eq!(clean("a\u{1b}[2Jb\n\u{202e}c"), "a?[2Jb??c");
+        assert!(matches!(clean("größe"), Cow::Borrowed("größe")));
+    }
+
+    #[test]
+    fn every_verdict_has_a_name() {
+        assert!((1..verdict::N).all(|number| verdict(number).is_some()));
+        assert_eq!(verdict(verdict::NONE), None);
+        assert_eq!(verdict(verdict::N), None);
+    }
+}
