@@ -40,10 +40,12 @@ pub struct JournalSettings {
     pub object_pid: bool,
 }
 
-impl Default for JournalSettings {
-    fn default() -> Self {
+impl JournalSettings {
+    /// The journal behind this socket, without `OBJECT_PID`.
+    #[must_use]
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
         Self {
-            socket: "/run/systemd/journal/socket".into(),
+            socket: socket.into(),
             object_pid: false,
         }
     }
@@ -201,10 +203,7 @@ mod tests {
     fn without_a_journald_the_record_stays_here() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("socket");
-        let settings = JournalSettings {
-            socket: socket.clone(),
-            ..JournalSettings::default()
-        };
+        let settings = JournalSettings::new(&socket);
         let mut journal = Journal::open(settings).unwrap();
         let sealed = Sealed::new(record(), 1);
         assert_eq!(
@@ -237,10 +236,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let journald = UnixDatagram::bind(&path).unwrap();
-        let settings = JournalSettings {
-            socket: path,
-            ..JournalSettings::default()
-        };
+        let settings = JournalSettings::new(path);
         let mut journal = Journal::open(settings).unwrap();
         setsockopt(&journal.socket, sockopt::SndBuf, &4096).unwrap();
         let mut large = record();

@@ -194,11 +194,9 @@ impl Reporter {
         &self.origin
     }
 
-    /// What judges from now on: mode, policy, build of the country data.
-    pub fn set_context(&mut self, mode: &str, policy: &str, geo: &str) {
-        self.context.mode = Some(mode.into());
-        self.context.policy = Some(policy.into());
-        self.context.geo = Some(geo.into());
+    /// What goes into every record that is emitted from now on.
+    pub fn context_mut(&mut self) -> &mut Context {
+        &mut self.context
     }
 
     /// Puts a record at the end of the queue.
@@ -223,18 +221,13 @@ impl Reporter {
         self.pending.push_back(record);
     }
 
-    /// Hands over as much as the sinks take, without waiting for them.
-    pub fn flush(&mut self) -> Progress {
-        self.flush_at(clock::since_boot_ns())
-    }
-
     /// Hands over everything, and waits for the sinks until `patience` is over:
     /// for an agent that is about to stop.
     pub fn finish(&mut self, patience: Duration) -> Progress {
         const PAUSE: Duration = Duration::from_millis(5);
         let deadline = Instant::now() + patience;
         loop {
-            let progress = self.flush();
+            let progress = self.flush(clock::since_boot_ns());
             if progress.pending == 0 || Instant::now() >= deadline {
                 return progress;
             }
@@ -242,7 +235,9 @@ impl Reporter {
         }
     }
 
-    fn flush_at(&mut self, now_ns: u64) -> Progress {
+    /// Hands over as much as the sinks take, without waiting for them. `now_ns`
+    /// is a clock that does not run backwards.
+    pub fn flush(&mut self, now_ns: u64) -> Progress {
         let (mut handed_over, mut stalled) = (0, None);
         loop {
             if self.current.is_none() {

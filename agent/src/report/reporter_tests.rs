@@ -102,9 +102,9 @@ fn records_get_their_number_and_context_in_order() {
     let mut reporter = world.reporter();
     assert_eq!(reporter.origin(), &Origin::First);
     reporter.emit(record());
-    reporter.set_context("report", "abc", "2026-11");
+    reporter.context_mut().policy = Some("abc".into());
     reporter.emit(record());
-    let progress = reporter.flush_at(0);
+    let progress = reporter.flush(0);
     assert_eq!((progress.handed_over, progress.pending), (2, 0));
     assert_eq!(world.journal.seqs(), [1, 2]);
     assert_eq!(world.json.seqs(), [1, 2]);
@@ -118,11 +118,11 @@ fn records_get_their_number_and_context_in_order() {
 fn a_policy_that_judged_is_not_replaced_by_that_of_today() {
     let world = World::new();
     let mut reporter = world.reporter();
-    reporter.set_context("enforce", "new", "2026-11");
+    reporter.context_mut().policy = Some("new".into());
     let mut record = record();
     record.set(Field::Policy, "old");
     reporter.emit(record);
-    reporter.flush_at(0);
+    reporter.flush(0);
     assert_eq!(world.journal.last().text(Field::Policy), Some("old"));
 }
 
@@ -136,7 +136,7 @@ fn what_no_sink_takes_waits_and_turns_the_caller_away() {
         reporter.emit(record());
     }
     assert!(reporter.is_backed_up());
-    let progress = reporter.flush_at(0);
+    let progress = reporter.flush(0);
     assert_eq!((progress.handed_over, progress.pending), (0, 5));
     assert_eq!(progress.stalled.unwrap().sink, "journal");
     assert_eq!(
@@ -144,14 +144,14 @@ fn what_no_sink_takes_waits_and_turns_the_caller_away() {
         [1],
         "the other sink is one ahead at most"
     );
-    reporter.flush_at(100 * SECOND_NS);
+    reporter.flush(100 * SECOND_NS);
     assert_eq!(
         world.json.seqs(),
         [1],
         "and does not get it twice; the journal has no deadline"
     );
     world.journal.close(false);
-    reporter.flush_at(100 * SECOND_NS);
+    reporter.flush(100 * SECOND_NS);
     assert_eq!(world.journal.seqs(), [1, 2, 3, 4, 5]);
     assert_eq!(world.json.seqs(), [1, 2, 3, 4, 5]);
     assert!(!reporter.is_backed_up());
@@ -170,7 +170,7 @@ fn what_had_to_be_dropped_is_told_exactly() {
         reporter.emit(record());
     }
     world.journal.close(false);
-    reporter.flush_at(0);
+    reporter.flush(0);
     assert_eq!(world.journal.seqs(), (1..=11).collect::<Vec<_>>());
     // In its place, not at the end: five records were still waiting.
     let loss = world.journal.last();
@@ -183,7 +183,7 @@ fn what_had_to_be_dropped_is_told_exactly() {
         reporter.emit(record());
     }
     world.journal.close(false);
-    reporter.flush_at(0);
+    reporter.flush(0);
     let loss = world.journal.last();
     assert_eq!(
         (loss.number(Field::Count), loss.number(Field::Total)),
@@ -197,17 +197,17 @@ fn a_sink_that_fails_for_long_is_left_aside_and_told_what_it_missed() {
     let mut reporter = world.reporter();
     world.json.close(true);
     reporter.emit(record());
-    assert_eq!(reporter.flush_at(SECOND_NS).handed_over, 0);
+    assert_eq!(reporter.flush(SECOND_NS).handed_over, 0);
     assert_eq!(world.journal.seqs(), [1]);
     for seconds in [10, 11, 12] {
         reporter.emit(record());
-        reporter.flush_at(seconds * SECOND_NS);
+        reporter.flush(seconds * SECOND_NS);
     }
     assert_eq!(world.journal.seqs(), [1, 2, 3, 4], "the journal goes on");
     assert_eq!(reporter.pending(), 0);
     world.json.close(false);
     reporter.emit(record());
-    reporter.flush_at(13 * SECOND_NS);
+    reporter.flush(13 * SECOND_NS);
     assert_eq!(world.json.seqs(), [5, 6]);
     let loss = world.json.last();
     assert_eq!(loss.text(Field::Subject), Some("records-json"));
@@ -220,17 +220,17 @@ fn the_agent_after_this_one_goes_on_with_the_same_record() {
     let world = World::new();
     let mut reporter = world.reporter();
     reporter.emit(record());
-    reporter.flush_at(0);
+    reporter.flush(0);
     world.journal.close(true);
     reporter.emit(record());
     reporter.emit(record());
-    reporter.flush_at(0);
+    reporter.flush(0);
     drop(reporter);
     world.journal.close(false);
     let mut reporter = world.reporter();
     assert_eq!(reporter.origin(), &Origin::Continued);
     reporter.emit(record());
-    reporter.flush_at(0);
+    reporter.flush(0);
     assert_eq!(world.journal.seqs(), [1, 2, 3]);
     assert_eq!(
         world.json.seqs(),
@@ -244,7 +244,7 @@ fn a_damaged_sequence_file_is_itself_a_report() {
     let world = World::new();
     fs::write(world.dir.path().join("agent.seq"), "1234").unwrap();
     let mut reporter = world.reporter();
-    reporter.flush_at(0);
+    reporter.flush(0);
     assert_eq!(world.journal.last().kind(), Kind::Tamper);
     assert_eq!(world.journal.seqs(), [1]);
 }
