@@ -61,6 +61,7 @@ fn lint() -> Result<()> {
     cargo.args([
         "clippy",
         "--workspace",
+        "--keep-going",
         "--all-targets",
         "--",
         "--deny",
