@@ -168,12 +168,12 @@ const NEEDS: [Need; 11] = [
 impl Setup {
     /// Installs what is missing, or says that nothing is.
     pub fn run(self) -> Result<()> {
-        let parts = if self.parts.is_empty() {
-            Part::value_variants()
-        } else {
-            &self.parts
-        };
-        if !ensure(parts)? {
+        let mut parts = self.parts;
+        if parts.is_empty() {
+            parts = Part::value_variants().to_vec();
+            parts.retain(|part| *part != Part::Package);
+        }
+        if !ensure(&parts)? {
             println!("Nothing is missing.");
         }
         Ok(())
@@ -360,8 +360,7 @@ fn unpack_country_data() -> Result<()> {
     let download = destination.with_extension("download");
     fs::create_dir_all(&destination).context("make the directory for the country data")?;
     fs::create_dir_all(&download).context("make the directory for the download")?;
-    // apt warns that it downloads as root when it cannot hand the work to its
-    // own user; the file arrives all the same.
+    // apt may warn that it downloads as root: its own user cannot write here.
     workspace::run(
         Command::new("apt-get")
             .args(["download", "tor-geoipdb"])

@@ -34,9 +34,10 @@ const EXCEPTIONS: [(&str, &str); 2] = [
 ];
 
 /// Reads the whole dependency graph, of every target, and names each crate
-/// whose licence or source is not accepted.
+/// whose licence or source is not accepted. Cargo.lock must be up to date for
+/// that, or what is checked would not be what others build.
 pub fn check() -> Result<()> {
-    let metadata = workspace::metadata(&[])?;
+    let metadata = workspace::metadata(&["--locked"])?;
     let mut refused = BTreeSet::new();
     for package in metadata["packages"].as_array().into_iter().flatten() {
         // The project's own crates have no source.
