@@ -206,5 +206,5 @@ pub struct HostRoot {
 const _: () = {
     assert!(size_of::<Address>() == 16);
     assert!(size_of::<Control>() == 8);
-    assert!(size_of::<Offsets>() % 4 == 0);
+    assert!(size_of::<Offsets>().is_multiple_of(4));
 };

@@ -144,11 +144,10 @@ pub fn attach(
         Program::BtfTracePoint(program) => {
             let program: &mut BtfTracePoint = program;
             let id = program.attach().map_err(|error| failed(error.into()))?;
-            program
+            let link = program
                 .take_link(id)
-                .map_err(|error| failed(error.into()))?
-                .try_into()
-                .map_err(|never: std::convert::Infallible| match never {})
+                .map_err(|error| failed(error.into()))?;
+            Ok(link.into())
         }
         Program::CgroupSkb(program) => {
             let program: &mut CgroupSkb = program;

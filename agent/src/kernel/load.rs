@@ -198,7 +198,9 @@ impl Kernel {
 
     /// Finds control groups that are older than the hooks.
     pub fn adopt_cgroups(&self) -> Result<(), KernelError> {
-        let Some(root) = cgroups::cgroup2_root() else { return Ok(()) };
+        let Some(root) = cgroups::cgroup2_root() else {
+            return Ok(());
+        };
         let reader = self.reader()?;
         for (id, cgroup) in cgroups::existing(&root) {
             reader.add_cgroup(id, &cgroup)?;
@@ -212,20 +214,29 @@ impl Kernel {
     }
 
     fn run_iterator(&self, name: &str) -> Result<(), KernelError> {
-        self.iterator(name).map_or(Ok(()), |program| iterators::run(program, name))
+        self.iterator(name)
+            .map_or(Ok(()), |program| iterators::run(program, name))
     }
 
     /// False when the links that this agent pinned are gone.
     pub fn is_attached(&self) -> bool {
         let links = self.pins.pinned_links();
-        self.hooks.iter().filter(|status| status.attached && is_pinned(status.name)).all(|status| {
-            links.iter().any(|(instance, hook)| *instance == self.instance && hook == status.name)
-        })
+        self.hooks
+            .iter()
+            .filter(|status| status.attached && is_pinned(status.name))
+            .all(|status| {
+                links
+                    .iter()
+                    .any(|(instance, hook)| *instance == self.instance && hook == status.name)
+            })
     }
 
     /// From now on nothing is counted or judged; what was counted can be read.
     pub fn stop_counting(&self) {
-        self.control.set(Control { generation: self.control.get().generation, instance: 0 });
+        self.control.set(Control {
+            generation: self.control.get().generation,
+            instance: 0,
+        });
     }
 
     /// Where the pins are.
@@ -330,7 +341,9 @@ fn pin(pins: &PinDir, instance: u32, hook: &str, link: FdLink) -> Result<(), Ker
 }
 
 fn is_pinned(name: &str) -> bool {
-    HOOKS.iter().any(|hook| hook.name == name && hook.is_pinned())
+    HOOKS
+        .iter()
+        .any(|hook| hook.name == name && hook.is_pinned())
 }
 
 fn pin_program(
@@ -340,7 +353,9 @@ fn pin_program(
     name: &str,
 ) -> Result<(), KernelError> {
     let path = pins.link(instance, name);
-    let Some(program) = ebpf.program_mut(name) else { return Ok(()) };
+    let Some(program) = ebpf.program_mut(name) else {
+        return Ok(());
+    };
     program
         .pin(&path)
         .map_err(|error| KernelError::failed(format!("pin program {}", path.display()), error))

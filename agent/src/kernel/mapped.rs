@@ -43,7 +43,7 @@ impl Mapped {
     /// Copies values to the beginning of the map. Elements of an array map lie
     /// at multiples of 8 bytes, as do the types of the ABI that go here.
     pub fn write<T: Plain>(&mut self, values: &[T]) {
-        const { assert!(size_of::<T>() % 8 == 0) };
+        const { assert!(size_of::<T>().is_multiple_of(8)) };
         assert!(
             size_of_val(values) <= self.len.get(),
             "the map was made for these values"
