@@ -6,6 +6,10 @@
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+#![allow(
+    clippy::needless_borrows_for_generic_args,
+    reason = "passed by value, a map's value would be copied onto a stack of 512 bytes"
+)]
 
 #[cfg(target_arch = "bpf")]
 mod accounting;
