@@ -1,3 +1,5 @@
+//! Tests of the flow table: kernel states and a clock go in, reports come out.
+
 use proptest::prelude::*;
 use trefoil_ebpf::abi::{
     Address, Counters, DECISION_ENFORCED, Decision, Event, FLOW_EMBRYONIC, FLOW_ENDED, Flow,

@@ -1,3 +1,5 @@
+//! Tests of flow records: the fields and the words that a report becomes.
+
 use trefoil_ebpf::abi::{Address, DECISION_ENFORCED, Flow, NO_RULE};
 
 use super::*;

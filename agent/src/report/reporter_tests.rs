@@ -1,3 +1,5 @@
+//! Tests of the reporter: numbering, waiting, and what is told about losses.
+
 use std::{cell::RefCell, rc::Rc};
 
 use super::*;
