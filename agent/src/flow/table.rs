@@ -384,10 +384,14 @@ impl FlowTable {
                 entry.told = false;
             }
         }
+        let interval_ns = self.settings.update_interval_ns;
+        let is_due = |entry: &Entry| {
+            entry.single && (!entry.told || now_ns.saturating_sub(entry.told_ns) >= interval_ns)
+        };
         let ids: Vec<_> = self
             .flows
             .iter()
-            .filter(|(_, entry)| entry.single)
+            .filter(|(_, entry)| is_due(entry))
             .map(|(id, _)| *id)
             .collect();
         for id in ids {

@@ -19,6 +19,9 @@ mod sink;
 mod terminal;
 pub mod words;
 
+#[cfg(test)]
+mod catalog_tests;
+
 pub use community_id::community_id;
 pub use field::{FIELDS, Field, FieldInfo, Form, Kinds, Value};
 pub use flow_record::FlowFacts;

@@ -104,6 +104,11 @@ impl Lines {
         result
     }
 
+    /// Writes text that is no record, and waits for whoever reads.
+    pub(super) fn write_all(&mut self, text: &str) -> io::Result<()> {
+        self.file.write_all(text.as_bytes())
+    }
+
     /// True while a line is begun and not finished.
     pub(super) fn is_partway(&self) -> bool {
         !self.rest.is_empty()

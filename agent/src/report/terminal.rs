@@ -54,18 +54,37 @@ impl Terminal {
     }
 }
 
+impl Terminal {
+    /// Shows a record that has no number, and waits for whoever reads: for verbs
+    /// that do nothing else.
+    ///
+    /// # Errors
+    ///
+    /// If nobody reads.
+    pub fn show(&mut self, record: &Record) -> io::Result<()> {
+        let text = self.text(record);
+        self.lines.write_all(&text)?;
+        self.has_header = true;
+        Ok(())
+    }
+
+    fn text(&self, record: &Record) -> String {
+        let mut text = String::new();
+        if !self.has_header {
+            text += &paint(&header(self.style), Colour::Dim, self.style);
+            text.push('\n');
+        }
+        text + &line(record, self.style)
+    }
+}
+
 impl Sink for Terminal {
     fn name(&self) -> &'static str {
         "terminal"
     }
 
     fn hand_over(&mut self, sealed: &Sealed) -> io::Result<()> {
-        let mut text = String::new();
-        if !self.has_header {
-            text += &paint(&header(self.style), Colour::Dim, self.style);
-            text.push('\n');
-        }
-        text += &line(sealed.record(), self.style);
+        let text = self.text(sealed.record());
         self.lines.write(sealed.seq(), &text)?;
         self.has_header = true;
         Ok(())
