@@ -11,3 +11,4 @@ pub mod geo;
 pub mod kernel;
 pub mod owner;
 pub mod report;
+pub mod policy;

@@ -1,0 +1,445 @@
+//! All patterns of one kind as one automaton, and both automata as one table.
+//!
+//! Owns the way from patterns to [`State`]s, which the kernel steps through byte
+//! by byte. What a class means is the caller's: it gives one to each set of
+//! patterns that some path matches.
+
+use std::collections::HashMap;
+
+use regex_automata::dfa::{Automaton as _, StartKind, dense};
+use regex_automata::nfa::thompson;
+use regex_automata::util::{primitives::StateID, start};
+use regex_automata::{Anchored, MatchKind};
+use trefoil_ebpf::abi::{MAX_LETTERS, State};
+
+use super::pattern::{ExecutablePattern, Glob, NOT_SLASH, Token, UnitPattern, UnitPlace};
+use super::problem::Fault;
+
+/// Most states of both automata together: their numbers are `u16`.
+pub const MAX_STATES: usize = 1 << 16;
+
+/// Memory that the search for an automaton may take for what its states stand for.
+/// Reached after some 150,000 states: more than [`MAX_STATES`], because some turn
+/// out to be equal, and few enough to take seconds at the most.
+const MAX_SEARCH_BYTES: usize = 16 << 20;
+
+/// An automaton over bytes, before it is put into the table.
+pub(super) struct Automaton {
+    /// The kind of byte, for each byte.
+    kinds: [u8; 256],
+    /// For each state, the next one by kind of byte, and the class of what ends
+    /// here. State 0 is the first.
+    states: Vec<(Vec<u32>, u16)>,
+}
+
+/// The table of states as the kernel has it.
+pub(super) struct Table {
+    pub(super) letters: [u8; 256],
+    pub(super) states: Vec<State>,
+    /// Where the first and the second automaton begin.
+    pub(super) starts: [u32; 2],
+}
+
+/// The automaton for control groups. `class_of` gets the indexes of the patterns
+/// that a path matches, in order.
+pub(super) fn of_units(
+    patterns: &[&UnitPattern],
+    class_of: impl FnMut(&[usize]) -> Result<u16, Fault>,
+) -> Result<Automaton, Fault> {
+    search(
+        patterns.len(),
+        Draft::units(patterns),
+        MAX_SEARCH_BYTES,
+        class_of,
+    )
+}
+
+/// The automaton for executables, as [`of_units`].
+pub(super) fn of_executables(
+    patterns: &[&ExecutablePattern],
+    class_of: impl FnMut(&[usize]) -> Result<u16, Fault>,
+) -> Result<Automaton, Fault> {
+    search(
+        patterns.len(),
+        Draft::executables(patterns),
+        MAX_SEARCH_BYTES,
+        class_of,
+    )
+}
+
+/// A nondeterministic automaton that is being drawn, beginning at its end.
+struct Draft {
+    builder: thompson::Builder,
+}
+
+type Drawn<T> = Result<T, thompson::BuildError>;
+
+impl Draft {
+    fn new() -> Self {
+        let mut builder = thompson::Builder::new();
+        builder.set_utf8(false);
+        Self { builder }
+    }
+
+    fn executables(patterns: &[&ExecutablePattern]) -> Drawn<thompson::NFA> {
+        let mut draft = Self::new();
+        let mut starts = Vec::new();
+        for pattern in patterns {
+            draft.builder.start_pattern()?;
+            let end = draft.builder.add_match()?;
+            let start = draft.glob(pattern.glob(), end)?;
+            draft.builder.finish_pattern(start)?;
+            starts.push(start);
+        }
+        let start = draft.builder.add_union(starts)?;
+        draft.builder.build(start, start)
+    }
+
+    /// All patterns share the loops over slices: with a loop of its own for each
+    /// pattern, every state would carry every pattern along.
+    fn units(patterns: &[&UnitPattern]) -> Drawn<thompson::NFA> {
+        let mut draft = Self::new();
+        let mut starts = Vec::new();
+        // Entries of patterns that stand behind slices, by what precedes the slices.
+        let mut behind_slices: HashMap<(Option<&Glob>, &[String]), Vec<StateID>> = HashMap::new();
+        for pattern in patterns {
+            draft.builder.start_pattern()?;
+            let anything = draft.within_unit()?;
+            if pattern.is_root_slice() {
+                let any = draft.loop_over(&[(0, u8::MAX)], anything)?;
+                let start = draft.byte(b'/', any)?;
+                starts.push(start);
+            } else {
+                let mut names = Vec::new();
+                for name in &pattern.names {
+                    names.push(draft.escaped(name, anything)?);
+                }
+                let names = draft.builder.add_union(names)?;
+                let manager = pattern.manager.as_ref();
+                match &pattern.place {
+                    UnitPlace::Slices(chain) => {
+                        let named = draft.byte(b'/', names)?;
+                        let chained = draft.chain(chain, named)?;
+                        starts.push(draft.behind_manager(manager, chained)?);
+                    }
+                    UnitPlace::AnySlice => {
+                        behind_slices.entry((manager, &[])).or_default().push(names);
+                    }
+                    UnitPlace::SlicesAndAny(chain) => {
+                        behind_slices
+                            .entry((manager, chain))
+                            .or_default()
+                            .push(names);
+                    }
+                }
+            }
+            let fail = draft.builder.add_fail()?;
+            draft.builder.finish_pattern(fail)?;
+        }
+        for ((manager, chain), names) in behind_slices {
+            let slices = draft.slices(names)?;
+            let chained = draft.chain(chain, slices)?;
+            starts.push(draft.behind_manager(manager, chained)?);
+        }
+        let start = draft.builder.add_union(starts)?;
+        draft.builder.build(start, start)
+    }
+
+    /// The end of a path, or `/` and anything.
+    fn within_unit(&mut self) -> Drawn<StateID> {
+        let end = self.builder.add_match()?;
+        let any = self.loop_over(&[(0, u8::MAX)], end)?;
+        let slash = self.byte(b'/', any)?;
+        self.builder.add_union(vec![end, slash])
+    }
+
+    /// `/`, any number of slices each with a `/`, then one of `next`.
+    fn slices(&mut self, next: Vec<StateID>) -> Drawn<StateID> {
+        let slash = self.builder.add_empty()?;
+        let mut suffix = slash;
+        for &byte in b".slice".iter().rev() {
+            suffix = self.byte(byte, suffix)?;
+        }
+        let rest = self.loop_over(&NOT_SLASH, suffix)?;
+        let slice = self.set(&NOT_SLASH, rest)?;
+        let part = self.builder.add_union([vec![slice], next].concat())?;
+        let here = self.byte(b'/', part)?;
+        self.builder.patch(slash, here)?;
+        Ok(here)
+    }
+
+    /// These slices one behind the other, each after a `/`, then `next`.
+    fn chain(&mut self, slices: &[String], mut next: StateID) -> Drawn<StateID> {
+        for slice in slices.iter().rev() {
+            for &byte in slice.as_bytes().iter().rev() {
+                next = self.byte(byte, next)?;
+            }
+            let escaped = self.byte(b'_', next)?;
+            next = self.builder.add_union(vec![next, escaped])?;
+            next = self.byte(b'/', next)?;
+        }
+        Ok(next)
+    }
+
+    /// What `next` is, within this user's manager if there is one.
+    fn behind_manager(&mut self, manager: Option<&Glob>, next: StateID) -> Drawn<StateID> {
+        match manager {
+            None => Ok(next),
+            Some(manager) => {
+                let name = self.escaped(manager, next)?;
+                self.slices(vec![name])
+            }
+        }
+    }
+
+    /// A name as systemd may have escaped it.
+    fn escaped(&mut self, name: &Glob, next: StateID) -> Drawn<StateID> {
+        let plain = self.glob(name, next)?;
+        let escaped = self.byte(b'_', plain)?;
+        self.builder.add_union(vec![plain, escaped])
+    }
+
+    fn glob(&mut self, glob: &Glob, mut next: StateID) -> Drawn<StateID> {
+        for token in glob.tokens().iter().rev() {
+            next = match token {
+                Token::Byte(byte) => self.byte(*byte, next)?,
+                Token::Set(set) => self.set(set, next)?,
+                Token::Star => self.loop_over(&NOT_SLASH, next)?,
+                Token::DoubleStar => self.loop_over(&[(0, u8::MAX)], next)?,
+            };
+        }
+        Ok(next)
+    }
+
+    fn byte(&mut self, byte: u8, next: StateID) -> Drawn<StateID> {
+        self.set(&[(byte, byte)], next)
+    }
+
+    fn set(&mut self, set: &[(u8, u8)], next: StateID) -> Drawn<StateID> {
+        let transition = |&(start, end)| thompson::Transition { start, end, next };
+        self.builder
+            .add_sparse(set.iter().map(transition).collect())
+    }
+
+    /// Any number of bytes of `set`, then `next`.
+    fn loop_over(&mut self, set: &[(u8, u8)], next: StateID) -> Drawn<StateID> {
+        let again = self.builder.add_empty()?;
+        let step = self.set(set, again)?;
+        let here = self.builder.add_union(vec![step, next])?;
+        self.builder.patch(again, here)?;
+        Ok(here)
+    }
+}
+
+/// Makes the automaton deterministic, and gives each state its class.
+fn search(
+    n_patterns: usize,
+    nfa: Drawn<thompson::NFA>,
+    limit_bytes: usize,
+    mut class_of: impl FnMut(&[usize]) -> Result<u16, Fault>,
+) -> Result<Automaton, Fault> {
+    if n_patterns == 0 {
+        let class = class_of(&[])?;
+        return Ok(Automaton {
+            kinds: [0; 256],
+            states: vec![(vec![0], class)],
+        });
+    }
+    let nfa = nfa.map_err(|_| too_many_states())?;
+    let config = dense::Config::new()
+        .match_kind(MatchKind::All)
+        .start_kind(StartKind::Anchored)
+        .accelerate(false)
+        .dfa_size_limit(Some(8 * limit_bytes))
+        .determinize_size_limit(Some(limit_bytes));
+    let dfa = dense::Builder::new()
+        .configure(config)
+        .build_from_nfa(&nfa)
+        .map_err(|_| too_many_states())?;
+
+    let mut kinds = [0; 256];
+    let mut representatives: Vec<u8> = Vec::new();
+    for byte in 0..=u8::MAX {
+        let kind = dfa.byte_classes().get(byte);
+        kinds[usize::from(byte)] = kind;
+        if usize::from(kind) == representatives.len() {
+            representatives.push(byte);
+        }
+    }
+
+    let start = dfa
+        .start_state(&start::Config::new().anchored(Anchored::Yes))
+        .map_err(|_| too_many_states())?;
+    let mut numbers = HashMap::from([(start, 0_u32)]);
+    let mut found = vec![start];
+    let mut states = Vec::new();
+    while let Some(&state) = found.get(states.len()) {
+        let mut next = Vec::with_capacity(representatives.len());
+        for &byte in &representatives {
+            let target = dfa.next_state(state, byte);
+            let new = u32::try_from(found.len()).map_err(|_| too_many_states())?;
+            next.push(*numbers.entry(target).or_insert_with(|| {
+                found.push(target);
+                new
+            }));
+        }
+        // The library's states say what matched before their last byte, so what
+        // matches a path as a whole is said by the state after its end.
+        let end = dfa.next_eoi_state(state);
+        let mut matched = Vec::new();
+        if dfa.is_match_state(end) {
+            let n_matches = dfa.match_len(end);
+            matched.extend((0..n_matches).map(|index| dfa.match_pattern(end, index).as_usize()));
+            matched.sort_unstable();
+        }
+        states.push((next, class_of(&matched)?));
+    }
+    Ok(Automaton { kinds, states })
+}
+
+fn too_many_states() -> Fault {
+    Fault::new("the patterns for units or for executables are too complex to be one table").help(
+        "use fewer `*` at the beginning or in the middle of patterns: each doubles what all \
+         the others need",
+    )
+}
+
+impl Table {
+    /// Puts two automata into one table, with one state for those that cannot be
+    /// told apart.
+    pub(super) fn new(first: &Automaton, second: &Automaton) -> Result<Self, Fault> {
+        // Bytes that both automata treat alike are one column.
+        let mut columns: Vec<(u8, u8)> = Vec::new();
+        let mut column_of = [0; 256];
+        for (byte, column) in column_of.iter_mut().enumerate() {
+            let kinds = (first.kinds[byte], second.kinds[byte]);
+            *column = columns
+                .iter()
+                .position(|&known| known == kinds)
+                .unwrap_or_else(|| {
+                    columns.push(kinds);
+                    columns.len() - 1
+                });
+        }
+        let offset = u32::try_from(first.states.len()).map_err(|_| too_many_states())?;
+        let mut rows: Vec<(Vec<u32>, u16)> = Vec::new();
+        for (next, class) in &first.states {
+            let next = columns.iter().map(|&(kind, _)| next[usize::from(kind)]);
+            rows.push((next.collect(), *class));
+        }
+        for (next, class) in &second.states {
+            let next = columns
+                .iter()
+                .map(|&(_, kind)| next[usize::from(kind)] + offset);
+            rows.push((next.collect(), *class));
+        }
+
+        let (block_of, n_blocks) = merge(&rows);
+        if n_blocks > MAX_STATES {
+            return Err(too_many_states());
+        }
+        let mut merged: Vec<Option<(Vec<u16>, u16)>> = vec![None; n_blocks];
+        for (state, (next, class)) in rows.iter().enumerate() {
+            let merged = &mut merged[block_of[state] as usize];
+            if merged.is_none() {
+                // Blocks are fewer than MAX_STATES, so their numbers fit.
+                let next = next.iter().map(|&next| block_of[next as usize] as u16);
+                *merged = Some((next.collect(), *class));
+            }
+        }
+        let merged: Vec<(Vec<u16>, u16)> = merged.into_iter().flatten().collect();
+
+        // After merging, columns can have become equal.
+        let mut letter_of_column: HashMap<Vec<u16>, usize> = HashMap::new();
+        let mut letters_in_use: Vec<usize> = Vec::new();
+        let mut letter = vec![0; columns.len()];
+        for column in 0..columns.len() {
+            let content = merged.iter().map(|(next, _)| next[column]).collect();
+            letter[column] = *letter_of_column.entry(content).or_insert_with(|| {
+                letters_in_use.push(column);
+                letters_in_use.len() - 1
+            });
+        }
+        if letters_in_use.len() > MAX_LETTERS {
+            return Err(Fault::new(
+                "the patterns for units and executables name too many characters",
+            )
+            .help(format!(
+                "they can tell {MAX_LETTERS} bytes apart: use `*` or `?` for letters beyond ASCII"
+            )));
+        }
+        let mut letters = [0; 256];
+        for (byte, letter_of_byte) in letters.iter_mut().enumerate() {
+            // MAX_LETTERS fits in a byte.
+            *letter_of_byte = letter[column_of[byte]] as u8;
+        }
+        let states = merged
+            .iter()
+            .map(|(next, class)| {
+                let mut state = State {
+                    next: [0; MAX_LETTERS],
+                    class: *class,
+                    pad: [0; 3],
+                };
+                for (letter, &column) in letters_in_use.iter().enumerate() {
+                    state.next[letter] = next[column];
+                }
+                state
+            })
+            .collect();
+        Ok(Self {
+            letters,
+            states,
+            starts: [block_of[0], block_of[first.states.len()]],
+        })
+    }
+}
+
+/// Numbers the states so that two have the same number only when no string leads
+/// them to different classes. Returns each state's number, and how many there are.
+///
+/// Not minimal, and quick for that: states are equal when class and next states
+/// are. Going through them from the last found to the first, one pass meets almost
+/// every state after those it leads to, which shares the common ends of patterns;
+/// a state that leads to itself is seen as such. Whatever two states are given the
+/// same number have the same class and lead to equal states, so each pass may use
+/// what the pass before it, or itself, found.
+fn merge(rows: &[(Vec<u32>, u16)]) -> (Vec<u32>, usize) {
+    const PASSES: usize = 4;
+    const ITSELF: u32 = u32::MAX;
+    let mut equal_to: Vec<u32> = (0..).take(rows.len()).collect();
+    let mut n_different = rows.len();
+    for _ in 0..PASSES {
+        let mut seen: HashMap<(Vec<u32>, u16), u32> = HashMap::with_capacity(n_different);
+        for (state, (next, class)) in rows.iter().enumerate().rev() {
+            let own = equal_to[state];
+            let leads_to = next.iter().map(|&next| match equal_to[next as usize] {
+                target if target == own => ITSELF,
+                target => target,
+            });
+            let first_seen = seen
+                .entry((leads_to.collect(), *class))
+                .or_insert(state as u32);
+            equal_to[state] = *first_seen;
+        }
+        let n_before = std::mem::replace(&mut n_different, seen.len());
+        if n_different == n_before {
+            break;
+        }
+    }
+    let mut numbers = vec![u32::MAX; rows.len()];
+    let mut n_numbers = 0;
+    let mut number_of = |state: u32| {
+        let number = &mut numbers[state as usize];
+        if *number == u32::MAX {
+            *number = n_numbers;
+            n_numbers += 1;
+        }
+        *number
+    };
+    let block_of = equal_to.into_iter().map(&mut number_of).collect();
+    (block_of, n_numbers as usize)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,231 @@
+use std::collections::HashMap;
+
+use super::*;
+
+/// What the table says about one path: the patterns that match it.
+struct Classes {
+    sets: Vec<Vec<usize>>,
+    known: HashMap<Vec<usize>, u16>,
+}
+
+impl Classes {
+    fn new() -> Self {
+        let mut new = Self {
+            sets: Vec::new(),
+            known: HashMap::new(),
+        };
+        new.class_of(&[]).unwrap();
+        new
+    }
+
+    fn class_of(&mut self, matched: &[usize]) -> Result<u16, Fault> {
+        let new = u16::try_from(self.sets.len()).unwrap();
+        Ok(*self.known.entry(matched.to_vec()).or_insert_with(|| {
+            self.sets.push(matched.to_vec());
+            new
+        }))
+    }
+}
+
+fn walk(table: &Table, start: u32, path: &[u8]) -> u16 {
+    let mut state = usize::try_from(start).unwrap();
+    for &byte in path {
+        let letter = table.letters[usize::from(byte)];
+        state = usize::from(table.states[state].next[usize::from(letter)]);
+    }
+    table.states[state].class
+}
+
+const UNITS: &[&str] = &[
+    "nginx.service",
+    "nginx*.service",
+    "*x.service",
+    "export@*",
+    "cpu.service",
+    "*.scope",
+    "user.slice",
+    "user-*.slice",
+    "user-1000.slice",
+    "a-b.slice",
+    "*.slice",
+    "-.slice",
+    "user@1000.service",
+    "user@1000.service/nginx.service",
+    "user@*.service/app.slice",
+    "user@*.service/*.scope",
+    "user@1000.service/app-*.slice",
+    "_x.service",
+    "?.service",
+    "[!n]*.service",
+    "*a*.service",
+    "*b*.service",
+];
+const EXECUTABLES: &[&str] = &[
+    "/usr/bin/curl",
+    "/usr/bin/*",
+    "/usr/**",
+    "/**/curl",
+    "/opt/*/bin/x",
+    "/opt/**/bin/[a-c]?",
+    "/*",
+    "/u[!s]r/x",
+    "/usr/lib/postgresql/*/bin/postgres",
+];
+
+/// Parts that patterns are made of, put together at random, make paths that are
+/// often a match or nearly one.
+fn paths(seed: u64, parts: &[&str]) -> Vec<Vec<u8>> {
+    let mut state = seed;
+    let mut below = |n: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(state >> 33).unwrap() % n
+    };
+    (0..5_000)
+        .map(|_| {
+            let n_parts = below(7);
+            (0..n_parts)
+                .flat_map(|_| parts[below(parts.len())].bytes())
+                .collect()
+        })
+        .collect()
+}
+
+#[test]
+fn the_table_matches_what_the_patterns_match() {
+    let units: Vec<UnitPattern> = UNITS
+        .iter()
+        .map(|text| UnitPattern::parse(text).unwrap())
+        .collect();
+    let units: Vec<&UnitPattern> = units.iter().collect();
+    let executables: Vec<ExecutablePattern> = EXECUTABLES
+        .iter()
+        .map(|text| ExecutablePattern::parse(text).unwrap())
+        .collect();
+    let executables: Vec<&ExecutablePattern> = executables.iter().collect();
+    let (mut unit_classes, mut executable_classes) = (Classes::new(), Classes::new());
+    let first = of_units(&units, |matched| unit_classes.class_of(matched)).unwrap();
+    let second =
+        of_executables(&executables, |matched| executable_classes.class_of(matched)).unwrap();
+    let table = Table::new(&first, &second).unwrap();
+
+    let mut n_matches = 0;
+    for path in paths(
+        1,
+        &[
+            "/system.slice",
+            "/user.slice",
+            "/user-1000.slice",
+            "/user@1000.service",
+            "/app.slice",
+            "/nginx.service",
+            "/nginx-1.service",
+            "/export@1.service",
+            "/_cpu.service",
+            "/a.slice",
+            "/a-b.slice",
+            "/app-x.slice",
+            "/x.scope",
+            "/_",
+            "/",
+            "x",
+            "n",
+            ".service",
+            ".slice",
+            "/export@1.mount",
+            "/__x.service",
+            "/y.service",
+            "/nagb.service",
+            "\u{e4}",
+        ],
+    ) {
+        let expected: Vec<usize> = (0..units.len())
+            .filter(|&index| units[index].matches(&path))
+            .collect();
+        let class = walk(&table, table.starts[0], &path);
+        n_matches += expected.len();
+        assert_eq!(
+            unit_classes.sets[usize::from(class)],
+            expected,
+            "{}",
+            String::from_utf8_lossy(&path)
+        );
+    }
+    for path in paths(
+        2,
+        &[
+            "/usr",
+            "/usr/bin",
+            "/curl",
+            "/opt",
+            "/bin",
+            "/ax",
+            "/x",
+            "/",
+            "c",
+            "curl",
+            "/usr/lib",
+            "/postgresql",
+            "/15",
+            "/bin/postgres",
+            "\n",
+            "/uxr",
+        ],
+    ) {
+        let expected: Vec<usize> = (0..executables.len())
+            .filter(|&index| executables[index].glob().matches(&path))
+            .collect();
+        let class = walk(&table, table.starts[1], &path);
+        n_matches += expected.len();
+        assert_eq!(
+            executable_classes.sets[usize::from(class)],
+            expected,
+            "{}",
+            String::from_utf8_lossy(&path)
+        );
+    }
+    assert!(n_matches > 5_000, "too few matches for a test: {n_matches}");
+}
+
+#[test]
+fn no_pattern_needs_one_state() {
+    let none = |_: &[usize]| Ok(0);
+    let table = Table::new(
+        &of_units(&[], none).unwrap(),
+        &of_executables(&[], none).unwrap(),
+    )
+    .unwrap();
+    assert_eq!(table.states.len(), 1);
+    assert_eq!(table.starts, [0, 0]);
+    assert_eq!(table.states[0].next, [0; MAX_LETTERS]);
+}
+
+#[test]
+fn a_thousand_literal_units_are_small() {
+    let units: Vec<UnitPattern> = (0..1000)
+        .map(|index| UnitPattern::parse(&format!("worker-{index}@*.service")).unwrap())
+        .collect();
+    let units: Vec<&UnitPattern> = units.iter().collect();
+    let mut classes = Classes::new();
+    let first = of_units(&units, |matched| classes.class_of(matched)).unwrap();
+    let second = of_executables(&[], |_| Ok(0)).unwrap();
+    let table = Table::new(&first, &second).unwrap();
+    assert!(table.states.len() < 30_000, "{}", table.states.len());
+}
+
+#[test]
+fn too_many_states_are_a_fault() {
+    // Each pattern remembers for itself whether its letter came.
+    let units: Vec<UnitPattern> = ('a'..='z')
+        .map(|letter| UnitPattern::parse(&format!("*{letter}*.service")).unwrap())
+        .collect();
+    let units: Vec<&UnitPattern> = units.iter().collect();
+    let mut classes = Classes::new();
+    let nfa = Draft::units(&units);
+    let limit_bytes = 1 << 20;
+    let found = search(units.len(), nfa, limit_bytes, |matched| {
+        classes.class_of(matched)
+    });
+    assert!(found.err().unwrap().help.unwrap().contains("fewer `*`"));
+}

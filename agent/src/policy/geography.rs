@@ -1,0 +1,68 @@
+//! What a policy is compiled against: where addresses are, and who users are.
+//!
+//! Owns the questions, not the answers: policies stay free of files and data bases.
+
+use std::net::IpAddr;
+
+use crate::geo::Country;
+
+/// Country data.
+pub trait Geography {
+    /// Every IPv4 range whose country is known: first and last address in host
+    /// byte order, and the country. Sorted, without overlap.
+    fn v4(&self) -> Box<dyn Iterator<Item = (u32, u32, Country)> + '_>;
+
+    /// The same for IPv6.
+    fn v6(&self) -> Box<dyn Iterator<Item = (u128, u128, Country)> + '_>;
+
+    /// The country that `address` is in, by the same data.
+    fn country(&self, address: IpAddr) -> Option<Country>;
+
+    /// Names this state of the data in reports.
+    fn build_id(&self) -> &str;
+}
+
+/// No country data: every country is unknown.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Nowhere;
+
+impl Geography for Nowhere {
+    fn v4(&self) -> Box<dyn Iterator<Item = (u32, u32, Country)> + '_> {
+        Box::new(std::iter::empty())
+    }
+
+    fn v6(&self) -> Box<dyn Iterator<Item = (u128, u128, Country)> + '_> {
+        Box::new(std::iter::empty())
+    }
+
+    fn country(&self, _: IpAddr) -> Option<Country> {
+        None
+    }
+
+    fn build_id(&self) -> &str {
+        "none"
+    }
+}
+
+/// The host's users.
+pub trait Users {
+    /// The id of the user with this login name.
+    fn uid(&self, name: &str) -> Option<u32>;
+}
+
+impl<F: Fn(&str) -> Option<u32>> Users for F {
+    fn uid(&self, name: &str) -> Option<u32> {
+        self(name)
+    }
+}
+
+/// Everything outside a policy that its meaning depends on.
+#[derive(Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// Country data.
+    pub geography: &'a dyn Geography,
+    /// Login names.
+    pub users: &'a dyn Users,
+    /// The host's own addresses; traffic to them is local.
+    pub own_addresses: &'a [IpAddr],
+}

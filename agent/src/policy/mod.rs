@@ -1,0 +1,23 @@
+//! Policies: from the text that two parties sign off to the tables that decide.
+//!
+//! A policy has one meaning, said twice: [`explain`] goes through the rules as a
+//! reader would, and [`compile`] makes the tables that the kernel decides by
+//! (`trefoil_ebpf::abi::Policy` describes them), on which [`evaluate`] decides the
+//! same in user space. Property tests hold them against each other.
+//!
+//! Everything here is pure: no files, no kernel, no clock.
+
+#![forbid(unsafe_code)]
+
+pub mod automaton;
+pub mod geography;
+pub mod local;
+pub mod network;
+pub mod pattern;
+pub mod problem;
+pub mod service;
+pub mod source;
+
+pub use geography::{Geography, Surroundings, Users};
+pub use problem::{Place, Problem, Problems};
+pub use source::{Mode, Policy};

@@ -1,0 +1,509 @@
+//! Globs, and what they mean for executables and for systemd units.
+//!
+//! Owns the reading of patterns. How they become tables is the automaton's, how
+//! a reader checks one by hand is in [`Glob::matches`].
+//!
+//! In every glob `*` is any number of bytes other than `/`, `?` is one of them,
+//! `[a-z]` one of a set and `[!a-z]` one that is not in the set. In the path of an
+//! executable `**` is any number of bytes, `/` included. There is no escape
+//! character, because unit names are full of backslashes; a `*` that is meant as
+//! such is written `[*]`.
+
+use std::fmt;
+
+use trefoil_ebpf::abi::{CGROUP_PATH, EXECUTABLE_PATH};
+
+use super::problem::Fault;
+
+/// One part of a glob.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Token {
+    /// This byte.
+    Byte(u8),
+    /// One byte out of these inclusive ranges, which are sorted and do not touch.
+    Set(Vec<(u8, u8)>),
+    /// Any number of bytes other than `/`.
+    Star,
+    /// Any number of bytes.
+    DoubleStar,
+}
+
+/// Every byte but `/`.
+pub(super) const NOT_SLASH: [(u8, u8); 2] = [(0, b'/' - 1), (b'/' + 1, u8::MAX)];
+
+/// A pattern for a string of bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Glob {
+    text: String,
+    tokens: Vec<Token>,
+}
+
+impl Glob {
+    fn parse(text: &str) -> Result<Self, Fault> {
+        let mut tokens = Vec::new();
+        let mut rest = text.as_bytes();
+        while let Some((&byte, after)) = rest.split_first() {
+            rest = after;
+            tokens.push(match byte {
+                b'*' if rest.first() == Some(&b'*') => {
+                    let stars = rest.iter().take_while(|&&byte| byte == b'*').count();
+                    if stars > 1 {
+                        return Err(
+                            Fault::new(format!("`{text}` has more than two `*` in a row"))
+                                .help("`*` is anything but `/`, `**` is anything"),
+                        );
+                    }
+                    rest = &rest[1..];
+                    Token::DoubleStar
+                }
+                b'*' => Token::Star,
+                b'?' => Token::Set(NOT_SLASH.to_vec()),
+                b'[' => {
+                    let (set, after) = parse_set(rest, text)?;
+                    rest = after;
+                    Token::Set(set)
+                }
+                0 => return Err(Fault::new("a name cannot contain a NUL byte")),
+                byte => Token::Byte(byte),
+            });
+        }
+        Ok(Self {
+            text: text.to_owned(),
+            tokens,
+        })
+    }
+
+    /// The parts, in order.
+    pub(super) fn tokens(&self) -> &[Token] {
+        &self.tokens
+    }
+
+    /// Length in bytes of the shortest name that matches.
+    fn shortest(&self) -> usize {
+        let is_one = |token: &&Token| matches!(token, Token::Byte(_) | Token::Set(_));
+        self.tokens.iter().filter(is_one).count()
+    }
+
+    /// True when the whole of `name` matches. Walks the parts one by one; the
+    /// tables of the automaton are tested against this.
+    #[must_use]
+    pub fn matches(&self, name: &[u8]) -> bool {
+        // `reached[i]`: the tokens so far can match the first `i` bytes.
+        let mut reached = vec![false; name.len() + 1];
+        reached[0] = true;
+        for token in &self.tokens {
+            let mut next = vec![false; name.len() + 1];
+            for end in 0..=name.len() {
+                let byte = end.checked_sub(1).map(|last| name[last]);
+                next[end] = match (token, byte) {
+                    (Token::Byte(own), Some(byte)) => reached[end - 1] && *own == byte,
+                    (Token::Set(set), Some(byte)) => {
+                        reached[end - 1] && set.iter().any(|&(a, b)| a <= byte && byte <= b)
+                    }
+                    (Token::Star, Some(byte)) => reached[end] || next[end - 1] && byte != b'/',
+                    (Token::DoubleStar, Some(_)) => reached[end] || next[end - 1],
+                    (Token::Star | Token::DoubleStar, None) => reached[0],
+                    (Token::Byte(_) | Token::Set(_), None) => false,
+                };
+            }
+            reached = next;
+        }
+        reached[name.len()]
+    }
+}
+
+impl fmt::Display for Glob {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(&self.text)
+    }
+}
+
+/// Reads a set behind its `[`; returns it with what follows its `]`.
+fn parse_set<'t>(rest: &'t [u8], whole: &str) -> Result<(Vec<(u8, u8)>, &'t [u8]), Fault> {
+    let unclosed = || {
+        Fault::new(format!("`{whole}` has a `[` without its `]`"))
+            .help("write `[[]` for the character itself")
+    };
+    let (negated, mut rest) = match rest {
+        [b'!' | b'^', rest @ ..] => (true, rest),
+        rest => (false, rest),
+    };
+    let mut members = [false; 256];
+    // As everywhere, a `]` that comes first is a member.
+    let mut is_first = true;
+    loop {
+        let (first, last, after) = match rest {
+            [b']', after @ ..] if !is_first => {
+                rest = after;
+                break;
+            }
+            [first, b'-', last, after @ ..] if *last != b']' => (*first, *last, after),
+            [first, after @ ..] => (*first, *first, after),
+            [] => return Err(unclosed()),
+        };
+        if !first.is_ascii() || !last.is_ascii() {
+            return Err(Fault::new(format!(
+                "`{whole}` has a `[...]` with more than ASCII in it"
+            ))
+            .help("use `*`, or list the names in full"));
+        }
+        if first > last {
+            return Err(Fault::new(format!(
+                "`{whole}` has the range `{}-{}`, which ends before it begins",
+                char::from(first),
+                char::from(last)
+            )));
+        }
+        members[usize::from(first)..=usize::from(last)].fill(true);
+        is_first = false;
+        rest = after;
+    }
+    if !negated && members[usize::from(b'/')] {
+        return Err(Fault::new(format!("`{whole}` has a `/` inside `[...]`"))
+            .help("only `**` matches `/`, or `/` itself"));
+    }
+    let mut ranges: Vec<(u8, u8)> = Vec::new();
+    for byte in 0..=u8::MAX {
+        if byte != b'/' && members[usize::from(byte)] != negated {
+            match ranges.last_mut() {
+                Some((_, last)) if u16::from(*last) + 1 == u16::from(byte) => *last = byte,
+                _ => ranges.push((byte, byte)),
+            }
+        }
+    }
+    Ok((ranges, rest))
+}
+
+/// A pattern for the path of an executable.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ExecutablePattern(Glob);
+
+impl ExecutablePattern {
+    /// Reads a pattern.
+    ///
+    /// # Errors
+    ///
+    /// A malformed glob, or one that no path of a running program can match.
+    pub fn parse(text: &str) -> Result<Self, Fault> {
+        let glob = Glob::parse(text)?;
+        if !text.starts_with('/') {
+            return Err(
+                Fault::new(format!("`{text}` is not an absolute path")).help(format!(
+                    "begin with `/`; `/**/{text}` is this name in any directory"
+                )),
+            );
+        }
+        let odd = |part: &str| part.is_empty() || part == "." || part == "..";
+        if text[1..].split('/').any(odd) {
+            return Err(
+                Fault::new(format!("`{text}` is not how the kernel writes a path"))
+                    .help("leave out `//`, `.`, `..` and a `/` at the end"),
+            );
+        }
+        if glob.shortest() > EXECUTABLE_PATH {
+            return Err(Fault::new("the path is too long to be kept").help(format!(
+                "paths up to {EXECUTABLE_PATH} bytes can be matched; use `**` for the front of it"
+            )));
+        }
+        Ok(Self(glob))
+    }
+
+    /// The pattern as a glob over the whole path.
+    #[must_use]
+    pub fn glob(&self) -> &Glob {
+        &self.0
+    }
+}
+
+impl fmt::Display for ExecutablePattern {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+/// Types of units that have a control group.
+const UNIT_TYPES: [&str; 6] = ["service", "scope", "slice", "socket", "mount", "swap"];
+/// Types of units that have none.
+const TYPES_WITHOUT_CGROUP: [&str; 5] = ["target", "timer", "path", "device", "automount"];
+
+/// A pattern for systemd units, matched against the path of a control group.
+///
+/// A unit of the system stands behind slices alone: `/a.slice/a-b.slice/x.service`.
+/// Nothing further down counts, because there the owner of a delegated subtree
+/// gives the names: a user's manager is such a subtree, so nobody can name a unit
+/// of his own after one of the system's. What a unit contains belongs to it.
+///
+/// Units of a user's manager are named behind the manager's own unit:
+/// `user@1000.service/backup.service`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct UnitPattern {
+    text: String,
+    /// Name of the user's manager, for a unit of one.
+    pub(super) manager: Option<Glob>,
+    pub(super) place: UnitPlace,
+    /// Alternatives for the name.
+    pub(super) names: Vec<Glob>,
+}
+
+/// Where in the tree a unit stands.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum UnitPlace {
+    /// Behind any number of slices.
+    AnySlice,
+    /// A slice's place follows from its name: `a-b.slice` is in `a.slice`. Behind
+    /// exactly these.
+    Slices(Vec<String>),
+    /// A slice whose name is known up to the last of these only: behind them and
+    /// any number of others.
+    SlicesAndAny(Vec<String>),
+}
+
+impl UnitPattern {
+    /// Reads a pattern. One that ends in `*` means services, scopes, sockets,
+    /// mounts and swaps; slices are written with `.slice`.
+    ///
+    /// # Errors
+    ///
+    /// A malformed glob, or one that no control group of a unit can match.
+    pub fn parse(text: &str) -> Result<Self, Fault> {
+        let (manager, name) = match text.split_once('/') {
+            Some((manager, name)) => (Some(parse_manager(manager, name, text)?), name),
+            None => (None, text),
+        };
+        if name.contains("**") {
+            return Err(
+                Fault::new(format!("`{text}` has `**` in the name of a unit"))
+                    .help("`*` is enough: names of units have no `/`"),
+            );
+        }
+        let glob = Glob::parse(name)?;
+        if glob.shortest() > CGROUP_PATH {
+            return Err(Fault::new("the name is too long for a unit"));
+        }
+        let (place, names) = match name.rsplit_once('.') {
+            Some(("", _)) => return Err(unit_without_type(text)),
+            Some(("-", "slice")) if manager.is_some() => {
+                let manager = text.trim_end_matches("/-.slice");
+                return Err(Fault::new(format!("`{text}` is all of `{manager}`"))
+                    .help(format!("write `{manager}`")));
+            }
+            Some((stem, "slice")) => (slice_place(stem), vec![glob]),
+            Some((stem, kind)) if UNIT_TYPES.contains(&kind) => {
+                if stem.ends_with('@') {
+                    return Err(
+                        Fault::new(format!("`{text}` is a template, which never runs"))
+                            .help(format!("write `{stem}*.{kind}` for all its instances")),
+                    );
+                }
+                (UnitPlace::AnySlice, vec![glob])
+            }
+            Some((stem, kind)) if TYPES_WITHOUT_CGROUP.contains(&kind) => {
+                return Err(Fault::new(format!("a {kind} unit runs no process"))
+                    .help(format!("name what it starts, such as `{stem}.service`")));
+            }
+            _ => (UnitPlace::AnySlice, names_of_any_type(name, text)?),
+        };
+        Ok(Self {
+            text: text.to_owned(),
+            manager,
+            place,
+            names,
+        })
+    }
+
+    /// True when the control group `path` is within a unit that matches. Goes
+    /// through the path part by part; the tables of the automaton are tested
+    /// against this.
+    #[must_use]
+    pub fn matches(&self, path: &[u8]) -> bool {
+        let Some(path) = path.strip_prefix(b"/") else {
+            return false;
+        };
+        let mut parts: Vec<&[u8]> = path.split(|&byte| byte == b'/').collect();
+        if let Some(manager) = &self.manager {
+            let Some(at) = (0..parts.len()).find(|&at| !is_slice(parts[at])) else {
+                return false;
+            };
+            // The first part that is no slice is the only place for a manager.
+            if !matches_escaped(manager, parts[at]) || at + 1 == parts.len() {
+                return false;
+            }
+            parts.drain(..=at);
+        }
+        let (chain, more) = match &self.place {
+            UnitPlace::AnySlice => (&[][..], true),
+            UnitPlace::Slices(chain) => (&chain[..], false),
+            UnitPlace::SlicesAndAny(chain) => (&chain[..], true),
+        };
+        if self.is_root_slice() {
+            return true;
+        }
+        for (index, slice) in chain.iter().enumerate() {
+            let is_it = |part: &&[u8]| *part == slice.as_bytes() || is_escaped(part, slice);
+            if !parts.get(index).is_some_and(is_it) {
+                return false;
+            }
+        }
+        for at in chain.len()..parts.len() {
+            if self
+                .names
+                .iter()
+                .any(|name| matches_escaped(name, parts[at]))
+            {
+                return true;
+            }
+            if !more || !is_slice(parts[at]) {
+                return false;
+            }
+        }
+        false
+    }
+
+    /// True for `-.slice`, which everything is in.
+    pub(super) fn is_root_slice(&self) -> bool {
+        self.names.iter().any(|name| name.text == "-.slice")
+    }
+}
+
+impl fmt::Display for UnitPattern {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(&self.text)
+    }
+}
+
+fn parse_manager(manager: &str, name: &str, whole: &str) -> Result<Glob, Fault> {
+    let names_manager = manager
+        .strip_prefix("user@")
+        .and_then(|rest| rest.strip_suffix(".service"))
+        .is_some_and(|user| !user.is_empty());
+    if names_manager && !name.contains('/') && !manager.contains("**") {
+        return Glob::parse(manager);
+    }
+    Err(Fault::new(format!("`{whole}` is not the name of a unit")).help(
+        "`/` separates a user's manager from a unit of it, as in `user@1000.service/x.service`; \
+         a unit of the system is named alone, whatever slice it is in",
+    ))
+}
+
+fn unit_without_type(text: &str) -> Fault {
+    Fault::new(format!("`{text}` does not end in the type of a unit")).help(format!(
+        "write `{text}.service`; types are {}; `{text}*` is every unit whose name begins so",
+        UNIT_TYPES.join(", ")
+    ))
+}
+
+/// What a name means that ends in `*` and in no type.
+fn names_of_any_type(name: &str, whole: &str) -> Result<Vec<Glob>, Fault> {
+    let Some(beginning) = name.strip_suffix('*') else {
+        return Err(unit_without_type(whole));
+    };
+    // The `*` stands for the rest of the name before its type, so that a type that
+    // is already begun would be expected twice.
+    if let Some((stem, begun)) = beginning.rsplit_once('.')
+        && !begun.is_empty()
+        && UNIT_TYPES.iter().any(|kind| kind.starts_with(begun))
+    {
+        return Err(
+            Fault::new(format!("`{whole}` has the type of the unit in part")).help(format!(
+                "write it in full, as in `{stem}.service`, or `{stem}*`"
+            )),
+        );
+    }
+    let types = UNIT_TYPES.iter().filter(|&&kind| kind != "slice");
+    types
+        .map(|kind| Glob::parse(&format!("{name}.{kind}")))
+        .collect()
+}
+
+/// Where slices with this name (without `.slice`) are. As systemd has it,
+/// `a-b-c` is in `a-b`, which is in `a`.
+fn slice_place(stem: &str) -> UnitPlace {
+    let literal = stem.find(['*', '?', '[']).unwrap_or(stem.len());
+    let parents = stem[..literal].match_indices('-').map(|(dash, _)| dash);
+    let chain = parents
+        .filter(|&dash| dash > 0)
+        .map(|dash| format!("{}.slice", &stem[..dash]))
+        .collect();
+    if literal == stem.len() {
+        UnitPlace::Slices(chain)
+    } else {
+        UnitPlace::SlicesAndAny(chain)
+    }
+}
+
+fn is_slice(part: &[u8]) -> bool {
+    part.len() > b".slice".len() && part.ends_with(b".slice")
+}
+
+/// Systemd puts `_` before a name that would clash with a file of the kernel's in
+/// a control group's directory (`cpu.service`, `cgroup.x`), or that begins with
+/// `_` or `.` itself.
+fn is_escaped(part: &[u8], name: &str) -> bool {
+    part.strip_prefix(b"_") == Some(name.as_bytes())
+}
+
+fn matches_escaped(glob: &Glob, part: &[u8]) -> bool {
+    glob.matches(part)
+        || part
+            .strip_prefix(b"_")
+            .is_some_and(|name| glob.matches(name))
+}
+
+/// A control group in which systemd would put the unit `name`, for questions about
+/// a unit that need not run. Like a pattern, `name` may be a user's
+/// (`user@1000.service/x.service`).
+///
+/// # Errors
+///
+/// `name` is not the full name of a unit.
+pub fn cgroup_of_unit(name: &str) -> Result<String, Fault> {
+    if let Some(wild) = name.find(['*', '?', '[']) {
+        return Err(Fault::new(format!("`{name}` is a pattern")).help(format!(
+            "replace the `{}` and what follows",
+            &name[wild..=wild]
+        )));
+    }
+    let UnitPattern { manager, place, .. } = UnitPattern::parse(name)?;
+    let (within, unit) = match (&manager, name.split_once('/')) {
+        (Some(manager), Some((_, unit))) => {
+            let user = manager
+                .text
+                .trim_start_matches("user@")
+                .trim_end_matches(".service");
+            (format!("/user.slice/user-{user}.slice/{manager}"), unit)
+        }
+        _ => (String::new(), name),
+    };
+    if unit == "-.slice" {
+        return Ok("/".to_owned());
+    }
+    let slices = match place {
+        UnitPlace::Slices(chain) | UnitPlace::SlicesAndAny(chain) => chain,
+        UnitPlace::AnySlice if manager.is_some() => vec!["app.slice".to_owned()],
+        // The root of the system's units has no slice for scopes of machines and
+        // sessions either, but this is where services are.
+        UnitPlace::AnySlice => vec!["system.slice".to_owned()],
+    };
+    let mut path = within;
+    for part in slices.iter().map(String::as_str).chain([unit]) {
+        path.push('/');
+        if needs_escape(part) {
+            path.push('_');
+        }
+        path.push_str(part);
+    }
+    Ok(path)
+}
+
+/// When systemd puts `_` before a name, see `cg_needs_escape` in its sources.
+fn needs_escape(name: &str) -> bool {
+    const CONTROLLERS: [&str; 12] = [
+        "cgroup", "cpu", "cpuacct", "cpuset", "memory", "io", "blkio", "pids", "hugetlb",
+        "devices", "rdma", "misc",
+    ];
+    let prefix = name.split_once('.').map(|(prefix, _)| prefix);
+    name.starts_with(['_', '.']) || prefix.is_some_and(|prefix| CONTROLLERS.contains(&prefix))
+}
+
+#[cfg(test)]
+mod tests;

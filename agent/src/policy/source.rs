@@ -1,0 +1,257 @@
+//! A policy as its file says it.
+//!
+//! Owns the syntax: from TOML to rules whose values are known to be well formed,
+//! with the place of each, or else every problem of the file at once. What a
+//! policy means for a flow is in [`super::explain`] and [`super::compile`].
+
+mod reader;
+mod recovery;
+mod value;
+
+use std::fmt;
+use std::net::IpAddr;
+
+use sha2::{Digest as _, Sha256};
+
+use super::network::Network;
+use super::pattern::{ExecutablePattern, UnitPattern};
+use super::problem::{Place, Problem, Problems};
+use super::service::{Ports, Protocol};
+use crate::geo::Country;
+
+/// A value and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Located<T> {
+    /// The value.
+    pub value: T,
+    /// Where it stands.
+    pub place: Place,
+}
+
+/// A policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// What happens to traffic that is not approved.
+    pub mode: Mode,
+    /// Named sets of places.
+    pub zones: Vec<Zone>,
+    /// Named ways out.
+    pub gateways: Vec<Gateway>,
+    /// In the order of the file: the first one that matches decides.
+    pub rules: Vec<Rule>,
+    /// Name of the file, for problems.
+    pub file: String,
+    /// SHA-256 of the text, in hexadecimal.
+    pub fingerprint: String,
+}
+
+/// What happens to traffic that is not approved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// It passes and is reported.
+    Report,
+    /// It is dropped and reported.
+    Enforce,
+}
+
+/// A named set of places.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Zone {
+    /// Its name.
+    pub name: String,
+    /// Alternatives.
+    pub areas: Vec<Area>,
+}
+
+/// A part of the world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Area {
+    /// Addresses.
+    Network(Network),
+    /// A country.
+    Country(Country),
+    /// A group of countries: its name and its members' codes.
+    Group(&'static str, &'static [&'static str]),
+}
+
+/// A named way out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gateway {
+    /// Its name.
+    pub name: Located<String>,
+    /// Alternatives.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One service at one address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The address.
+    pub address: IpAddr,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port; `None` for a protocol that has none.
+    pub port: Option<u16>,
+}
+
+/// A rule. What it does not say holds for every flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Where it begins.
+    pub place: Place,
+    /// Its name.
+    pub name: Located<String>,
+    /// `from.unit`
+    pub units: Option<Vec<UnitPattern>>,
+    /// `from.exe`
+    pub executables: Option<Vec<ExecutablePattern>>,
+    /// `from.user`
+    pub users: Option<Vec<Located<User>>>,
+    /// `to.networks`
+    pub networks: Option<Vec<Network>>,
+    /// `to.countries`: countries and groups
+    pub countries: Option<Vec<Area>>,
+    /// `to.zones`: indexes into [`Policy::zones`]
+    pub zones: Option<Vec<usize>>,
+    /// `to.gateway`: indexes into [`Policy::gateways`]
+    pub gateways: Option<Vec<usize>>,
+    /// `to.ports`
+    pub ports: Option<Vec<Ports>>,
+    /// `to.protocols`
+    pub protocols: Option<Vec<Protocol>>,
+    /// `verdict`
+    pub verdict: RuleVerdict,
+}
+
+/// A user of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum User {
+    /// By number.
+    Id(u32),
+    /// By login name.
+    Name(String),
+}
+
+/// What a rule decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RuleVerdict {
+    /// The traffic may leave.
+    Approve,
+    /// It may not.
+    Deny,
+}
+
+impl Default for Policy {
+    /// The policy of a host that has none: report mode, nothing approved.
+    fn default() -> Self {
+        Self {
+            mode: Mode::Report,
+            zones: Vec::new(),
+            gateways: Vec::new(),
+            rules: Vec::new(),
+            file: "built in (empty)".to_owned(),
+            fingerprint: fingerprint(""),
+        }
+    }
+}
+
+impl Policy {
+    /// Reads a policy. `file` is its name, for problems.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with the text. What depends on the host, such as
+    /// names of users, is not known here, see [`super::load`].
+    pub fn parse(text: &str, file: &str) -> Result<Self, Problems> {
+        let (policy, problems) = Self::read(text, file);
+        if problems.is_empty() {
+            Ok(policy)
+        } else {
+            Err(Problems::new(file, problems))
+        }
+    }
+
+    /// Reads what can be understood of a policy, so that checks which need more
+    /// than the text can add to its problems. With a problem, the policy is not
+    /// what its author meant.
+    pub(super) fn read(text: &str, file: &str) -> (Self, Vec<Problem>) {
+        let (mut policy, problems) = reader::read(text);
+        file.clone_into(&mut policy.file);
+        policy.fingerprint = fingerprint(text);
+        (policy, problems)
+    }
+}
+
+fn fingerprint(text: &str) -> String {
+    let digest = Sha256::digest(text.as_bytes());
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Area {
+    /// True when an address in `country` is in this area because of its country.
+    #[must_use]
+    pub fn has_country(&self, country: Country) -> bool {
+        match self {
+            Self::Network(_) => false,
+            Self::Country(own) => *own == country,
+            Self::Group(_, members) => members.contains(&country.as_str()),
+        }
+    }
+}
+
+impl fmt::Display for Area {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Network(network) => network.fmt(formatter),
+            Self::Country(country) => country.fmt(formatter),
+            Self::Group(name, _) => formatter.pad(name),
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.address, self.port) {
+            (IpAddr::V4(v4), Some(port)) => write!(formatter, "{v4}:{port}")?,
+            (IpAddr::V6(v6), Some(port)) => write!(formatter, "[{v6}]:{port}")?,
+            (address, None) => write!(formatter, "{address}")?,
+        }
+        write!(formatter, "/{}", self.protocol)
+    }
+}
+
+impl fmt::Display for User {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(uid) => write!(formatter, "{uid}"),
+            Self::Name(name) => formatter.pad(name),
+        }
+    }
+}
+
+impl Mode {
+    /// As the policy writes it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Report => "report",
+            Self::Enforce => "enforce",
+        }
+    }
+}
+
+impl RuleVerdict {
+    /// As the policy writes it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Approve => "approve",
+            Self::Deny => "deny",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

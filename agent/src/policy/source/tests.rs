@@ -1,0 +1,327 @@
+use super::*;
+
+/// The example of the design, without the keys that are not supported yet.
+const EXAMPLE: &str = r#"
+mode = "report"                    # "report": pass and report; "enforce": drop and report
+
+[zones]                            # names for sets of places
+home   = ["EEA", "GB", "CH"]
+office = ["198.51.100.0/24", "2001:db8:10::/48"]
+mixed  = "IE"
+
+[[gateways]]
+name      = "dublin-1"
+endpoints = ["192.0.2.10:443/tcp", "[2001:db8:1::10]:443/tcp", "192.0.2.11/esp"]
+
+[[rules]]
+name    = "exports go through the gateway"
+from    = { unit = "export@*.service" }
+to      = { gateway = "dublin-1" }
+verdict = "approve"
+
+[[rules]]
+name    = "database replication"
+from    = { unit = ["postgresql@*.service"], exe = "/usr/lib/postgresql/*/bin/postgres", user = [26, "postgres"] }
+to      = { networks = ["198.51.100.0/24"], ports = ["5432/tcp", 53, "8000-8010/udp"] }
+verdict = "approve"
+
+[[rules]]
+name    = "never there"
+verdict = "deny"
+[rules.to]
+countries = ["CN", "RU"]
+zones = "office"
+protocols = ["tcp", 47]
+"#;
+
+fn problems(text: &str) -> Vec<Problem> {
+    Policy::parse(text, "policy.toml").unwrap_err().list
+}
+
+fn lines(text: &str) -> Vec<u32> {
+    problems(text)
+        .iter()
+        .map(|problem| problem.place.line)
+        .collect()
+}
+
+/// The only problem of a rule with these lines, beside a name and a verdict.
+fn rule_problem(lines: &str) -> String {
+    let text = format!(
+        "mode = \"report\"\n[zones]\nhome = \"EEA\"\n[[gateways]]\nname = \"out\"\n\
+         endpoints = \"192.0.2.1:1/tcp\"\n[[rules]]\nname = \"x\"\nverdict = \"deny\"\n{lines}"
+    );
+    let problems = problems(&text);
+    assert_eq!(problems.len(), 1, "{lines}: {problems:?}");
+    problems[0].to_string()
+}
+
+#[test]
+fn the_example_is_read_whole() {
+    let policy = Policy::parse(EXAMPLE, "policy.toml").unwrap();
+    assert_eq!(policy.mode, Mode::Report);
+    let zone = |name: &str| {
+        policy
+            .zones
+            .iter()
+            .position(|zone| zone.name == name)
+            .unwrap()
+    };
+    assert_eq!(policy.zones[zone("home")].areas.len(), 3);
+    assert_eq!(policy.zones[zone("mixed")].areas.len(), 1);
+    let endpoints: Vec<String> = policy.gateways[0]
+        .endpoints
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(
+        endpoints,
+        [
+            "192.0.2.10:443/tcp",
+            "[2001:db8:1::10]:443/tcp",
+            "192.0.2.11/esp"
+        ]
+    );
+    let [exports, database, never] = &policy.rules[..] else {
+        panic!("{} rules", policy.rules.len())
+    };
+    assert_eq!(exports.gateways, Some(vec![0]));
+    assert_eq!(exports.networks, None);
+    assert_eq!(exports.verdict, RuleVerdict::Approve);
+    assert_eq!(
+        exports.place,
+        Place {
+            line: 13,
+            column: 1
+        }
+    );
+    assert_eq!(
+        exports.name.place,
+        Place {
+            line: 14,
+            column: 11
+        }
+    );
+    let users = database.users.as_ref().unwrap();
+    assert_eq!(users[0].value, User::Id(26));
+    assert_eq!(users[1].value, User::Name("postgres".to_owned()));
+    assert_eq!(database.ports.as_ref().unwrap().len(), 3);
+    assert_eq!(never.zones, Some(vec![zone("office")]));
+    assert_eq!(never.protocols, Some(vec![Protocol(6), Protocol(47)]));
+    assert_eq!(policy.fingerprint.len(), 64);
+}
+
+#[test]
+fn the_smallest_policy_says_its_mode() {
+    assert!(
+        Policy::parse("mode = \"enforce\"", "policy.toml")
+            .unwrap()
+            .rules
+            .is_empty()
+    );
+    let problems = problems("");
+    assert_eq!(problems.len(), 1);
+    assert_eq!(problems[0].message, "`mode` is missing");
+}
+
+#[test]
+fn ten_mistakes_on_ten_lines_are_ten_problems() {
+    let text = r#"mode = "enforced"
+[zones]
+home = ["EEA", "UK"]
+office = ["198.51.100.7/24"]
+[[gateways]]
+name = "dublin"
+endpoints = ["192.0.2.10:443"]
+[[rules]]
+name = "a"
+from = { unit = "nginx" }
+to = { zones = "hom" }
+verdict = "allow"
+[[rules]]
+name = "a"
+from = { exe = "curl", }
+too = { ports = "1/tcp" }
+to = { ports = "1/icmp" }
+verdict = "deny"
+budget = { bytes = "50 GiB" }
+"#;
+    assert_eq!(lines(text), [1, 3, 4, 7, 10, 11, 12, 14, 15, 16, 17, 19]);
+}
+
+#[test]
+fn mistakes_of_syntax_end_with_their_statement() {
+    let text = r#"mode = "report
+[zones]
+home = ["EEA", "GB" "CH"]
+office = [ "192.0.2.0/24",
+[[gateways]]
+name = dublin
+endpoints = ["192.0.2.10:443/tcp"]
+[[rules]]
+name = "x"
+from = { unit = "a.service" exe = "/bin/x" }
+to = { networks = ["192.0.2.1/24" }
+verdict "approve"
+[[rules]]
+name = "y"
+from = {
+  unit = "nginx",
+  exe = "/bin/x"
+  user = "root",
+}
+to = { zones = ["home"], gateway = "dublin" }
+verdict = "permit"
+[[rules]]
+name = "x"
+verdict = "deny"
+verdict = "deny"
+to = { networks = "192.0.2.1/24" }
+"#;
+    assert_eq!(lines(text), [1, 3, 4, 6, 10, 11, 12, 18, 21, 23, 25, 26]);
+}
+
+#[test]
+fn values_over_several_lines_stay_one_statement() {
+    let text = "mode = \"report\"\n[zones]\na = [\n  \"IE\", # ]\n  \"DE\",\n]\nb = [\n  \"IE\"\n  \"DE\",\n]\nc = 'x\n";
+    assert_eq!(lines(text), [9, 11]);
+}
+
+#[test]
+fn a_broken_header_hides_no_other_mistake_and_makes_none_up() {
+    let text = "mode = \"report\"\n[[rules]\nname = \"a\"\nverdict = \"deny\"\n[[rules]]\nname = \"b\"\n\
+                verdict = \"maybe\"\nto = { zones = \"home\" }\n";
+    assert_eq!(lines(text), [2, 7]);
+}
+
+#[test]
+fn text_of_any_kind_is_survived() {
+    for text in [
+        "[",
+        "]",
+        "\"",
+        "'''",
+        "[[rules]]\n[[rules]]",
+        "rules = 1",
+        "[zones]\n[zones]",
+        "= = =",
+        "mode.x = 1",
+        "[rules.from]",
+        "[[rules.from]]",
+        "zones = []",
+        "rules = [1, {}]",
+        "\u{feff}",
+        "\r\n\r",
+        "a = [[[[",
+        "x = {{{{",
+        "mode = \"report\"\nä = 1",
+    ] {
+        assert!(Policy::parse(text, "policy.toml").is_err(), "{text:?}");
+    }
+}
+
+#[test]
+fn keys_of_later_versions_are_refused_by_name() {
+    for (line, key) in [
+        ("from = { group = \"x\" }", "group"),
+        ("from = { cgroup = \"x\" }", "cgroup"),
+        ("from = { container = \"x\" }", "container"),
+        ("from = { interactive = true }", "interactive"),
+        ("to = { asns = [1] }", "asns"),
+        ("to = { domains = [\"x\"] }", "domains"),
+        ("budget = {}\nto = { ports = 1 }", "budget"),
+        ("exception = {}\nto = { ports = 1 }", "exception"),
+    ] {
+        let problem = rule_problem(line);
+        assert!(
+            problem.contains(&format!("`{key}` is not supported by this version yet")),
+            "{problem}"
+        );
+    }
+}
+
+#[test]
+fn what_would_be_right_is_said() {
+    for (line, help) in [
+        (
+            "to = { netwroks = \"192.0.2.1\" }",
+            "did you mean `networks`?",
+        ),
+        (
+            "ports = \"1/tcp\"\nto = { ports = 1 }",
+            "`to = { ports = ... }`",
+        ),
+        ("to = { unit = \"x.service\" }", "`from = { unit = ... }`"),
+        ("from = { units = \"x.service\" }", "did you mean `unit`?"),
+        ("to = { countries = \"UK\" }", "write `GB`"),
+        ("to = { countries = \"EL\" }", "write `GR`"),
+        ("to = { countries = \"de\" }", "write `DE`"),
+        ("to = { countries = \"Ireland\" }", "write `IE`"),
+        (
+            "to = { countries = \"home\" }",
+            "write `zones = [\"home\"]`",
+        ),
+        ("to = { countries = \"eea\" }", "write `EEA`"),
+        ("to = { zones = \"hme\" }", "did you mean `home`?"),
+        ("to = { zones = \"DE\" }", "`countries = [\"DE\"]`"),
+        ("to = { gateway = \"in\" }", "the policy has: out"),
+        (
+            "to = { networks = \"198.51.100.7/24\" }",
+            "write `198.51.100.0/24`",
+        ),
+        (
+            "to = { networks = \"169.254.169.254\" }",
+            "169.254.0.0/16 is always `local`",
+        ),
+        ("to = { networks = [] }", "leave the key out"),
+        ("to = { networks = [true] }", "put the value in quotes"),
+        ("to = {}", "leave out `to`"),
+        ("to = \"DE\"", "`to = { ... }`"),
+        ("", "0.0.0.0/0"),
+        ("to = { protocols = \"tpc\" }", "did you mean `tcp`?"),
+        ("to = { ports = \"1/gre\" }", "protocols = [\"gre\"]"),
+        ("from = { user = 4294967295 }", "user ids"),
+        ("from = { exe = \"curl\" }", "`/**/curl`"),
+    ] {
+        let problem = rule_problem(line);
+        let said = problem.split_once("help: ").map(|(_, help)| help);
+        assert!(
+            said.is_some_and(|said| said.contains(help)),
+            "{line}: {problem}"
+        );
+    }
+}
+
+#[test]
+fn endpoints() {
+    for (wrong, help) in [
+        ("192.0.2.1:443", "192.0.2.10:443/tcp"),
+        ("192.0.2.1/tcp", "192.0.2.10:443/tcp"),
+        ("2001:db8::1:443/tcp", "[2001:db8::10]:443/tcp"),
+        ("gw.example.org:443/tcp", "tomorrow"),
+        ("192.0.2.1:0/tcp", "1 to 65535"),
+        ("192.0.2.1:443/esp", "has no ports"),
+        ("127.0.0.1:443/tcp", "always `local`"),
+        ("[::ffff:192.0.2.1]:443/tcp", "192.0.2.1"),
+    ] {
+        let fault = value::endpoint(wrong).unwrap_err();
+        assert!(
+            fault.help.as_ref().is_some_and(|text| text.contains(help)),
+            "{wrong}: {fault:?}"
+        );
+    }
+    assert_eq!(
+        value::endpoint("[2001:db8::1]/esp").unwrap().to_string(),
+        "2001:db8::1/esp"
+    );
+}
+
+#[test]
+fn names_are_used_once() {
+    let text = "mode = \"report\"\n[[gateways]]\nname = \"g\"\nendpoints = \"192.0.2.1/esp\"\n\
+                [[gateways]]\nname = \"g\"\nendpoints = \"192.0.2.1/esp\"\n";
+    let problems = problems(text);
+    assert_eq!(problems.len(), 1);
+    assert_eq!(problems[0].place, Place { line: 6, column: 8 });
+    assert_eq!(problems[0].key, "gateways[1].name");
+}

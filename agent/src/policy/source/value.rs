@@ -1,0 +1,150 @@
+//! Single values of a policy: from a string to what it means.
+
+use std::net::IpAddr;
+
+use crate::geo::{Country, groups};
+use crate::policy::local::always_local;
+use crate::policy::network::{Network, parse_address};
+use crate::policy::problem::Fault;
+use crate::policy::service::{Protocol, parse_port};
+use crate::policy::source::{Area, Endpoint, User};
+
+/// A network in a rule or a zone.
+pub(super) fn network(text: &str) -> Result<Network, Fault> {
+    let network = Network::parse(text)?;
+    match always_local().find(|local| local.covers(&network)) {
+        None => Ok(network),
+        Some(local) => Err(
+            Fault::new(format!("`{text}` never leaves the host or the link")).help(format!(
+                "take it out: {local} is always `local`, whatever a policy says"
+            )),
+        ),
+    }
+}
+
+/// A country or a group of countries.
+pub(super) fn countries(text: &str) -> Result<Area, Fault> {
+    if let Some(country) = Country::parse(text) {
+        return Ok(Area::Country(country));
+    }
+    if let Some(&name) = groups::GROUPS.iter().find(|&&name| name == text)
+        && let Some(members) = groups::members(name)
+    {
+        return Ok(Area::Group(name, members));
+    }
+    let fault = Fault::new(format!("`{text}` is not a country"));
+    let upper = text.to_uppercase();
+    let meant = match upper.as_str() {
+        "UK" => Some("GB"),
+        "EL" => Some("GR"),
+        code if Country::parse(code).is_some() || groups::members(code).is_some() => Some(code),
+        _ => Country::all()
+            .find(|country| country.name().to_uppercase() == upper)
+            .map(|country| country.as_str()),
+    };
+    Err(match meant {
+        Some(code) => fault.help(format!("write `{code}`")),
+        None => fault.help(format!(
+            "countries are two capital letters as in ISO 3166-1 (`IE`); groups are {}",
+            groups::GROUPS.join(", ")
+        )),
+    })
+}
+
+/// What a zone can be made of.
+pub(super) fn area(text: &str) -> Result<Area, Fault> {
+    if text.contains(['.', ':', '/']) {
+        network(text).map(Area::Network)
+    } else {
+        countries(text)
+    }
+}
+
+/// `192.0.2.1:443/tcp`, `[2001:db8::1]:443/tcp`, or `192.0.2.1/esp`.
+pub(super) fn endpoint(text: &str) -> Result<Endpoint, Fault> {
+    const FORM: &str = "write it as in `192.0.2.10:443/tcp` or `[2001:db8::10]:443/tcp`";
+    let Some((host, protocol)) = text.rsplit_once('/') else {
+        return Err(Fault::new(format!("`{text}` has no protocol")).help(FORM));
+    };
+    let protocol = Protocol::parse(protocol)?;
+    if !protocol.has_ports() {
+        let bare = host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'));
+        let address = parse_address(bare.unwrap_or(host)).map_err(|fault| {
+            Fault::new(fault.message).help(format!(
+                "protocol {protocol} has no ports: write `ADDRESS/{protocol}`"
+            ))
+        })?;
+        return check_endpoint(text, address).map(|address| Endpoint {
+            address,
+            protocol,
+            port: None,
+        });
+    }
+    let (address, port) = match host.rsplit_once(':') {
+        Some((address, port)) if address.starts_with('[') && address.ends_with(']') => {
+            (&address[1..address.len() - 1], port)
+        }
+        Some((address, port)) if !address.contains(':') => (address, port),
+        Some(_) => {
+            return Err(
+                Fault::new(format!("`{text}` has no brackets around its IPv6 address")).help(FORM),
+            );
+        }
+        None => return Err(Fault::new(format!("`{text}` has no port")).help(FORM)),
+    };
+    let port = parse_port(port, text)?;
+    let address = parse_address(address).map_err(|fault| match fault.help {
+        Some(help) if fault.message.contains("inside") => Fault::new(fault.message).help(help),
+        _ => Fault::new(fault.message)
+            .help("an endpoint is an address: a name could mean another host tomorrow"),
+    })?;
+    check_endpoint(text, address).map(|address| Endpoint {
+        address,
+        protocol,
+        port: Some(port),
+    })
+}
+
+fn check_endpoint(text: &str, address: IpAddr) -> Result<IpAddr, Fault> {
+    let host = Network::host(address);
+    match always_local().find(|local| local.covers(&host)) {
+        None => Ok(address),
+        Some(local) => Err(Fault::new(format!("`{text}` is no way out"))
+            .help(format!("{local} is always `local`, whatever a policy says"))),
+    }
+}
+
+/// A login name or a number.
+pub(super) fn user(text: &str) -> Result<User, Fault> {
+    if text.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control() || c == ':') {
+        return Err(Fault::new(format!("`{text}` is not the name of a user")));
+    }
+    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Ok(User::Name(text.to_owned()));
+    }
+    match text.parse() {
+        // The last number means "no user" to the kernel.
+        Ok(uid) if uid < u32::MAX => Ok(User::Id(uid)),
+        _ => Err(Fault::new(format!("`{text}` is not a user id"))
+            .help("user ids are numbers from 0 to 4294967294")),
+    }
+}
+
+/// Names of rules, zones and gateways, which appear in reports.
+pub(super) fn name(text: &str) -> Result<String, Fault> {
+    const LONGEST: usize = 128;
+    if text.trim().is_empty() {
+        return Err(Fault::new("the name is empty").help("reports say the name: give it one"));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(Fault::new("the name has a control character in it"));
+    }
+    if text.chars().count() > LONGEST {
+        return Err(Fault::new(format!(
+            "the name is longer than {LONGEST} characters"
+        )));
+    }
+    Ok(text.to_owned())
+}
