@@ -72,7 +72,7 @@ struct Draft {
     builder: thompson::Builder,
 }
 
-type Drawn<T> = Result<T, thompson::BuildError>;
+type Drawn<T> = Result<T, Box<thompson::BuildError>>;
 
 impl Draft {
     fn new() -> Self {
@@ -92,7 +92,7 @@ impl Draft {
             starts.push(start);
         }
         let start = draft.builder.add_union(starts)?;
-        draft.builder.build(start, start)
+        Ok(draft.builder.build(start, start)?)
     }
 
     /// All patterns share the loops over slices: with a loop of its own for each
@@ -142,7 +142,7 @@ impl Draft {
             starts.push(draft.behind_manager(manager, chained)?);
         }
         let start = draft.builder.add_union(starts)?;
-        draft.builder.build(start, start)
+        Ok(draft.builder.build(start, start)?)
     }
 
     /// The end of a path, or `/` and anything.
@@ -150,7 +150,7 @@ impl Draft {
         let end = self.builder.add_match()?;
         let any = self.loop_over(&[(0, u8::MAX)], end)?;
         let slash = self.byte(b'/', any)?;
-        self.builder.add_union(vec![end, slash])
+        Ok(self.builder.add_union(vec![end, slash])?)
     }
 
     /// `/`, any number of slices each with a `/`, then one of `next`.
@@ -196,7 +196,7 @@ impl Draft {
     fn escaped(&mut self, name: &Glob, next: StateID) -> Drawn<StateID> {
         let plain = self.glob(name, next)?;
         let escaped = self.byte(b'_', plain)?;
-        self.builder.add_union(vec![plain, escaped])
+        Ok(self.builder.add_union(vec![plain, escaped])?)
     }
 
     fn glob(&mut self, glob: &Glob, mut next: StateID) -> Drawn<StateID> {
@@ -217,8 +217,8 @@ impl Draft {
 
     fn set(&mut self, set: &[(u8, u8)], next: StateID) -> Drawn<StateID> {
         let transition = |&(start, end)| thompson::Transition { start, end, next };
-        self.builder
-            .add_sparse(set.iter().map(transition).collect())
+        let transitions = set.iter().map(transition).collect();
+        Ok(self.builder.add_sparse(transitions)?)
     }
 
     /// Any number of bytes of `set`, then `next`.

@@ -1,7 +1,7 @@
 //! Policies: from the text that two parties sign off to the tables that decide.
 //!
-//! A policy has one meaning, said twice: [`explain`] goes through the rules as a
-//! reader would, and [`compile`] makes the tables that the kernel decides by
+//! A policy has one meaning, said twice: `explain` goes through the rules as a
+//! reader would, and [`mod@compile`] makes the tables that the kernel decides by
 //! (`trefoil_ebpf::abi::Policy` describes them), on which [`evaluate`] decides the
 //! same in user space. Property tests hold them against each other.
 //!
@@ -10,7 +10,10 @@
 #![forbid(unsafe_code)]
 
 pub mod automaton;
+pub mod compile;
+pub mod evaluate;
 pub mod geography;
+mod intervals;
 pub mod local;
 pub mod network;
 pub mod pattern;
@@ -18,6 +21,8 @@ pub mod problem;
 pub mod service;
 pub mod source;
 
+pub use compile::{Compiled, RuleSummary, compile, load};
+pub use evaluate::Question;
 pub use geography::{Geography, Surroundings, Users};
 pub use problem::{Place, Problem, Problems};
 pub use source::{Mode, Policy};

@@ -15,13 +15,16 @@ use trefoil_ebpf::abi::{CGROUP_PATH, EXECUTABLE_PATH};
 
 use super::problem::Fault;
 
+/// Inclusive ranges of bytes.
+type ByteRanges = Vec<(u8, u8)>;
+
 /// One part of a glob.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Token {
     /// This byte.
     Byte(u8),
     /// One byte out of these inclusive ranges, which are sorted and do not touch.
-    Set(Vec<(u8, u8)>),
+    Set(ByteRanges),
     /// Any number of bytes other than `/`.
     Star,
     /// Any number of bytes.
@@ -119,7 +122,7 @@ impl fmt::Display for Glob {
 }
 
 /// Reads a set behind its `[`; returns it with what follows its `]`.
-fn parse_set<'t>(rest: &'t [u8], whole: &str) -> Result<(Vec<(u8, u8)>, &'t [u8]), Fault> {
+fn parse_set<'t>(rest: &'t [u8], whole: &str) -> Result<(ByteRanges, &'t [u8]), Fault> {
     let unclosed = || {
         Fault::new(format!("`{whole}` has a `[` without its `]`"))
             .help("write `[[]` for the character itself")
@@ -162,7 +165,7 @@ fn parse_set<'t>(rest: &'t [u8], whole: &str) -> Result<(Vec<(u8, u8)>, &'t [u8]
         return Err(Fault::new(format!("`{whole}` has a `/` inside `[...]`"))
             .help("only `**` matches `/`, or `/` itself"));
     }
-    let mut ranges: Vec<(u8, u8)> = Vec::new();
+    let mut ranges = ByteRanges::new();
     for byte in 0..=u8::MAX {
         if byte != b'/' && members[usize::from(byte)] != negated {
             match ranges.last_mut() {
@@ -344,15 +347,11 @@ impl UnitPattern {
                 return false;
             }
         }
-        for at in chain.len()..parts.len() {
-            if self
-                .names
-                .iter()
-                .any(|name| matches_escaped(name, parts[at]))
-            {
+        for part in &parts[chain.len()..] {
+            if self.names.iter().any(|name| matches_escaped(name, part)) {
                 return true;
             }
-            if !more || !is_slice(parts[at]) {
+            if !more || !is_slice(part) {
                 return false;
             }
         }

@@ -1,0 +1,372 @@
+//! From a policy to the tables that decide.
+//!
+//! Owns the compiled form, see `trefoil_ebpf::abi::Policy` for its layout and the
+//! idea behind it. Decides nothing: [`super::evaluate`] and the kernel programs do.
+
+mod clauses;
+mod destinations;
+
+use trefoil_ebpf::abi::{
+    self, Clause, MAX_CLAUSES, MAX_RANGES, MODE_ENFORCE, MODE_REPORT, Range32, Range128, Row, Span,
+    State, dimension,
+};
+
+use self::clauses::{Clauses, Test};
+use super::automaton::{self, Table};
+use super::geography::Surroundings;
+use super::intervals::{Cells, Intervals, is_in};
+use super::problem::{Fault, Place, Problem, Problems};
+use super::source::{Mode, Policy, RuleVerdict};
+use crate::kernel::PolicyTables;
+
+/// A policy as tables, with what reports say about it.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// Where in the tables things are.
+    pub header: abi::Policy,
+    /// IPv4 destinations, services and users.
+    pub ranges32: Vec<Range32>,
+    /// IPv6 destinations.
+    pub ranges128: Vec<Range128>,
+    /// The clauses that each class satisfies.
+    pub rows: Vec<Row>,
+    /// The automata for paths.
+    pub states: Vec<State>,
+    /// What the clauses decide.
+    pub clauses: Vec<Clause>,
+    /// The rules, in the order of the file.
+    pub rules: Vec<RuleSummary>,
+    /// The policy's mode.
+    pub mode: Mode,
+    fingerprint: String,
+    geo_build_id: String,
+}
+
+/// What reports say about a rule.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct RuleSummary {
+    /// Its name.
+    pub name: String,
+    /// The line on which it begins.
+    pub line: u32,
+    /// What it decides.
+    pub verdict: RuleVerdict,
+}
+
+impl Compiled {
+    /// Names the policy: the beginning of its text's SHA-256, in hexadecimal.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.fingerprint[..16]
+    }
+
+    /// SHA-256 of the policy's text, in hexadecimal.
+    #[must_use]
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// The policy's mode.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Names the country data that the tables were made with.
+    #[must_use]
+    pub fn geo_build_id(&self) -> &str {
+        &self.geo_build_id
+    }
+
+    /// The tables, for the kernel.
+    #[must_use]
+    pub fn tables(&self) -> PolicyTables<'_> {
+        PolicyTables {
+            header: &self.header,
+            ranges32: &self.ranges32,
+            ranges128: &self.ranges128,
+            rows: &self.rows,
+            states: &self.states,
+            clauses: &self.clauses,
+        }
+    }
+}
+
+/// Reads and compiles a policy. `file` is its name, for problems.
+///
+/// # Errors
+///
+/// Everything that is wrong with the policy, on this host.
+pub fn load(
+    text: &str,
+    file: &str,
+    surroundings: &Surroundings<'_>,
+    generation: u32,
+) -> Result<Compiled, Problems> {
+    let (policy, mut problems) = Policy::read(text, file);
+    if problems.is_empty() {
+        return compile(&policy, surroundings, generation);
+    }
+    problems.extend(clauses::unknown_users(&policy, surroundings.users));
+    Err(Problems::new(file, problems))
+}
+
+/// Compiles a policy. `generation` is what decisions under it will say.
+///
+/// # Errors
+///
+/// What is wrong with the policy on this host: unknown users, rules that nothing
+/// can match, limits.
+pub fn compile(
+    policy: &Policy,
+    surroundings: &Surroundings<'_>,
+    generation: u32,
+) -> Result<Compiled, Problems> {
+    tables(policy, surroundings, generation)
+        .map_err(|problems| Problems::new(&policy.file, problems))
+}
+
+fn tables(
+    policy: &Policy,
+    surroundings: &Surroundings<'_>,
+    generation: u32,
+) -> Result<Compiled, Vec<Problem>> {
+    let clauses = Clauses::new(policy, surroundings.users)?;
+    if clauses.list.len() > MAX_CLAUSES {
+        let place = policy.rules[clauses.list[MAX_CLAUSES].rule].place;
+        let fault = Fault::new(format!("the policy has more than {MAX_CLAUSES} rules"))
+            .help("list alternatives in one rule; a gateway counts once for each of its services");
+        return Err(vec![fault.at(place, "rules")]);
+    }
+    // What remains can go wrong by size alone, which no single line is to blame for.
+    let as_a_whole = |fault: Fault| vec![fault.at(Place::START, "")];
+
+    let mut rows = Rows::default();
+
+    let mut cgroups = rows.dimension(&clauses, |test| test.units.is_some());
+    let (patterns, users_of) = clauses.patterns(|test| test.units.as_deref());
+    let units = automaton::of_units(&patterns, |matched| cgroups.of_patterns(matched, &users_of))
+        .map_err(as_a_whole)?;
+    let cgroup_rows = cgroups.finish();
+
+    let mut executables = rows.dimension(&clauses, |test| test.executables.is_some());
+    let (patterns, users_of) = clauses.patterns(|test| test.executables.as_deref());
+    let programs = automaton::of_executables(&patterns, |matched| {
+        executables.of_patterns(matched, &users_of)
+    })
+    .map_err(as_a_whole)?;
+    let executable_rows = executables.finish();
+    let Table {
+        letters,
+        states,
+        starts,
+    } = Table::new(&units, &programs).map_err(as_a_whole)?;
+
+    let mut users = rows.dimension(&clauses, |test| test.users.is_some());
+    let user_ranges = users
+        .of_numbers(clauses.list.iter().map(|clause| clause.test.users.as_ref()))
+        .map_err(as_a_whole)?;
+    let user_rows = users.finish();
+
+    let mut destinations = rows.dimension(&clauses, |test| test.destination.is_some());
+    let (v4, v6) = destinations::ranges(policy, &clauses, surroundings, &mut destinations)
+        .map_err(as_a_whole)?;
+    let destination_rows = destinations.finish();
+
+    let mut services = rows.dimension(&clauses, |test| test.services.is_some());
+    let service_ranges = services
+        .of_numbers(
+            clauses
+                .list
+                .iter()
+                .map(|clause| clause.test.services.as_ref()),
+        )
+        .map_err(as_a_whole)?;
+    let service_rows = services.finish();
+
+    let mut first_rows = [0; dimension::N];
+    first_rows[dimension::CGROUP] = cgroup_rows;
+    first_rows[dimension::EXECUTABLE] = executable_rows;
+    first_rows[dimension::USER] = user_rows;
+    first_rows[dimension::DESTINATION] = destination_rows;
+    first_rows[dimension::SERVICE] = service_rows;
+
+    let mut ranges32 = Vec::new();
+    let mut append = |part: Vec<Range32>| {
+        let start = ranges32.len() as u32;
+        let len = part.len() as u32;
+        ranges32.extend(part);
+        Span { start, len }
+    };
+    let header = abi::Policy {
+        generation,
+        mode: match policy.mode {
+            Mode::Report => MODE_REPORT,
+            Mode::Enforce => MODE_ENFORCE,
+        },
+        n_words: clauses.list.len().div_ceil(64) as u32,
+        n_clauses: clauses.list.len() as u32,
+        v4: append(v4),
+        services: append(service_ranges),
+        users: append(user_ranges),
+        v6: Span {
+            start: 0,
+            len: v6.len() as u32,
+        },
+        rows: first_rows,
+        cgroup_start: starts[0],
+        executable_start: starts[1],
+        n_states: states.len() as u32,
+        letters,
+    };
+    let summary = |rule: &super::source::Rule| RuleSummary {
+        name: rule.name.value.clone(),
+        line: rule.place.line,
+        verdict: rule.verdict,
+    };
+    Ok(Compiled {
+        header,
+        ranges32,
+        ranges128: v6,
+        rows: rows.rows,
+        states,
+        clauses: clauses
+            .list
+            .iter()
+            .map(|clause| clause.abi(policy))
+            .collect(),
+        rules: policy.rules.iter().map(summary).collect(),
+        mode: policy.mode,
+        fingerprint: policy.fingerprint.clone(),
+        geo_build_id: surroundings.geography.build_id().to_owned(),
+    })
+}
+
+/// All rows, one dimension after the other.
+#[derive(Default)]
+struct Rows {
+    rows: Vec<Row>,
+}
+
+impl Rows {
+    /// Begins a dimension that the clauses name for which `names` is true.
+    fn dimension(
+        &mut self,
+        clauses: &Clauses<'_>,
+        names: impl Fn(&Test<'_>) -> bool,
+    ) -> Classes<'_> {
+        let mut unnamed = Row::default();
+        for (index, clause) in clauses.list.iter().enumerate() {
+            if !names(&clause.test) {
+                set_bit(&mut unnamed, index);
+            }
+        }
+        let first = self.rows.len();
+        let mut classes = Classes {
+            rows: &mut self.rows,
+            first,
+            known: std::collections::HashMap::new(),
+            unnamed,
+        };
+        let zero = classes.class_of(unnamed);
+        debug_assert_eq!(zero, Ok(0));
+        classes
+    }
+}
+
+/// The classes of one dimension. Class 0 is there from the beginning.
+struct Classes<'r> {
+    rows: &'r mut Vec<Row>,
+    first: usize,
+    known: std::collections::HashMap<Row, u16>,
+    /// The clauses that do not name this dimension.
+    unnamed: Row,
+}
+
+impl Classes<'_> {
+    /// The class of values that satisfy exactly these clauses.
+    fn class_of(&mut self, row: Row) -> Result<u16, Fault> {
+        if let Some(&class) = self.known.get(&row) {
+            return Ok(class);
+        }
+        let class = u16::try_from(self.known.len()).map_err(|_| {
+            Fault::new("the rules overlap in more than 65,536 ways")
+                .help("use fewer rules, or networks, users and ports that overlap less")
+        })?;
+        self.known.insert(row, class);
+        self.rows.push(row);
+        Ok(class)
+    }
+
+    /// The class of a path that matches these patterns; `users_of` says which
+    /// clauses each pattern is in.
+    fn of_patterns(&mut self, matched: &[usize], users_of: &[Vec<usize>]) -> Result<u16, Fault> {
+        let mut row = self.unnamed;
+        for &clause in matched.iter().flat_map(|&pattern| &users_of[pattern]) {
+            set_bit(&mut row, clause);
+        }
+        self.class_of(row)
+    }
+
+    /// The table for a dimension of numbers, of which each clause accepts a set, or
+    /// all if it does not name the dimension.
+    fn of_numbers<'s>(
+        &mut self,
+        sets_of_clauses: impl Iterator<Item = Option<&'s Intervals<u32>>>,
+    ) -> Result<Vec<Range32>, Fault> {
+        let mut sets = Vec::new();
+        let mut clause_of_set = Vec::new();
+        for (clause, set) in sets_of_clauses.enumerate() {
+            if let Some(set) = set {
+                sets.push(set.clone());
+                clause_of_set.push(clause);
+            }
+        }
+        let Cells { cells, signatures } = Cells::new(&sets);
+        let mut classes = Vec::new();
+        for signature in &signatures {
+            let mut row = self.unnamed;
+            for (set, &clause) in clause_of_set.iter().enumerate() {
+                if is_in(signature, set) {
+                    set_bit(&mut row, clause);
+                }
+            }
+            classes.push(self.class_of(row)?);
+        }
+        let mut ranges: Vec<Range32> = Vec::new();
+        for (first, signature) in cells {
+            let class = classes[signature];
+            if ranges.last().is_none_or(|last| last.class != class) {
+                ranges.push(Range32 {
+                    first,
+                    class,
+                    ..Range32::default()
+                });
+            }
+        }
+        check_size(ranges.len(), "users or ports")?;
+        Ok(ranges)
+    }
+
+    /// Index in the table of rows of this dimension's class 0.
+    fn finish(self) -> u32 {
+        self.first as u32
+    }
+}
+
+fn check_size(n_ranges: usize, what: &str) -> Result<(), Fault> {
+    if n_ranges <= MAX_RANGES {
+        return Ok(());
+    }
+    Err(Fault::new(format!(
+        "the table of {what} would have {n_ranges} ranges, of {MAX_RANGES}"
+    ))
+    .help("use fewer countries or larger networks"))
+}
+
+fn set_bit(row: &mut Row, clause: usize) {
+    row.words[clause / 64] |= 1 << (clause % 64);
+}
+
+#[cfg(test)]
+mod tests;

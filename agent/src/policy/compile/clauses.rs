@@ -1,0 +1,311 @@
+//! Rules as clauses: each one test of each dimension.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::IpAddr;
+
+use trefoil_ebpf::abi::{self, verdict};
+
+use crate::geo::Country;
+use crate::policy::geography::Users;
+use crate::policy::intervals::Intervals;
+use crate::policy::network::{Extent, Network};
+use crate::policy::pattern::{ExecutablePattern, UnitPattern};
+use crate::policy::problem::{Fault, Problem};
+use crate::policy::service::{self, PROTOCOLS_WITH_PORTS, Ports, Protocol};
+use crate::policy::source::{Area, Endpoint, Policy, Rule, RuleVerdict, User};
+
+/// All clauses, in the order of their rules.
+pub(super) struct Clauses<'p> {
+    pub(super) list: Vec<NumberedClause<'p>>,
+}
+
+/// A clause and the index of its rule.
+pub(super) struct NumberedClause<'p> {
+    pub(super) rule: usize,
+    pub(super) test: Test<'p>,
+}
+
+/// What a flow must satisfy. `None`: anything does.
+#[derive(Clone, Default)]
+pub(super) struct Test<'p> {
+    pub(super) units: Option<Vec<&'p UnitPattern>>,
+    pub(super) executables: Option<Vec<&'p ExecutablePattern>>,
+    pub(super) users: Option<Intervals<u32>>,
+    pub(super) destination: Option<DestinationTest<'p>>,
+    pub(super) services: Option<Intervals<u32>>,
+}
+
+/// All of these must hold for a destination; one that is `None` does.
+#[derive(Clone, Default)]
+pub(super) struct DestinationTest<'p> {
+    pub(super) networks: Option<Addresses>,
+    pub(super) countries: Option<&'p [Area]>,
+    /// Indexes of zones.
+    pub(super) zones: Option<&'p [usize]>,
+    pub(super) gateway: Option<Addresses>,
+}
+
+/// A set of addresses.
+#[derive(Clone, Default)]
+pub(super) struct Addresses {
+    pub(super) v4: Intervals<u32>,
+    pub(super) v6: Intervals<u128>,
+}
+
+impl Addresses {
+    pub(super) fn new(networks: impl IntoIterator<Item = Network>) -> Self {
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        for network in networks {
+            match network.extent() {
+                Extent::V4(first, last) => v4.push((first, last)),
+                Extent::V6(first, last) => v6.push((first, last)),
+            }
+        }
+        Self {
+            v4: Intervals::union(v4),
+            v6: Intervals::union(v6),
+        }
+    }
+}
+
+impl<'p> Clauses<'p> {
+    pub(super) fn new(policy: &'p Policy, users: &dyn Users) -> Result<Self, Vec<Problem>> {
+        let mut problems = unknown_users(policy, users);
+        let mut list = Vec::new();
+        for (index, rule) in policy.rules.iter().enumerate() {
+            match clauses_of(policy, rule, users) {
+                Ok(tests) => {
+                    list.extend(
+                        tests
+                            .into_iter()
+                            .map(|test| NumberedClause { rule: index, test }),
+                    );
+                }
+                Err(fault) => problems.push(fault.at(rule.place, format!("rules[{index}].to"))),
+            }
+        }
+        if problems.is_empty() {
+            Ok(Self { list })
+        } else {
+            Err(problems)
+        }
+    }
+
+    /// The patterns of one dimension, each once, and the clauses that each is in.
+    pub(super) fn patterns<P: Eq + Hash>(
+        &self,
+        of: impl for<'t> Fn(&'t Test<'p>) -> Option<&'t [&'p P]>,
+    ) -> (Vec<&'p P>, Vec<Vec<usize>>) {
+        let mut numbers: HashMap<&P, usize> = HashMap::new();
+        let mut patterns = Vec::new();
+        let mut clauses_of: Vec<Vec<usize>> = Vec::new();
+        for (clause, NumberedClause { test, .. }) in self.list.iter().enumerate() {
+            for &pattern in of(test).unwrap_or_default() {
+                let number = *numbers.entry(pattern).or_insert_with(|| {
+                    patterns.push(pattern);
+                    clauses_of.push(Vec::new());
+                    patterns.len() - 1
+                });
+                clauses_of[number].push(clause);
+            }
+        }
+        (patterns, clauses_of)
+    }
+}
+
+impl NumberedClause<'_> {
+    /// What the kernel knows of the clause.
+    pub(super) fn abi(&self, policy: &Policy) -> abi::Clause {
+        let rule = &policy.rules[self.rule];
+        abi::Clause {
+            // A rule has a clause, and clauses are fewer than u16 numbers.
+            rule: self.rule as u16,
+            verdict: match rule.verdict {
+                RuleVerdict::Deny => verdict::DENIED,
+                RuleVerdict::Approve if rule.gateways.is_some() => verdict::GATEWAY,
+                RuleVerdict::Approve => verdict::APPROVED,
+            },
+            pad: [0; 5],
+        }
+    }
+}
+
+/// Users whom rules name and the host does not know. A rule for nobody would look
+/// as if it were in force.
+pub(super) fn unknown_users(policy: &Policy, users: &dyn Users) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (index, rule) in policy.rules.iter().enumerate() {
+        for user in rule.users.iter().flatten() {
+            if let User::Name(name) = &user.value
+                && users.uid(name).is_none()
+            {
+                let fault = Fault::new(format!("this host has no user `{name}`"))
+                    .help("write the login name of a user, or the number");
+                problems.push(fault.at(user.place, format!("rules[{index}].from.user")));
+            }
+        }
+    }
+    problems
+}
+
+/// One clause, or for a gateway with different services at its addresses one for
+/// each set of services, in the order of the policy.
+fn clauses_of<'p>(
+    policy: &'p Policy,
+    rule: &'p Rule,
+    users: &dyn Users,
+) -> Result<Vec<Test<'p>>, Fault> {
+    let services = services(rule);
+    if services.as_ref().is_some_and(Intervals::is_empty) {
+        return Err(
+            Fault::new("no flow can have one of `ports` and one of `protocols`")
+                .help("both must hold: leave out `protocols`, or give ports of these protocols"),
+        );
+    }
+    let destination = DestinationTest {
+        networks: rule
+            .networks
+            .as_ref()
+            .map(|networks| Addresses::new(networks.iter().copied())),
+        countries: rule.countries.as_deref(),
+        zones: rule.zones.as_deref(),
+        gateway: None,
+    };
+    let names_destination =
+        rule.networks.is_some() || rule.countries.is_some() || rule.zones.is_some();
+    let uid = |user: &User| match user {
+        User::Id(uid) => Some(*uid),
+        User::Name(name) => users.uid(name),
+    };
+    let test = Test {
+        units: rule.units.as_ref().map(|units| units.iter().collect()),
+        executables: rule
+            .executables
+            .as_ref()
+            .map(|paths| paths.iter().collect()),
+        users: rule.users.as_ref().map(|users| {
+            Intervals::union(
+                users
+                    .iter()
+                    .filter_map(|user| uid(&user.value))
+                    .map(|uid| (uid, uid)),
+            )
+        }),
+        destination: names_destination.then(|| destination.clone()),
+        services,
+    };
+    let Some(gateways) = &rule.gateways else {
+        return Ok(vec![test]);
+    };
+
+    let endpoints: Vec<&Endpoint> = gateways
+        .iter()
+        .flat_map(|&index| &policy.gateways[index].endpoints)
+        .collect();
+    let mut clauses = Vec::new();
+    for (addresses, endpoint_services) in by_services(&endpoints) {
+        let services = match &test.services {
+            None => endpoint_services,
+            Some(own) => own.intersection(&endpoint_services),
+        };
+        if services.is_empty() {
+            continue;
+        }
+        clauses.push(Test {
+            services: Some(services),
+            destination: Some(DestinationTest {
+                gateway: Some(Addresses::new(addresses.into_iter().map(Network::host))),
+                ..destination.clone()
+            }),
+            ..test.clone()
+        });
+    }
+    if clauses.is_empty() {
+        return Err(
+            Fault::new("no endpoint of the gateway has one of these ports and protocols")
+                .help("leave out `ports` and `protocols`: the endpoints say them"),
+        );
+    }
+    Ok(clauses)
+}
+
+/// Addresses that offer the same services, together.
+fn by_services(endpoints: &[&Endpoint]) -> Vec<(Vec<IpAddr>, Intervals<u32>)> {
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for endpoint in endpoints {
+        if !addresses.contains(&endpoint.address) {
+            addresses.push(endpoint.address);
+        }
+    }
+    let mut groups: Vec<(Vec<IpAddr>, Intervals<u32>)> = Vec::new();
+    for address in addresses {
+        let here = endpoints
+            .iter()
+            .filter(|endpoint| endpoint.address == address);
+        let services = Intervals::union(here.map(|endpoint| match endpoint.port {
+            Some(port) => {
+                let key = service::key(endpoint.protocol.0, port);
+                (key, key)
+            }
+            None => all_of(endpoint.protocol),
+        }));
+        match groups.iter_mut().find(|(_, known)| *known == services) {
+            Some((members, _)) => members.push(address),
+            None => groups.push((vec![address], services)),
+        }
+    }
+    groups
+}
+
+/// The services that `ports` and `protocols` leave.
+fn services(rule: &Rule) -> Option<Intervals<u32>> {
+    let ports = rule
+        .ports
+        .as_ref()
+        .map(|ports| Intervals::union(ports.iter().flat_map(keys_of)));
+    let protocols = rule
+        .protocols
+        .as_ref()
+        .map(|protocols| Intervals::union(protocols.iter().map(|&protocol| all_of(protocol))));
+    match (ports, protocols) {
+        (Some(ports), Some(protocols)) => Some(ports.intersection(&protocols)),
+        (ports, protocols) => ports.or(protocols),
+    }
+}
+
+fn keys_of(ports: &Ports) -> Vec<(u32, u32)> {
+    let protocols = match ports.protocol {
+        Some(protocol) => vec![protocol.0],
+        None => PROTOCOLS_WITH_PORTS.to_vec(),
+    };
+    let keys = |protocol: u8| {
+        (
+            service::key(protocol, ports.first),
+            service::key(protocol, ports.last),
+        )
+    };
+    protocols.into_iter().map(keys).collect()
+}
+
+fn all_of(protocol: Protocol) -> (u32, u32) {
+    (
+        service::key(protocol.0, 0),
+        service::key(protocol.0, u16::MAX),
+    )
+}
+
+/// Every country that `areas` name, by itself or in a group.
+pub(super) fn countries(areas: &[Area]) -> Vec<Country> {
+    Country::all()
+        .filter(|&country| areas.iter().any(|area| area.has_country(country)))
+        .collect()
+}
+
+/// Every network that `areas` name.
+pub(super) fn networks(areas: &[Area]) -> impl Iterator<Item = Network> {
+    areas.iter().filter_map(|area| match area {
+        Area::Network(network) => Some(*network),
+        Area::Country(_) | Area::Group(..) => None,
+    })
+}

@@ -1,0 +1,254 @@
+//! The table of destinations: networks, zones, gateways and countries folded into
+//! ranges of one class.
+//!
+//! The cost is linear in the number of country ranges, whatever the policy: within
+//! a cell between two borders of the policy's networks, the class of a range
+//! depends only on which of the policy's countries it is in, and is computed once.
+
+use std::collections::HashMap;
+
+use trefoil_ebpf::abi::{Range32, Range128, Row, verdict};
+
+use super::clauses::{Addresses, Clauses, countries, networks};
+use super::{Classes, check_size, set_bit};
+use crate::geo::Country;
+use crate::policy::geography::Surroundings;
+use crate::policy::intervals::{Cells, Intervals, Key, is_in};
+use crate::policy::local::always_local;
+use crate::policy::network::Network;
+use crate::policy::problem::Fault;
+use crate::policy::source::Policy;
+
+/// What the policy says about a destination: its class, and the verdict if no
+/// clause matches.
+type Outcome = (u16, u8);
+
+/// The tables for IPv4 and IPv6.
+pub(super) fn ranges(
+    policy: &Policy,
+    clauses: &Clauses<'_>,
+    surroundings: &Surroundings<'_>,
+    classes: &mut Classes<'_>,
+) -> Result<(Vec<Range32>, Vec<Range128>), Fault> {
+    let world = World::new(policy, clauses, surroundings);
+    let sets: Vec<Intervals<u32>> = world.sets.iter().map(|set| set.v4.clone()).collect();
+    let v4 = fold(&world, &sets, surroundings.geography.v4(), classes)?;
+    let sets: Vec<Intervals<u128>> = world.sets.iter().map(|set| set.v6.clone()).collect();
+    let v6 = fold(&world, &sets, surroundings.geography.v6(), classes)?;
+    check_size(v4.len(), "IPv4 destinations")?;
+    check_size(v6.len(), "IPv6 destinations")?;
+    let v4 = v4.into_iter().map(|(first, (class, fallback))| Range32 {
+        first,
+        class,
+        fallback,
+        pad: 0,
+    });
+    let v6 = v6.into_iter().map(|(first, (class, fallback))| Range128 {
+        first_high: (first >> 64) as u64,
+        first_low: first as u64,
+        class,
+        fallback,
+        pad: [0; 5],
+    });
+    Ok((v4.collect(), v6.collect()))
+}
+
+/// What clauses can ask of a destination, with indexes instead of values.
+struct World {
+    /// Sets of addresses. The first is what is local.
+    sets: Vec<Addresses>,
+    tests: Vec<Option<Questions>>,
+    /// Countries that every clause treats alike have the same number. Countries
+    /// that none names have [`OTHER`].
+    number_of_country: HashMap<Country, usize>,
+    n_numbers: usize,
+    /// For each set of countries, whether each number is in it.
+    country_sets: Vec<Vec<bool>>,
+}
+
+const LOCAL_SET: usize = 0;
+/// Number of an unknown country.
+const UNKNOWN: usize = 0;
+/// Number of a country that the policy does not name.
+const OTHER: usize = 1;
+
+/// The test of one clause: all of these must hold, each by one of its alternatives.
+#[derive(Default)]
+struct Questions(Vec<Vec<Alternative>>);
+
+#[derive(Clone, Copy)]
+enum Alternative {
+    AddressSet(usize),
+    CountrySet(usize),
+}
+
+impl World {
+    fn new(policy: &Policy, clauses: &Clauses<'_>, surroundings: &Surroundings<'_>) -> Self {
+        let own = surroundings
+            .own_addresses
+            .iter()
+            .map(|address| Network::host(*address));
+        let mut sets = vec![Addresses::new(always_local().chain(own))];
+        let mut members_of_sets: Vec<Vec<Country>> = Vec::new();
+        let mut zones: Vec<Vec<Alternative>> = Vec::new();
+        for zone in &policy.zones {
+            sets.push(Addresses::new(networks(&zone.areas)));
+            members_of_sets.push(countries(&zone.areas));
+            zones.push(vec![
+                Alternative::AddressSet(sets.len() - 1),
+                Alternative::CountrySet(members_of_sets.len() - 1),
+            ]);
+        }
+        let mut tests = Vec::new();
+        for clause in &clauses.list {
+            tests.push(clause.test.destination.as_ref().map(|test| {
+                let mut questions = Questions::default();
+                for addresses in test.networks.iter().chain(&test.gateway) {
+                    sets.push(addresses.clone());
+                    questions
+                        .0
+                        .push(vec![Alternative::AddressSet(sets.len() - 1)]);
+                }
+                if let Some(areas) = test.countries {
+                    members_of_sets.push(countries(areas));
+                    questions
+                        .0
+                        .push(vec![Alternative::CountrySet(members_of_sets.len() - 1)]);
+                }
+                if let Some(indexes) = test.zones {
+                    questions.0.push(
+                        indexes
+                            .iter()
+                            .flat_map(|&zone| zones[zone].clone())
+                            .collect(),
+                    );
+                }
+                questions
+            }));
+        }
+
+        let mut number_of_country = HashMap::new();
+        let mut numbers: HashMap<Vec<bool>, usize> = HashMap::new();
+        let nowhere = vec![false; members_of_sets.len()];
+        let mut memberships = vec![nowhere.clone(), nowhere.clone()];
+        numbers.insert(nowhere, OTHER);
+        for country in Country::all() {
+            let membership: Vec<bool> = members_of_sets
+                .iter()
+                .map(|members| members.contains(&country))
+                .collect();
+            let number = *numbers.entry(membership.clone()).or_insert_with(|| {
+                memberships.push(membership);
+                memberships.len() - 1
+            });
+            number_of_country.insert(country, number);
+        }
+        let n_numbers = memberships.len();
+        let in_set = |set: usize| {
+            memberships
+                .iter()
+                .map(|membership| membership[set])
+                .collect()
+        };
+        let country_sets = (0..members_of_sets.len()).map(in_set).collect();
+        Self {
+            sets,
+            tests,
+            number_of_country,
+            n_numbers,
+            country_sets,
+        }
+    }
+
+    /// What holds for addresses that are in the sets of `signature` and in a
+    /// country of this number.
+    fn outcome(
+        &self,
+        signature: &[u64],
+        country: usize,
+        classes: &mut Classes<'_>,
+    ) -> Result<Outcome, Fault> {
+        if is_in(signature, LOCAL_SET) {
+            return Ok((0, verdict::LOCAL));
+        }
+        let holds = |alternative: &Alternative| match *alternative {
+            Alternative::AddressSet(set) => is_in(signature, set),
+            Alternative::CountrySet(set) => self.country_sets[set][country],
+        };
+        let mut row = Row::default();
+        for (clause, test) in self.tests.iter().enumerate() {
+            let is_satisfied = test.as_ref().is_none_or(|Questions(questions)| {
+                questions.iter().all(|any| any.iter().any(holds))
+            });
+            if is_satisfied {
+                set_bit(&mut row, clause);
+            }
+        }
+        let fallback = match country {
+            UNKNOWN => verdict::UNDETERMINED,
+            _ => verdict::UNAPPROVED,
+        };
+        Ok((classes.class_of(row)?, fallback))
+    }
+}
+
+/// Goes through cells and country ranges side by side. Returns the smallest address
+/// of each range of one outcome, from 0 on.
+fn fold<K: Key>(
+    world: &World,
+    sets: &[Intervals<K>],
+    geography: impl Iterator<Item = (K, K, Country)>,
+    classes: &mut Classes<'_>,
+) -> Result<Vec<(K, Outcome)>, Fault> {
+    let Cells { cells, signatures } = Cells::new(sets);
+    let mut known: Vec<Option<Outcome>> = vec![None; signatures.len() * world.n_numbers];
+    let mut folded: Vec<(K, Outcome)> = Vec::new();
+    let mut cell = 0;
+    // Takes a range that is all in one country, or in none that is known.
+    let mut take = |first: K, last: K, country: usize| -> Result<(), Fault> {
+        let mut first = first;
+        loop {
+            while cells.get(cell + 1).is_some_and(|&(next, _)| next <= first) {
+                cell += 1;
+            }
+            let signature = cells[cell].1;
+            let known = &mut known[signature * world.n_numbers + country];
+            let outcome = match *known {
+                Some(outcome) => outcome,
+                None => *known.insert(world.outcome(&signatures[signature], country, classes)?),
+            };
+            if folded.last().is_none_or(|&(_, last)| last != outcome) {
+                folded.push((first, outcome));
+            }
+            match cells.get(cell + 1) {
+                Some(&(next, _)) if next <= last => first = next,
+                _ => return Ok(()),
+            }
+        }
+    };
+    // The first address that is not taken yet; `None` behind the last.
+    let mut behind = Some(K::MIN);
+    for (first, last, country) in geography {
+        let Some(begin) = behind else { break };
+        debug_assert!(begin <= first && first <= last, "country ranges are sorted");
+        if begin < first
+            && let Some(last) = first.predecessor()
+        {
+            take(begin, last, UNKNOWN)?;
+        }
+        let first = first.max(begin);
+        if first <= last {
+            let number = world
+                .number_of_country
+                .get(&country)
+                .copied()
+                .unwrap_or(UNKNOWN);
+            take(first, last, number)?;
+            behind = last.successor();
+        }
+    }
+    if let Some(begin) = behind {
+        take(begin, K::MAX, UNKNOWN)?;
+    }
+    Ok(folded)
+}

@@ -1,0 +1,351 @@
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use trefoil_ebpf::abi::{Decision, NO_RULE, verdict};
+
+use super::*;
+use crate::geo::Country;
+use crate::policy::Question;
+use crate::policy::geography::{Geography, Nowhere};
+
+fn users(name: &str) -> Option<u32> {
+    HashMap::from([("root", 0), ("postgres", 26)])
+        .get(name)
+        .copied()
+}
+
+/// 192.0.2.0/24 is in Ireland, 198.51.100.0/24 in the United States,
+/// 2001:db8:1::/48 in Ireland, 2001:db8:2::/48 in the United States.
+struct Places;
+
+impl Geography for Places {
+    fn v4(&self) -> Box<dyn Iterator<Item = (u32, u32, Country)> + '_> {
+        let ranges = [
+            (0xc000_0200, 0xc000_02ff, "IE"),
+            (0xc633_6400, 0xc633_64ff, "US"),
+        ];
+        Box::new(
+            ranges
+                .into_iter()
+                .map(|(a, b, code)| (a, b, Country::parse(code).unwrap())),
+        )
+    }
+
+    fn v6(&self) -> Box<dyn Iterator<Item = (u128, u128, Country)> + '_> {
+        let ranges = [(0x2001_0db8_0001_u128, "IE"), (0x2001_0db8_0002_u128, "US")];
+        Box::new(ranges.into_iter().map(|(prefix, code)| {
+            (
+                prefix << 80,
+                ((prefix + 1) << 80) - 1,
+                Country::parse(code).unwrap(),
+            )
+        }))
+    }
+
+    fn country(&self, _: IpAddr) -> Option<Country> {
+        unimplemented!("compiling asks for ranges only")
+    }
+
+    fn build_id(&self) -> &str {
+        "places"
+    }
+}
+
+fn compiled_with(text: &str, own_addresses: &[IpAddr]) -> Compiled {
+    let surroundings = Surroundings {
+        geography: &Places,
+        users: &users,
+        own_addresses,
+    };
+    load(text, "policy.toml", &surroundings, 7).unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+fn compiled(text: &str) -> Compiled {
+    compiled_with(text, &[])
+}
+
+/// What the policy says about root's curl in nginx.service, to `destination`.
+fn judge(policy: &Compiled, destination: &str, protocol: u8, port: u16) -> (u8, u16) {
+    let Decision {
+        verdict,
+        rule,
+        generation,
+        ..
+    } = policy.judge(&Question {
+        cgroup: Some(b"/system.slice/nginx.service"),
+        executable: Some(b"/usr/bin/curl"),
+        uid: 0,
+        destination: destination.parse().unwrap(),
+        protocol,
+        port,
+    });
+    assert_eq!(generation, 7);
+    (verdict, rule)
+}
+
+#[test]
+fn without_rules_the_country_decides_what_is_said() {
+    let policy = compiled("mode = \"report\"");
+    assert_eq!(policy.header.n_words, 0);
+    assert_eq!(
+        judge(&policy, "192.0.2.1", 6, 443),
+        (verdict::UNAPPROVED, NO_RULE)
+    );
+    assert_eq!(
+        judge(&policy, "203.0.113.1", 6, 443),
+        (verdict::UNDETERMINED, NO_RULE)
+    );
+    assert_eq!(
+        judge(&policy, "2001:db8:1::1", 6, 443),
+        (verdict::UNAPPROVED, NO_RULE)
+    );
+    assert_eq!(
+        judge(&policy, "2001:db8:3::1", 6, 443),
+        (verdict::UNDETERMINED, NO_RULE)
+    );
+    assert_eq!(
+        judge(&policy, "127.0.0.1", 6, 443),
+        (verdict::LOCAL, NO_RULE)
+    );
+    assert_eq!(
+        judge(&policy, "ff02::fb", 17, 5353),
+        (verdict::LOCAL, NO_RULE)
+    );
+    assert_eq!(
+        judge(&policy, "::ffff:192.0.2.1", 6, 443),
+        (verdict::UNAPPROVED, NO_RULE)
+    );
+    assert_eq!(
+        judge(&policy, "::ffff:127.0.0.1", 6, 443),
+        (verdict::LOCAL, NO_RULE)
+    );
+}
+
+#[test]
+fn own_addresses_are_local_whatever_rules_say() {
+    let text = "mode = \"enforce\"\n[[rules]]\nname = \"no\"\nverdict = \"deny\"\n\
+                to = { networks = [\"0.0.0.0/0\", \"::/0\"] }";
+    let policy = compiled_with(
+        text,
+        &["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+    );
+    assert_eq!(judge(&policy, "192.0.2.1", 6, 443).0, verdict::LOCAL);
+    assert_eq!(judge(&policy, "2001:db8::1", 6, 443).0, verdict::LOCAL);
+    assert_eq!(judge(&policy, "192.0.2.2", 6, 443), (verdict::DENIED, 0));
+    assert_eq!(judge(&policy, "2001:db8::", 6, 443), (verdict::DENIED, 0));
+}
+
+#[test]
+fn the_first_rule_that_matches_decides() {
+    let policy = compiled(
+        r#"
+        mode = "enforce"
+        [zones]
+        home = ["EEA", "203.0.113.0/28"]
+        [[rules]]
+        name = "not this one"
+        to = { networks = "192.0.2.128/25", ports = "443/tcp" }
+        verdict = "deny"
+        [[rules]]
+        name = "home"
+        from = { unit = "nginx.service", exe = "/usr/bin/*", user = ["root"] }
+        to = { zones = "home", ports = 443 }
+        verdict = "approve"
+        [[rules]]
+        name = "others"
+        from = { user = "postgres" }
+        to = { zones = "home" }
+        verdict = "approve"
+        [[rules]]
+        name = "ping"
+        to = { protocols = ["icmp", "icmpv6"], countries = ["IE", "US"] }
+        verdict = "approve"
+        "#,
+    );
+    assert_eq!(policy.header.mode, MODE_ENFORCE);
+    assert_eq!(judge(&policy, "192.0.2.200", 6, 443), (verdict::DENIED, 0));
+    assert_eq!(
+        judge(&policy, "192.0.2.200", 17, 443),
+        (verdict::APPROVED, 1)
+    );
+    assert_eq!(judge(&policy, "192.0.2.1", 6, 443), (verdict::APPROVED, 1));
+    assert_eq!(
+        judge(&policy, "192.0.2.1", 6, 80),
+        (verdict::UNAPPROVED, NO_RULE)
+    );
+    assert_eq!(
+        judge(&policy, "203.0.113.15", 6, 443),
+        (verdict::APPROVED, 1)
+    );
+    assert_eq!(
+        judge(&policy, "203.0.113.16", 6, 443),
+        (verdict::UNDETERMINED, NO_RULE)
+    );
+    assert_eq!(
+        judge(&policy, "198.51.100.1", 6, 443),
+        (verdict::UNAPPROVED, NO_RULE)
+    );
+    assert_eq!(judge(&policy, "198.51.100.1", 1, 0), (verdict::APPROVED, 3));
+    assert_eq!(
+        judge(&policy, "2001:db8:1::1", 6, 443),
+        (verdict::APPROVED, 1)
+    );
+
+    let unknown = Question {
+        cgroup: None,
+        executable: None,
+        uid: 0,
+        destination: "192.0.2.1".parse().unwrap(),
+        protocol: 6,
+        port: 443,
+    };
+    assert_eq!(policy.judge(&unknown).verdict, verdict::UNAPPROVED);
+    assert_eq!(policy.judge(&Question { uid: 26, ..unknown }).rule, 2);
+}
+
+#[test]
+fn a_gateway_is_its_endpoints_and_nothing_between_them() {
+    let policy = compiled(
+        r#"
+        mode = "report"
+        [[gateways]]
+        name = "dublin"
+        endpoints = ["192.0.2.10:443/tcp", "192.0.2.11:443/tcp", "[2001:db8:1::10]:8443/tcp",
+                     "192.0.2.12:51820/udp", "192.0.2.12:443/tcp", "192.0.2.13/esp"]
+        [[rules]]
+        name = "out"
+        to = { gateway = "dublin" }
+        verdict = "approve"
+        [[rules]]
+        name = "never by tcp"
+        to = { gateway = ["dublin"], ports = "443/tcp" }
+        verdict = "deny"
+        "#,
+    );
+    let through = (verdict::GATEWAY, 0);
+    let not = (verdict::UNAPPROVED, NO_RULE);
+    assert_eq!(judge(&policy, "192.0.2.10", 6, 443), through);
+    assert_eq!(judge(&policy, "192.0.2.11", 6, 443), through);
+    assert_eq!(judge(&policy, "192.0.2.12", 17, 51820), through);
+    assert_eq!(judge(&policy, "192.0.2.12", 6, 443), through);
+    assert_eq!(judge(&policy, "192.0.2.13", 50, 0), through);
+    assert_eq!(judge(&policy, "2001:db8:1::10", 6, 8443), through);
+    assert_eq!(judge(&policy, "2001:db8:1::10", 6, 443), not);
+    assert_eq!(judge(&policy, "192.0.2.10", 6, 8443), not);
+    assert_eq!(judge(&policy, "192.0.2.10", 17, 51820), not);
+    assert_eq!(judge(&policy, "192.0.2.14", 6, 443), not);
+    assert_eq!(policy.header.n_clauses, 6);
+    let rules: Vec<u16> = policy.clauses.iter().map(|clause| clause.rule).collect();
+    assert_eq!(rules, [0, 0, 0, 0, 1, 1]);
+}
+
+#[test]
+fn every_table_begins_at_zero_and_rises() {
+    let policy = compiled(
+        "mode = \"report\"\n[[rules]]\nname = \"x\"\nverdict = \"deny\"\n\
+                           from = { user = 5 }\nto = { ports = 53, networks = [\"192.0.2.0/30\", \"::/0\"] }",
+    );
+    for span in [
+        policy.header.v4,
+        policy.header.services,
+        policy.header.users,
+    ] {
+        let table = &policy.ranges32[span.start as usize..][..span.len as usize];
+        assert_eq!(table[0].first, 0);
+        assert!(table.windows(2).all(|pair| pair[0].first < pair[1].first));
+        let content = |range: &Range32| (range.class, range.fallback);
+        assert!(
+            table
+                .windows(2)
+                .all(|pair| content(&pair[0]) != content(&pair[1]))
+        );
+    }
+    assert_eq!(
+        (
+            policy.ranges128[0].first_high,
+            policy.ranges128[0].first_low
+        ),
+        (0, 0)
+    );
+    assert_eq!(policy.header.users.len, 3);
+    // Each of five protocols has a range for port 53, and one behind it.
+    assert_eq!(policy.header.services.len, 11);
+    assert_eq!(policy.header.v6.len as usize, policy.ranges128.len());
+}
+
+#[test]
+fn problems_of_the_host_and_of_the_text_are_said_together() {
+    let text = "mode = \"report\"\n[[rules]]\nname = \"x\"\nverdict = \"permit\"\n\
+                from = { user = [\"root\", \"nobody-here\"] }\n";
+    let surroundings = Surroundings {
+        geography: &Nowhere,
+        users: &users,
+        own_addresses: &[],
+    };
+    let problems = load(text, "policy.toml", &surroundings, 1).unwrap_err();
+    assert_eq!(
+        problems.to_string(),
+        "policy.toml:4:11: error: rules[0].verdict: `permit` is not a verdict\n  \
+         help: write `verdict = \"approve\"` or `verdict = \"deny\"`\n\
+         policy.toml:5:26: error: rules[0].from.user: this host has no user `nobody-here`\n  \
+         help: write the login name of a user, or the number"
+    );
+}
+
+#[test]
+fn services_that_exclude_each_other_are_a_problem() {
+    for to in [
+        "{ ports = \"53/tcp\", protocols = \"udp\" }",
+        "{ gateway = \"g\", ports = \"53/tcp\" }",
+    ] {
+        let text = format!(
+            "mode = \"report\"\n[[gateways]]\nname = \"g\"\nendpoints = \"192.0.2.1:443/tcp\"\n\
+             [[rules]]\nname = \"x\"\nverdict = \"deny\"\nto = {to}\n"
+        );
+        let surroundings = Surroundings {
+            geography: &Nowhere,
+            users: &users,
+            own_addresses: &[],
+        };
+        let problems = load(&text, "policy.toml", &surroundings, 1).unwrap_err();
+        assert_eq!(problems.list.len(), 1);
+        assert_eq!(problems.list[0].place.line, 5, "{problems}");
+    }
+}
+
+#[test]
+fn too_many_rules_are_a_problem_on_the_line_of_the_first_too_many() {
+    use std::fmt::Write as _;
+    let mut text = "mode = \"report\"\n".to_owned();
+    for index in 0..=MAX_CLAUSES {
+        let network = format!("10.{}.{}.0/24", index / 256, index % 256);
+        writeln!(
+            text,
+            "[[rules]]\nname = \"{index}\"\nverdict = \"deny\"\nto = {{ networks = \"{network}\" }}"
+        )
+        .unwrap();
+    }
+    let surroundings = Surroundings {
+        geography: &Nowhere,
+        users: &users,
+        own_addresses: &[],
+    };
+    let problems = load(&text, "policy.toml", &surroundings, 1).unwrap_err();
+    assert_eq!(problems.list.len(), 1);
+    assert_eq!(problems.list[0].place.line, 2 + 4 * MAX_CLAUSES as u32);
+    let fewer = text.rsplit_once("[[rules]]").unwrap().0;
+    let policy = load(fewer, "policy.toml", &surroundings, 1).unwrap();
+    assert_eq!(judge_at(&policy, "10.7.255.1"), (verdict::DENIED, 2047));
+}
+
+fn judge_at(policy: &Compiled, destination: &str) -> (u8, u16) {
+    let decision = policy.judge(&Question {
+        cgroup: None,
+        executable: None,
+        uid: 0,
+        destination: destination.parse().unwrap(),
+        protocol: 6,
+        port: 1,
+    });
+    (decision.verdict, decision.rule)
+}

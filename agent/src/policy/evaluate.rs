@@ -1,0 +1,113 @@
+//! Decisions on the compiled form, in user space.
+//!
+//! Owns the same steps that the kernel programs take on the same tables, written
+//! for reading. What a policy means is said in `super::explain`.
+
+use std::net::IpAddr;
+
+use trefoil_ebpf::abi::{
+    DECISION_ENFORCED, Decision, MODE_ENFORCE, NO_RULE, Row, State, dimension, verdict,
+};
+
+use super::compile::Compiled;
+use super::service;
+
+/// A flow, as far as a policy can ask about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question<'a> {
+    /// Path from the root of the cgroup v2 hierarchy; `None` when not known.
+    pub cgroup: Option<&'a [u8]>,
+    /// Path of the executable; `None` when not known, or not to be trusted.
+    pub executable: Option<&'a [u8]>,
+    /// User id.
+    pub uid: u32,
+    /// Where to. A mapped IPv4 address is an IPv4 address.
+    pub destination: IpAddr,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Port, 0 where the protocol has none.
+    pub port: u16,
+}
+
+impl Compiled {
+    /// Decides.
+    #[must_use]
+    pub fn judge(&self, question: &Question<'_>) -> Decision {
+        let header = &self.header;
+        let decision = |verdict, rule| Decision {
+            generation: header.generation,
+            rule,
+            verdict,
+            flags: if header.mode == MODE_ENFORCE {
+                DECISION_ENFORCED
+            } else {
+                0
+            },
+        };
+        let (destination, fallback) = self.destination(question.destination);
+        if fallback == verdict::LOCAL {
+            return decision(verdict::LOCAL, NO_RULE);
+        }
+        let mut classes = [0; dimension::N];
+        classes[dimension::CGROUP] = self.class_of_path(header.cgroup_start, question.cgroup);
+        classes[dimension::EXECUTABLE] =
+            self.class_of_path(header.executable_start, question.executable);
+        classes[dimension::USER] = self.range32(header.users, question.uid).class;
+        classes[dimension::DESTINATION] = destination;
+        let service = service::key(question.protocol, question.port);
+        classes[dimension::SERVICE] = self.range32(header.services, service).class;
+
+        let row = |dimension: usize| -> &Row {
+            &self.rows[header.rows[dimension] as usize + usize::from(classes[dimension])]
+        };
+        for word in 0..header.n_words as usize {
+            let matching = (0..dimension::N).fold(u64::MAX, |all, at| all & row(at).words[word]);
+            if matching != 0 {
+                let clause = &self.clauses[word * 64 + matching.trailing_zeros() as usize];
+                return decision(clause.verdict, clause.rule);
+            }
+        }
+        decision(fallback, NO_RULE)
+    }
+
+    /// Class and fallback of a destination.
+    fn destination(&self, address: IpAddr) -> (u16, u8) {
+        match address.to_canonical() {
+            IpAddr::V4(v4) => {
+                let range = self.range32(self.header.v4, v4.to_bits());
+                (range.class, range.fallback)
+            }
+            IpAddr::V6(v6) => {
+                let bits = v6.to_bits();
+                let key = ((bits >> 64) as u64, bits as u64);
+                let span = self.header.v6;
+                let table = &self.ranges128[span.start as usize..][..span.len as usize];
+                let behind =
+                    table.partition_point(|range| (range.first_high, range.first_low) <= key);
+                let range = &table[behind - 1];
+                (range.class, range.fallback)
+            }
+        }
+    }
+
+    /// The range that `key` is in. The first one of every table begins at 0.
+    fn range32(&self, span: trefoil_ebpf::abi::Span, key: u32) -> &trefoil_ebpf::abi::Range32 {
+        let table = &self.ranges32[span.start as usize..][..span.len as usize];
+        &table[table.partition_point(|range| range.first <= key) - 1]
+    }
+
+    fn class_of_path(&self, start: u32, path: Option<&[u8]>) -> u16 {
+        let Some(path) = path else {
+            return 0;
+        };
+        let step = |state: &State, &byte: &u8| -> State {
+            let letter = self.header.letters[usize::from(byte)];
+            self.states[usize::from(state.next[usize::from(letter)])]
+        };
+        path.iter()
+            .fold(self.states[start as usize], |state, byte| {
+                step(&state, byte)
+            })
+            .class
+    }
+}
