@@ -29,6 +29,7 @@
 //! their owner, with no flow counted: they are in no record that was sent.
 
 mod closed;
+mod entry;
 mod pace;
 mod rollup;
 mod table;
