@@ -1,6 +1,9 @@
 //! Paths as they are found on hosts, and what they say.
 
+use proptest::prelude::*;
+
 use super::*;
+use crate::policy::pattern::UnitPattern;
 
 const ID: &str = "4f2a9c01b7de4f2a9c01b7de4f2a9c01b7de4f2a9c01b7de4f2a9c01b7de0042";
 
@@ -145,4 +148,46 @@ fn the_cut_end_of_a_path_does_not_count() {
     let cut = Placement::of_cut("/system.slice/nginx.service/a-long-name-that-is-c");
     assert_eq!(cut.unit.as_deref(), Some("nginx.service"));
     assert_eq!(Placement::of_cut(""), Placement::default());
+}
+
+/// Paths in which everything that matters to the rules for units occurs.
+fn paths() -> impl Strategy<Value = String> {
+    let part = prop::sample::select(vec![
+        "a.slice",
+        "a-b.slice",
+        "_cpu.slice",
+        ".slice",
+        "x.service",
+        "_cpu.service",
+        "__x.service",
+        "x@1.service",
+        "session-3.scope",
+        "init.scope",
+        "user@1000.service",
+        "user@root.service",
+        "web.mount",
+        "basic.target",
+        "docker",
+        "@.service",
+    ]);
+    proptest::collection::vec(part, 0..5).prop_map(|parts| format!("/{}", parts.join("/")))
+}
+
+proptest! {
+    /// A report never names a unit that a rule with this unit's name would not match.
+    #[test]
+    fn reports_and_policies_mean_the_same_by_a_unit(path in paths()) {
+        let placement = Placement::of(&path);
+        for unit in [&placement.unit, &placement.user_unit].into_iter().flatten() {
+            let pattern = UnitPattern::parse(unit).unwrap();
+            prop_assert!(pattern.matches(path.as_bytes()), "{unit}");
+        }
+        for name in ["x.service", "cpu.service", "_x.service", "x@1.service", "session-3.scope", "web.mount"] {
+            let matches = UnitPattern::parse(name).unwrap().matches(path.as_bytes());
+            prop_assert_eq!(matches, placement.unit.as_deref() == Some(name), "{}", name);
+            let user_name = format!("user@1000.service/{name}");
+            let matches = UnitPattern::parse(&user_name).unwrap().matches(path.as_bytes());
+            prop_assert_eq!(matches, placement.user_unit.as_deref() == Some(&*user_name), "{}", user_name);
+        }
+    }
 }
