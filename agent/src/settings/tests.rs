@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::flow::FlowSettings;
 
 const SHIPPED: &str = include_str!("../../../packaging/trefoil.toml");
 
@@ -269,6 +270,25 @@ fn flags_win_over_the_file() {
         error.to_string(),
         "`none` cannot be an interface here; name interfaces as `ip link` shows them, or write `none` or `auto` alone"
     );
+}
+
+/// Each stage has defaults of its own, for its tests and its documentation.
+#[test]
+fn the_flow_table_has_the_same_defaults() {
+    let ours = Settings::default();
+    let ns = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap();
+    let theirs = FlowSettings {
+        mode: ours.flows,
+        flows_rate: ours.flows_rate,
+        violations_rate: ours.violations_rate,
+        local: ours.local_flows,
+        update_interval_ns: ns(ours.update_interval),
+        rollup_interval_ns: ns(ours.rollup_interval),
+        max_flows: ours.tables.followed as usize,
+        max_rollups: ours.tables.rollups as usize,
+        ..FlowSettings::default()
+    };
+    assert_eq!(theirs, FlowSettings::default());
 }
 
 #[test]
