@@ -120,10 +120,7 @@ impl Record {
     fn set_service(&mut self, tracked: &Tracked) {
         let flow = &tracked.flow;
         self.set_known(Field::Direction, words::direction(flow.direction));
-        self.set(
-            Field::Protocol,
-            words::protocol(flow.peer.protocol).into_owned(),
-        );
+        self.set(Field::Protocol, words::protocol(flow.peer.protocol));
         self.set_known(
             Field::SrcPort,
             Some(flow.local_port).filter(|port| *port != 0),
@@ -402,7 +399,7 @@ fn rollup_message(rollup: &Rollup, country: Option<Country>, facts: &FlowFacts) 
             let place = country.map_or("unknown country", |country| country.as_str());
             let protocol = words::protocol(group.protocol);
             let service = match group.port {
-                0 => protocol.into_owned(),
+                0 => protocol,
                 port => format!("{port}/{protocol}"),
             };
             (who(owner, facts), format!("{place} {service}"))

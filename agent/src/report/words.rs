@@ -4,6 +4,8 @@ use std::{borrow::Cow, net::IpAddr};
 
 use trefoil_ebpf::abi::{Counters, DECISION_ENFORCED, Decision, direction, quality, verdict};
 
+use crate::policy::service::Protocol;
+
 /// A verdict's name; `None` for what was not judged.
 #[must_use]
 pub fn verdict(verdict: u8) -> Option<&'static str> {
@@ -68,30 +70,10 @@ pub fn outcome(decision: &Decision, counted: &Counters) -> &'static str {
     }
 }
 
-/// The name of an IP protocol, as in /etc/protocols, or its number.
+/// The name of an IP protocol, as policies call it, or its number.
 #[must_use]
-pub fn protocol(number: u8) -> Cow<'static, str> {
-    Cow::Borrowed(match number {
-        1 => "icmp",
-        2 => "igmp",
-        4 => "ipip",
-        6 => "tcp",
-        17 => "udp",
-        33 => "dccp",
-        41 => "ipv6",
-        46 => "rsvp",
-        47 => "gre",
-        50 => "esp",
-        51 => "ah",
-        58 => "icmpv6",
-        89 => "ospf",
-        103 => "pim",
-        112 => "vrrp",
-        115 => "l2tp",
-        132 => "sctp",
-        136 => "udplite",
-        other => return Cow::Owned(other.to_string()),
-    })
+pub fn protocol(number: u8) -> String {
+    Protocol(number).to_string()
 }
 
 /// `203.0.113.9:443/tcp`, `[2001:db8::1]:443/tcp`, or `203.0.113.9/icmp`.
