@@ -1,14 +1,21 @@
 //! Trefoil's agent: attributes, judges and reports what leaves the host.
 //!
-//! Data flows one way through these modules, top to bottom; nothing in user
-//! space is ever asked for a verdict.
+//! Data flows one way through these modules; nothing in user space is ever asked
+//! for a verdict. docs/ARCHITECTURE.md has the map.
 
 #![deny(unsafe_code)]
 
+pub mod cli;
 pub mod clock;
+pub mod commands;
 pub mod flow;
 pub mod geo;
 pub mod kernel;
+pub mod monitor;
+pub mod names;
+pub mod notify;
 pub mod owner;
-pub mod report;
 pub mod policy;
+pub mod report;
+pub mod settings;
+pub mod state;

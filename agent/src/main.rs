@@ -1,2 +1,7 @@
 //! `trefoil`: the command line.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    trefoil::commands::main()
+}

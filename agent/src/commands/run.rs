@@ -13,10 +13,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::{
-    Ending, Failure,
-    sources::{self, PolicyText},
-};
+use super::{Ending, Failure, sources};
 use crate::{
     cli::RunArgs,
     clock,
@@ -31,7 +28,7 @@ use crate::{
     report::{
         Context, Journal, JournalSettings, Json, Reporter, ReporterSettings, Sink, Terminal,
     },
-    settings::Settings,
+    settings::{DEFAULT_JOURNAL, Flags, Settings},
     state::State,
 };
 
@@ -41,16 +38,15 @@ const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
 
 pub fn run(args: &RunArgs) -> Result<Ending, Failure> {
     let settings = merged(args)?;
-    let sources = Sources { args: args.clone(), settings: settings.clone() };
-    let geo = Arc::new(sources.geo()?);
+    let geo = Arc::new(sources::geo(&[], &settings)?);
     // Before anything is loaded: a policy that is not understood starts nothing.
-    let text = sources.policy_text()?;
-    sources::compile(&text, &geo, 1)
+    let text = sources::policy_text(&settings)?;
+    sources::compile(&text, &*geo, 1)
         .map_err(|problems| Failure::Configuration(problems.to_string()))?;
 
     let load = LoadSettings {
         pin_dir: settings.pin_dir.clone(),
-        cgroup: sources::cgroup(args.cgroup.as_deref(), &settings)?,
+        cgroup: sources::cgroup(&settings)?,
         tables: TableSizes {
             events_bytes: settings.tables.events_bytes,
             flows: settings.tables.flows,
@@ -61,58 +57,39 @@ pub fn run(args: &RunArgs) -> Result<Ending, Failure> {
         },
     };
     let kernel = Kernel::load(&load)?;
-    let policy = sources::compile(&text, &geo, kernel.next_generation())
+    let policy = sources::compile(&text, &*geo, kernel.next_generation())
         .map_err(|problems| Failure::Configuration(problems.to_string()))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::Other(format!("start the event loop: {error}")))?;
-    runtime.block_on(watch(kernel, &load, &sources, geo, policy))
-}
-
-/// Where things are read from, at start and at each reload.
-struct Sources {
-    args: RunArgs,
-    settings: Settings,
-}
-
-impl Sources {
-    fn geo(&self) -> Result<Geo, Failure> {
-        sources::geo(&self.args.sources.geo, &self.settings)
-    }
-
-    fn policy_text(&self) -> Result<PolicyText, Failure> {
-        sources::policy_text(self.args.policy.as_deref(), &self.settings)
-    }
+    runtime.block_on(watch(kernel, &load, &settings, geo, policy))
 }
 
 /// Settings with what the command line says instead.
 fn merged(args: &RunArgs) -> Result<Settings, Failure> {
-    let mut settings = sources::settings(args.sources.config.as_deref())?;
-    if let Some(pin_dir) = &args.pins.pin_dir {
-        settings.pin_dir.clone_from(pin_dir);
-    }
-    if let Some(journal) = &args.journal {
-        settings.journal = journal.clone();
-    }
-    if let Some(json) = &args.json {
-        settings.json = Some(json.clone());
-    }
-    if let Some(flows) = args.flows {
-        settings.flows = flows.into();
-    }
-    Ok(settings)
+    let settings = sources::settings(args.sources.config.as_deref())?;
+    let flags = Flags {
+        policy: args.policy.clone(),
+        geo: args.sources.geo.clone(),
+        cgroup: args.cgroup.clone(),
+        uplinks: args.uplink.clone(),
+        pin_dir: args.pins.pin_dir.clone(),
+        journal: args.journal.clone(),
+        json: args.json.clone(),
+        flows: args.flows.map(Into::into),
+    };
+    settings.with(flags).map_err(|error| Failure::Configuration(error.to_string()))
 }
 
 /// Starts watching, and goes on until a signal ends it.
 async fn watch(
     kernel: Kernel,
     load: &LoadSettings,
-    sources: &Sources,
+    settings: &Settings,
     mut geo: Arc<Geo>,
     policy: Compilation,
 ) -> Result<Ending, Failure> {
-    let settings = &sources.settings;
     let listen = |kind| {
         signal(kind).map_err(|error| Failure::Other(format!("listen for signals: {error}")))
     };
@@ -133,9 +110,14 @@ async fn watch(
         mode: settings.flows,
         flows_rate: settings.flows_rate,
         violations_rate: settings.violations_rate,
+        update_interval_ns: nanoseconds(settings.update_interval),
+        rollup_interval_ns: nanoseconds(settings.rollup_interval),
+        local: settings.local_flows,
+        max_flows: settings.tables.followed as usize,
+        max_rollups: settings.tables.rollups as usize,
         ..FlowSettings::default()
     };
-    let heartbeat_s = settings.heartbeat.as_secs();
+    let heartbeat_s = settings.heartbeat_interval.as_secs();
     let mut monitor = Monitor::start(
         kernel, load, flow_settings, &geo, names, reporter, heartbeat_s, &policy,
     )?;
@@ -153,8 +135,8 @@ async fn watch(
     notify(&format!("READY=1\nSTATUS={}", status_line(&state)));
 
     let mut drain = interval(DRAIN_INTERVAL);
-    let mut sweep = interval(settings.sweep);
-    let mut beat = interval(settings.heartbeat);
+    let mut sweep = interval(settings.sweep_interval);
+    let mut beat = interval(settings.heartbeat_interval);
     for timer in [&mut drain, &mut sweep, &mut beat] {
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
@@ -175,7 +157,7 @@ async fn watch(
             _ = beat.tick() => monitor.beat()?,
             _ = hangup.recv() => {
                 notify("RELOADING=1");
-                if let Some(policy) = reload(&mut monitor, sources, &mut geo)? {
+                if let Some(policy) = reload(&mut monitor, settings, &mut geo)? {
                     mode = policy.compiled.mode();
                     describe(&mut state, &policy);
                     save(&mut state, &monitor, settings);
@@ -218,12 +200,13 @@ fn interrupted(monitor: Monitor, mode: Mode, settings: &Settings) -> Result<Endi
 /// it was, and says so in a record.
 fn reload(
     monitor: &mut Monitor,
-    sources: &Sources,
+    settings: &Settings,
     geo: &mut Arc<Geo>,
 ) -> Result<Option<Compilation>, KernelError> {
-    let source = sources.policy_text().map(|text| text.source).unwrap_or_default();
-    let compiled = sources.geo().map_err(|failure| failure.to_string()).and_then(|geo| {
-        let text = sources.policy_text().map_err(|failure| failure.to_string())?;
+    let source = settings.policy.display().to_string();
+    let geo_read = sources::geo(&[], settings).map_err(|failure| failure.to_string());
+    let compiled = geo_read.and_then(|geo| {
+        let text = sources::policy_text(settings).map_err(|failure| failure.to_string())?;
         let policy = sources::compile(&text, &geo, monitor.next_generation())
             .map_err(|problems| problems.to_string())?;
         Ok((Arc::new(geo), policy))
@@ -248,10 +231,18 @@ fn reporter(settings: &Settings) -> Result<Reporter, Failure> {
         Failure::Configuration(format!("open {what} for records: {error}"))
     };
     let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
-    let wants_journal = settings.journal != Path::new("none");
-    if wants_journal && (settings.journal.exists() || !std::io::stdout().is_terminal()) {
-        let journal = Journal::open(JournalSettings::new(&settings.journal))
-            .map_err(|error| failed("a socket to the journal", error))?;
+    // Where nobody asked for the journal and there is none, the terminal is it.
+    if let Some(socket) = &settings.journal
+        && (socket.exists()
+            || *socket != Path::new(DEFAULT_JOURNAL)
+            || std::env::var_os("JOURNAL_STREAM").is_some())
+    {
+        let journal = JournalSettings {
+            object_pid: settings.journal_object_pid,
+            ..JournalSettings::new(socket)
+        };
+        let journal =
+            Journal::open(journal).map_err(|error| failed("a socket to the journal", error))?;
         sinks.push(Box::new(journal));
     }
     let to_stdout = settings.json.as_deref() == Some(Path::new("-"));
@@ -275,7 +266,11 @@ fn reporter(settings: &Settings) -> Result<Reporter, Failure> {
         .map_err(|error| Failure::Other(format!("make directory {}: {error}", dir.display())))?;
     let context = Context::of_this_host()
         .map_err(|error| Failure::Other(format!("read the host's name and boot id: {error}")))?;
-    Reporter::open(ReporterSettings::new(dir.join("seq")), context, sinks)
+    let reporter = ReporterSettings {
+        max_pending: settings.tables.pending as usize,
+        ..ReporterSettings::new(dir.join("seq"))
+    };
+    Reporter::open(reporter, context, sinks)
         .map_err(|error| Failure::Other(super::with_causes(&error)))
 }
 
@@ -304,4 +299,8 @@ fn status_line(state: &State) -> String {
     let rules = state.rules.len();
     let verb = if state.mode == "enforce" { "Enforcing" } else { "Reporting by" };
     format!("{verb} {} ({rules} rules), watching {}", state.policy_source, state.cgroup.display())
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -12,8 +12,8 @@ use crate::{
     kernel::KernelError,
     monitor::Compilation,
     owner::users,
-    policy::{self, Policy, Problems, Surroundings},
-    settings::{self, Settings},
+    policy::{self, Geography, Problems, Surroundings},
+    settings::Settings,
 };
 
 /// The policy where none was written yet: nothing is approved but what is local.
@@ -21,22 +21,13 @@ const NO_POLICY: &str = "mode = \"report\"\n";
 
 /// The settings file, or defaults where there is none and none was named.
 pub fn settings(file: Option<&Path>) -> Result<Settings, Failure> {
-    let named = file.is_some();
-    let file = file.unwrap_or(Path::new(settings::DEFAULT_FILE));
-    match fs::read_to_string(file) {
-        Ok(text) => Settings::parse(&text, &file.display().to_string())
-            .map_err(|problems| Failure::Configuration(problems.to_string())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !named => Ok(Settings::default()),
-        Err(error) => {
-            Err(Failure::Configuration(format!("read settings {}: {error}", file.display())))
-        }
-    }
+    Settings::load(file).map_err(|error| Failure::Configuration(error.to_string()))
 }
 
 /// Country data: the files named on the command line, else those of the settings,
 /// else Debian's.
 pub fn geo(named: &[PathBuf], settings: &Settings) -> Result<Geo, Failure> {
-    let files = if named.is_empty() { &settings.geo } else { named };
+    let files = if named.is_empty() { &settings.geo[..] } else { named };
     Geo::load(files).map_err(|error| Failure::Configuration(with_causes(&error)))
 }
 
@@ -49,15 +40,11 @@ pub struct PolicyText {
 }
 
 /// The policy file, or the empty policy where there is none and none was named.
-pub fn policy_text(named: Option<&Path>, settings: &Settings) -> Result<PolicyText, Failure> {
-    let file = named.unwrap_or(&settings.policy);
+pub fn policy_text(settings: &Settings) -> Result<PolicyText, Failure> {
+    let file = &settings.policy;
     match fs::read_to_string(file) {
         Ok(text) => Ok(PolicyText { text, source: file.display().to_string() }),
-        Err(error)
-            if error.kind() == io::ErrorKind::NotFound
-                && named.is_none()
-                && settings.policy == Path::new(settings::DEFAULT_POLICY) =>
-        {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !settings.policy_is_named => {
             Ok(PolicyText { text: NO_POLICY.to_owned(), source: "built in (empty)".to_owned() })
         }
         Err(error) => {
@@ -67,19 +54,22 @@ pub fn policy_text(named: Option<&Path>, settings: &Settings) -> Result<PolicyTe
 }
 
 /// Parses and compiles a policy.
-pub fn compile(text: &PolicyText, geo: &Geo, generation: u32) -> Result<Compilation, Problems> {
-    let policy = Policy::parse(&text.text, &text.source)?;
+pub fn compile(
+    text: &PolicyText,
+    geo: &dyn Geography,
+    generation: u32,
+) -> Result<Compilation, Problems> {
     let own: Vec<IpAddr> = Vec::new();
     let users = |name: &str| users::uid(name).ok().flatten();
     let surroundings = Surroundings { geography: geo, users: &users, own_addresses: &own };
-    let compiled = policy::compile(&policy, &surroundings, generation)?;
+    let compiled = policy::load(&text.text, &text.source, &surroundings, generation)?;
     Ok(Compilation { compiled, source: text.source.clone() })
 }
 
 /// Finds the control group to watch.
-pub fn cgroup(named: Option<&Path>, settings: &Settings) -> Result<PathBuf, Failure> {
-    if let Some(dir) = named.or(settings.cgroup.as_deref()) {
-        return Ok(dir.to_owned());
+pub fn cgroup(settings: &Settings) -> Result<PathBuf, Failure> {
+    if let Some(dir) = &settings.cgroup {
+        return Ok(dir.clone());
     }
     crate::kernel::cgroup2_root().ok_or_else(|| {
         Failure::from(KernelError::failed(

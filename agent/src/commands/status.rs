@@ -128,7 +128,7 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
     let sums = |of: fn(&Totals) -> u64| {
         (verdict::LOCAL..verdict::N)
             .zip(&totals[usize::from(verdict::LOCAL)..])
-            .map(|(verdict, sum)| (words::verdict(verdict), of(sum)))
+            .filter_map(|(verdict, sum)| Some((words::verdict(verdict)?, of(sum))))
             .collect::<BTreeMap<_, _>>()
     };
     Ok(Status {

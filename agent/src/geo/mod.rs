@@ -8,6 +8,7 @@
 pub mod country;
 mod data;
 pub mod groups;
+mod geography;
 mod mmdb;
 pub mod ranges;
 mod text;

@@ -194,3 +194,35 @@ fn missing(hook: &Hook) -> KernelError {
         "the build is incomplete",
     )
 }
+
+/// Whether this kernel has what a hook needs, found out without loading anything.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct HookSupport {
+    /// As in [`Hook`].
+    pub name: &'static str,
+    /// True if the kernel's type information has what it is attached to.
+    pub supported: bool,
+    /// What is not covered without it.
+    pub without: Option<&'static str>,
+}
+
+/// Looks up every hook in the kernel's type information. Without any, nothing is
+/// supported.
+pub fn support() -> Vec<HookSupport> {
+    let types = super::offsets::open().ok();
+    let has = |name: &str| {
+        types.as_ref().is_some_and(|types| super::offsets::has_function(types, name))
+    };
+    HOOKS
+        .iter()
+        .map(|hook| HookSupport {
+            name: hook.name,
+            supported: match hook.place {
+                Place::Tracepoint => has(&format!("btf_trace_{}", hook.name)),
+                Place::Iterator(kind) => has(&format!("bpf_iter_{kind}")),
+                Place::Cgroup => has("cgroup_bpf_attach") || has("cgroup_bpf_link_attach"),
+            },
+            without: hook.without,
+        })
+        .collect()
+}

@@ -21,7 +21,7 @@ mod wire;
 
 pub use cgroups::cgroup2_root;
 pub use error::KernelError;
-pub use hooks::{HOOKS, HookStatus};
+pub use hooks::{HOOKS, HookStatus, HookSupport, support};
 pub use load::{Kernel, LoadSettings, TableSizes};
 pub use pins::{PinDir, detach};
 pub use reader::{Events, Reader};

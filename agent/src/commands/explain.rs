@@ -1,0 +1,3 @@
+//! stub
+use super::*;
+pub fn explain(_: &crate::cli::ExplainArgs) -> Result<Ending, Failure> { Ok(Ending::Fine) }
