@@ -19,7 +19,7 @@ use crate::{
     kernel::{Events, Kernel, KernelError, LoadSettings, Reader},
     names::{Names, RuleNames},
     policy::Compiled,
-    report::{Coverage, FlowFacts, Heartbeat, PolicyNews, Record, Reporter},
+    report::{Coverage, FlowFacts, Heartbeat, PolicyNews, Progress, Record, Reporter},
 };
 
 /// Events that are taken before anything else gets its turn.
@@ -28,6 +28,9 @@ const EVENTS_A_TURN: usize = 4_096;
 /// How long nothing must have been seen of a flow in the table of sockets with
 /// many peers before it is ended there, to make room.
 const IDLE_NS: u64 = 60_000_000_000;
+
+/// How long the last records may take to be handed over.
+const FAREWELL: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// How long the entry of a removed control group is kept for late packets.
 const REMOVED_CGROUP_KEPT_NS: u64 = 300_000_000_000;
@@ -75,6 +78,7 @@ pub struct Monitor {
     reports: Vec<Report>,
     unreadable_events: u64,
     stalled: Option<String>,
+    has_no_reader: bool,
 }
 
 impl Monitor {
@@ -118,6 +122,7 @@ impl Monitor {
             reports: Vec::new(),
             unreadable_events: 0,
             stalled: None,
+            has_no_reader: false,
         };
         monitor.in_force(policy);
         monitor.report_coverage();
@@ -231,6 +236,11 @@ impl Monitor {
         self.reporter.pending()
     }
 
+    /// True when whoever read the records on standard output is gone.
+    pub fn has_no_reader(&self) -> bool {
+        self.has_no_reader
+    }
+
     /// Why they wait, if they do.
     pub fn stalled(&self) -> Option<String> {
         self.stalled.clone()
@@ -286,24 +296,24 @@ impl Monitor {
 
     fn hand_over(&mut self) {
         let progress = self.reporter.flush(clock::since_boot_ns());
-        self.stalled = progress.stalled.map(|stall| format!("{}: {}", stall.sink, stall.error));
+        self.note(progress);
     }
 
-    /// Hands over until nothing is left, or a sink takes no more for a while.
+    /// Hands over until nothing is left, or the sinks take no more.
     fn hand_over_all(&mut self) {
-        const TRIES: usize = 50;
-        const PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
-        let mut tries = 0;
-        while self.reporter.pending() > 0 && tries < TRIES {
-            self.hand_over();
-            if self.stalled.is_some() {
-                tries += 1;
-                std::thread::sleep(PAUSE);
-            }
+        let progress = self.reporter.finish(FAREWELL);
+        if progress.pending > 0 {
+            tracing::error!("{} records could not be handed over", progress.pending);
         }
-        if self.reporter.pending() > 0 {
-            tracing::error!("{} records could not be handed over", self.reporter.pending());
-        }
+        self.note(progress);
+    }
+
+    fn note(&mut self, progress: Progress) {
+        self.has_no_reader |= progress
+            .stalled
+            .as_ref()
+            .is_some_and(|stall| stall.error.kind() == std::io::ErrorKind::BrokenPipe);
+        self.stalled = progress.stalled.map(|stall| format!("{}: {}", stall.sink, stall.error));
     }
 
     fn drain_all(&mut self) -> Result<(), KernelError> {

@@ -1,6 +1,12 @@
 //! `trefoil flows`: what is open now, from the kernel's tables.
 
-use std::{collections::HashMap, sync::Arc, thread, time::Duration};
+use std::{
+    collections::HashMap,
+    io::{self, Write},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use trefoil_ebpf::abi::{FLOW_EMBRYONIC, FLOW_ENDED, Tracked, verdict};
 
@@ -12,7 +18,7 @@ use crate::{
     kernel::{KernelError, PinDir, Reader},
     names::{Names, RuleNames},
     owner::users::Logins,
-    report::{Kind, Record, Sink, Terminal},
+    report::{Record, Terminal},
     state::State,
 };
 
@@ -83,7 +89,7 @@ fn open_flows(reader: &Reader) -> Result<Vec<Tracked>, KernelError> {
 /// Standard output: lines of JSON for programs, lines for people.
 enum Output {
     Json,
-    Terminal(Box<Terminal>, u64),
+    Terminal(Box<Terminal>),
 }
 
 impl Output {
@@ -93,22 +99,14 @@ impl Output {
         }
         let terminal = Terminal::stdout()
             .map_err(|error| Failure::Other(format!("use standard output: {error}")))?;
-        Ok(Self::Terminal(Box::new(terminal), 0))
+        Ok(Self::Terminal(Box::new(terminal)))
     }
 
     fn show(&mut self, record: &Record) -> Result<(), Failure> {
-        debug_assert_eq!(record.kind(), Kind::Flow);
-        let failed = |error| Failure::Other(format!("write to standard output: {error}"));
-        match self {
-            Self::Json => {
-                println!("{}", record.to_json());
-                Ok(())
-            }
-            Self::Terminal(terminal, number) => {
-                *number += 1;
-                let sealed = crate::report::Sealed::new(record.clone(), *number);
-                terminal.hand_over(&sealed).map_err(failed)
-            }
-        }
+        let shown = match self {
+            Self::Json => writeln!(io::stdout(), "{}", record.to_json()),
+            Self::Terminal(terminal) => terminal.show(record),
+        };
+        shown.map_err(|error| Failure::Other(format!("write to standard output: {error}")))
     }
 }

@@ -142,7 +142,13 @@ async fn watch(
     }
     loop {
         tokio::select! {
-            _ = drain.tick() => monitor.drain()?,
+            _ = drain.tick() => {
+                monitor.drain()?;
+                // As `trefoil run | head` expects.
+                if monitor.has_no_reader() {
+                    return interrupted(monitor, mode, settings);
+                }
+            }
             _ = sweep.tick() => {
                 if !monitor.is_attached() {
                     monitor.lost_attachment()?;
