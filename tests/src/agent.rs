@@ -172,19 +172,8 @@ impl<'lab> AgentBuilder<'lab> {
 
     /// Runs it where it is expected to refuse: to its end.
     pub fn run_to_end(self) -> Result<Outcome> {
-        let (mut command, _) = self.command(next_run())?;
-        let child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let pid = child.id();
-        let output = child.wait_with_output()?;
-        Ok(Outcome {
-            pid,
-            code: output.status.code().unwrap_or(-1),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        })
+        let (command, _) = self.command(next_run())?;
+        run_to_end(command)
     }
 }
 
@@ -317,21 +306,44 @@ impl Drop for Agent<'_> {
 /// Runs `trefoil` with these arguments on the host under test.
 pub fn verb(lab: &Lab, arguments: &[&str]) -> Result<Outcome> {
     let mut command = Command::new(trefoil()?);
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.args(arguments).stdin(Stdio::null());
     pass_on(&mut command, Some(&lab.host), None, None)?;
-    let child = command.spawn().context("start trefoil")?;
+    run_to_end(command)
+}
+
+/// Runs a program that is expected to end by itself, and kills it if it does not.
+fn run_to_end(mut command: Command) -> Result<Outcome> {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().context("start trefoil")?;
     let pid = child.id();
-    let output = child.wait_with_output()?;
+    let pipes = (child.stdout.take(), child.stderr.take());
+    let (stdout, stderr) = (
+        std::thread::spawn(|| read_all(pipes.0)),
+        std::thread::spawn(|| read_all(pipes.1)),
+    );
+    let ended = wait_for(&format!("{command:?} ends"), || Ok(child.try_wait()?));
+    if ended.is_err() {
+        child.kill()?;
+        child.wait()?;
+    }
+    let stdout = stdout.join().unwrap_or_default();
+    let stderr = stderr.join().unwrap_or_default();
+    let status = ended.with_context(|| format!("it said: {stdout}{stderr}"))?;
     Ok(Outcome {
         pid,
-        code: output.status.code().unwrap_or(-1),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        code: status.code().unwrap_or(-1),
+        stdout,
+        stderr,
     })
+}
+
+fn read_all(pipe: Option<impl Read>) -> String {
+    let mut bytes = Vec::new();
+    if let Some(mut pipe) = pipe {
+        // What was read before an error is worth showing.
+        let _ = pipe.read_to_end(&mut bytes);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Runs a verb that looks at what the lab's agent has in the kernel.

@@ -452,9 +452,10 @@ impl Instance {
     }
 }
 
-/// Takes away what labs left that were killed. What does not work out is for
-/// the next one: it must not keep this lab from being built.
-fn sweep_abandoned() {
+/// Takes away what labs left that were killed. The first lab of a process does
+/// this. What does not work out is for the next one: it must not keep this lab
+/// from being built.
+pub fn sweep_abandoned() {
     let Ok(entries) = fs::read_dir(std::env::temp_dir()) else {
         return;
     };

@@ -48,9 +48,13 @@ impl Record {
             .with_context(|| format!("no address {name:?} in {self}"))
     }
 
-    /// The JSON value of a fact.
-    pub fn value(&self, name: &str) -> Option<&Value> {
-        self.0.get(name)
+    /// All facts.
+    pub fn facts(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.0
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(name, value)| (name.as_str(), value))
     }
 }
 

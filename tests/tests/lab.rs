@@ -3,9 +3,13 @@
 
 mod world;
 
-use anyhow::{Result, ensure};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
 use trefoil_lab::sink::{TcpSink, UdpSink};
-use trefoil_lab::{Lab, Record, link::LinkCounters, places, wait_for};
+use trefoil_lab::{Lab, Record, lab, link::LinkCounters, places, wait_for};
 use world::{TRAFFIC, at, traffic, traffic_in};
 
 /// Bytes of IPv4 and UDP headers, of IPv6 and UDP headers.
@@ -214,6 +218,45 @@ fn programs_that_are_left_running_end_with_the_lab() -> Result<()> {
     ensure!(left.iter().any(|line| line.contains(&named)), "{left:?}");
     lab.close()?;
     assert_eq!(held.finish()?.code, -1);
+    Ok(())
+}
+
+/// Set in the child of the test below: it builds a lab and never ends.
+const TO_BE_KILLED: &str = "TREFOIL_LAB_TO_BE_KILLED";
+
+#[test]
+fn what_a_killed_lab_left_is_swept_away() -> Result<()> {
+    if std::env::var_os(TO_BE_KILLED).is_some() {
+        let lab = Lab::new()?;
+        lab.journal()?;
+        lab.unit("shop.service")?;
+        println!("\nlab {} {}", lab.directory.display(), lab.cgroup.display());
+        loop {
+            std::thread::park();
+        }
+    }
+    let mut child = Command::new(std::env::current_exe()?)
+        .args([
+            "--exact",
+            "what_a_killed_lab_left_is_swept_away",
+            "--nocapture",
+        ])
+        .env(TO_BE_KILLED, "1")
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let output = BufReader::new(child.stdout.take().context("standard output")?);
+    let told = output
+        .lines()
+        .map_while(std::result::Result::ok)
+        .find(|line| line.starts_with("lab "))
+        .context("the child built no lab")?;
+    child.kill()?;
+    child.wait()?;
+    let places: Vec<&Path> = told.split(' ').skip(1).map(Path::new).collect();
+    assert_eq!(places.len(), 2);
+    assert!(places.iter().all(|path| path.exists()), "{told}");
+    lab::sweep_abandoned();
+    assert!(!places.iter().any(|path| path.exists()), "{told}");
     Ok(())
 }
 

@@ -1,15 +1,58 @@
-//! What the tests of this folder share: traffic from the host under test.
+//! What the tests of this folder share: traffic from the host under test, the
+//! policies it is judged by, and how records are read.
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
-use anyhow::Result;
-use trefoil_lab::Lab;
-use trefoil_lab::program::Program;
+use anyhow::{Context, Result, ensure};
+use trefoil_lab::program::{Outcome, Program};
+use trefoil_lab::{Lab, Record};
 
 /// The program that sends.
 pub const TRAFFIC: &str = env!("CARGO_BIN_EXE_traffic");
+
+/// Exit code of `traffic` when the kernel said EPERM.
+pub const REFUSED: i32 = 13;
+
+/// Approves what goes to the peer, denies China by name, and says nothing about
+/// the rest.
+pub const RULES: &str = r#"
+[[rules]]
+name    = "the peer"
+to      = { networks = ["198.51.100.0/24", "2001:db8:2::/48"] }
+verdict = "approve"
+
+[[rules]]
+name    = "never there"
+to      = { countries = ["CN"] }
+verdict = "deny"
+"#;
+
+/// [`RULES`] in report mode.
+pub fn reporting() -> String {
+    format!("mode = \"report\"\n{RULES}")
+}
+
+/// [`RULES`] in enforce mode.
+pub fn enforcing() -> String {
+    format!("mode = \"enforce\"\n{RULES}")
+}
+
+/// A policy in report mode that approves every place of the lab, so that each
+/// flow has records of kind `flow` only.
+pub fn approving() -> String {
+    r#"mode = "report"
+
+[[rules]]
+name    = "anywhere"
+to      = { networks = ["0.0.0.0/0", "::/0"] }
+verdict = "approve"
+"#
+    .to_owned()
+}
 
 /// `traffic` on the host under test, in `lab.service`.
 pub fn traffic(lab: &Lab) -> Result<Program> {
@@ -24,4 +67,73 @@ pub fn traffic_in(lab: &Lab, unit: &str) -> Result<Program> {
 /// Address and port as `traffic` wants them.
 pub fn at(address: IpAddr, port: u16) -> String {
     SocketAddr::new(address, port).to_string()
+}
+
+/// As [`at`], through an IPv6 socket.
+pub fn mapped_at(address: IpAddr, port: u16) -> String {
+    match address {
+        IpAddr::V4(address) => at(address.to_ipv6_mapped().into(), port),
+        IpAddr::V6(_) => at(address, port),
+    }
+}
+
+/// What `traffic` told, line by line.
+pub fn told(outcome: &Outcome) -> Result<Vec<Record>> {
+    outcome.stdout.lines().map(Record::parse).collect()
+}
+
+/// Copies of `traffic` under paths of their own.
+pub fn copies(lab: &Lab, directory: &str, count: usize) -> Result<Vec<PathBuf>> {
+    (0..count)
+        .map(|number| lab.copy_program(TRAFFIC, &format!("{directory}/x{number}")))
+        .collect()
+}
+
+/// True for a record about one flow, whatever the verdict.
+pub fn is_about_a_flow(record: &Record) -> bool {
+    (record.is("event", "flow") || record.is("event", "violation"))
+        && !record.text("flow").is_empty()
+}
+
+/// True for the last record about a flow.
+pub fn is_final(record: &Record) -> bool {
+    is_about_a_flow(record) && record.is("state", "closed")
+}
+
+/// Final records of flows to a port.
+pub fn finals_to_port(records: &[Record], port: u16) -> Option<Vec<Record>> {
+    let finals: Vec<Record> = records
+        .iter()
+        .filter(|record| is_final(record) && record.is("dst_port", port))
+        .cloned()
+        .collect();
+    (!finals.is_empty()).then_some(finals)
+}
+
+/// As [`finals_to_port`], once there are `count` of them.
+pub fn all_finals(records: &[Record], port: u16, count: usize) -> Option<Vec<Record>> {
+    finals_to_port(records, port).filter(|finals| finals.len() >= count)
+}
+
+/// Finals by near port, of which each must have just one.
+pub fn by_source_port(finals: &[Record]) -> Result<BTreeMap<u64, &Record>> {
+    let mut found = BTreeMap::new();
+    for record in finals {
+        let twin = found.insert(record.number("src_port")?, record);
+        ensure!(twin.is_none(), "two final records: {record} and {twin:?}");
+    }
+    Ok(found)
+}
+
+/// Fails unless the agent numbered its records without a gap.
+pub fn gapless(records: &[Record]) -> Result<()> {
+    let mut last = None;
+    for record in records {
+        let seq = record.number("seq")?;
+        if let Some(last) = last {
+            ensure!(seq == last + 1, "seq {last} is followed by {seq}: {record}");
+        }
+        last = Some(seq);
+    }
+    last.context("no records at all").map(|_| ())
 }

@@ -1,0 +1,208 @@
+//! What the agent leaves in the kernel: nothing in report mode, and in enforce
+//! mode everything until somebody says `detach`.
+
+mod world;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use trefoil_lab::agent::{detach, kernel_verb};
+use trefoil_lab::link::LinkCounters;
+use trefoil_lab::program::Outcome;
+use trefoil_lab::sink::{TcpSink, UdpSink};
+use trefoil_lab::{Lab, places};
+use world::{REFUSED, at, enforcing, mapped_at, reporting, traffic};
+
+/// One of everything, to a place that no policy of these tests approves.
+fn send_one_of_everything(lab: &Lab) -> Result<Vec<(i32, LinkCounters)>> {
+    let (v4, v6) = (places::FOREIGN, places::FOREIGN6);
+    let mut results = Vec::new();
+    for words in [
+        vec!["tcp", &at(v4, 443), "--bytes", "100"],
+        vec!["tcp", &at(v6, 443), "--bytes", "100"],
+        vec!["tcp", &mapped_at(v4, 443), "--bytes", "100"],
+        // Nobody listens here: the answer is a refusal, and stays one.
+        vec!["tcp", &at(v4, 444)],
+        vec!["udp", &at(v4, 9)],
+        vec!["udp", &at(v6, 9)],
+        vec!["udp", &mapped_at(v4, 9), "--connected"],
+        vec!["udp", &at(v4, 9), "--size", "4000"],
+        // Longer than a datagram can be.
+        vec!["udp", &at(v4, 9), "--size", "70000"],
+        vec!["raw", &v4.to_string()],
+        vec!["ping", &v4.to_string()],
+        vec!["ping", &v6.to_string(), "--raw"],
+    ] {
+        let before = lab.link_to(&lab.foreign)?;
+        let outcome = traffic(lab)?.args(&words).run()?;
+        let mut sent = lab.link_to(&lab.foreign)?.since(before);
+        if words.first() == Some(&"tcp") {
+            // How a stream is cut into packets, and when it is acknowledged, is
+            // a matter of timing.
+            sent = LinkCounters {
+                tx_packets: sent.tx_packets.min(1),
+                ..Default::default()
+            };
+        }
+        // What comes back comes when it likes.
+        results.push((
+            outcome.code,
+            LinkCounters {
+                rx_bytes: 0,
+                rx_packets: 0,
+                ..sent
+            },
+        ));
+    }
+    Ok(results)
+}
+
+#[test]
+fn report_mode_changes_nothing_and_ctrl_c_leaves_nothing() -> Result<()> {
+    let lab = Lab::new()?;
+    let (udp, tcp) = (
+        UdpSink::new(&lab.foreign, 9)?,
+        TcpSink::new(&lab.foreign, 443)?,
+    );
+    let without = send_one_of_everything(&lab)?;
+    let agent = lab.agent().policy(&reporting()).start()?;
+    let objects = agent.objects().clone();
+    ensure!(
+        !objects.alive()?.programs.is_empty(),
+        "the agent holds no programs: {objects:?}"
+    );
+    let with = send_one_of_everything(&lab)?;
+    assert_eq!(without, with);
+    udp.wait_for_packets(2 * 4)?;
+    assert_eq!(tcp.bytes(), 2 * 300);
+
+    let (code, _) = agent.stop(Signal::SIGINT)?;
+    assert_eq!(code, Some(0));
+    assert!(lab.pinned().is_empty(), "{:?}", lab.pinned());
+    objects.wait_until_gone()?;
+    lab.close()
+}
+
+fn try_foreign(lab: &Lab) -> Result<Outcome> {
+    traffic(lab)?.args(["tcp", &at(places::FOREIGN, 443)]).run()
+}
+
+#[test]
+fn enforcement_goes_on_without_the_agent_until_it_is_detached() -> Result<()> {
+    let lab = Lab::new()?;
+    let (foreign, peer) = (
+        TcpSink::new(&lab.foreign, 443)?,
+        TcpSink::new(&lab.peer, 443)?,
+    );
+    let agent = lab.agent().policy(&enforcing()).start()?;
+    let objects = agent.objects().clone();
+    assert_eq!(try_foreign(&lab)?.code, REFUSED);
+
+    agent.stop(Signal::SIGKILL)?;
+
+    assert_eq!(
+        try_foreign(&lab)?.code,
+        REFUSED,
+        "the agent is dead, its policy is not"
+    );
+    traffic(&lab)?
+        .args(["tcp", &at(places::PEER, 443)])
+        .run()?
+        .success()?;
+    ensure!(!objects.alive()?.links.is_empty() || !objects.alive()?.programs.is_empty());
+    ensure!(!lab.pinned().is_empty(), "nothing is pinned");
+
+    detach(&lab)?;
+
+    try_foreign(&lab)?.success()?;
+    assert_eq!((foreign.connections(), peer.connections()), (1, 1));
+    objects.wait_until_gone()?;
+    assert!(lab.pinned().is_empty(), "{:?}", lab.pinned());
+    drop((foreign, peer));
+    lab.close()
+}
+
+#[test]
+fn an_agent_takes_over_from_another_without_a_gap() -> Result<()> {
+    let lab = Lab::new()?;
+    let sink = UdpSink::new(&lab.foreign, 9)?;
+    let mut agent = lab.agent().policy(&enforcing()).start()?;
+    let (end, tries) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| -> Result<()> {
+        let trier = scope.spawn(|| -> Result<()> {
+            while !end.load(Ordering::Relaxed) {
+                let outcome = traffic(&lab)?
+                    .args(["udp", &at(places::FOREIGN, 9), "--count", "50"])
+                    .run()?;
+                ensure!(outcome.code == REFUSED, "got through: {outcome:?}");
+                tries.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        });
+        let restarts = || -> Result<()> {
+            for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+                let goal = tries.load(Ordering::Relaxed) + 5;
+                agent.stop(signal)?;
+                agent = lab.agent().policy(&enforcing()).start()?;
+                trefoil_lab::wait_for("more tries", || {
+                    ensure!(!trier.is_finished(), "a try went wrong");
+                    Ok((tries.load(Ordering::Relaxed) >= goal).then_some(()))
+                })?;
+            }
+            agent.stop(Signal::SIGTERM)?;
+            Ok(())
+        };
+        let restarted = restarts();
+        end.store(true, Ordering::Relaxed);
+        trier
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        restarted
+    })?;
+    assert_eq!(sink.arrived().packets, 0);
+    detach(&lab)?;
+    lab.close()
+}
+
+#[test]
+fn two_agents_do_not_share_one_set_of_pins() -> Result<()> {
+    let lab = Lab::new()?;
+    let agent = lab.agent().policy(&enforcing()).start()?;
+    let second = lab.agent().policy(&enforcing()).run_to_end()?;
+    ensure!(second.code != 0, "{second:?}");
+    ensure!(
+        second.stderr.contains(&agent.pid().to_string()) || second.stderr.contains("running"),
+        "an error that does not say what is in the way: {}",
+        second.stderr
+    );
+    assert_eq!(try_foreign(&lab)?.code, REFUSED);
+    agent.stop(Signal::SIGTERM)?;
+    detach(&lab)?;
+    lab.close()
+}
+
+#[test]
+fn status_says_whether_all_is_as_it_should_be() -> Result<()> {
+    let lab = Lab::new()?;
+    let agent = lab.agent().policy(&enforcing()).start()?;
+    let alive = kernel_verb(&lab, "status", &[])?;
+    ensure!(alive.code == 0, "{alive:?}");
+    let json = kernel_verb(&lab, "status", &["--json"])?;
+    trefoil_lab::Record::parse(json.stdout.lines().collect::<String>().as_str())
+        .context("status --json")?;
+    agent.stop(Signal::SIGKILL)?;
+    let dead = kernel_verb(&lab, "status", &[])?;
+    ensure!(dead.code == 1, "{dead:?}");
+    detach(&lab)?;
+    let gone = kernel_verb(&lab, "status", &[])?;
+    ensure!(gone.code == 1, "{gone:?}");
+    lab.close()
+}
+
+#[test]
+fn detach_where_nothing_is_attached_is_fine() -> Result<()> {
+    let lab = Lab::new()?;
+    detach(&lab)?;
+    lab.close()
+}

@@ -1,0 +1,191 @@
+//! A policy that is not understood is never in force, and says why.
+
+mod world;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use trefoil_lab::agent::verb;
+use trefoil_lab::sink::UdpSink;
+use trefoil_lab::{Lab, Record, places};
+use world::{REFUSED, at, enforcing, reporting, traffic};
+
+/// Exit code for a bad configuration.
+const BAD_CONFIGURATION: i32 = 78;
+
+/// A policy of which every line that ends in `# wrong` has a mistake.
+const TEN_MISTAKES: &str = r#"mode = "enforced"                        # wrong
+
+[zones]
+home   = ["EEA", "XQ"]                   # wrong
+office = ["198.51.100.0/33"]             # wrong
+
+[[gateways]]
+name      = "dublin-1"
+endpoints = ["192.0.2.10:443/tpc"]       # wrong
+
+[[rules]]
+name    = "one"
+from    = { unti = "export.service" }    # wrong
+to      = { gateway = "dublin-2" }       # wrong
+verdict = "aprove"                       # wrong
+
+[[rules]]
+name    = "two"
+to      = { ports = ["http"] }           # wrong
+verdict = "approve"
+
+[[rules]]
+name    = "three"
+to      = { countries = ["China"] }      # wrong
+verdict = "deny"
+
+[[rules]]
+name    = "four"
+budget  = { bytes = "50 GiB" }           # wrong
+to      = { networks = ["192.0.2.0/24"] }
+verdict = "approve"
+"#;
+
+fn wrong_lines() -> Vec<usize> {
+    TEN_MISTAKES
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| line.ends_with("# wrong"))
+        .map(|(index, _)| index + 1)
+        .collect()
+}
+
+#[test]
+fn check_names_ten_mistakes_in_one_run() -> Result<()> {
+    let lab = Lab::new()?;
+    assert_eq!(wrong_lines().len(), 10);
+    let policy = lab.file("ten-mistakes.toml");
+    std::fs::write(&policy, TEN_MISTAKES)?;
+    let path = policy.to_str().context("path")?;
+    let outcome = verb(&lab, &["check", path])?;
+    ensure!(outcome.code != 0, "{outcome:?}");
+    let text = format!("{}{}", outcome.stdout, outcome.stderr);
+    for line in wrong_lines() {
+        let place = format!("{path}:{line}:");
+        ensure!(text.contains(&place), "nothing about {place}\n{text}");
+    }
+    let named = text.matches(&format!("{path}:")).count();
+    assert_eq!(named, 10, "{text}");
+    lab.close()
+}
+
+#[test]
+fn check_finds_nothing_wrong_with_the_example() -> Result<()> {
+    let lab = Lab::new()?;
+    let policy = lab.file("example.toml");
+    std::fs::write(&policy, places::EXAMPLE_POLICY)?;
+    let outcome = verb(&lab, &["check", policy.to_str().context("path")?])?;
+    ensure!(
+        !format!("{outcome:?}").contains("example.toml:"),
+        "{outcome:?}"
+    );
+    lab.close()
+}
+
+#[test]
+fn the_agent_does_not_start_with_a_policy_that_it_does_not_understand() -> Result<()> {
+    let lab = Lab::new()?;
+    let outcome = lab.agent().policy(TEN_MISTAKES).run_to_end()?;
+    assert_eq!(outcome.code, BAD_CONFIGURATION, "{outcome:?}");
+    let text = format!("{}{}", outcome.stdout, outcome.stderr);
+    ensure!(text.contains("policy.toml:1:"), "{text}");
+    assert!(lab.pinned().is_empty(), "{:?}", lab.pinned());
+    lab.close()
+}
+
+#[test]
+fn nor_with_settings_that_it_does_not_understand() -> Result<()> {
+    let lab = Lab::new()?;
+    let outcome = lab
+        .agent()
+        .settings("[tabels]\nevents_bytes = 1\n")
+        .run_to_end()?;
+    assert_eq!(outcome.code, BAD_CONFIGURATION, "{outcome:?}");
+    ensure!(
+        format!("{}{}", outcome.stdout, outcome.stderr).contains("tabels"),
+        "{outcome:?}"
+    );
+    lab.close()
+}
+
+fn policies(records: &[Record]) -> impl Iterator<Item = &Record> {
+    records.iter().filter(|record| record.is("event", "policy"))
+}
+
+#[test]
+fn a_reload_with_mistakes_keeps_the_old_policy_and_says_so() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut agent = lab.agent().policy(&enforcing()).start()?;
+    let before = policies(agent.records()?).count();
+    agent.reload(TEN_MISTAKES)?;
+    let record = agent.wait_for("a record about the reload", |records| {
+        policies(records).nth(before).cloned()
+    })?;
+    ensure!(record.is("state", "refused"), "{record}");
+    let journal = lab.journal()?;
+    let sequence = format!("TREFOIL_SEQ={}", record.text("seq"));
+    let entry = trefoil_lab::wait_for("its entry", || Ok(journal.entries(&[&sequence])?.pop()))?;
+    ensure!(
+        entry.number("PRIORITY")? <= 3,
+        "a refused policy is an error: {entry}"
+    );
+    ensure!(entry.text("MESSAGE").contains("policy"), "{entry}");
+
+    let refused = traffic(&lab)?
+        .args(["udp", &at(places::FOREIGN, 9)])
+        .run()?;
+    assert_eq!(refused.code, REFUSED, "{refused:?}");
+    traffic(&lab)?
+        .args(["udp", &at(places::PEER, 9)])
+        .run()?
+        .success()?;
+    agent.stop(Signal::SIGTERM)?;
+    trefoil_lab::agent::detach(&lab)?;
+    lab.close()
+}
+
+#[test]
+fn a_reload_applies_to_open_flows_from_their_next_packet_on() -> Result<()> {
+    let lab = Lab::new()?;
+    let sink = UdpSink::new(&lab.foreign, 9)?;
+    let mut agent = lab.agent().policy(&reporting()).start()?;
+    let mut held = [&["--connected"][..], &[]]
+        .iter()
+        .map(|more| {
+            let mut held = traffic(&lab)?
+                .args(["udp", &at(places::FOREIGN, 9), "--hold"])
+                .args(more.iter())
+                .start()?;
+            held.line()?;
+            held.proceed()?;
+            held.line()?;
+            Ok(held)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    sink.wait_for_packets(2)?;
+
+    let before = policies(agent.records()?).count();
+    agent.reload(&enforcing())?;
+    let record = agent.wait_for("a record about the reload", |records| {
+        policies(records).nth(before).cloned()
+    })?;
+    ensure!(
+        record.is("state", "in-force") && record.is("mode", "enforce"),
+        "{record}"
+    );
+
+    for mut held in held.drain(..) {
+        held.proceed()?;
+        let outcome = held.finish()?;
+        ensure!(outcome.code == REFUSED, "{outcome:?}");
+    }
+    assert_eq!(sink.arrived().packets, 2);
+    agent.stop(Signal::SIGTERM)?;
+    trefoil_lab::agent::detach(&lab)?;
+    lab.close()
+}
