@@ -26,6 +26,7 @@ pub mod places;
 pub mod program;
 pub mod record;
 pub mod sink;
+pub mod tap;
 pub mod wait;
 
 pub use agent::Agent;

@@ -3,6 +3,7 @@
 
 mod world;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context, Result, ensure};
@@ -11,7 +12,8 @@ use trefoil_lab::agent::{detach, kernel_verb};
 use trefoil_lab::link::LinkCounters;
 use trefoil_lab::program::Outcome;
 use trefoil_lab::sink::{TcpSink, UdpSink};
-use trefoil_lab::{Lab, places};
+use trefoil_lab::tap::{Header, Tap};
+use trefoil_lab::{Lab, places, wait_for};
 use world::{REFUSED, at, enforcing, mapped_at, reporting, traffic};
 
 /// One of everything, to a place that no policy of these tests approves.
@@ -58,6 +60,30 @@ fn send_one_of_everything(lab: &Lab) -> Result<Vec<(i32, LinkCounters)>> {
     Ok(results)
 }
 
+/// What traffic amounts to, seen from both ends.
+#[derive(Debug, PartialEq)]
+struct Effect {
+    /// Exit code, and what the link counted, of each program.
+    sent: Vec<(i32, LinkCounters)>,
+    /// What packets look like where they arrive.
+    headers: BTreeSet<Header>,
+}
+
+/// As above, and what it looks like where it arrives.
+fn send_and_look(lab: &Lab) -> Result<Effect> {
+    let tap = Tap::new(&lab.foreign)?;
+    let before = lab.link_to(&lab.foreign)?;
+    let sent = send_one_of_everything(lab)?;
+    wait_for("the tap has seen everything", || {
+        let passed = lab.link_to(&lab.foreign)?.since(before).tx_packets;
+        Ok((tap.packets() == passed).then_some(()))
+    })?;
+    Ok(Effect {
+        sent,
+        headers: tap.headers(),
+    })
+}
+
 #[test]
 fn report_mode_changes_nothing_and_ctrl_c_leaves_nothing() -> Result<()> {
     let lab = Lab::new()?;
@@ -65,14 +91,14 @@ fn report_mode_changes_nothing_and_ctrl_c_leaves_nothing() -> Result<()> {
         UdpSink::new(&lab.foreign, 9)?,
         TcpSink::new(&lab.foreign, 443)?,
     );
-    let without = send_one_of_everything(&lab)?;
+    let without = send_and_look(&lab)?;
     let agent = lab.agent().policy(&reporting()).start()?;
     let objects = agent.objects().clone();
     ensure!(
         !objects.alive()?.programs.is_empty(),
         "the agent holds no programs: {objects:?}"
     );
-    let with = send_one_of_everything(&lab)?;
+    let with = send_and_look(&lab)?;
     assert_eq!(without, with);
     udp.wait_for_packets(2 * 4)?;
     assert_eq!(tcp.bytes(), 2 * 300);
@@ -145,7 +171,7 @@ fn an_agent_takes_over_from_another_without_a_gap() -> Result<()> {
                 let goal = tries.load(Ordering::Relaxed) + 5;
                 agent.stop(signal)?;
                 agent = lab.agent().policy(&enforcing()).start()?;
-                trefoil_lab::wait_for("more tries", || {
+                wait_for("more tries", || {
                     ensure!(!trier.is_finished(), "a try went wrong");
                     Ok((tries.load(Ordering::Relaxed) >= goal).then_some(()))
                 })?;

@@ -1,0 +1,149 @@
+//! What packets look like when they arrive at a far place.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Result};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt,
+};
+
+use crate::namespace::Namespace;
+
+const LOOK_ROUND_MS: u16 = 50;
+const RECEIVE_BUFFER: usize = 64 << 20;
+const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
+
+/// What an IP header says that does not depend on timing: no identification, no
+/// flow label, no checksum, and no length either, since a stream may be cut into
+/// packets at any place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Header {
+    /// 4 or 6.
+    pub version: u8,
+    /// Type of service or traffic class.
+    pub traffic_class: u8,
+    /// IPv4: flags and fragment offset.
+    pub fragment: u16,
+    /// Time to live or hop limit.
+    pub hops: u8,
+    /// Protocol or next header.
+    pub protocol: u8,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    packets: u64,
+    headers: BTreeSet<Header>,
+}
+
+/// Looks at every packet that arrives at a place from the host.
+#[derive(Debug)]
+pub struct Tap {
+    seen: Arc<Mutex<Seen>>,
+    end: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Tap {
+    /// Begins to look.
+    pub fn new(place: &Namespace) -> Result<Self> {
+        let socket = place.enter(|| {
+            let socket = socket(
+                AddressFamily::Packet,
+                SockType::Raw,
+                SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+                SockProtocol::EthAll,
+            )
+            .context("open a packet socket")?;
+            setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
+            Ok(socket)
+        })?;
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let end = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::spawn({
+            let (seen, end) = (seen.clone(), end.clone());
+            move || look(&socket, &seen, &end)
+        });
+        Ok(Self {
+            seen,
+            end,
+            thread: Some(thread),
+        })
+    }
+
+    /// Number of packets so far.
+    pub fn packets(&self) -> u64 {
+        self.seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .packets
+    }
+
+    /// Headers seen so far, each once.
+    pub fn headers(&self) -> BTreeSet<Header> {
+        self.seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .headers
+            .clone()
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        self.end.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn look(socket: &OwnedFd, seen: &Mutex<Seen>, end: &AtomicBool) {
+    let mut frame = [0; 128];
+    while !end.load(Ordering::Relaxed) {
+        let mut wanted = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut wanted, PollTimeout::from(LOOK_ROUND_MS)).is_err() {
+            continue;
+        }
+        while let Ok(length) = recv(socket.as_raw_fd(), &mut frame, MsgFlags::empty()) {
+            let Some(header) = frame.get(..length).and_then(header_from_host) else {
+                continue;
+            };
+            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.packets += 1;
+            seen.headers.insert(header);
+        }
+    }
+}
+
+/// The IP header of a frame that came from the host. What this place sends is
+/// seen as well, and passed over.
+fn header_from_host(frame: &[u8]) -> Option<Header> {
+    let (ethernet, packet) = frame.split_at_checked(14)?;
+    if ethernet.get(6..11)? != [0x02, 0, 0, 0, 0x01] {
+        return None;
+    }
+    let byte = |index: usize| packet.get(index).copied();
+    if ethernet.get(12..)? == ETHERTYPE_IPV4 {
+        return Some(Header {
+            version: 4,
+            traffic_class: byte(1)?,
+            fragment: u16::from_be_bytes([byte(6)?, byte(7)?]),
+            hops: byte(8)?,
+            protocol: byte(9)?,
+        });
+    }
+    (ethernet.get(12..)? == ETHERTYPE_IPV6).then_some(Header {
+        version: 6,
+        traffic_class: byte(0)? << 4 | byte(1)? >> 4,
+        fragment: 0,
+        hops: byte(7)?,
+        protocol: byte(6)?,
+    })
+}
