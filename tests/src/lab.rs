@@ -21,6 +21,7 @@ use crate::link::LinkCounters;
 use crate::namespace::Namespace;
 use crate::places;
 use crate::program::Program;
+use crate::wiring::{self, link_name};
 
 /// Control groups of labs are called so, with the instance's numbers between.
 /// Ending in `.slice` makes what is below look as systemd lays it out.
@@ -82,7 +83,7 @@ impl Lab {
         };
         lab.cgroup = root.join(instance.cgroup());
         fs::create_dir(&lab.cgroup).with_context(|| format!("create {}", lab.cgroup.display()))?;
-        lab.wire()?;
+        wiring::connect(&lab.host, [&lab.gateway, &lab.peer, &lab.foreign])?;
         fs::write(lab.file("geoip"), places::country_file_v4())?;
         fs::write(lab.file("geoip6"), places::country_file_v6())?;
         Ok(lab)
@@ -263,57 +264,6 @@ impl Lab {
         self.mounts.push(target.clone());
         Ok(target)
     }
-
-    /// Connects the host with each far place by a cable of its own, so that an
-    /// interface's counters are about one place. Nothing but the traffic of a
-    /// test may pass: neighbours are static, and the cables have no addresses
-    /// that would be announced.
-    fn wire(&self) -> Result<()> {
-        let cables: [Cable; 3] = [
-            Cable {
-                place: &self.gateway,
-                number: 1,
-                far: [
-                    ("192.0.2.10", "192.0.2.10/32"),
-                    ("2001:db8:1::10", "2001:db8:1::10/128"),
-                ],
-            },
-            Cable {
-                place: &self.peer,
-                number: 2,
-                far: [
-                    ("198.51.100.10", "198.51.100.0/24"),
-                    ("2001:db8:2::10", "2001:db8:2::/48"),
-                ],
-            },
-            Cable {
-                place: &self.foreign,
-                number: 3,
-                far: [
-                    ("203.0.113.10", "203.0.113.0/24"),
-                    ("2001:db8:3::10", "2001:db8:3::/48"),
-                ],
-            },
-        ];
-        for place in [&self.host, &self.gateway, &self.peer, &self.foreign] {
-            place.enter(quieten)?;
-        }
-        let mut host = format!(
-            "link set lo up\n\
-             address add {}/32 dev lo\n\
-             address add {}/128 dev lo nodad\n",
-            places::HOST,
-            places::HOST6
-        );
-        for cable in &cables {
-            host.push_str(&cable.near());
-        }
-        self.host.ip(&host)?;
-        for cable in &cables {
-            cable.place.ip(&cable.far())?;
-        }
-        Ok(())
-    }
 }
 
 impl Drop for Lab {
@@ -324,85 +274,6 @@ impl Drop for Lab {
             eprintln!("taking away {}: {error:#}", self.name);
         }
     }
-}
-
-fn link_name(place: &Namespace) -> String {
-    format!("to-{}", place.name)
-}
-
-/// A veth pair between the host and a far place.
-struct Cable<'lab> {
-    place: &'lab Namespace,
-    number: u8,
-    /// An address of the place and the prefix that it holds, per family.
-    far: [(&'static str, &'static str); 2],
-}
-
-impl Cable<'_> {
-    fn near_mac(&self) -> String {
-        format!("02:00:00:00:01:{:02x}", self.number)
-    }
-
-    fn far_mac(&self) -> String {
-        format!("02:00:00:00:02:{:02x}", self.number)
-    }
-
-    /// Commands for the host's end; they make both ends.
-    fn near(&self) -> String {
-        let link = link_name(self.place);
-        let mut commands = format!(
-            "link add {link} address {} type veth peer name to-host address {} netns {}\n\
-             link set {link} addrgenmode none\n\
-             link set {link} up\n",
-            self.near_mac(),
-            self.far_mac(),
-            self.place.path()
-        );
-        for ((far, prefix), source) in self.far.iter().zip([places::HOST, places::HOST6]) {
-            commands.push_str(&format!(
-                "neighbour add {far} lladdr {} dev {link} nud permanent\n\
-                 route add {prefix} via {far} dev {link} src {source} onlink\n",
-                self.far_mac()
-            ));
-        }
-        commands
-    }
-
-    /// Commands for the far end.
-    fn far(&self) -> String {
-        let mut commands = "link set lo up\n\
-                            link set to-host addrgenmode none\n\
-                            link set to-host up\n"
-            .to_owned();
-        for ((far, prefix), host) in self.far.iter().zip([places::HOST, places::HOST6]) {
-            let bits = if host.is_ipv4() { "32" } else { "128 nodad" };
-            commands.push_str(&format!(
-                "address add {far}/{bits} dev lo\n\
-                 route replace local {prefix} dev lo\n\
-                 neighbour add {host} lladdr {} dev to-host nud permanent\n\
-                 route add {host} via {host} dev to-host src {far} onlink\n",
-                self.near_mac()
-            ));
-        }
-        commands
-    }
-}
-
-/// Settings of the namespace that this thread is in.
-fn quieten() -> Result<()> {
-    for (name, value) in [
-        ("ipv6/conf/all/disable_ipv6", "0"),
-        ("ipv6/conf/default/disable_ipv6", "0"),
-        ("ipv6/conf/default/accept_ra", "0"),
-        ("ipv6/conf/default/router_solicitations", "0"),
-        ("ipv6/conf/default/accept_dad", "0"),
-        // So that ping sockets can be tried by anyone.
-        ("ipv4/ping_group_range", "0 2147483647"),
-    ] {
-        fs::write(format!("/proc/sys/net/{name}"), value)
-            .with_context(|| format!("set net/{name}"))?;
-    }
-    Ok(())
 }
 
 fn processes_in(place: &Namespace) -> Result<Vec<u32>> {

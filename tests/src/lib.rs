@@ -28,6 +28,7 @@ pub mod record;
 pub mod sink;
 pub mod tap;
 pub mod wait;
+pub mod wiring;
 
 pub use agent::Agent;
 pub use lab::Lab;
