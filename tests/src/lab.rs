@@ -217,6 +217,11 @@ impl Lab {
                 .iter()
                 .map(|path| format!("journal {}", path.display())),
         );
+        found.extend(
+            agent_state(&self.directory)
+                .iter()
+                .map(|path| format!("state {}", path.display())),
+        );
         if self.directory.exists() {
             found.push(format!("directory {}", self.directory.display()));
         }
@@ -246,6 +251,7 @@ impl Lab {
             umount2(&mounted, MntFlags::MNT_DETACH)
                 .with_context(|| format!("unmount {}", mounted.display()))?;
         }
+        remove_agent_state(&self.directory)?;
         fs::remove_dir_all(&self.directory)
             .with_context(|| format!("remove {}", self.directory.display()))
     }
@@ -291,6 +297,29 @@ fn processes_in(place: &Namespace) -> Result<Vec<u32>> {
         }
     }
     Ok(found)
+}
+
+/// Where agents of this lab keep what has to outlive them but not the boot: they
+/// name it after the directory of their pins.
+fn agent_state(directory: &Path) -> Vec<PathBuf> {
+    let Some(lab) = directory.file_name() else {
+        return Vec::new();
+    };
+    let lab = format!("{}-", lab.to_string_lossy());
+    let Ok(entries) = fs::read_dir("/run/trefoil") else {
+        return Vec::new();
+    };
+    let paths = entries.flatten().map(|entry| entry.path());
+    paths
+        .filter(|path| path.to_string_lossy().contains(&lab))
+        .collect()
+}
+
+fn remove_agent_state(directory: &Path) -> Result<()> {
+    for path in agent_state(directory) {
+        fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// The numbers that tell labs apart.
@@ -350,6 +379,7 @@ fn sweep(instance: &Instance) -> Result<()> {
     }
     journal::clean(&instance.name())?;
     let directory = instance.directory();
+    remove_agent_state(&directory)?;
     for mounted in ["bpf", "cgroup"] {
         // Not mounted any more is fine.
         let _ = umount2(&directory.join(mounted), MntFlags::MNT_DETACH);
