@@ -1,7 +1,7 @@
 //! Decisions on the compiled form, in user space.
 //!
 //! Owns the same steps that the kernel programs take on the same tables, written
-//! for reading. What a policy means is said in `super::explain`.
+//! for reading. What a policy means is said in [`mod@super::explain`].
 
 use std::net::IpAddr;
 

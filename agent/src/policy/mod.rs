@@ -1,6 +1,6 @@
 //! Policies: from the text that two parties sign off to the tables that decide.
 //!
-//! A policy has one meaning, said twice: `explain` goes through the rules as a
+//! A policy has one meaning, said twice: [`mod@explain`] goes through the rules as a
 //! reader would, and [`mod@compile`] makes the tables that the kernel decides by
 //! (`trefoil_ebpf::abi::Policy` describes them), on which [`evaluate`] decides the
 //! same in user space. Property tests hold them against each other.
@@ -12,6 +12,7 @@
 pub mod automaton;
 pub mod compile;
 pub mod evaluate;
+pub mod explain;
 pub mod geography;
 mod intervals;
 pub mod local;
@@ -23,6 +24,7 @@ pub mod source;
 
 pub use compile::{Compiled, RuleSummary, compile, load};
 pub use evaluate::Question;
+pub use explain::{Explanation, Inquiry, explain};
 pub use geography::{Geography, Surroundings, Users};
 pub use problem::{Place, Problem, Problems};
 pub use source::{Mode, Policy};

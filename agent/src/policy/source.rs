@@ -2,7 +2,7 @@
 //!
 //! Owns the syntax: from TOML to rules whose values are known to be well formed,
 //! with the place of each, or else every problem of the file at once. What a
-//! policy means for a flow is in `super::explain` and [`mod@super::compile`].
+//! policy means for a flow is in [`mod@super::explain`] and [`mod@super::compile`].
 
 mod reader;
 mod recovery;

@@ -1,0 +1,121 @@
+//! A question as somebody types it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::policy::evaluate::Question;
+use crate::policy::geography::Users;
+use crate::policy::pattern::cgroup_of_unit;
+use crate::policy::problem::Fault;
+use crate::policy::service::Protocol;
+
+/// A flow that need not exist.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inquiry {
+    /// Path of the control group in which the unit would be.
+    pub cgroup: Option<String>,
+    /// Path of the executable.
+    pub executable: Option<String>,
+    /// User id.
+    pub uid: u32,
+    /// Where to.
+    pub destination: IpAddr,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port, 0 for none.
+    pub port: u16,
+}
+
+impl Inquiry {
+    /// A flow of root's to `to`, which is `ADDR`, `ADDR:PORT` or `[ADDR]:PORT`, by
+    /// TCP unless `protocol` says another.
+    ///
+    /// # Errors
+    ///
+    /// `to` or `protocol` are not of this form, or do not go together.
+    pub fn to(to: &str, protocol: Option<&str>) -> Result<Self, Fault> {
+        let (destination, port) = match (to.parse::<IpAddr>(), to.parse::<SocketAddr>()) {
+            (Ok(address), _) => (address, 0),
+            (_, Ok(socket)) => (socket.ip(), socket.port()),
+            _ => {
+                let bare = to.strip_prefix('[').and_then(|to| to.strip_suffix(']'));
+                match bare.and_then(|bare| bare.parse().ok()) {
+                    Some(address) => (address, 0),
+                    None => {
+                        return Err(Fault::new(format!("`{to}` is not a destination")).help(
+                            "write it as in 192.0.2.1, 192.0.2.1:443, 2001:db8::1 or \
+                             [2001:db8::1]:443",
+                        ));
+                    }
+                }
+            }
+        };
+        let protocol = Protocol::parse(protocol.unwrap_or("tcp"))?;
+        if port != 0 && !protocol.has_ports() {
+            return Err(Fault::new(format!("protocol {protocol} has no ports"))
+                .help(format!("ask for {destination} alone")));
+        }
+        Ok(Self {
+            cgroup: None,
+            executable: None,
+            uid: 0,
+            destination,
+            protocol,
+            port,
+        })
+    }
+
+    /// The same flow from this unit, or from the control group with this path.
+    ///
+    /// # Errors
+    ///
+    /// Neither a unit's full name nor an absolute path.
+    pub fn from_unit(mut self, unit: &str) -> Result<Self, Fault> {
+        self.cgroup = Some(if unit.starts_with('/') {
+            unit.to_owned()
+        } else {
+            cgroup_of_unit(unit)?
+        });
+        Ok(self)
+    }
+
+    /// The same flow from this executable.
+    ///
+    /// # Errors
+    ///
+    /// Not an absolute path.
+    pub fn from_executable(mut self, path: &str) -> Result<Self, Fault> {
+        if !path.starts_with('/') {
+            return Err(Fault::new(format!("`{path}` is not an absolute path"))
+                .help("write where the program is, as in /usr/bin/curl"));
+        }
+        self.executable = Some(path.to_owned());
+        Ok(self)
+    }
+
+    /// The same flow from this user, by login name or number.
+    ///
+    /// # Errors
+    ///
+    /// The host does not know the name.
+    pub fn from_user(mut self, user: &str, users: &dyn Users) -> Result<Self, Fault> {
+        let uid = user.parse().ok().or_else(|| users.uid(user));
+        self.uid = uid.ok_or_else(|| {
+            Fault::new(format!("this host has no user `{user}`"))
+                .help("write a login name or a user id")
+        })?;
+        Ok(self)
+    }
+
+    /// The question to a policy.
+    #[must_use]
+    pub fn question(&self) -> Question<'_> {
+        Question {
+            cgroup: self.cgroup.as_deref().map(str::as_bytes),
+            executable: self.executable.as_deref().map(str::as_bytes),
+            uid: self.uid,
+            destination: self.destination,
+            protocol: self.protocol.0,
+            port: self.port,
+        }
+    }
+}

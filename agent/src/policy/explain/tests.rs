@@ -1,0 +1,193 @@
+use std::net::IpAddr;
+
+use super::*;
+use crate::policy::geography::{Geography, Users};
+
+/// 192.0.2.0/24 is in Ireland.
+struct Places;
+
+impl Geography for Places {
+    fn v4(&self) -> Box<dyn Iterator<Item = (u32, u32, Country)> + '_> {
+        unimplemented!("explaining asks for single addresses only")
+    }
+
+    fn v6(&self) -> Box<dyn Iterator<Item = (u128, u128, Country)> + '_> {
+        unimplemented!("explaining asks for single addresses only")
+    }
+
+    fn country(&self, address: IpAddr) -> Option<Country> {
+        let irish = "192.0.2.";
+        address
+            .to_string()
+            .starts_with(irish)
+            .then(|| Country::parse("IE").unwrap())
+    }
+
+    fn build_id(&self) -> &str {
+        "places 2026-01-01"
+    }
+}
+
+fn users(name: &str) -> Option<u32> {
+    (name == "postgres").then_some(26)
+}
+
+const POLICY: &str = r#"
+mode = "report"
+[zones]
+home = ["EEA", "198.51.100.0/24"]
+[[gateways]]
+name = "dublin"
+endpoints = ["192.0.2.10:443/tcp", "[2001:db8:1::10]:443/tcp"]
+[[rules]]
+name = "exports"
+from = { unit = "export@*.service" }
+to = { gateway = "dublin" }
+verdict = "approve"
+[[rules]]
+name = "database"
+from = { user = ["postgres", 27], exe = "/usr/bin/*" }
+to = { zones = "home", ports = ["5432/tcp"] }
+verdict = "approve"
+[[rules]]
+name = "never"
+to = { countries = "EU", protocols = ["sctp", "gre"] }
+verdict = "deny"
+"#;
+
+fn explained(inquiry: &Inquiry) -> Explanation {
+    let policy = Policy::parse(POLICY, "policy.toml").unwrap();
+    let surroundings = Surroundings {
+        geography: &Places,
+        users: &users,
+        own_addresses: &["192.0.2.99".parse().unwrap()],
+    };
+    let explanation = explain(&policy, &surroundings, &inquiry.question());
+    let ruling = decide(&policy, &surroundings, &inquiry.question());
+    assert_eq!(verdict_name(ruling.verdict), explanation.verdict);
+    assert_eq!(ruling.rule, explanation.rule);
+    explanation
+}
+
+#[test]
+fn a_flow_that_a_rule_approves() {
+    let inquiry = Inquiry::to("192.0.2.7:5432", None)
+        .and_then(|inquiry| inquiry.from_unit("postgresql@15-main.service"))
+        .and_then(|inquiry| inquiry.from_executable("/usr/bin/postgres"))
+        .and_then(|inquiry| inquiry.from_user("postgres", &users as &dyn Users))
+        .unwrap();
+    let text = explained(&inquiry).to_string();
+    assert_eq!(
+        text,
+        "tcp to 192.0.2.7 port 5432 (IE) from user id 26, /usr/bin/postgres in \
+         /system.slice/postgresql@15-main.service: approved, passed (report mode)\n  \
+         rule `database` on line 13 matches first\n\
+         \n\
+         policy.toml:8: rule `exports` (approve) does not match\n  \
+         no   from.unit   control group /system.slice/postgresql@15-main.service is in no unit of \
+         `export@*.service`\n  \
+         no   to.gateway  192.0.2.7:5432/tcp is no endpoint: 192.0.2.10:443/tcp, \
+         [2001:db8:1::10]:443/tcp\n\
+         \n\
+         policy.toml:13: rule `database` (approve) matches\n  \
+         yes  from.exe   /usr/bin/postgres matches `/usr/bin/*`\n  \
+         yes  from.user  user id 26 is `postgres`\n  \
+         yes  to.zones   192.0.2.7 is in zone `home`, in IE, which is in EEA\n  \
+         yes  to.ports   5432/tcp is in `5432/tcp`\n"
+    );
+}
+
+#[test]
+fn a_flow_that_no_rule_matches() {
+    let explanation = explained(&Inquiry::to("203.0.113.1:22", None).unwrap());
+    assert_eq!(explanation.verdict, "undetermined");
+    assert_eq!(explanation.outcome, "would-drop");
+    assert_eq!(
+        explanation.reason,
+        "no rule matches, and the country of 203.0.113.1 is not known"
+    );
+    let reasons: Vec<&str> = explanation
+        .rules
+        .iter()
+        .flat_map(|rule| &rule.conditions)
+        .map(|condition| &*condition.reason)
+        .collect();
+    assert_eq!(
+        reasons,
+        [
+            "the unit is not known",
+            "203.0.113.1:22/tcp is no endpoint: 192.0.2.10:443/tcp, [2001:db8:1::10]:443/tcp",
+            "the executable is not known",
+            "user id 0 is no user of `postgres`, `27`",
+            "203.0.113.1, whose country is not known, is in no zone of `home`",
+            "22/tcp is no port of `5432/tcp`",
+            "the country of 203.0.113.1 is not known",
+            "tcp is no protocol of `sctp`, `gre`",
+        ]
+    );
+}
+
+#[test]
+fn a_flow_that_a_rule_denies() {
+    let explanation = explained(&Inquiry::to("::ffff:192.0.2.1", Some("gre")).unwrap());
+    assert_eq!((explanation.verdict, explanation.rule), ("denied", Some(2)));
+    assert_eq!(explanation.flow.dst_addr.to_string(), "192.0.2.1");
+    assert_eq!(
+        explanation.rules[2].conditions[0].reason,
+        "192.0.2.1 is in IE, which is in EU"
+    );
+}
+
+#[test]
+fn local_flows_ask_no_rule() {
+    for (to, reason) in [
+        (
+            "127.0.0.1:80",
+            "127.0.0.0/8 never leaves the host or the link",
+        ),
+        ("192.0.2.99:80", "192.0.2.99 is an address of this host"),
+    ] {
+        let explanation = explained(&Inquiry::to(to, None).unwrap());
+        assert_eq!(
+            (explanation.verdict, explanation.outcome),
+            ("local", "passed")
+        );
+        assert_eq!(explanation.reason, reason);
+        assert!(explanation.rules.is_empty());
+    }
+}
+
+#[test]
+fn json_has_the_names_of_reports() {
+    let explanation = explained(&Inquiry::to("192.0.2.10:443", None).unwrap());
+    let json = serde_json::to_value(&explanation).unwrap();
+    assert_eq!(json["flow"]["dst_country"], "IE");
+    assert_eq!(json["flow"]["dst_port"], 443);
+    assert_eq!(json["mode"], "report");
+    assert_eq!(json["rule"], serde_json::Value::Null);
+    assert_eq!(json["rules"][0]["verdict"], "approve");
+    assert_eq!(json["rules"][0]["conditions"][1]["key"], "to.gateway");
+    assert_eq!(json["rules"][0]["conditions"][1]["holds"], true);
+}
+
+#[test]
+fn inquiries() {
+    assert_eq!(
+        Inquiry::to("[2001:db8::1]:53", Some("udp")).unwrap().port,
+        53
+    );
+    assert_eq!(Inquiry::to("2001:db8::1", None).unwrap().port, 0);
+    assert_eq!(Inquiry::to("[2001:db8::1]", None).unwrap().port, 0);
+    let inquiry = || Inquiry::to("192.0.2.1", None).unwrap();
+    assert_eq!(inquiry().from_user("4", &users).unwrap().uid, 4);
+    assert_eq!(
+        inquiry().from_unit("/x/y").unwrap().cgroup.as_deref(),
+        Some("/x/y")
+    );
+    assert!(inquiry().from_user("nobody-here", &users).is_err());
+    assert!(inquiry().from_unit("nginx").is_err());
+    assert!(inquiry().from_executable("curl").is_err());
+    assert!(Inquiry::to("example.org:443", None).is_err());
+    assert!(Inquiry::to("192.0.2.1:443", Some("icmp")).is_err());
+    assert!(Inquiry::to("192.0.2.1:443", Some("tpc")).is_err());
+}

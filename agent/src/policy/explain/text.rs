@@ -1,0 +1,76 @@
+//! Explanations for a person.
+
+use std::fmt;
+
+use super::{Explanation, FlowFacts, RuleTrace};
+
+impl fmt::Display for Explanation {
+    /// The answer first, then the rules up to the one that decides.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mode = self.mode.as_str();
+        writeln!(
+            formatter,
+            "{}: {}, {} ({mode} mode)",
+            self.flow, self.verdict, self.outcome
+        )?;
+        writeln!(formatter, "  {}", self.reason)?;
+        let n_asked = self.rule.map_or(self.rules.len(), |deciding| deciding + 1);
+        for rule in &self.rules[..n_asked] {
+            write!(formatter, "\n{}:{}: ", self.policy, rule.line)?;
+            rule.fmt(formatter)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for FlowFacts {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} to {}", self.protocol, self.dst_addr)?;
+        if let Some(port) = self.dst_port {
+            write!(formatter, " port {port}")?;
+        }
+        match self.dst_country {
+            Some(country) => write!(formatter, " ({country})")?,
+            None => write!(formatter, " (country not known)")?,
+        }
+        write!(formatter, " from user id {}", self.uid)?;
+        if let Some(exe) = &self.exe {
+            write!(formatter, ", {exe}")?;
+        }
+        if let Some(cgroup) = &self.cgroup {
+            write!(formatter, " in {cgroup}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for RuleTrace {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let matches = if self.matches {
+            "matches"
+        } else {
+            "does not match"
+        };
+        writeln!(
+            formatter,
+            "rule `{}` ({}) {matches}",
+            self.name,
+            self.verdict.as_str()
+        )?;
+        let width = self
+            .conditions
+            .iter()
+            .map(|condition| condition.key.len())
+            .max()
+            .unwrap_or(0);
+        for condition in &self.conditions {
+            let holds = if condition.holds { "yes" } else { "no " };
+            writeln!(
+                formatter,
+                "  {holds}  {:width$}  {}",
+                condition.key, condition.reason
+            )?;
+        }
+        Ok(())
+    }
+}
