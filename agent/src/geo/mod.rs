@@ -7,8 +7,8 @@
 
 pub mod country;
 mod data;
-pub mod groups;
 mod geography;
+pub mod groups;
 mod mmdb;
 pub mod ranges;
 mod text;

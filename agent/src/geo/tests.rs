@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::mmdb::tests::{Value, Writer, maxmind};
 use super::*;
+use crate::policy::Geography;
 
 fn geo(files: &[(&str, &[u8])]) -> Result<Geo, GeoError> {
     let files: Vec<_> = files
@@ -78,6 +79,36 @@ fn autonomous_systems_come_from_whichever_file_has_them() {
     assert_eq!(geo.asn("::ffff:192.0.2.1".parse().unwrap()), Some(64496));
     assert_eq!(geo.asn("198.51.100.1".parse().unwrap()), None);
     assert_eq!(country(&geo, "192.0.2.1").as_deref(), Some("IE"));
+}
+
+#[test]
+fn a_policy_sees_the_ranges_that_look_ups_search() {
+    let geo = geo(&[("text", TEXT.as_bytes())]).unwrap();
+    let geography: &dyn Geography = &geo;
+    let code = |country: Country| country.as_str();
+    let v4: Vec<_> = geography
+        .v4()
+        .map(|(a, b, country)| (a, b, code(country)))
+        .collect();
+    assert_eq!(
+        v4,
+        [
+            (0xc000_0200, 0xc000_027f, "IE"),
+            (0xc633_6400, 0xc633_64ff, "FR")
+        ],
+        "and not what is unknown"
+    );
+    let v6: Vec<_> = geography
+        .v6()
+        .map(|(a, b, country)| (a, b, code(country)))
+        .collect();
+    assert_eq!(
+        v6,
+        [(0x2001_0db8 << 96, (0x2001_0db8_0001_u128 << 80) - 1, "DE")]
+    );
+    let address = "192.0.2.1".parse().unwrap();
+    assert_eq!(geography.country(address).map(code), Some("IE"));
+    assert_eq!(geography.build_id(), geo.build_id());
 }
 
 #[test]
