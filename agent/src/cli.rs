@@ -9,7 +9,9 @@ use crate::flow::FlowMode;
 /// Egress monitor: which process sends what, where to, and may it?
 #[derive(Debug, Parser)]
 #[command(name = "trefoil", version, max_term_width = 100)]
-#[command(after_help = "Exit status: 0 fine, 1 findings, 2 usage, 77 no permission, 78 bad configuration.")]
+#[command(
+    after_help = "Exit status: 0 fine, 1 findings, 2 usage, 77 no permission, 78 bad configuration."
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -193,7 +195,10 @@ pub fn parse_destination(text: &str) -> Option<(IpAddr, Option<u16>)> {
     if let Ok(with_port) = text.parse::<std::net::SocketAddr>() {
         return Some((with_port.ip(), Some(with_port.port())));
     }
-    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'))
+        .unwrap_or(text);
     Some((bare.parse().ok()?, None))
 }
 

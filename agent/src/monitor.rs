@@ -37,20 +37,59 @@ const REMOVED_CGROUP_KEPT_NS: u64 = 300_000_000_000;
 
 /// What a lost count means, for people.
 const LOSS_MEANINGS: &[(&str, &str)] = &[
-    ("events-full", "the ring buffer was full; the numbers come later, nothing is missing"),
-    ("flows-full", "packets were judged and are in the sums, but in no flow; raise tables.flows"),
-    ("processes-full", "flows of some processes have no executable; raise tables.processes"),
-    ("executables-full", "flows have no executable; raise tables.executables"),
-    ("cgroups-full", "flows have no unit, and rules that name one do not match; raise tables.cgroups"),
-    ("tags-failed", "no memory for a socket tag; packets were judged and are in the sums, but in no flow"),
-    ("ended-full", "the last numbers of flows are only in the sums; raise tables.ended"),
+    (
+        "events-full",
+        "the ring buffer was full; the numbers come later, nothing is missing",
+    ),
+    (
+        "flows-full",
+        "packets were judged and are in the sums, but in no flow; raise tables.flows",
+    ),
+    (
+        "processes-full",
+        "flows of some processes have no executable; raise tables.processes",
+    ),
+    (
+        "executables-full",
+        "flows have no executable; raise tables.executables",
+    ),
+    (
+        "cgroups-full",
+        "flows have no unit, and rules that name one do not match; raise tables.cgroups",
+    ),
+    (
+        "tags-failed",
+        "no memory for a socket tag; packets were judged and are in the sums, but in no flow",
+    ),
+    (
+        "ended-full",
+        "the last numbers of flows are only in the sums; raise tables.ended",
+    ),
     ("ended-bytes", "so many bytes are only in the sums"),
-    ("packets-unparsed", "packets without a readable IP header were judged undetermined"),
-    ("processes-unknown", "tasks acted that no hook had seen; their flows have no executable"),
-    ("executables-unread", "the path of an executable could not be read"),
-    ("cgroups-unknown", "control groups that no hook had seen; rules that name a unit did not match"),
-    ("policy-missing", "decisions found no complete policy and were undetermined"),
-    ("sockets-untagged", "sockets older than the agent or of the kernel; their flows have no process"),
+    (
+        "packets-unparsed",
+        "packets without a readable IP header were judged undetermined",
+    ),
+    (
+        "processes-unknown",
+        "tasks acted that no hook had seen; their flows have no executable",
+    ),
+    (
+        "executables-unread",
+        "the path of an executable could not be read",
+    ),
+    (
+        "cgroups-unknown",
+        "control groups that no hook had seen; rules that name a unit did not match",
+    ),
+    (
+        "policy-missing",
+        "decisions found no complete policy and were undetermined",
+    ),
+    (
+        "sockets-untagged",
+        "sockets older than the agent or of the kernel; their flows have no process",
+    ),
 ];
 
 /// A policy that was compiled and is about to be put in force.
@@ -136,7 +175,9 @@ impl Monitor {
     pub fn drain(&mut self) -> Result<(), KernelError> {
         let mut n_taken = 0;
         while n_taken < EVENTS_A_TURN && !self.reporter.is_backed_up() {
-            let Some(event) = self.events.next() else { break };
+            let Some(event) = self.events.next() else {
+                break;
+            };
             n_taken += 1;
             match event {
                 Some(event) => self.observe(&event)?,
@@ -159,19 +200,30 @@ impl Monitor {
         for tracked in self.reader.take_ended()? {
             self.end(tracked, began_ns);
         }
+        // In this order: a flow whose socket is not among those that are looked at
+        // afterwards has none any more.
+        let many_peer_flows = self.reader.many_peer_flows()?;
         let mut states = self.kernel.socket_flows()?;
+        let live: HashSet<u64> = states.iter().map(|tracked| tracked.flow.cookie).collect();
         states.retain(|tracked| tracked.flow.state & FLOW_ENDED == 0);
-        for (key, tracked) in self.reader.many_peer_flows()? {
-            if tracked.flow.state & FLOW_EMBRYONIC == 0 {
-                states.push(tracked);
-            } else if tracked.flow.started_ns + IDLE_NS < began_ns {
-                // Never became a session: the answers are a flow of their own.
+        for (key, tracked) in many_peer_flows {
+            let is_over = match tracked.flow.state & FLOW_EMBRYONIC {
+                // An answer to a connection request that never became a session.
+                FLOW_EMBRYONIC => tracked.flow.started_ns + IDLE_NS < began_ns,
+                _ => self.kernel.sees_sockets() && !live.contains(&key.cookie),
+            };
+            if is_over {
                 self.take(&key, began_ns)?;
+            } else if tracked.flow.state & FLOW_EMBRYONIC == 0 {
+                states.push(tracked);
             }
         }
         // What ended while this was read is in the ring buffer, which comes first.
         self.drain_all()?;
-        let sweep = Sweep { began_ns, complete: true };
+        let sweep = Sweep {
+            began_ns,
+            complete: true,
+        };
         self.table.sweep(&sweep, states.iter(), &mut self.reports);
         let idle: Vec<FlowKey> = self.table.idle(began_ns.saturating_sub(IDLE_NS)).collect();
         for key in idle {
@@ -208,10 +260,15 @@ impl Monitor {
     /// Reports that somebody took the programs out, and what was counted till then.
     pub fn lost_attachment(&mut self) -> Result<(), KernelError> {
         self.drain_all()?;
-        self.table.close_all(clock::since_boot_ns(), &mut self.reports);
+        self.table
+            .close_all(clock::since_boot_ns(), &mut self.reports);
         self.report()?;
         let reason = "its pins were removed; nothing is watched any more";
-        self.reporter.emit(Record::tamper("the kernel programs", reason, clock::unix_us()));
+        self.reporter.emit(Record::tamper(
+            "the kernel programs",
+            reason,
+            clock::unix_us(),
+        ));
         self.hand_over_all();
         Ok(())
     }
@@ -222,7 +279,12 @@ impl Monitor {
             .hooks()
             .iter()
             .filter(|hook| !hook.attached)
-            .map(|hook| (hook.name.to_owned(), hook.without.unwrap_or_default().to_owned()))
+            .map(|hook| {
+                (
+                    hook.name.to_owned(),
+                    hook.without.unwrap_or_default().to_owned(),
+                )
+            })
             .collect()
     }
 
@@ -252,7 +314,11 @@ impl Monitor {
     }
 
     /// Puts another policy in force, in one piece.
-    pub fn replace_policy(&mut self, policy: &Compilation, geo: &Arc<Geo>) -> Result<(), KernelError> {
+    pub fn replace_policy(
+        &mut self,
+        policy: &Compilation,
+        geo: &Arc<Geo>,
+    ) -> Result<(), KernelError> {
         self.kernel.write_policy(&policy.compiled.tables())?;
         // Events under the former policy first, so that they are named by it.
         self.drain_all()?;
@@ -283,7 +349,8 @@ impl Monitor {
     pub fn detach(mut self) -> Result<(), KernelError> {
         self.kernel.stop_counting();
         self.sweep()?;
-        self.table.close_all(clock::since_boot_ns(), &mut self.reports);
+        self.table
+            .close_all(clock::since_boot_ns(), &mut self.reports);
         self.report()?;
         let reason = Some("it was stopped, and taken out of the kernel");
         let record = Record::coverage("this host", Coverage::Uncovered, reason, clock::unix_us());
@@ -313,12 +380,16 @@ impl Monitor {
             .stalled
             .as_ref()
             .is_some_and(|stall| stall.error.kind() == std::io::ErrorKind::BrokenPipe);
-        self.stalled = progress.stalled.map(|stall| format!("{}: {}", stall.sink, stall.error));
+        self.stalled = progress
+            .stalled
+            .map(|stall| format!("{}: {}", stall.sink, stall.error));
     }
 
     fn drain_all(&mut self) -> Result<(), KernelError> {
         while !self.reporter.is_backed_up() {
-            let Some(event) = self.events.next() else { break };
+            let Some(event) = self.events.next() else {
+                break;
+            };
             match event {
                 Some(event) => self.observe(&event)?,
                 None => self.unreadable_events += 1,
@@ -334,7 +405,13 @@ impl Monitor {
         match event.reason {
             reason::SOCKET_GONE => {
                 for peer in self.peers.remove(&flow.cookie).unwrap_or_default() {
-                    self.take(&FlowKey { cookie: flow.cookie, peer }, event.time_ns)?;
+                    self.take(
+                        &FlowKey {
+                            cookie: flow.cookie,
+                            peer,
+                        },
+                        event.time_ns,
+                    )?;
                 }
                 return Ok(());
             }
@@ -364,7 +441,12 @@ impl Monitor {
     }
 
     fn end(&mut self, tracked: Tracked, time_ns: u64) {
-        let event = Event { time_ns, reason: reason::CLOSED, pad: 0, tracked };
+        let event = Event {
+            time_ns,
+            reason: reason::CLOSED,
+            pad: 0,
+            tracked,
+        };
         self.table.observe(&event, &mut self.reports);
     }
 
@@ -376,9 +458,7 @@ impl Monitor {
         let clock = BootClock::read();
         for report in std::mem::take(&mut self.reports) {
             let record = match &report {
-                Report::Flow(flow) => {
-                    Record::flow(flow, &self.facts(&flow.tracked)?, &clock)
-                }
+                Report::Flow(flow) => Record::flow(flow, &self.facts(&flow.tracked)?, &clock),
                 Report::Rollup(rollup) => {
                     Record::rollup(rollup, &self.facts(&rollup.sample)?, &clock)
                 }
@@ -397,7 +477,11 @@ impl Monitor {
         self.names.add_policy(RuleNames {
             generation: compiled.header.generation,
             policy: compiled.id().into(),
-            rules: compiled.rules.iter().map(|rule| rule.name.as_str().into()).collect(),
+            rules: compiled
+                .rules
+                .iter()
+                .map(|rule| rule.name.as_str().into())
+                .collect(),
         });
         let context = self.reporter.context_mut();
         context.mode = Some(compiled.mode().as_str().into());
@@ -422,13 +506,23 @@ impl Monitor {
                 (None, why) => why.clone().unwrap_or_default(),
             };
             let subject = format!("hook {}", hook.name);
-            self.reporter.emit(Record::coverage(&subject, Coverage::Partly, Some(&reason), time_us));
+            self.reporter.emit(Record::coverage(
+                &subject,
+                Coverage::Partly,
+                Some(&reason),
+                time_us,
+            ));
         }
         let reason = self
             .kernel
             .took_over()
             .then_some("taken over from the programs of an agent before, without a gap");
-        self.reporter.emit(Record::coverage("this host", Coverage::Covered, reason, time_us));
+        self.reporter.emit(Record::coverage(
+            "this host",
+            Coverage::Covered,
+            reason,
+            time_us,
+        ));
         self.hand_over();
     }
 
@@ -441,8 +535,7 @@ impl Monitor {
                     .iter()
                     .find(|(loss, _)| loss == name)
                     .map_or("see the documentation", |(_, meaning)| meaning);
-                let record =
-                    Record::loss(name, total - before, *total, meaning, clock::unix_us());
+                let record = Record::loss(name, total - before, *total, meaning, clock::unix_us());
                 self.reporter.emit(record);
             }
         }
@@ -453,8 +546,11 @@ impl Monitor {
     /// Removes control groups that are long gone and that no flow refers to.
     fn forget_cgroups(&mut self) -> Result<(), KernelError> {
         let now_ns = clock::since_boot_ns();
-        let in_use: HashSet<u64> =
-            self.table.open().map(|tracked| tracked.owner.cgroup_id).collect();
+        let in_use: HashSet<u64> = self
+            .table
+            .open()
+            .map(|tracked| tracked.owner.cgroup_id)
+            .collect();
         for (id, cgroup) in self.reader.cgroups()? {
             if cgroup.flags & trefoil_ebpf::abi::CGROUP_REMOVED == 0 {
                 continue;
@@ -480,7 +576,9 @@ pub fn own_addresses() -> Vec<Address> {
             if let Some(v4) = address.as_sockaddr_in() {
                 return Some(Address::v4(v4.ip().to_bits()));
             }
-            address.as_sockaddr_in6().map(|v6| Address(v6.ip().octets()))
+            address
+                .as_sockaddr_in6()
+                .map(|v6| Address(v6.ip().octets()))
         })
         .collect();
     addresses.sort_unstable();

@@ -125,8 +125,10 @@ impl Names {
                 .map(Into::into);
         }
         let decision = &flow.decision;
-        if let Some(policy) =
-            self.policies.iter().find(|policy| policy.generation == decision.generation)
+        if let Some(policy) = self
+            .policies
+            .iter()
+            .find(|policy| policy.generation == decision.generation)
         {
             if decision.rule != NO_RULE {
                 facts.rule = policy.rules.get(usize::from(decision.rule)).cloned();
@@ -144,14 +146,20 @@ impl Names {
         self.cgroups.remove(&id);
     }
 
-    fn program(&mut self, reader: &Reader, exe_id: u64) -> Result<Option<Arc<Program>>, KernelError> {
+    fn program(
+        &mut self,
+        reader: &Reader,
+        exe_id: u64,
+    ) -> Result<Option<Arc<Program>>, KernelError> {
         if exe_id == 0 {
             return Ok(None);
         }
         if let Some(known) = self.executables.get(&exe_id) {
             return Ok(Some(Arc::clone(known)));
         }
-        let Some(executable) = reader.executable(exe_id)? else { return Ok(None) };
+        let Some(executable) = reader.executable(exe_id)? else {
+            return Ok(None);
+        };
         let program = Arc::new(Program {
             path: executable_path(&executable).map(Into::into),
             note: note(&executable),
@@ -172,8 +180,15 @@ impl Names {
         if let Some(known) = self.cgroups.get(&id) {
             return Ok(Some(Arc::clone(known)));
         }
-        let Some(cgroup) = reader.cgroup(id)? else { return Ok(None) };
-        let Placement { unit, user_unit, container, .. } = placement(&cgroup);
+        let Some(cgroup) = reader.cgroup(id)? else {
+            return Ok(None);
+        };
+        let Placement {
+            unit,
+            user_unit,
+            container,
+            ..
+        } = placement(&cgroup);
         let group = Arc::new(Group {
             path: cgroup_path(&cgroup).map(Into::into),
             unit: unit.map(Into::into),

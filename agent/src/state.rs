@@ -54,7 +54,10 @@ impl State {
         if pin_dir == Path::new(USUAL) {
             return RUN.into();
         }
-        let name = pin_dir.to_string_lossy().trim_matches('/').replace('/', "-");
+        let name = pin_dir
+            .to_string_lossy()
+            .trim_matches('/')
+            .replace('/', "-");
         Path::new(RUN).join(name)
     }
 

@@ -122,6 +122,11 @@ fn slot(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
         return Some(tracked);
     }
     if flags & SOCKET_HAS_FLOWS == 0 {
+        // A tag that was made late has no cookie yet, and it is how the agent
+        // finds out whether the socket still lives.
+        if flags & SOCKET_HAS_PEER == 0 {
+            unsafe { (*tracked).flow.cookie = key.cookie };
+        }
         unsafe { (*tag).flags = flags | SOCKET_HAS_FLOWS };
     }
     let created = flows::create(&key, unsafe { &raw const (*tracked).owner }, NOT_JUDGED)?;

@@ -1,5 +1,6 @@
 //! The cumulative state of every flow that a socket tag holds, whether or not
-//! anything happens on it: for the agent's sweep and for `trefoil flows`.
+//! anything happens on it, and which sockets with flows in `FLOWS` there still are:
+//! for the agent's sweep and for `trefoil flows`.
 //!
 //! Iterator `bpf_sk_storage_map`, 5.9, over `SOCKETS`. Its output is a sequence
 //! of `Tracked`. Without it a silent flow's last numbers come with its end.
@@ -7,7 +8,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{bindings::seq_file, helpers::generated::bpf_seq_write};
-use trefoil_ebpf::abi::{SOCKET_HAS_PEER, Socket, Tracked};
+use trefoil_ebpf::abi::{SOCKET_HAS_FLOWS, SOCKET_HAS_PEER, Socket, Tracked};
 
 /// `struct bpf_iter_meta`
 #[repr(C)]
@@ -32,7 +33,7 @@ extern "C" fn iter_sockets(ctx: *const Context) -> i32 {
     if socket.is_null() {
         return 0;
     }
-    if unsafe { (*socket).flags } & SOCKET_HAS_PEER != 0 {
+    if unsafe { (*socket).flags } & (SOCKET_HAS_PEER | SOCKET_HAS_FLOWS) != 0 {
         // When the buffer is full the kernel shows this socket once more.
         unsafe {
             bpf_seq_write(

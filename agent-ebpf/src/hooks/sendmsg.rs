@@ -64,6 +64,11 @@ fn send(ctx: &SockAddrContext, peer: Peer) -> Option<i32> {
     if known.is_none() {
         flows::create(&key, owner, decision);
     }
-    unsafe { (*tag).flags |= SOCKET_HAS_FLOWS };
+    unsafe {
+        (*tag).flags |= SOCKET_HAS_FLOWS;
+        if (*tag).flags & SOCKET_HAS_PEER == 0 {
+            (*tag).tracked.flow.cookie = cookie;
+        }
+    }
     Some(PASS)
 }

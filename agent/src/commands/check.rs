@@ -42,14 +42,19 @@ struct Usable {
 }
 
 pub fn check(args: &CheckArgs) -> Result<Ending, Failure> {
-    let mut findings = Findings { kernel: kernel::support(), ..Findings::default() };
+    let mut findings = Findings {
+        kernel: kernel::support(),
+        ..Findings::default()
+    };
     let flags = Flags {
         policy: args.policy.clone(),
         geo: args.sources.geo.clone(),
         ..Flags::default()
     };
     let settings = sources::settings(args.sources.config.as_deref()).and_then(|settings| {
-        settings.with(flags).map_err(|error| Failure::Configuration(error.to_string()))
+        settings
+            .with(flags)
+            .map_err(|error| Failure::Configuration(error.to_string()))
     });
     let mut bad = false;
     let mut complain = |failure: Failure| {
@@ -71,7 +76,9 @@ pub fn check(args: &CheckArgs) -> Result<Ending, Failure> {
             })
             .unwrap_or_default()
     });
-    let geo = sources::geo(&[], &settings).map_err(|failure| general.push(complain(failure))).ok();
+    let geo = sources::geo(&[], &settings)
+        .map_err(|failure| general.push(complain(failure)))
+        .ok();
     match sources::policy_text(&settings) {
         Err(failure) => general.push(complain(failure)),
         Ok(text) => {
@@ -93,25 +100,38 @@ pub fn check(args: &CheckArgs) -> Result<Ending, Failure> {
                     if !args.json {
                         eprintln!("{problems}");
                     }
-                    findings.problems.extend(problems.list.iter().map(|problem| Found {
-                        file: problems.file.clone(),
-                        problem: problem.clone(),
-                    }));
+                    findings
+                        .problems
+                        .extend(problems.list.iter().map(|problem| Found {
+                            file: problems.file.clone(),
+                            problem: problem.clone(),
+                        }));
                 }
             }
         }
     }
-    findings.problems.extend(general.into_iter().map(|message| Found {
-        file: String::new(),
-        problem: Problem { place: Place::START, key: String::new(), message, help: None },
-    }));
+    findings
+        .problems
+        .extend(general.into_iter().map(|message| Found {
+            file: String::new(),
+            problem: Problem {
+                place: Place::START,
+                key: String::new(),
+                message,
+                help: None,
+            },
+        }));
     findings.fine = !bad && findings.kernel.iter().all(|hook| hook.supported);
     show(&findings, args.json)?;
     if bad {
         let n_problems = findings.problems.len();
         return Err(Failure::Configuration(format!("{n_problems} problems")));
     }
-    Ok(if findings.fine { Ending::Fine } else { Ending::Findings })
+    Ok(if findings.fine {
+        Ending::Fine
+    } else {
+        Ending::Findings
+    })
 }
 
 fn show(findings: &Findings, json: bool) -> Result<(), Failure> {
@@ -122,11 +142,22 @@ fn show(findings: &Findings, json: bool) -> Result<(), Failure> {
         return Ok(());
     }
     if let Some(policy) = &findings.policy {
-        let Usable { source, mode, rules, clauses, ranges, geo } = policy;
+        let Usable {
+            source,
+            mode,
+            rules,
+            clauses,
+            ranges,
+            geo,
+        } = policy;
         println!("policy {source}: fine; {mode} mode, {rules} rules");
         println!("  compiles to {clauses} clauses and {ranges} address ranges, with {geo}");
     }
-    let lacking: Vec<_> = findings.kernel.iter().filter(|hook| !hook.supported).collect();
+    let lacking: Vec<_> = findings
+        .kernel
+        .iter()
+        .filter(|hook| !hook.supported)
+        .collect();
     if lacking.is_empty() {
         println!("kernel: has everything that Trefoil uses");
     }

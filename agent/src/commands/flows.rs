@@ -67,7 +67,10 @@ pub fn flows(args: &FlowsArgs) -> Result<Ending, Failure> {
         if !args.follow {
             return Ok(Ending::Fine);
         }
-        shown = open.into_iter().map(|tracked| (FlowId::of(&tracked.flow), tracked)).collect();
+        shown = open
+            .into_iter()
+            .map(|tracked| (FlowId::of(&tracked.flow), tracked))
+            .collect();
         thread::sleep(FOLLOW_INTERVAL);
     }
 }
@@ -75,7 +78,12 @@ pub fn flows(args: &FlowsArgs) -> Result<Ending, Failure> {
 /// Everything that something happened on and that is not over, oldest first.
 fn open_flows(reader: &Reader) -> Result<Vec<Tracked>, KernelError> {
     let mut open = reader.socket_flows()?;
-    open.extend(reader.many_peer_flows()?.into_iter().map(|(_, tracked)| tracked));
+    open.extend(
+        reader
+            .many_peer_flows()?
+            .into_iter()
+            .map(|(_, tracked)| tracked),
+    );
     open.retain(|tracked| {
         let counted = counted(&tracked.flow);
         tracked.flow.state & (FLOW_ENDED | FLOW_EMBRYONIC) == 0

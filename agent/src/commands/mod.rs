@@ -19,6 +19,8 @@ use crate::{
 
 /// Exit status when something was found that is not as it should be.
 const FINDINGS: u8 = 1;
+/// Exit status when the command line is wrong; clap's, too.
+const USAGE: u8 = 2;
 /// Exit status when the caller may not do this (`EX_NOPERM`).
 const NOT_PERMITTED: u8 = 77;
 /// Exit status when settings or policy are bad (`EX_CONFIG`).
@@ -36,6 +38,8 @@ pub enum Ending {
 /// Why a verb could not do its work.
 #[derive(Debug)]
 pub enum Failure {
+    /// The command line says something that cannot be.
+    Usage(String),
     /// The caller may not.
     NotPermitted(String),
     /// Settings, policy or country data are bad.
@@ -46,7 +50,10 @@ pub enum Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::NotPermitted(text) | Self::Configuration(text) | Self::Other(text)) = self;
+        let (Self::Usage(text)
+        | Self::NotPermitted(text)
+        | Self::Configuration(text)
+        | Self::Other(text)) = self;
         f.write_str(text)
     }
 }
@@ -88,6 +95,7 @@ pub fn main() -> ExitCode {
         Err(failure) => {
             eprintln!("trefoil: {failure}");
             match failure {
+                Failure::Usage(_) => USAGE.into(),
                 Failure::NotPermitted(_) => NOT_PERMITTED.into(),
                 Failure::Configuration(_) => BAD_CONFIGURATION.into(),
                 Failure::Other(_) => FINDINGS.into(),

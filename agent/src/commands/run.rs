@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use nix::sys::signal::{SigSet, Signal};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{MissedTickBehavior, interval},
@@ -25,9 +26,7 @@ use crate::{
     notify::notify,
     owner::{executable::Hashes, users::Logins},
     policy::Mode,
-    report::{
-        Context, Journal, JournalSettings, Json, Reporter, ReporterSettings, Sink, Terminal,
-    },
+    report::{Context, Journal, JournalSettings, Json, Reporter, ReporterSettings, Sink, Terminal},
     settings::{DEFAULT_JOURNAL, Flags, Settings},
     state::State,
 };
@@ -79,7 +78,9 @@ fn merged(args: &RunArgs) -> Result<Settings, Failure> {
         json: args.json.clone(),
         flows: args.flows.map(Into::into),
     };
-    settings.with(flags).map_err(|error| Failure::Configuration(error.to_string()))
+    settings
+        .with(flags)
+        .map_err(|error| Failure::Configuration(error.to_string()))
 }
 
 /// Starts watching, and goes on until a signal ends it.
@@ -90,9 +91,15 @@ async fn watch(
     mut geo: Arc<Geo>,
     policy: Compilation,
 ) -> Result<Ending, Failure> {
-    let listen = |kind| {
-        signal(kind).map_err(|error| Failure::Other(format!("listen for signals: {error}")))
-    };
+    // Whoever started the agent may have blocked what it listens for.
+    let mut own = SigSet::empty();
+    for kind in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM] {
+        own.add(kind);
+    }
+    own.thread_unblock()
+        .map_err(|error| Failure::Other(format!("unblock signals: {error}")))?;
+    let listen =
+        |kind| signal(kind).map_err(|error| Failure::Other(format!("listen for signals: {error}")));
     let (mut hangup, mut interrupt, mut terminate) = (
         listen(SignalKind::hangup())?,
         listen(SignalKind::interrupt())?,
@@ -119,7 +126,14 @@ async fn watch(
     };
     let heartbeat_s = settings.heartbeat_interval.as_secs();
     let mut monitor = Monitor::start(
-        kernel, load, flow_settings, &geo, names, reporter, heartbeat_s, &policy,
+        kernel,
+        load,
+        flow_settings,
+        &geo,
+        names,
+        reporter,
+        heartbeat_s,
+        &policy,
     )?;
     let mut mode = policy.compiled.mode();
     let mut state = State {
@@ -254,11 +268,13 @@ fn reporter(settings: &Settings) -> Result<Reporter, Failure> {
     let to_stdout = settings.json.as_deref() == Some(Path::new("-"));
     match &settings.json {
         Some(_) if to_stdout => {
-            sinks.push(Box::new(Json::stdout().map_err(|error| failed("standard output", error))?));
+            sinks.push(Box::new(
+                Json::stdout().map_err(|error| failed("standard output", error))?,
+            ));
         }
         Some(file) => {
-            let json = Json::file(file)
-                .map_err(|error| failed(&file.display().to_string(), error))?;
+            let json =
+                Json::file(file).map_err(|error| failed(&file.display().to_string(), error))?;
             sinks.push(Box::new(json));
         }
         None => {}
@@ -286,7 +302,11 @@ fn describe(state: &mut State, policy: &Compilation) {
     state.policy = compiled.id().to_owned();
     state.policy_source.clone_from(&policy.source);
     state.generation = compiled.header.generation;
-    state.rules = compiled.rules.iter().map(|rule| rule.name.clone()).collect();
+    state.rules = compiled
+        .rules
+        .iter()
+        .map(|rule| rule.name.clone())
+        .collect();
     state.geo = compiled.geo_build_id().to_owned();
 }
 
@@ -303,8 +323,16 @@ fn save(state: &mut State, monitor: &Monitor, settings: &Settings) {
 
 fn status_line(state: &State) -> String {
     let rules = state.rules.len();
-    let verb = if state.mode == "enforce" { "Enforcing" } else { "Reporting by" };
-    format!("{verb} {} ({rules} rules), watching {}", state.policy_source, state.cgroup.display())
+    let verb = if state.mode == "enforce" {
+        "Enforcing"
+    } else {
+        "Reporting by"
+    };
+    format!(
+        "{verb} {} ({rules} rules), watching {}",
+        state.policy_source,
+        state.cgroup.display()
+    )
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

@@ -27,7 +27,11 @@ pub fn settings(file: Option<&Path>) -> Result<Settings, Failure> {
 /// Country data: the files named on the command line, else those of the settings,
 /// else Debian's.
 pub fn geo(named: &[PathBuf], settings: &Settings) -> Result<Geo, Failure> {
-    let files = if named.is_empty() { &settings.geo[..] } else { named };
+    let files = if named.is_empty() {
+        &settings.geo[..]
+    } else {
+        named
+    };
     Geo::load(files).map_err(|error| Failure::Configuration(with_causes(&error)))
 }
 
@@ -43,13 +47,20 @@ pub struct PolicyText {
 pub fn policy_text(settings: &Settings) -> Result<PolicyText, Failure> {
     let file = &settings.policy;
     match fs::read_to_string(file) {
-        Ok(text) => Ok(PolicyText { text, source: file.display().to_string() }),
+        Ok(text) => Ok(PolicyText {
+            text,
+            source: file.display().to_string(),
+        }),
         Err(error) if error.kind() == io::ErrorKind::NotFound && !settings.policy_is_named => {
-            Ok(PolicyText { text: NO_POLICY.to_owned(), source: "built in (empty)".to_owned() })
+            Ok(PolicyText {
+                text: NO_POLICY.to_owned(),
+                source: "built in (empty)".to_owned(),
+            })
         }
-        Err(error) => {
-            Err(Failure::Configuration(format!("read policy {}: {error}", file.display())))
-        }
+        Err(error) => Err(Failure::Configuration(format!(
+            "read policy {}: {error}",
+            file.display()
+        ))),
     }
 }
 
@@ -59,11 +70,18 @@ pub fn compile(
     geo: &dyn Geography,
     generation: u32,
 ) -> Result<Compilation, Problems> {
-    let own: Vec<IpAddr> = Vec::new();
+    let own = own_addresses();
     let users = |name: &str| users::uid(name).ok().flatten();
-    let surroundings = Surroundings { geography: geo, users: &users, own_addresses: &own };
+    let surroundings = Surroundings {
+        geography: geo,
+        users: &users,
+        own_addresses: &own,
+    };
     let compiled = policy::load(&text.text, &text.source, &surroundings, generation)?;
-    Ok(Compilation { compiled, source: text.source.clone() })
+    Ok(Compilation {
+        compiled,
+        source: text.source.clone(),
+    })
 }
 
 /// Finds the control group to watch.
@@ -77,4 +95,12 @@ pub fn cgroup(settings: &Settings) -> Result<PathBuf, Failure> {
             "it is not mounted; mount it (mount -t cgroup2 none DIR) or give --cgroup",
         ))
     })
+}
+
+/// Addresses of this host's interfaces: traffic to them is local.
+pub fn own_addresses() -> Vec<IpAddr> {
+    crate::monitor::own_addresses()
+        .iter()
+        .map(crate::flow::ip_address)
+        .collect()
 }

@@ -65,7 +65,11 @@ pub fn status(args: &StatusArgs) -> Result<Ending, Failure> {
     } else {
         print(&status);
     }
-    Ok(if status.healthy { Ending::Fine } else { Ending::Findings })
+    Ok(if status.healthy {
+        Ending::Fine
+    } else {
+        Ending::Findings
+    })
 }
 
 fn nothing(finding: String) -> Status {
@@ -93,8 +97,9 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
         .iter()
         .filter(|hook| hook.is_pinned())
         .map(|hook| {
-            let is_attached =
-                links.iter().any(|(of, name)| *of == instance && name == hook.name);
+            let is_attached = links
+                .iter()
+                .any(|(of, name)| *of == instance && name == hook.name);
             (hook.name, is_attached)
         })
         .collect();
@@ -103,7 +108,9 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
             .iter()
             .flat_map(|state| &state.uncovered)
             .find(|(name, _)| name == hook)
-            .map_or("it was attached, and is not any more", |(_, without)| without);
+            .map_or("it was attached, and is not any more", |(_, without)| {
+                without
+            });
         findings.push(format!("hook {hook} is not attached: {without}"));
     }
     if header.is_none() {
@@ -116,10 +123,17 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
         );
     }
     let losses = reader.losses()?;
-    for (name, count) in losses.iter().filter(|(name, count)| **count > 0 && is_a_loss(name)) {
+    for (name, count) in losses
+        .iter()
+        .filter(|(name, count)| **count > 0 && is_a_loss(name))
+    {
         findings.push(format!("{name}: {count} since the programs were loaded"));
     }
-    if let Some(stalled) = state.as_ref().filter(|_| agent_lives).and_then(|s| s.stalled.clone()) {
+    if let Some(stalled) = state
+        .as_ref()
+        .filter(|_| agent_lives)
+        .and_then(|s| s.stalled.clone())
+    {
         findings.push(format!("records wait to be handed over: {stalled}"));
     }
     // A file of an agent before says nothing about the policy in force now.
@@ -133,13 +147,20 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
     };
     Ok(Status {
         healthy: findings.is_empty(),
-        agent: state.as_ref().filter(|_| agent_lives).map(|state| AgentStatus {
-            pid: state.pid,
-            version: state.version.clone(),
-            pending: state.pending,
-        }),
+        agent: state
+            .as_ref()
+            .filter(|_| agent_lives)
+            .map(|state| AgentStatus {
+                pid: state.pid,
+                version: state.version.clone(),
+                pending: state.pending,
+            }),
         policy: header.map(|header| PolicyStatus {
-            mode: if header.mode == MODE_ENFORCE { "enforce" } else { "report" },
+            mode: if header.mode == MODE_ENFORCE {
+                "enforce"
+            } else {
+                "report"
+            },
             generation: header.generation,
             id: state.as_ref().map(|state| state.policy.clone()),
             source: state.as_ref().map(|state| state.policy_source.clone()),
@@ -147,13 +168,18 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
             geo: state.as_ref().map(|state| state.geo.clone()),
         }),
         hooks,
-        attached_since: state.as_ref().map(|state| clock::rfc3339(state.attached_us)),
+        attached_since: state
+            .as_ref()
+            .map(|state| clock::rfc3339(state.attached_us)),
         bytes_out: sums(|sum| sum.bytes_out),
         bytes_blocked: sums(|sum| sum.blocked_bytes),
         refused: sums(|sum| sum.refused),
         losses,
         attribution: state.as_ref().map_or_else(BTreeMap::new, |state| {
-            ["direct", "inferred", "none"].into_iter().zip(state.owners).collect()
+            ["direct", "inferred", "none"]
+                .into_iter()
+                .zip(state.owners)
+                .collect()
         }),
         findings,
     })
@@ -166,13 +192,18 @@ fn is_a_loss(name: &str) -> bool {
 
 fn print(status: &Status) {
     let line = |name: &str, value: &str| println!("{name:>12}  {value}");
-    let agent = status.agent.as_ref().map_or("not running".to_owned(), |agent| {
-        format!("running, pid {}, version {}", agent.pid, agent.version)
-    });
+    let agent = status
+        .agent
+        .as_ref()
+        .map_or("not running".to_owned(), |agent| {
+            format!("running, pid {}, version {}", agent.pid, agent.version)
+        });
     line("agent", &agent);
     if let Some(policy) = &status.policy {
         let source = policy.source.as_deref().unwrap_or("unknown");
-        let rules = policy.rules.map_or(String::new(), |rules| format!(", {rules} rules"));
+        let rules = policy
+            .rules
+            .map_or(String::new(), |rules| format!(", {rules} rules"));
         line("policy", &format!("{} mode, {source}{rules}", policy.mode));
         if let Some(id) = &policy.id {
             line("", &format!("id {id}, generation {}", policy.generation));
@@ -182,7 +213,13 @@ fn print(status: &Status) {
     if !status.hooks.is_empty() {
         let attached = status.hooks.values().filter(|attached| **attached).count();
         let since = status.attached_since.as_deref().unwrap_or("unknown");
-        line("hooks", &format!("{attached} of {} attached since {since}", status.hooks.len()));
+        line(
+            "hooks",
+            &format!(
+                "{attached} of {} attached since {since}",
+                status.hooks.len()
+            ),
+        );
     }
     for (name, bytes) in status.bytes_out.iter().filter(|(_, bytes)| **bytes > 0) {
         line(name, &format!("{} sent", words::bytes(*bytes)));
@@ -194,8 +231,11 @@ fn print(status: &Status) {
         line(name, &format!("{calls} calls refused"));
     }
     if !status.attribution.is_empty() {
-        let parts: Vec<_> =
-            status.attribution.iter().map(|(name, count)| format!("{count} {name}")).collect();
+        let parts: Vec<_> = status
+            .attribution
+            .iter()
+            .map(|(name, count)| format!("{count} {name}"))
+            .collect();
         line("owners", &parts.join(", "));
     }
     match status.findings.as_slice() {

@@ -65,7 +65,7 @@ pub enum KernelError {
         path: PathBuf,
     },
     /// Another agent uses the pin directory.
-    #[error("another trefoil runs with pin directory {path}; stop it first, or give another --pin-dir", path = path.display())]
+    #[error("another trefoil is running with pin directory {path}; stop it first, or give another --pin-dir", path = path.display())]
     Busy {
         /// The directory.
         path: PathBuf,

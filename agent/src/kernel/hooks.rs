@@ -211,7 +211,9 @@ pub struct HookSupport {
 pub fn support() -> Vec<HookSupport> {
     let types = super::offsets::open().ok();
     let has = |name: &str| {
-        types.as_ref().is_some_and(|types| super::offsets::has_function(types, name))
+        types
+            .as_ref()
+            .is_some_and(|types| super::offsets::has_function(types, name))
     };
     HOOKS
         .iter()

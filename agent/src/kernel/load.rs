@@ -259,7 +259,13 @@ impl Kernel {
         &self.hooks
     }
 
-    /// Cumulative state of every flow that a socket holds.
+    /// True if [`socket_flows`](Self::socket_flows) shows every tagged socket.
+    pub fn sees_sockets(&self) -> bool {
+        self.iterator("iter_sockets").is_some()
+    }
+
+    /// Tags of all sockets that have one peer or flows in the table of many peers;
+    /// for the former with the cumulative state of the flow.
     pub fn socket_flows(&self) -> Result<Vec<Tracked>, KernelError> {
         let Some(program) = self.iterator("iter_sockets") else {
             return Ok(Vec::new());
