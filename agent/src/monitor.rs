@@ -4,7 +4,9 @@
 //! only when. Nothing here runs while a packet waits.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, HashMap, HashSet},
+    rc::Rc,
     sync::Arc,
 };
 
@@ -109,6 +111,8 @@ pub struct Monitor {
     names: Names,
     reporter: Reporter,
     heartbeat_s: u64,
+    /// Country data, shared with the flow table.
+    places: Rc<RefCell<Arc<Geo>>>,
     losses: BTreeMap<&'static str, u64>,
     /// Peers of open flows by socket, for those in the table of many peers.
     peers: HashMap<u64, Vec<Peer>>,
@@ -120,42 +124,70 @@ pub struct Monitor {
     has_no_reader: bool,
 }
 
+/// What a monitor is made of besides the kernel side.
+pub struct Parts<'a> {
+    /// What the kernel side was loaded with.
+    pub load: &'a LoadSettings,
+    /// What the flow table may hold and how often it may speak.
+    pub flow_settings: FlowSettings,
+    /// Gives names to ids.
+    pub names: Names,
+    /// Takes records.
+    pub reporter: Reporter,
+    /// Seconds between two heartbeats, for their records.
+    pub heartbeat_s: u64,
+}
+
+/// Attaches everything in an order that leaves no packet unjudged or judged twice.
+fn put_in_place(
+    kernel: &mut Kernel,
+    load: &LoadSettings,
+    policy: &Compilation,
+) -> Result<(), KernelError> {
+    kernel.set_own_addresses(&own_addresses())?;
+    // Tells whose root directory is the host's before any hook wants to know.
+    kernel.adopt_processes()?;
+    kernel.write_policy(&policy.compiled.tables())?;
+    kernel.attach(load)?;
+    // From here on the hooks see who comes; these are those who were there.
+    kernel.adopt_processes()?;
+    kernel.adopt_cgroups()?;
+    kernel.adopt_sockets()?;
+    kernel.put_in_force(policy.compiled.header.generation);
+    kernel.retire_others()
+}
+
 impl Monitor {
-    /// Attaches the programs and puts the policy in force, in an order that
-    /// leaves no packet unjudged or judged twice.
+    /// Attaches the programs and puts the policy in force. If that fails, what
+    /// was in the kernel before is there again, and nothing else.
     pub fn start(
         mut kernel: Kernel,
-        load: &LoadSettings,
-        flow_settings: FlowSettings,
+        parts: Parts<'_>,
         geo: &Arc<Geo>,
-        names: Names,
-        reporter: Reporter,
-        heartbeat_s: u64,
         policy: &Compilation,
     ) -> Result<Self, KernelError> {
-        kernel.set_own_addresses(&own_addresses())?;
-        // Tells whose root directory is the host's before any hook wants to know.
-        kernel.adopt_processes()?;
-        kernel.write_policy(&policy.compiled.tables())?;
-        kernel.attach(load)?;
-        kernel.adopt_processes()?;
-        kernel.adopt_cgroups()?;
-        kernel.adopt_sockets()?;
-        kernel.put_in_force(policy.compiled.header.generation);
-        kernel.retire_others()?;
-
+        match put_in_place(&mut kernel, parts.load, policy) {
+            Ok(()) => {}
+            Err(error) => {
+                kernel.abandon();
+                return Err(error);
+            }
+        }
         let reader = kernel.reader()?;
         let events = reader.events()?;
-        let places = Arc::clone(geo);
+        let places = Rc::new(RefCell::new(Arc::clone(geo)));
+        let of_table = Rc::clone(&places);
+        let country = move |address| of_table.borrow().country(address);
         let mut monitor = Self {
-            table: FlowTable::new(flow_settings, move |address| places.country(address)),
+            table: FlowTable::new(parts.flow_settings, country),
             losses: reader.losses()?,
             kernel,
             reader,
             events,
-            names,
-            reporter,
-            heartbeat_s,
+            names: parts.names,
+            reporter: parts.reporter,
+            heartbeat_s: parts.heartbeat_s,
+            places,
             peers: HashMap::new(),
             removed_cgroups: HashMap::new(),
             reports: Vec::new(),
@@ -231,7 +263,7 @@ impl Monitor {
         }
         self.report()?;
         self.report_losses()?;
-        self.kernel.set_own_addresses(&own_addresses())?;
+        self.reader.set_own_addresses(&own_addresses())?;
         self.hand_over();
         Ok(())
     }
@@ -324,6 +356,7 @@ impl Monitor {
         self.drain_all()?;
         self.kernel.put_in_force(policy.compiled.header.generation);
         self.names.set_geo(Arc::clone(geo));
+        *self.places.borrow_mut() = Arc::clone(geo);
         self.in_force(policy);
         self.hand_over();
         Ok(())

@@ -125,7 +125,10 @@ fn every_fact_arrives_as_it_was_sent() {
         record.text(Field::Cgroup)
     );
     // What journalctl cannot show as text it shows as a list of bytes.
-    let exe = entry.value("TREFOIL_EXE").unwrap();
+    let (_, exe) = entry
+        .facts()
+        .find(|(name, _)| *name == "TREFOIL_EXE")
+        .unwrap();
     let exe = match exe.as_array() {
         Some(bytes) => String::from_utf8(
             bytes

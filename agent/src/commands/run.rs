@@ -21,7 +21,7 @@ use crate::{
     flow::FlowSettings,
     geo::Geo,
     kernel::{Kernel, KernelError, LoadSettings, TableSizes},
-    monitor::{Compilation, Monitor},
+    monitor::{Compilation, Monitor, Parts},
     names::Names,
     notify::notify,
     owner::{executable::Hashes, users::Logins},
@@ -124,17 +124,14 @@ async fn watch(
         max_rollups: settings.tables.rollups as usize,
         ..FlowSettings::default()
     };
-    let heartbeat_s = settings.heartbeat_interval.as_secs();
-    let mut monitor = Monitor::start(
-        kernel,
+    let parts = Parts {
         load,
         flow_settings,
-        &geo,
         names,
         reporter,
-        heartbeat_s,
-        &policy,
-    )?;
+        heartbeat_s: settings.heartbeat_interval.as_secs(),
+    };
+    let mut monitor = Monitor::start(kernel, parts, &geo, &policy)?;
     let mut mode = policy.compiled.mode();
     let mut state = State {
         version: env!("CARGO_PKG_VERSION").to_owned(),

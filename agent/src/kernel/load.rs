@@ -16,7 +16,7 @@ use super::{
     KernelError, cgroups,
     hooks::{self, HOOKS, HookStatus, JUDGE_QUESTION},
     iterators, offsets,
-    pins::{MapLayout, PinDir},
+    pins::{MapLayout, PinDir, detach},
     reader::Reader,
     tables::{self, ControlWord, PolicyTables},
     wire::bytes_of,
@@ -73,9 +73,25 @@ impl Kernel {
         let pins = PinDir::new(&settings.pin_dir);
         pins.create()?;
         let lock = lock(&pins)?;
+        let took_over = !pins.pinned_links().is_empty();
+        let loaded = Self::load_into(pins.clone(), lock, settings, took_over);
+        match &loaded {
+            Ok(_) | Err(KernelError::PinMismatch { .. }) => {}
+            // Nothing was there before, so nothing is to be left.
+            Err(_) if !took_over => drop(detach(&pins)),
+            Err(_) => {}
+        }
+        loaded
+    }
+
+    fn load_into(
+        pins: PinDir,
+        lock: File,
+        settings: &LoadSettings,
+        took_over: bool,
+    ) -> Result<Self, KernelError> {
         let sizes = sizes(&settings.tables);
         check_layouts(&pins, &sizes)?;
-        let took_over = !pins.pinned_links().is_empty();
         let before =
             ControlWord::open(&pins).map_or_else(|_| Control::default(), |word| word.get());
         let instance = before.instance.wrapping_add(1).max(1);
@@ -247,6 +263,19 @@ impl Kernel {
     /// Detaches the programs of earlier agents.
     pub fn retire_others(&self) -> Result<(), KernelError> {
         self.pins.remove_links_except(self.instance)
+    }
+
+    /// Takes out what this instance has attached; with nothing of an earlier one
+    /// in the kernel, its tables as well.
+    pub fn abandon(&self) {
+        let done = if self.took_over {
+            self.pins.remove_links_of(self.instance)
+        } else {
+            detach(&self.pins).map(drop)
+        };
+        if let Err(error) = done {
+            tracing::error!("{error}");
+        }
     }
 
     /// True if programs of an earlier agent were attached when this one started.

@@ -146,6 +146,16 @@ impl PinDir {
         })
     }
 
+    /// Takes links of one instance out of the kernel.
+    pub fn remove_links_of(&self, instance: u32) -> Result<(), KernelError> {
+        for (of, hook) in self.pinned_links() {
+            if of == instance {
+                remove(&self.link(of, &hook))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Takes links of all other instances out of the kernel.
     pub fn remove_links_except(&self, instance: u32) -> Result<(), KernelError> {
         for (other, hook) in self.pinned_links() {

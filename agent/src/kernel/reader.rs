@@ -20,6 +20,8 @@ type Hash<K, V> = HashMap<MapData, Wire<K>, Wire<V>>;
 /// The pinned tables.
 pub struct Reader {
     flows: Hash<FlowKey, Tracked>,
+    /// The same map, for what aya's type does not offer.
+    flows_map: MapData,
     ended: Hash<EndedKey, Tracked>,
     executables: Hash<u64, Executable>,
     cgroups: Hash<u64, Cgroup>,
@@ -44,6 +46,7 @@ impl Reader {
     pub fn open(pins: &PinDir) -> Result<Self, KernelError> {
         Ok(Self {
             flows: hash(pins, "FLOWS")?,
+            flows_map: pins.open_map("FLOWS")?,
             ended: hash(pins, "ENDED")?,
             executables: hash(pins, "EXECUTABLES")?,
             cgroups: hash(pins, "CGROUPS")?,
@@ -117,7 +120,7 @@ impl Reader {
 
     /// Takes a flow out of the table of sockets with many peers.
     pub fn take_flow(&self, key: &FlowKey) -> Result<Option<Tracked>, KernelError> {
-        bpf_syscall::take(self.pins.open_map("FLOWS")?.fd().as_fd(), key)
+        bpf_syscall::take(self.flows_map.fd().as_fd(), key)
             .map_err(|error| KernelError::failed("take from map FLOWS", error))
     }
 
