@@ -44,6 +44,8 @@ pub fn pass_on(
     };
     let parent = std::process::id();
     let enter = move || {
+        // What the parent blocks for itself must not be blocked here.
+        nix::sys::signal::SigSet::empty().thread_set_mask()?;
         if let Some(procs) = &procs {
             // "0" stands for whoever writes it.
             nix::unistd::write(procs, b"0")?;

@@ -256,10 +256,14 @@ fn a_session_that_a_foreign_client_opened_is_egress_too() -> Result<()> {
         );
     }
     let link = lab.link_to(&lab.foreign)?;
-    // What a socket says before it is accepted (SYN, ACK) is of the listener.
-    ensure!(record.number("bytes_out")? > BYTES, "{record}");
-    ensure!(
-        record.number("bytes_out")? <= link.ip_bytes_out(),
+    assert_eq!(
+        record.number("bytes_out")?,
+        link.ip_bytes_out(),
+        "{record} {link:?}"
+    );
+    assert_eq!(
+        record.number("bytes_in")?,
+        link.ip_bytes_in(),
         "{record} {link:?}"
     );
     agent.stop(Signal::SIGINT)?;

@@ -60,7 +60,7 @@ fn calls_with_a_destination(way: &Way) -> Vec<Vec<String>> {
     all
 }
 
-/// Calls past the hooks that could answer: what counts is that nothing leaves.
+/// Calls that no hook answers: what counts is that nothing leaves.
 fn calls_around_the_hooks(way: &Way) -> Vec<Vec<String>> {
     let (v4, v6) = (way.v4.to_string(), way.v6.to_string());
     let mut all: Vec<Vec<String>> = [
@@ -159,7 +159,7 @@ fn raw_and_icmp_sockets_send_nothing() -> Result<()> {
     for way in [&TO_FOREIGN, &TO_UNPLACED] {
         for call in calls_around_the_hooks(way) {
             let outcome = traffic(&lab)?.args(&call).run()?;
-            ensure!(outcome.code != 0, "{call:?} was told that it had been sent");
+            // A kernel may keep the error to itself: an IPv6 ping socket does.
             agent.wait_for(&format!("a violation for {call:?}"), |records| {
                 records
                     .iter()
