@@ -261,11 +261,6 @@ fn a_session_that_a_foreign_client_opened_is_egress_too() -> Result<()> {
         link.ip_bytes_out(),
         "{record} {link:?}"
     );
-    assert_eq!(
-        record.number("bytes_in")?,
-        link.ip_bytes_in(),
-        "{record} {link:?}"
-    );
     agent.stop(Signal::SIGINT)?;
     lab.close()
 }

@@ -35,7 +35,7 @@ struct Arguments {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// Do not print reports as they come
+    /// Do not print reports
     #[arg(long)]
     quiet: bool,
 
@@ -71,13 +71,12 @@ fn visit(lab: &Lab, arguments: &Arguments, visitor: &AtomicI32) -> Result<ExitCo
         builder = builder.settings(&read(path)?);
     }
     let agent = builder.start()?;
-    let reports = if arguments.quiet {
-        None
-    } else {
-        Some(show_reports(lab)?)
-    };
+    let mut follower = None;
     if arguments.run.is_empty() {
         banner(lab, &agent);
+        if !arguments.quiet {
+            follower = Some(follow_reports(lab)?);
+        }
     }
 
     let code = run(lab, &agent, &arguments.run, visitor)?;
@@ -86,8 +85,12 @@ fn visit(lab: &Lab, arguments: &Arguments, visitor: &AtomicI32) -> Result<ExitCo
     if !lab.pinned().is_empty() {
         agent::detach(lab)?;
     }
-    if let Some(mut reports) = reports {
-        show_the_rest(lab, &mut reports)?;
+    if let Some(mut follower) = follower {
+        follower.kill().context("stop journalctl")?;
+        follower.wait()?;
+    } else if !arguments.quiet {
+        // The agent has handed over everything, and its end was waited for.
+        reports(lab)?.status().context("run journalctl")?;
     }
     Ok(code)
 }
@@ -141,31 +144,26 @@ fn run(lab: &Lab, agent: &Agent<'_>, words: &[String], visitor: &AtomicI32) -> R
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-/// The reports of the lab's journal on this terminal, as they come.
-fn show_reports(lab: &Lab) -> Result<Child> {
+/// What is worth a line here: heartbeats are not.
+const SHOWN: [&str; 6] = ["flow", "violation", "policy", "coverage", "loss", "tamper"];
+
+/// `journalctl` for the agent's reports, a line each.
+fn reports(lab: &Lab) -> Result<Command> {
     let mut command = lab.journal()?.command();
+    command.args(["-q", "-o", "cat", "-t", "trefoil"]);
     command
-        .args(["-q", "-f", "-n", "0", "-o", "cat", "-t", "trefoil"])
-        .stdin(Stdio::null())
-        // Ctrl-C in the terminal is for the visitor's program alone.
-        .process_group(0);
-    pass_on(&mut command, None, None, None)?;
-    command.spawn().context("run journalctl")
+        .args(SHOWN.map(|kind| format!("TREFOIL_EVENT={kind}")))
+        .stdin(Stdio::null());
+    Ok(command)
 }
 
-/// Lets the reports catch up with the agent, which has ended.
-fn show_the_rest(lab: &Lab, reports: &mut Child) -> Result<()> {
-    let _ = lab
-        .journal()?
-        .command()
-        .arg("--sync")
-        .stderr(Stdio::null())
-        .status();
-    // journalctl -f has no end of its own; it is woken by each new entry.
-    std::thread::sleep(std::time::Duration::from_millis(200));
-    reports.kill().context("stop journalctl")?;
-    reports.wait()?;
-    Ok(())
+/// The reports on this terminal as they come.
+fn follow_reports(lab: &Lab) -> Result<Child> {
+    let mut command = reports(lab)?;
+    // Ctrl-C in the terminal is for the visitor's program alone.
+    command.args(["-f", "-n", "all"]).process_group(0);
+    pass_on(&mut command, None, None, None)?;
+    command.spawn().context("run journalctl")
 }
 
 /// Signals must not end this program before it has taken the lab away. Those of
