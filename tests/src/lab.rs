@@ -99,6 +99,25 @@ impl Lab {
         self.directory.join("bpf/trefoil")
     }
 
+    /// A settings file that says to every verb what the lab's agent was told by
+    /// flags.
+    pub fn settings(&self) -> Result<PathBuf> {
+        let path = |name: &str| format!("{:?}", self.file(name));
+        let text = format!(
+            "policy = {}\ngeo = [{}, {}]\ncgroup = {:?}\nuplinks = \"none\"\n\
+             pin_dir = {:?}\njournal = {:?}\n",
+            path("policy.toml"),
+            path("geoip"),
+            path("geoip6"),
+            self.cgroup,
+            self.pins(),
+            self.journal()?.socket(),
+        );
+        let settings = self.file("lab.toml");
+        fs::write(&settings, text).context("write the lab's settings")?;
+        Ok(settings)
+    }
+
     /// The lab's journald, started when first asked for.
     pub fn journal(&self) -> Result<&Journal> {
         if let Some(journal) = self.journal.get() {

@@ -2,6 +2,8 @@
 
 mod world;
 
+use std::path::Path;
+
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use trefoil_lab::agent::verb;
@@ -75,13 +77,26 @@ fn check_names_ten_mistakes_in_one_run() -> Result<()> {
 }
 
 #[test]
-fn check_finds_nothing_wrong_with_the_example() -> Result<()> {
+fn check_finds_nothing_wrong_with_what_is_shipped() -> Result<()> {
     let lab = Lab::new()?;
-    let policy = lab.file("example.toml");
-    std::fs::write(&policy, places::EXAMPLE_POLICY)?;
-    let outcome = verb(&lab, &["check", policy.to_str().context("path")?])?;
-    assert_eq!(outcome.code, 0, "{outcome:?}");
+    let example = lab.file("example.toml");
+    std::fs::write(&example, places::EXAMPLE_POLICY)?;
+    let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging");
+    let settings = packaging.join("trefoil.toml");
+    let (v4, v6) = (lab.file("geoip"), lab.file("geoip6"));
+    for policy in [&example, &packaging.join("policy.toml")] {
+        let mut words = vec!["check", text(policy)?, "--config", text(&settings)?];
+        for file in [&v4, &v6] {
+            words.extend(["--geo", text(file)?]);
+        }
+        let outcome = verb(&lab, &words)?;
+        assert_eq!(outcome.code, 0, "{}: {outcome:?}", policy.display());
+    }
     lab.close()
+}
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().context("a path that is not UTF-8")
 }
 
 #[test]

@@ -32,3 +32,27 @@ fn the_exit_code_is_that_of_the_program() -> Result<()> {
     assert_eq!((code, told.as_str()), (7, ""));
     Ok(())
 }
+
+#[test]
+fn the_verbs_find_the_agent_by_the_settings_that_are_in_the_environment() -> Result<()> {
+    let script = "set -e
+        trefoil check --config $SETTINGS
+        trefoil status --config $SETTINGS
+        trefoil flows --config $SETTINGS
+        trefoil explain --config $SETTINGS --to 203.0.113.10:443
+        sed -i 's/\"report\"/\"enforce\"/' $POLICY
+        kill -HUP $AGENT
+        until ! traffic udp 203.0.113.10:9; do :; done";
+    let (code, told) = visit(&["--run", "sh", "-c", script])?;
+    assert_eq!(code, 0, "{told}");
+    for fact in [
+        "everything is as it should be",
+        "denied",
+        "never there",
+        "EPERM",
+        "refused",
+    ] {
+        ensure!(told.contains(fact), "nothing about {fact}: {told}");
+    }
+    Ok(())
+}

@@ -125,7 +125,7 @@ fn run(lab: &Lab, agent: &Agent<'_>, words: &[String], visitor: &AtomicI32) -> R
     command
         .env("PATH", path)
         .env("POLICY", lab.file("policy.toml"))
-        .env("PINS", lab.pins())
+        .env("SETTINGS", lab.settings()?)
         .env("AGENT", agent.pid().to_string())
         .env("LAB", lab.journal()?.name());
     pass_on(
@@ -209,11 +209,11 @@ Try
   traffic tcp 192.0.2.10:443 --bytes 1000000      through the approved gateway
   traffic udp 203.0.113.10:9                      a violation
   traffic udp [2001:db8:3:ffff::1]:9              country unknown: undetermined
-  trefoil flows --pin-dir $PINS
-  trefoil explain --policy $POLICY --to 203.0.113.10:443
-  $EDITOR $POLICY; trefoil check $POLICY && kill -HUP $AGENT
+  trefoil flows --config $SETTINGS
+  trefoil explain --config $SETTINGS --to 203.0.113.10:443
+  $EDITOR $POLICY; trefoil check --config $SETTINGS && kill -HUP $AGENT
       with mode = \"enforce\" the same traffic is refused
-  journalctl --namespace=$LAB -x
+  journalctl --namespace=$LAB -o verbose
 
 The far places, from another terminal:
   nsenter --net={foreign}    foreign
