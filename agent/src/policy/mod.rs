@@ -21,6 +21,8 @@ pub mod pattern;
 pub mod problem;
 pub mod service;
 pub mod source;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use compile::{Compiled, RuleSummary, compile, load};
 pub use evaluate::Question;

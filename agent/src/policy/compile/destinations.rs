@@ -6,6 +6,7 @@
 //! depends only on which of the policy's countries it is in, and is computed once.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use trefoil_ebpf::abi::{Range32, Range128, Row, verdict};
 
@@ -84,10 +85,8 @@ enum Alternative {
 
 impl World {
     fn new(policy: &Policy, clauses: &Clauses<'_>, surroundings: &Surroundings<'_>) -> Self {
-        let own = surroundings
-            .own_addresses
-            .iter()
-            .map(|address| Network::host(*address));
+        let own = surroundings.own_addresses.iter().map(IpAddr::to_canonical);
+        let own = own.map(Network::host);
         let mut sets = vec![Addresses::new(always_local().chain(own))];
         let mut members_of_sets: Vec<Vec<Country>> = Vec::new();
         let mut zones: Vec<Vec<Alternative>> = Vec::new();

@@ -1,0 +1,197 @@
+//! Random flows that have something to do with a policy.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::{Random, Scene, USERS, policies};
+use crate::policy::evaluate::Question;
+use crate::policy::source::Endpoint;
+
+/// A [`Question`] that owns its paths.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnedQuestion {
+    /// As in [`Question`].
+    pub cgroup: Option<Vec<u8>>,
+    /// As in [`Question`].
+    pub executable: Option<Vec<u8>>,
+    /// As in [`Question`].
+    pub uid: u32,
+    /// As in [`Question`].
+    pub destination: IpAddr,
+    /// As in [`Question`].
+    pub protocol: u8,
+    /// As in [`Question`].
+    pub port: u16,
+}
+
+impl OwnedQuestion {
+    /// The question itself.
+    #[must_use]
+    pub fn question(&self) -> Question<'_> {
+        Question {
+            cgroup: self.cgroup.as_deref(),
+            executable: self.executable.as_deref(),
+            uid: self.uid,
+            destination: self.destination,
+            protocol: self.protocol,
+            port: self.port,
+        }
+    }
+}
+
+/// Control groups that match some patterns, and others that nearly do.
+const CGROUPS: &[&str] = &[
+    "/",
+    "/system.slice/nginx.service",
+    "/system.slice/nginx-1.service/worker",
+    "/system.slice/system-export.slice/export@de.service",
+    "/system.slice/export@1.socket",
+    "/system.slice/mail-worker.service",
+    "/system.slice/_cpu.service",
+    "/user.slice/user-1000.slice/session-3.scope",
+    "/user.slice/user-1000.slice/session-33.scope",
+    "/user.slice/user-1000.slice/user@1000.service/app.slice/backup.service",
+    "/user.slice/user-1000.slice/user@1000.service/nginx.service",
+    "/user.slice/user-1000.slice/user@1000.service/app.slice/run-1.scope",
+    "/user.slice/user-1001.slice/user@1001.service/backup.service/x",
+    "/user-1000.slice/x.service",
+    "/a.slice/a-b.slice/x.service",
+    "/a-b.slice/x.service",
+    "/docker/0123456789abcdef/system.slice/nginx.service",
+    "/system.slice/docker-0123.scope/nginx.service",
+    "/nginx.service.d",
+    "/system.slice/\u{e4}-worker.service",
+];
+
+const CGROUP_PARTS: &[&str] = &[
+    "/system.slice",
+    "/user.slice",
+    "/user-1000.slice",
+    "/user@1000.service",
+    "/app.slice",
+    "/nginx.service",
+    "/export@1.service",
+    "/_cpu.service",
+    "/a.slice",
+    "/a-b.slice",
+    "/x.scope",
+    "/_",
+    "/",
+    "nginx",
+    ".service",
+    ".slice",
+    "/session-1.scope",
+    "-worker.service",
+];
+
+const EXECUTABLES: &[&str] = &[
+    "/usr/bin/curl",
+    "/usr/bin/curl2",
+    "/usr/local/bin/curl",
+    "/curl",
+    "/usr/lib/postgresql/15/bin/postgres",
+    "/usr/lib/postgresql/15/x/bin/postgres",
+    "/opt/aa/x",
+    "/opt/ad/x",
+    "/opt/x/y/bin/tool",
+    "/opt/x/bin/a",
+    "/usr/sbin/nginx",
+    "/usr/sbin/nginx (deleted)",
+    "/memfd:x",
+    "/bin/\u{e4}",
+];
+
+const EXECUTABLE_PARTS: &[&str] = &[
+    "/usr",
+    "/bin",
+    "/opt",
+    "/curl",
+    "/x",
+    "/",
+    "a",
+    "b",
+    "/lib/postgresql",
+    "/postgres",
+];
+
+impl Scene {
+    /// A flow that has something to do with this scene.
+    pub fn question(&self, random: &mut Random) -> OwnedQuestion {
+        let destination = match random.below(8) {
+            0 => IpAddr::V4(Ipv4Addr::from_bits(random.next_u64() as u32)),
+            1 => {
+                let high = u128::from(random.next_u64());
+                IpAddr::V6(Ipv6Addr::from_bits(
+                    high << 64 | u128::from(random.next_u64()),
+                ))
+            }
+            2 => policies::address(random),
+            _ => *random.pick(&self.landmarks),
+        };
+        let destination = match destination {
+            IpAddr::V4(v4) if random.one_in(8) => IpAddr::V6(v4.to_ipv6_mapped()),
+            destination => destination,
+        };
+        let protocol = match random.below(4) {
+            0 => random.next_u64() as u8,
+            _ => *random.pick(&[6, 6, 17, 1, 58, 47, 50, 132, 136, 255]),
+        };
+        let port = match random.below(4) {
+            0 => random.next_u64() as u16,
+            _ => *random.pick(&[
+                0, 1, 2, 53, 443, 444, 1023, 1024, 1194, 7999, 8000, 8010, 8011, 51820, 65535,
+            ]),
+        };
+        let uid = match random.below(8) {
+            0 => random.next_u64() as u32,
+            1 => *random.pick(&[0, 1, 2, 25, 27, 28, u32::MAX - 1, u32::MAX]),
+            _ => random.pick(USERS).1,
+        };
+        // Address and service of an endpoint rarely meet by chance.
+        let (destination, protocol, port) = match self.endpoint(random) {
+            Some(Endpoint {
+                address,
+                protocol: own,
+                port: own_port,
+            }) => {
+                let address = if random.one_in(6) {
+                    destination
+                } else {
+                    address
+                };
+                let own = if random.one_in(6) { protocol } else { own.0 };
+                (
+                    address,
+                    own,
+                    own_port.filter(|_| !random.one_in(6)).unwrap_or(port),
+                )
+            }
+            None => (destination, protocol, port),
+        };
+        OwnedQuestion {
+            cgroup: path(random, CGROUPS, CGROUP_PARTS),
+            executable: path(random, EXECUTABLES, EXECUTABLE_PARTS),
+            uid,
+            destination,
+            protocol,
+            port,
+        }
+    }
+
+    fn endpoint(&self, random: &mut Random) -> Option<Endpoint> {
+        let gateway = random.pick(&self.policy.gateways);
+        random.one_in(4).then(|| *random.pick(&gateway.endpoints))
+    }
+}
+
+/// Mostly one of `whole`, at times one made of `parts`, at times none.
+fn path(random: &mut Random, whole: &[&str], parts: &[&str]) -> Option<Vec<u8>> {
+    match random.below(8) {
+        0 => None,
+        1 => {
+            let n_parts = 1 + random.below(6);
+            let made: String = (0..n_parts).map(|_| *random.pick(parts)).collect();
+            Some(made.into_bytes())
+        }
+        _ => Some(random.pick(whole).as_bytes().to_vec()),
+    }
+}
