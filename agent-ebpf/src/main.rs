@@ -4,7 +4,17 @@
 //! them. A hook reads, looks up, counts or hands over, and returns; it never
 //! waits for user space.
 
+//! Nearly every line here is an unsafe access through a pointer that the kernel
+//! gave: to a context, a map value, reserved memory. Each is checked by the
+//! verifier, or the program does not load. That is the reason of every unsafe
+//! block that states no other.
+
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![allow(
+    clippy::multiple_unsafe_ops_per_block,
+    clippy::undocumented_unsafe_blocks,
+    reason = "the verifier checks every access, see above"
+)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![allow(
     clippy::needless_borrows_for_generic_args,

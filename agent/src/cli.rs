@@ -120,7 +120,7 @@ pub struct CheckArgs {
 /// `trefoil explain`
 #[derive(Args, Clone, Debug)]
 pub struct ExplainArgs {
-    /// Destination: ADDR, ADDR:PORT or [ADDR]:PORT
+    /// Destination, such as 192.0.2.1:443 or 2001:db8::1
     #[arg(long, value_name = "ADDR[:PORT]")]
     pub to: String,
     /// tcp, udp, icmp, ... or a number [default: tcp with a port]

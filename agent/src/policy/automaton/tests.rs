@@ -1,3 +1,5 @@
+//! What paths an automaton accepts, held against a matcher that tries everything.
+
 use std::collections::HashMap;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Compiled policies, held against what their rules say.
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 

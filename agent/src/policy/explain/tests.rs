@@ -1,3 +1,5 @@
+//! Reasons that `explain` gives, in words.
+
 use std::net::IpAddr;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! What patterns mean, and what is wrong with those that mean nothing.
+
 use super::*;
 
 fn unit(pattern: &str, path: &str) -> bool {

@@ -1,3 +1,5 @@
+//! What the text of a policy says, and how mistakes in it are told.
+
 use super::*;
 
 /// The example of the design, without the keys that are not supported yet.

@@ -1,0 +1,217 @@
+//! The judge in the kernel and the evaluator in user space decide the same.
+//!
+//! Random policies and flows; each flow is asked of both. The kernel side is the
+//! program `judge_question`, which calls the judge that the hooks call, run with
+//! `BPF_PROG_RUN`; nothing is attached. Needs root.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::{collections::HashMap, net::IpAddr, path::PathBuf};
+
+use trefoil::{
+    kernel::{Kernel, LoadSettings, PinDir, TableSizes, cgroup2_root, detach},
+    policy::{
+        compile,
+        testing::{OwnedQuestion, Random, Scene},
+    },
+};
+use trefoil_ebpf::abi::{
+    Address, ClassCache, Decision, EXECUTABLE_FOREIGN, EXECUTABLE_PATH, Executable, Peer, Question,
+};
+
+/// Pairs of a flow and a policy.
+const N_PAIRS: usize = 100_000;
+/// Flows that are asked under one policy.
+const N_QUESTIONS: usize = 500;
+
+/// Takes its pins away, also when the test fails.
+struct Pins(PathBuf);
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        detach(&PinDir::new(&self.0)).unwrap();
+    }
+}
+
+/// Gives every path an id in the kernel's table, once.
+#[derive(Default)]
+struct Ids(HashMap<Vec<u8>, u64>);
+
+impl Ids {
+    /// The id of a path, and whether it is new.
+    fn of(&mut self, path: &[u8]) -> (u64, bool) {
+        let next = self.0.len() as u64 + 1;
+        let id = *self.0.entry(path.to_vec()).or_insert(next);
+        (id, id == next)
+    }
+}
+
+fn executable(path: &[u8], flags: u16) -> Executable {
+    let mut bytes = [0; EXECUTABLE_PATH];
+    bytes[..path.len()].copy_from_slice(path);
+    Executable {
+        class: ClassCache::default(),
+        inode: 1,
+        device: 1,
+        path_len: path.len() as u16,
+        flags,
+        path: bytes,
+    }
+}
+
+fn peer(question: &OwnedQuestion) -> Peer {
+    let address = match question.destination {
+        IpAddr::V4(v4) => Address::v4(v4.to_bits()),
+        IpAddr::V6(v6) => Address(v6.octets()),
+    };
+    Peer {
+        address,
+        port: question.port,
+        protocol: question.protocol,
+        pad: [0; 5],
+    }
+}
+
+/// What the program returns for this decision.
+fn packed(decision: &Decision) -> u32 {
+    u32::from(decision.verdict) | u32::from(decision.flags) << 8 | u32::from(decision.rule) << 16
+}
+
+fn load(name: &str) -> (Kernel, Pins) {
+    let pid = std::process::id();
+    let pin_dir = PathBuf::from(format!("/sys/fs/bpf/trefoil-test-{pid}-{name}"));
+    let pins = Pins(pin_dir.clone());
+    let settings = LoadSettings {
+        pin_dir,
+        cgroup: cgroup2_root().unwrap(),
+        tables: TableSizes {
+            events_bytes: 1 << 16,
+            flows: 1,
+            ended: 1,
+            processes: 1,
+            executables: 1 << 16,
+            cgroups: 1 << 16,
+        },
+    };
+    (Kernel::load(&settings).unwrap(), pins)
+}
+
+#[test]
+fn kernel_and_evaluator_decide_the_same() {
+    let (mut kernel, _pins) = load("random");
+    let (mut executables, mut cgroups) = (Ids::default(), Ids::default());
+    let mut by_verdict: HashMap<u8, usize> = HashMap::new();
+    for seed in 0..(N_PAIRS / N_QUESTIONS) as u64 {
+        let scene = Scene::new(seed);
+        let generation = kernel.next_generation();
+        let compiled = compile(&scene.policy, &scene.surroundings(), generation).unwrap();
+        kernel.write_policy(&compiled.tables()).unwrap();
+        kernel.put_in_force(generation);
+        let own: Vec<Address> = scene
+            .own_addresses
+            .iter()
+            .map(|address| match address {
+                IpAddr::V4(v4) => Address::v4(v4.to_bits()),
+                IpAddr::V6(v6) => Address(v6.octets()),
+            })
+            .collect();
+        kernel.set_own_addresses(&own).unwrap();
+
+        let mut random = Random::new(!seed);
+        let asked: Vec<OwnedQuestion> = (0..N_QUESTIONS)
+            .map(|_| scene.question(&mut random))
+            .collect();
+        let questions: Vec<Question> = asked
+            .iter()
+            .map(|question| {
+                let mut exe_id = 0;
+                if let Some(path) = &question.executable {
+                    let is_new;
+                    (exe_id, is_new) = executables.of(path);
+                    if is_new {
+                        kernel.add_executable(exe_id, &executable(path, 0)).unwrap();
+                    }
+                }
+                let mut cgroup_id = 0;
+                if let Some(path) = &question.cgroup {
+                    let is_new;
+                    (cgroup_id, is_new) = cgroups.of(path);
+                    if is_new {
+                        kernel
+                            .add_cgroup(cgroup_id, std::str::from_utf8(path).unwrap())
+                            .unwrap();
+                    }
+                }
+                Question {
+                    exe_id,
+                    cgroup_id,
+                    peer: peer(question),
+                    uid: question.uid,
+                    pad: 0,
+                }
+            })
+            .collect();
+
+        let answers = kernel.ask(&questions).unwrap();
+        for (question, answer) in asked.iter().zip(answers) {
+            let expected = compiled.judge(&question.question());
+            assert_eq!(
+                answer,
+                packed(&expected),
+                "seed {seed}: the kernel says verdict {} rule {}, the evaluator {expected:?} \
+                 of {question:?} under\n{}",
+                answer & 0xff,
+                answer >> 16,
+                scene.text,
+            );
+            *by_verdict.entry(expected.verdict).or_default() += 1;
+        }
+    }
+    println!("{N_PAIRS} decisions, by verdict: {by_verdict:?}");
+    // A generator that asks about one kind of flow only would prove nothing.
+    assert!(by_verdict.len() >= 6, "{by_verdict:?}");
+}
+
+#[test]
+fn an_executable_that_a_user_could_have_put_there_matches_no_path() {
+    let (mut kernel, _pins) = load("foreign");
+    let text = r#"
+        mode = "enforce"
+        [[rules]]
+        name = "backups"
+        from = { exe = "/usr/bin/backup" }
+        to = { networks = ["203.0.113.0/24"] }
+        verdict = "approve"
+    "#;
+    let policy = trefoil::policy::Policy::parse(text, "policy.toml").unwrap();
+    let nobody = |_: &str| None;
+    let surroundings = trefoil::policy::Surroundings {
+        geography: &trefoil::policy::geography::Nowhere,
+        users: &nobody,
+        own_addresses: &[],
+    };
+    let generation = kernel.next_generation();
+    let compiled = compile(&policy, &surroundings, generation).unwrap();
+    kernel.write_policy(&compiled.tables()).unwrap();
+    kernel.put_in_force(generation);
+    kernel
+        .add_executable(1, &executable(b"/usr/bin/backup", 0))
+        .unwrap();
+    kernel
+        .add_executable(2, &executable(b"/usr/bin/backup", EXECUTABLE_FOREIGN))
+        .unwrap();
+    let ask = |exe_id| Question {
+        exe_id,
+        peer: Peer {
+            address: Address::v4(0xcb00_7109),
+            port: 443,
+            protocol: 6,
+            pad: [0; 5],
+        },
+        ..Question::default()
+    };
+    let answers = kernel.ask(&[ask(1), ask(2), ask(3)]).unwrap();
+    let verdicts: Vec<u8> = answers.iter().map(|answer| *answer as u8).collect();
+    use trefoil_ebpf::abi::verdict::{APPROVED, UNDETERMINED};
+    assert_eq!(verdicts, [APPROVED, UNDETERMINED, UNDETERMINED]);
+}
