@@ -9,6 +9,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::names::RuleNames;
+
 /// Contents of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct State {
@@ -68,6 +70,15 @@ impl State {
     /// Reads it; `None` if there is none that this version understands.
     pub fn read(pin_dir: &Path) -> Option<Self> {
         serde_json::from_slice(&fs::read(Self::file(pin_dir)).ok()?).ok()
+    }
+
+    /// What its policy calls its rules.
+    pub fn rule_names(&self) -> RuleNames {
+        RuleNames {
+            generation: self.generation,
+            policy: self.policy.as_str().into(),
+            rules: self.rules.iter().map(|rule| rule.as_str().into()).collect(),
+        }
     }
 
     /// Replaces it.

@@ -16,7 +16,7 @@ use crate::{
     clock::{self, BootClock},
     flow::{FlowId, FlowReport, ReportKind, Stage, counted},
     kernel::{KernelError, PinDir, Reader},
-    names::{Names, RuleNames},
+    names::Names,
     owner::users::Logins,
     report::{Record, Terminal},
     state::State,
@@ -34,11 +34,7 @@ pub fn flows(args: &FlowsArgs) -> Result<Ending, Failure> {
         .map_err(|error| Failure::Other(format!("start the look-up of login names: {error}")))?;
     let mut names = Names::new(logins, None, Arc::new(geo));
     if let Some(state) = State::read(pin_dir) {
-        names.add_policy(RuleNames {
-            generation: state.generation,
-            policy: state.policy.into(),
-            rules: state.rules.into_iter().map(Into::into).collect(),
-        });
+        names.add_policy(state.rule_names());
     }
     let mut output = Output::new(args.json)?;
     let mut shown: HashMap<FlowId, Tracked> = HashMap::new();

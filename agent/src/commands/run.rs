@@ -108,11 +108,15 @@ async fn watch(
 
     let reporter = reporter(settings)?;
     let failed = |error| Failure::Other(format!("start a thread: {error}"));
-    let names = Names::new(
+    let mut names = Names::new(
         Logins::start().map_err(failed)?,
         Some(Hashes::start(settings.sha256_max_bytes).map_err(failed)?),
         Arc::clone(&geo),
     );
+    if let Some(before) = State::read(&settings.pin_dir) {
+        // What waits in the kernel was judged by the policy of the agent before.
+        names.add_policy(before.rule_names());
+    }
     let flow_settings = FlowSettings {
         mode: settings.flows,
         flows_rate: settings.flows_rate,
