@@ -5,16 +5,23 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::program::pass_on;
 use crate::record::Record;
 use crate::wait::wait_for;
 
+/// The first descriptor that sd_listen_fds(3) hands over.
+const FIRST_PASSED: i32 = 3;
 const JOURNALD: [&str; 2] = [
     "/lib/systemd/systemd-journald",
     "/usr/lib/systemd/systemd-journald",
@@ -24,16 +31,13 @@ const JOURNALD: [&str; 2] = [
 #[derive(Debug)]
 pub struct Journal {
     name: String,
-    child: Child,
+    socket: UnixDatagram,
+    child: Mutex<Child>,
 }
 
 impl Journal {
     /// Starts a journald for the journal namespace `name`.
     pub fn start(name: &str) -> Result<Self> {
-        let program = JOURNALD
-            .iter()
-            .find(|path| Path::new(path).exists())
-            .context("systemd-journald is missing: install package systemd")?;
         // Without a limit: tests log more in a second than a service ought to.
         let configuration = configuration_directory(name);
         fs::create_dir_all(&configuration)
@@ -46,36 +50,47 @@ impl Journal {
         let runtime = runtime_directory(name);
         fs::create_dir_all(&runtime).with_context(|| format!("create {}", runtime.display()))?;
 
-        let mut command = Command::new(program);
-        command
-            .arg(name)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            // Ctrl-C in a terminal is not for it.
-            .process_group(0);
-        pass_on(&mut command, None, None, None)?;
-        let child = command
-            .spawn()
-            .with_context(|| format!("start {program}"))?;
-        let mut journal = Self {
+        let socket = runtime.join("socket");
+        let socket =
+            UnixDatagram::bind(&socket).with_context(|| format!("bind {}", socket.display()))?;
+        let child = Mutex::new(spawn(name, &socket)?);
+        let journal = Self {
             name: name.to_owned(),
+            socket,
             child,
         };
-        wait_for("journald listens and has begun its journal", || {
-            if let Some(status) = journal.child.try_wait()? {
+        journal.wait_until_it_writes()?;
+        Ok(journal)
+    }
+
+    /// Stops it, as an update of systemd would. What it wrote stays, and what is
+    /// sent to it waits.
+    pub fn stop(&self) -> Result<()> {
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).context("stop journald")?;
+        child.wait().context("wait for journald")?;
+        Ok(())
+    }
+
+    /// Starts it again after [`stop`](Self::stop).
+    pub fn start_again(&self) -> Result<()> {
+        *self.child.lock().unwrap_or_else(PoisonError::into_inner) =
+            spawn(&self.name, &self.socket)?;
+        self.wait_until_it_writes()
+    }
+
+    fn wait_until_it_writes(&self) -> Result<()> {
+        wait_for("journald has begun its journal", || {
+            let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(status) = child.try_wait()? {
                 bail!("journald ended at once: {status}");
             }
-            if !journal.socket().exists() {
-                return Ok(None);
-            }
-            let begun = journal
+            let begun = self
                 .command()
                 .args(["-q", "-n", "1", "-o", "cat"])
                 .output()?;
             Ok((!begun.stdout.is_empty()).then_some(()))
-        })?;
-        Ok(journal)
+        })
     }
 
     /// What `journalctl --namespace` calls it.
@@ -120,15 +135,54 @@ impl Journal {
 
 impl Drop for Journal {
     fn drop(&mut self) {
+        let child = self.child.get_mut().unwrap_or_else(PoisonError::into_inner);
         // Ending by SIGTERM would flush files that are thrown away below.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = child.kill();
+        let _ = child.wait();
         if let Err(error) = clean(&self.name)
             && !std::thread::panicking()
         {
             eprintln!("journal {}: {error:#}", self.name);
         }
     }
+}
+
+/// Starts journald with a socket that is ours, as systemd would: what was sent
+/// while there is no journald waits for the next one.
+fn spawn(name: &str, socket: &UnixDatagram) -> Result<Child> {
+    let program = JOURNALD
+        .iter()
+        .find(|path| Path::new(path).exists())
+        .context("systemd-journald is missing: install package systemd")?;
+    let mut command = Command::new("sh");
+    // sd_listen_fds(3): only its addressee may take the descriptors.
+    command
+        .args(["-c", "LISTEN_PID=$$ exec \"$0\" \"$1\"", program, name])
+        .env("LISTEN_FDS", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        // Ctrl-C in a terminal is not for it.
+        .process_group(0);
+    pass_on(&mut command, None, None, None)?;
+    let socket = socket.as_raw_fd();
+    let pass_socket = move || {
+        let passed = if socket == FIRST_PASSED {
+            // SAFETY: fcntl with these numbers reads no memory.
+            unsafe { libc::fcntl(socket, libc::F_SETFD, 0) }
+        } else {
+            // SAFETY: dup2 reads no memory. The copy is not closed on exec.
+            unsafe { libc::dup2(socket, FIRST_PASSED) }
+        };
+        if passed < 0 {
+            Err(std::io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
+    };
+    // SAFETY: the closure makes one system call and allocates nothing.
+    unsafe { command.pre_exec(pass_socket) };
+    command.spawn().with_context(|| format!("start {program}"))
 }
 
 /// Removes the files of journal namespace `name`.

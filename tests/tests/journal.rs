@@ -8,8 +8,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use trefoil_lab::agent::kernel_verb;
 use trefoil_lab::{Lab, Record, places, wait_for};
-use world::{at, reporting, traffic_in};
+use world::{TRAFFIC, at, reporting, traffic_in};
 
 /// A violation by `shop.service`: its record, and the journal's entry of it.
 fn violation(lab: &Lab) -> Result<(Record, Record)> {
@@ -170,4 +171,42 @@ fn catalog() -> Result<PathBuf> {
         }
     }
     None.context("no file *.catalog in packaging/")
+}
+
+#[test]
+fn records_wait_for_a_journal_that_is_away() -> Result<()> {
+    // More than the queue of a socket holds, which is 512 at most.
+    const DATAGRAMS: usize = 400;
+    let lab = Lab::new()?;
+    let mut agent = lab.agent().policy(&reporting()).start()?;
+    lab.journal()?.stop()?;
+    traffic_in(&lab, "shop.service")?
+        .args(["burst", &at(places::FOREIGN, 9), "--program", TRAFFIC])
+        .args(["--count", &DATAGRAMS.to_string()])
+        .run()?
+        .success()?;
+    wait_for("status says that records wait", || {
+        let status = kernel_verb(&lab, "status", &[])?;
+        Ok((status.code == 1 && status.stdout.contains("records wait")).then_some(()))
+    })?;
+    lab.journal()?.start_again()?;
+    agent.wait_for("violations", |records| {
+        let violations = records
+            .iter()
+            .filter(|record| record.is("event", "violation"));
+        (violations.count() == DATAGRAMS).then_some(())
+    })?;
+    wait_for("status says that all is well", || {
+        Ok((kernel_verb(&lab, "status", &[])?.code == 0).then_some(()))
+    })?;
+    let (_, records) = agent.stop(Signal::SIGINT)?;
+    let entries = lab.journal()?.entries(&["SYSLOG_IDENTIFIER=trefoil"])?;
+    let numbers = |records: &[Record]| -> Vec<String> {
+        records
+            .iter()
+            .map(|record| format!("{}{}", record.text("seq"), record.text("TREFOIL_SEQ")))
+            .collect()
+    };
+    assert_eq!(numbers(&entries), numbers(&records));
+    lab.close()
 }
