@@ -81,6 +81,7 @@ pub(super) fn read(text: &str) -> (Policy, Vec<Problem>) {
         lines: Lines::new(text),
         problems,
         damage,
+        misspelt: Vec::new(),
     };
     let policy = reader.policy(root.get_ref());
     (policy, reader.problems)
@@ -90,6 +91,8 @@ struct Reader<'t> {
     lines: Lines<'t>,
     problems: Vec<Problem>,
     damage: Vec<Damage>,
+    /// Keys that were probably meant by unknown ones, with the offsets of their tables.
+    misspelt: Vec<(usize, &'static str)>,
 }
 
 /// A table, the key path that leads to it, and where it begins.
@@ -114,11 +117,15 @@ impl Reader<'_> {
             .any(|damage| header(damage) == offset || damage.name.is_empty())
     }
 
-    /// True when a name in this table may be missing for the same reason.
+    /// True when a name in this table may be missing for the same reason, or because
+    /// the table's own name is misspelt.
     fn has_lost_names(&self, table: &str) -> bool {
-        self.damage
-            .iter()
-            .any(|damage| damage.name == table || damage.name.is_empty())
+        let is_misspelt = self.misspelt.iter().any(|&(_, meant)| meant == table);
+        is_misspelt
+            || self
+                .damage
+                .iter()
+                .any(|damage| damage.name == table || damage.name.is_empty())
     }
 
     fn policy(&mut self, root: &DeTable<'_>) -> Policy {
@@ -260,9 +267,8 @@ impl Reader<'_> {
             rule.ports = self.values(to, "ports", Ports::parse);
             rule.protocols = self.values(to, "protocols", Protocol::parse);
         }
-        let says_something = [from, to].iter().flatten().any(|at| !at.table.is_empty());
-        let is_there = at.table.contains_key("from") || at.table.contains_key("to");
-        if !says_something && !is_there && !self.is_damaged(at.offset) {
+        let is_there = |key| at.table.contains_key(key) || self.is_misspelt(at, key);
+        if !is_there("from") && !is_there("to") && !self.is_damaged(at.offset) {
             let fault = Fault::new(
                 "the rule has neither `from` nor `to`: it would match everything",
             )
@@ -469,10 +475,17 @@ impl Reader<'_> {
     }
 
     fn missing(&mut self, at: At<'_>, key: &str, help: &str) {
-        if !self.is_damaged(at.offset) {
+        if !self.is_misspelt(at, key) && !self.is_damaged(at.offset) {
             let fault = Fault::new(format!("`{key}` is missing")).help(help);
             self.problem(fault, at.offset, at.path);
         }
+    }
+
+    /// True when an unknown key of this table was probably meant to be `key`.
+    fn is_misspelt(&self, at: At<'_>, key: &str) -> bool {
+        self.misspelt
+            .iter()
+            .any(|&(offset, meant)| offset == at.offset && meant == key)
     }
 
     fn check_keys(&mut self, at: At<'_>, keys: &Keys) {
@@ -495,7 +508,10 @@ impl Reader<'_> {
             } else {
                 let fault = Fault::new(format!("`{name}` is not a known key"));
                 match nearest(name, keys.known) {
-                    Some(meant) => fault.help(format!("did you mean `{meant}`?")),
+                    Some(meant) => {
+                        self.misspelt.push((at.offset, meant));
+                        fault.help(format!("did you mean `{meant}`?"))
+                    }
                     None => fault.help(format!("known keys here: {}", keys.known.join(", "))),
                 }
             };

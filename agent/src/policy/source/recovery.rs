@@ -46,18 +46,23 @@ pub(super) fn repair(text: &str) -> (Option<String>, Vec<Problem>, Vec<Damage>) 
     let mut header_is_broken = false;
     for statement in statements(text) {
         let source = &text[statement.clone()];
-        let is_header = source.trim_start().starts_with('[');
         let (_, errors) = DeTable::parse_recoverable(source);
+        let is_header = source.trim_start().starts_with('[') || looks_like_header(source);
         if is_header {
-            header_is_broken = !errors.is_empty();
             let name = header_name(source);
             // `[rules.from]` continues the rule before it.
-            if header_is_broken || !source.contains('.') || name != top.name {
-                let name = if header_is_broken {
-                    String::new()
-                } else {
-                    name
+            let is_dotted = source
+                .split('#')
+                .next()
+                .is_some_and(|header| header.contains('.'));
+            let continues = is_dotted && (header_is_broken || name == top.name);
+            header_is_broken = !errors.is_empty() || continues && header_is_broken;
+            if header_is_broken {
+                top = Damage {
+                    header: statement.start,
+                    name: String::new(),
                 };
+            } else if !continues {
                 top = Damage {
                     header: statement.start,
                     name,
@@ -175,12 +180,10 @@ fn statements(text: &str) -> Vec<Range<usize>> {
 
 /// `[name]` or `[[name]]`, even with a bracket too few.
 fn looks_like_header(line: &str) -> bool {
-    let inner = line.trim().trim_start_matches('[');
+    let line = line.split('#').next().unwrap_or_default().trim_end();
+    let name = line.trim_start_matches('[').trim_end_matches(']');
     let is_name = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
-    let rest = inner.trim_start_matches(is_name);
-    line.starts_with('[')
-        && rest.len() < inner.len()
-        && (rest.is_empty() || rest.starts_with([']', '#']) && !rest.contains(','))
+    !name.is_empty() && name.len() < line.len() && name.chars().all(is_name)
 }
 
 /// `name =`

@@ -1,5 +1,7 @@
 //! What the text of a policy says, and how mistakes in it are told.
 
+use proptest::prelude::*;
+
 use super::*;
 
 /// The example of the design, without the keys that are not supported yet.
@@ -326,4 +328,103 @@ fn names_are_used_once() {
     assert_eq!(problems.len(), 1);
     assert_eq!(problems[0].place, Place { line: 6, column: 8 });
     assert_eq!(problems[0].key, "gateways[1].name");
+}
+
+#[test]
+fn a_line_that_is_broken_is_the_only_one_to_blame() {
+    let lines: Vec<&str> = EXAMPLE.lines().collect();
+    let mut n_broken = 0;
+    for index in 0..lines.len() {
+        let statement = lines[index].split(" #").next().unwrap().trim_end();
+        for broken in [
+            statement.get(..statement.len().saturating_sub(1)),
+            statement.get(1..),
+            Some(&*statement.replacen('=', "", 1)),
+            Some(&*statement.replacen('"', "", 1)),
+            Some(&*statement.replacen('[', "", 1)),
+            Some(&*statement.replacen(',', "", 1)),
+        ] {
+            let Some(broken) = broken.filter(|broken| *broken != statement) else {
+                continue;
+            };
+            let mut lines = lines.clone();
+            lines[index] = broken;
+            let Err(problems) = Policy::parse(&lines.join("\n"), "policy.toml") else {
+                continue;
+            };
+            n_broken += 1;
+            // A name that is defined under another is missed where it is used.
+            let is_reference = |problem: &&Problem| problem.message.starts_with("there is no");
+            let blamed: Vec<usize> = problems
+                .list
+                .iter()
+                .filter(|problem| !is_reference(problem))
+                .map(|problem| problem.place.line as usize - 1)
+                .collect();
+            assert!(
+                blamed.iter().all(|&line| line == index),
+                "{index} {broken:?}\n{problems}"
+            );
+        }
+    }
+    assert!(n_broken > 80, "{n_broken}");
+}
+
+/// The example with a few pieces taken out and others put in.
+fn mutilated() -> impl Strategy<Value = String> {
+    const PIECES: [&str; 20] = [
+        "",
+        "[",
+        "]",
+        "{",
+        "}",
+        "\"",
+        "'''",
+        "=",
+        "\n",
+        "\r",
+        ".",
+        ",",
+        "#",
+        "\u{e4}",
+        "\0",
+        "[[rules]]\n",
+        "[rules.from]\n",
+        "zones = 1\n",
+        "1979-05-27",
+        "0x1",
+    ];
+    let edit = (
+        0..EXAMPLE.len(),
+        0..12_usize,
+        prop::sample::select(&PIECES[..]),
+    );
+    prop::collection::vec(edit, 1..6).prop_map(|edits| {
+        let mut text = EXAMPLE.to_owned();
+        for (at, n_removed, piece) in edits {
+            let start = at.min(text.len());
+            let end = (start + n_removed).min(text.len());
+            if text.is_char_boundary(start) && text.is_char_boundary(end) {
+                text.replace_range(start..end, piece);
+            }
+        }
+        text
+    })
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_read_or_has_problems_in_it(text in mutilated()) {
+        let is_toml = toml::de::DeTable::parse(&text).is_ok();
+        match Policy::parse(&text, "policy.toml") {
+            Ok(_) => prop_assert!(is_toml, "{}", text),
+            Err(problems) => {
+                prop_assert!(!problems.list.is_empty());
+                let n_lines = text.matches('\n').count() as u32 + 1;
+                for problem in &problems.list {
+                    prop_assert!((1..=n_lines).contains(&problem.place.line), "{}", problem);
+                }
+            }
+        }
+    }
 }
