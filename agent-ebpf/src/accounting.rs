@@ -140,10 +140,9 @@ pub fn begin_again(tracked: *mut Tracked, decision: Decision, state: u16) {
     }
 }
 
-/// Counts one packet of a flow. `exclusive` says that the caller holds the
-/// socket's lock, as every sender of TCP does, so that plain additions will do.
+/// Counts one packet of a flow. Atomic, since UDP sends without a lock.
 #[inline(always)]
-pub fn count(tracked: *mut Tracked, bytes: u64, blocked: bool, exclusive: bool) {
+pub fn count(tracked: *mut Tracked, bytes: u64, blocked: bool) {
     // SAFETY: a map value; the verifier checks the access. So below.
     let counters = unsafe { &raw mut (*tracked).flow.counters };
     let (byte_counter, packet_counter) = unsafe {
@@ -159,15 +158,8 @@ pub fn count(tracked: *mut Tracked, bytes: u64, blocked: bool, exclusive: bool) 
             )
         }
     };
-    if exclusive {
-        unsafe {
-            *byte_counter += bytes;
-            *packet_counter += 1;
-        }
-    } else {
-        atomic::add(byte_counter, bytes);
-        atomic::add(packet_counter, 1);
-    }
+    atomic::add(byte_counter, bytes);
+    atomic::add(packet_counter, 1);
 }
 
 /// Counts one packet in the sums of its verdict.

@@ -20,7 +20,9 @@ pub fn find_for_sender(key: &FlowKey, sender: *const Owner) -> Option<*mut Track
     let tracked = find(key)?;
     // SAFETY: map values; the verifier checks the access.
     unsafe {
-        if (*tracked).owner.pid != (*sender).pid || (*tracked).owner.start_ns != (*sender).start_ns
+        if (*tracked).owner.pid != (*sender).pid
+            || (*tracked).owner.start_ns != (*sender).start_ns
+            || (*tracked).owner.exe_id != (*sender).exe_id
         {
             let was_shared = (*tracked).flow.state & FLOW_SHARED != 0;
             (*tracked).owner = *sender;

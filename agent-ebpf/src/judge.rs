@@ -13,7 +13,7 @@ use aya_ebpf::btf_maps::Array;
 use trefoil_ebpf::abi::*;
 
 use crate::maps::{
-    CGROUPS, CLAUSES, EXECUTABLES, OWN_ADDRESSES, POLICIES, RANGES32, RANGES128, ROWS, STATES, lose,
+    CGROUPS, CLAUSES, EXECUTABLES, POLICIES, RANGES32, RANGES128, ROWS, STATES, lose,
 };
 
 /// What the judge needs to know about the source.
@@ -110,10 +110,6 @@ fn decide(generation: u32, classes: u64, service: u32, high: u64, low: u64) -> O
         },
     };
     let address = Address::from_halves(high, low);
-    // SAFETY: only asked whether it is there.
-    if unsafe { OWN_ADDRESSES.get(&address) }.is_some() {
-        return Some(decision);
-    }
     let (destination, fallback) = match address.as_v4() {
         Some(v4) => {
             let range =

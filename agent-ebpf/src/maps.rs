@@ -132,12 +132,6 @@ pub static LOSSES: PerCpuArray<u64, { N_LOSSES as usize }> = PerCpuArray::new();
 #[btf_map]
 pub static TOTALS: PerCpuArray<Totals, { verdict::N as usize }> = PerCpuArray::new();
 
-/// Addresses of this host, written by the agent: always `local`. When full, the
-/// agent says so.
-#[btf_map]
-pub static OWN_ADDRESSES: HashMap<Address, u32, 4096, { BPF_F_NO_PREALLOC as usize }> =
-    HashMap::new();
-
 /// Headers of the two policy generations. This and the five tables below are
 /// written by the agent in the slot that is not in force, read by the judge.
 #[btf_map]

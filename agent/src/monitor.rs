@@ -11,7 +11,7 @@ use std::{
 };
 
 use trefoil_ebpf::abi::{
-    Address, Event, FLOW_EMBRYONIC, FLOW_ENDED, FlowKey, Peer, Tracked, reason,
+    Event, FLOW_EMBRYONIC, FLOW_ENDED, FlowKey, Peer, Tracked, reason,
 };
 
 use crate::{
@@ -144,7 +144,6 @@ fn put_in_place(
     load: &LoadSettings,
     policy: &Compilation,
 ) -> Result<(), KernelError> {
-    kernel.set_own_addresses(&own_addresses())?;
     // Tells whose root directory is the host's before any hook wants to know.
     kernel.adopt_processes()?;
     kernel.write_policy(&policy.compiled.tables())?;
@@ -263,7 +262,6 @@ impl Monitor {
         }
         self.report()?;
         self.report_losses()?;
-        self.reader.set_own_addresses(&own_addresses())?;
         self.hand_over();
         Ok(())
     }
@@ -597,24 +595,4 @@ impl Monitor {
         }
         Ok(())
     }
-}
-
-/// Addresses of this host's interfaces, in the network namespace of the agent.
-pub fn own_addresses() -> Vec<Address> {
-    let mut addresses: Vec<Address> = nix::ifaddrs::getifaddrs()
-        .into_iter()
-        .flatten()
-        .filter_map(|interface| {
-            let address = interface.address?;
-            if let Some(v4) = address.as_sockaddr_in() {
-                return Some(Address::v4(v4.ip().to_bits()));
-            }
-            address
-                .as_sockaddr_in6()
-                .map(|v6| Address(v6.ip().octets()))
-        })
-        .collect();
-    addresses.sort_unstable();
-    addresses.dedup();
-    addresses
 }

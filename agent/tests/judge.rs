@@ -107,16 +107,6 @@ fn kernel_and_evaluator_decide_the_same() {
         let compiled = compile(&scene.policy, &scene.surroundings(), generation).unwrap();
         kernel.write_policy(&compiled.tables()).unwrap();
         kernel.put_in_force(generation);
-        let own: Vec<Address> = scene
-            .own_addresses
-            .iter()
-            .map(|address| match address {
-                IpAddr::V4(v4) => Address::v4(v4.to_bits()),
-                IpAddr::V6(v6) => Address(v6.octets()),
-            })
-            .collect();
-        kernel.set_own_addresses(&own).unwrap();
-
         let mut random = Random::new(!seed);
         let asked: Vec<OwnedQuestion> = (0..N_QUESTIONS)
             .map(|_| scene.question(&mut random))

@@ -201,3 +201,31 @@ fn a_reload_applies_to_open_flows_from_their_next_packet_on() -> Result<()> {
     trefoil_lab::agent::detach(&lab)?;
     lab.close()
 }
+
+#[test]
+fn an_address_that_the_host_loses_is_judged_from_the_next_packet_on() -> Result<()> {
+    let lab = Lab::new()?;
+    let sink = UdpSink::new(&lab.foreign, 9)?;
+    let own = format!("{}/32 dev lo", places::FOREIGN);
+    lab.host.ip(&format!("address add {own}\n"))?;
+    let mut agent = lab.agent().policy(&enforcing()).start()?;
+    let mut held = traffic(&lab)?
+        .args(["udp", &at(places::FOREIGN, 9), "--hold"])
+        .start()?;
+    held.line()?;
+    held.proceed()?;
+    held.line()?;
+
+    let before = policies(agent.records()?).count();
+    lab.host.ip(&format!("address del {own}\n"))?;
+    agent.wait_for("another generation of the policy", |records| {
+        policies(records).nth(before).cloned()
+    })?;
+    held.proceed()?;
+    let outcome = held.finish()?;
+    ensure!(outcome.code == REFUSED, "{outcome:?}");
+    assert_eq!(sink.arrived().packets, 0);
+    agent.stop(Signal::SIGTERM)?;
+    trefoil_lab::agent::detach(&lab)?;
+    lab.close()
+}

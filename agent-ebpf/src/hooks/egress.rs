@@ -91,7 +91,7 @@ fn slot(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
     let mut flags = unsafe { (*tag).flags };
     let mut embryonic = 0;
 
-    if peer.protocol == protocol::TCP {
+    if is_tcp(socket) {
         let state = unsafe { (*socket).state };
         if state == TCP_LISTEN {
             flags |= SOCKET_LISTENS;
@@ -238,10 +238,7 @@ fn settle(control: Control, tracked: *mut Tracked, ends: &Ends, bytes: u64) -> i
         begin_again(tracked, decision, FLOW_ENDED);
     }
     let blocked = decision.blocks();
-    // TCP sends under the socket's lock, but a listener answers without it.
-    let exclusive = ends.destination.protocol == protocol::TCP
-        && unsafe { (*flow).state } & FLOW_EMBRYONIC == 0;
-    count(tracked, bytes, blocked, exclusive);
+    count(tracked, bytes, blocked);
     count_total(&decision, bytes, blocked);
     if is_late {
         finish(reason::CLOSED, tracked);
@@ -249,6 +246,13 @@ fn settle(control: Control, tracked: *mut Tracked, ends: &Ends, bytes: u64) -> i
         announce(tracked);
     }
     if blocked { DROP } else { PASS }
+}
+
+/// True for a TCP socket, and not for one that only sends packets of TCP.
+#[inline(always)]
+pub fn is_tcp(socket: *const bpf_sock) -> bool {
+    const SOCK_STREAM: u32 = 1;
+    unsafe { (*socket).type_ == SOCK_STREAM && (*socket).protocol == u32::from(protocol::TCP) }
 }
 
 #[inline(always)]

@@ -7,11 +7,11 @@
 use aya_ebpf::{macros::cgroup_sock, programs::SockContext};
 use trefoil_ebpf::abi::{SOCKET_HAS_FLOWS, SOCKET_HAS_PEER, SOCKET_RELEASED};
 
+use super::egress::is_tcp;
 use crate::{
     accounting::{announce_socket_gone, end},
     globals::tcp_state_seen,
     maps::{SOCKETS, active},
-    packet::protocol,
 };
 
 /// Every path lets the socket go.
@@ -29,10 +29,10 @@ fn release(ctx: &SockContext) -> Option<()> {
     let tag = SOCKETS.get(ctx.sock)?;
     // SAFETY: fields of the context and a map value; the verifier checks the
     // access. So below.
-    let (protocol, flags) = unsafe { ((*ctx.sock).protocol, (*tag).flags) };
+    let flags = unsafe { (*tag).flags };
     let tracked = unsafe { &raw mut (*tag).tracked };
     unsafe { (*tag).flags = flags | SOCKET_RELEASED };
-    let ends_later = protocol == u32::from(protocol::TCP) && tcp_state_seen();
+    let ends_later = is_tcp(ctx.sock) && tcp_state_seen();
     if flags & SOCKET_HAS_PEER != 0 && !ends_later {
         end(tracked);
     }

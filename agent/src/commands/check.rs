@@ -83,7 +83,7 @@ pub fn check(args: &CheckArgs) -> Result<Ending, Failure> {
         Err(failure) => general.push(complain(failure)),
         Ok(text) => {
             let known: &dyn Geography = geo.as_ref().map_or(&Nowhere, |geo| geo);
-            match sources::compile(&text, known, 1) {
+            match sources::compile(&text, known, &sources::own_addresses(), 1) {
                 Ok(policy) => {
                     let compiled = &policy.compiled;
                     findings.policy = Some(Usable {

@@ -14,18 +14,20 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::{Ending, Failure, sources};
+use super::{
+    Ending, Failure,
+    sources::{self, Origins},
+};
 use crate::{
     cli::RunArgs,
     clock,
     flow::FlowSettings,
-    geo::Geo,
     kernel::{Kernel, KernelError, LoadSettings, TableSizes},
     monitor::{Compilation, Monitor, Parts},
     names::Names,
     notify::notify,
     owner::{executable::Hashes, users::Logins},
-    policy::Mode,
+    policy::{Mode, Problems},
     report::{Context, Journal, JournalSettings, Json, Reporter, ReporterSettings, Sink, Terminal},
     settings::{DEFAULT_JOURNAL, Flags, Settings},
     state::State,
@@ -37,11 +39,10 @@ const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
 
 pub fn run(args: &RunArgs) -> Result<Ending, Failure> {
     let settings = merged(args)?;
-    let geo = Arc::new(sources::geo(&[], &settings)?);
     // Before anything is loaded: a policy that is not understood starts nothing.
-    let text = sources::policy_text(&settings)?;
-    sources::compile(&text, &*geo, 1)
-        .map_err(|problems| Failure::Configuration(problems.to_string()))?;
+    let origins = Origins::read(&settings)?;
+    let bad = |problems: Problems| Failure::Configuration(problems.to_string());
+    origins.compile(1).map_err(bad)?;
 
     let load = LoadSettings {
         pin_dir: settings.pin_dir.clone(),
@@ -56,13 +57,12 @@ pub fn run(args: &RunArgs) -> Result<Ending, Failure> {
         },
     };
     let kernel = Kernel::load(&load)?;
-    let policy = sources::compile(&text, &*geo, kernel.next_generation())
-        .map_err(|problems| Failure::Configuration(problems.to_string()))?;
+    let policy = origins.compile(kernel.next_generation()).map_err(bad)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::Other(format!("start the event loop: {error}")))?;
-    runtime.block_on(watch(kernel, &load, &settings, geo, policy))
+    runtime.block_on(watch(kernel, &load, &settings, origins, policy))
 }
 
 /// Settings with what the command line says instead.
@@ -88,7 +88,7 @@ async fn watch(
     kernel: Kernel,
     load: &LoadSettings,
     settings: &Settings,
-    mut geo: Arc<Geo>,
+    mut origins: Origins,
     policy: Compilation,
 ) -> Result<Ending, Failure> {
     // Whoever started the agent may have blocked what it listens for.
@@ -111,7 +111,7 @@ async fn watch(
     let mut names = Names::new(
         Logins::start().map_err(failed)?,
         Some(Hashes::start(settings.sha256_max_bytes).map_err(failed)?),
-        Arc::clone(&geo),
+        Arc::clone(&origins.geo),
     );
     if let Some(before) = State::read(&settings.pin_dir) {
         // What waits in the kernel was judged by the policy of the agent before.
@@ -135,7 +135,7 @@ async fn watch(
         reporter,
         heartbeat_s: settings.heartbeat_interval.as_secs(),
     };
-    let mut monitor = Monitor::start(kernel, parts, &geo, &policy)?;
+    let mut monitor = Monitor::start(kernel, parts, &origins.geo, &policy)?;
     let mut mode = policy.compiled.mode();
     let mut state = State {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -173,12 +173,19 @@ async fn watch(
                     ));
                 }
                 monitor.sweep()?;
+                let own_addresses = sources::own_addresses();
+                if own_addresses != origins.own_addresses {
+                    origins.own_addresses = own_addresses;
+                    if let Some(policy) = replace(&mut monitor, &origins)? {
+                        describe(&mut state, &policy);
+                    }
+                }
                 save(&mut state, &monitor, settings);
             }
             _ = beat.tick() => monitor.beat()?,
             _ = hangup.recv() => {
                 notify("RELOADING=1");
-                if let Some(policy) = reload(&mut monitor, settings, &mut geo)? {
+                if let Some(policy) = reload(&mut monitor, settings, &mut origins)? {
                     mode = policy.compiled.mode();
                     describe(&mut state, &policy);
                     save(&mut state, &monitor, settings);
@@ -222,24 +229,33 @@ fn interrupted(monitor: Monitor, mode: Mode, settings: &Settings) -> Result<Endi
 fn reload(
     monitor: &mut Monitor,
     settings: &Settings,
-    geo: &mut Arc<Geo>,
+    origins: &mut Origins,
 ) -> Result<Option<Compilation>, KernelError> {
-    let source = settings.policy.display().to_string();
-    let geo_read = sources::geo(&[], settings).map_err(|failure| failure.to_string());
-    let compiled = geo_read.and_then(|geo| {
-        let text = sources::policy_text(settings).map_err(|failure| failure.to_string())?;
-        let policy = sources::compile(&text, &geo, monitor.next_generation())
-            .map_err(|problems| problems.to_string())?;
-        Ok((Arc::new(geo), policy))
-    });
-    match compiled {
-        Ok((new_geo, policy)) => {
-            monitor.replace_policy(&policy, &new_geo)?;
-            *geo = new_geo;
+    match Origins::read(settings) {
+        Ok(read) => {
+            let policy = replace(monitor, &read)?;
+            if policy.is_some() {
+                *origins = read;
+            }
+            Ok(policy)
+        }
+        Err(failure) => {
+            let source = settings.policy.display().to_string();
+            monitor.refuse_policy(&source, &failure.to_string());
+            Ok(None)
+        }
+    }
+}
+
+/// Makes another generation of the tables and puts it in force, or says why not.
+fn replace(monitor: &mut Monitor, origins: &Origins) -> Result<Option<Compilation>, KernelError> {
+    match origins.compile(monitor.next_generation()) {
+        Ok(policy) => {
+            monitor.replace_policy(&policy, &origins.geo)?;
             Ok(Some(policy))
         }
         Err(problems) => {
-            monitor.refuse_policy(&source, &problems);
+            monitor.refuse_policy(&origins.text.source, &problems.to_string());
             Ok(None)
         }
     }

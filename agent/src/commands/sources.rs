@@ -4,6 +4,7 @@ use std::{
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use super::{Failure, with_causes};
@@ -68,20 +69,47 @@ pub fn policy_text(settings: &Settings) -> Result<PolicyText, Failure> {
 pub fn compile(
     text: &PolicyText,
     geo: &dyn Geography,
+    own_addresses: &[IpAddr],
     generation: u32,
 ) -> Result<Compilation, Problems> {
-    let own = own_addresses();
     let users = |name: &str| users::uid(name).ok().flatten();
     let surroundings = Surroundings {
         geography: geo,
         users: &users,
-        own_addresses: &own,
+        own_addresses,
     };
     let compiled = policy::load(&text.text, &text.source, &surroundings, generation)?;
     Ok(Compilation {
         compiled,
         source: text.source.clone(),
     })
+}
+
+/// Everything that a policy's tables are made from. What changes any of it makes
+/// another generation, so that no decision outlives what it was made from.
+pub struct Origins {
+    /// The policy.
+    pub text: PolicyText,
+    /// Country data.
+    pub geo: Arc<Geo>,
+    /// As in [`own_addresses`].
+    pub own_addresses: Vec<IpAddr>,
+}
+
+impl Origins {
+    /// Reads all of it.
+    pub fn read(settings: &Settings) -> Result<Self, Failure> {
+        Ok(Self {
+            text: policy_text(settings)?,
+            geo: Arc::new(geo(&[], settings)?),
+            own_addresses: own_addresses(),
+        })
+    }
+
+    /// Makes the tables.
+    pub fn compile(&self, generation: u32) -> Result<Compilation, Problems> {
+        compile(&self.text, &*self.geo, &self.own_addresses, generation)
+    }
 }
 
 /// Finds the control group to watch.
@@ -97,10 +125,26 @@ pub fn cgroup(settings: &Settings) -> Result<PathBuf, Failure> {
     })
 }
 
-/// Addresses of this host's interfaces: traffic to them is local.
+/// Addresses of this host's interfaces, in the network namespace of the caller:
+/// traffic to them is local. Those of link scope are left out, since they are
+/// local on every host.
 pub fn own_addresses() -> Vec<IpAddr> {
-    crate::monitor::own_addresses()
-        .iter()
-        .map(crate::flow::ip_address)
-        .collect()
+    let mut addresses: Vec<IpAddr> = nix::ifaddrs::getifaddrs()
+        .into_iter()
+        .flatten()
+        .filter_map(|interface| {
+            let address = interface.address?;
+            if let Some(v4) = address.as_sockaddr_in() {
+                return Some(IpAddr::V4(v4.ip()));
+            }
+            address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip()))
+        })
+        .filter(|address| match address {
+            IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
+            IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
+        })
+        .collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
 }

@@ -10,7 +10,7 @@ use aya::{
     Btf, Ebpf, EbpfLoader,
     programs::{Iter, Program, SchedClassifier, TestRun, TestRunOptions, links::FdLink},
 };
-use trefoil_ebpf::abi::{Address, Cgroup, Control, Executable, Question, Tracked};
+use trefoil_ebpf::abi::{Cgroup, Control, Executable, Question, Tracked};
 
 use super::{
     KernelError, cgroups,
@@ -305,11 +305,6 @@ impl Kernel {
     /// Access to the tables.
     pub fn reader(&self) -> Result<Reader, KernelError> {
         Reader::open(&self.pins)
-    }
-
-    /// Sets the addresses that are this host's own.
-    pub fn set_own_addresses(&self, addresses: &[Address]) -> Result<(), KernelError> {
-        self.reader()?.set_own_addresses(addresses)
     }
 
     /// Asks the judge in the kernel, under the policy in force.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, os::fd::AsFd};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use trefoil_ebpf::abi::{
-    Address, Cgroup, EndedKey, Event, Executable, FlowKey, LOSSES, Policy, Totals, Tracked, verdict,
+    Cgroup, EndedKey, Event, Executable, FlowKey, LOSSES, Policy, Totals, Tracked, verdict,
 };
 
 use super::{
@@ -25,7 +25,6 @@ pub struct Reader {
     ended: Hash<EndedKey, Tracked>,
     executables: Hash<u64, Executable>,
     cgroups: Hash<u64, Cgroup>,
-    own_addresses: Hash<Address, u32>,
     losses: PerCpuArray<MapData, Wire<u64>>,
     totals: PerCpuArray<MapData, Wire<Totals>>,
     policies: Array<MapData, Wire<Policy>>,
@@ -50,7 +49,6 @@ impl Reader {
             ended: hash(pins, "ENDED")?,
             executables: hash(pins, "EXECUTABLES")?,
             cgroups: hash(pins, "CGROUPS")?,
-            own_addresses: hash(pins, "OWN_ADDRESSES")?,
             losses: Map::PerCpuArray(pins.open_map("LOSSES")?)
                 .try_into()
                 .map_err(|error| failed("LOSSES", error))?,
@@ -180,21 +178,6 @@ impl Reader {
         executables
             .insert(Wire(exe_id), Wire(*executable), 0)
             .map_err(|error| failed("EXECUTABLES", error))
-    }
-
-    /// Replaces the set of the host's own addresses.
-    pub fn set_own_addresses(&mut self, addresses: &[Address]) -> Result<(), KernelError> {
-        for address in addresses {
-            self.own_addresses
-                .insert(Wire(*address), Wire(1), 0)
-                .map_err(|error| failed("OWN_ADDRESSES", error))?;
-        }
-        for (known, _) in collect(&self.own_addresses, "OWN_ADDRESSES")? {
-            if !addresses.contains(&known) {
-                let _ = self.own_addresses.remove(&Wire(known));
-            }
-        }
-        Ok(())
     }
 
     /// What was lost so far, by the names of [`LOSSES`]; zeros included.
