@@ -280,6 +280,27 @@ fn sockets_older_than_the_agent_are_named_and_judged() -> Result<()> {
 }
 
 #[test]
+fn a_socket_that_was_handed_on_is_not_ascribed_for_certain() -> Result<()> {
+    let lab = Lab::new()?;
+    let sink = UdpSink::new(&lab.foreign, 9)?;
+    let mut agent = lab.agent().policy(&approving()).start()?;
+    // The shell connects, and another program sends.
+    let script = "exec 3<>/dev/udp/203.0.113.10/9; /bin/echo hello >&3";
+    lab.program("/bin/bash")?
+        .args(["-c", script])
+        .run()?
+        .success()?;
+    assert_eq!(sink.wait_for_packets(1)?.bytes, 6);
+    let finals = agent.wait_for("the final record", |records| all_finals(records, 9, 1))?;
+    let record = finals.first().context("no record")?;
+    ensure!(record.is("attribution", "inferred"), "{record}");
+    let exe = record.text("exe");
+    ensure!(exe.ends_with("/bash") || exe.ends_with("/echo"), "{record}");
+    agent.stop(Signal::SIGINT)?;
+    lab.close()
+}
+
+#[test]
 fn a_user_is_named() -> Result<()> {
     const NOBODY: u32 = 65534;
     let lab = Lab::new()?;
