@@ -11,6 +11,7 @@ pub mod commands;
 pub mod flow;
 pub mod geo;
 pub mod kernel;
+pub mod losses;
 pub mod monitor;
 pub mod names;
 pub mod notify;

@@ -10,15 +10,14 @@ use std::{
     sync::Arc,
 };
 
-use trefoil_ebpf::abi::{
-    Event, FLOW_EMBRYONIC, FLOW_ENDED, FlowKey, Peer, Tracked, reason,
-};
+use trefoil_ebpf::abi::{Event, FLOW_EMBRYONIC, FLOW_ENDED, FlowKey, Peer, Tracked, reason};
 
 use crate::{
     clock::{self, BootClock},
     flow::{FlowSettings, FlowStats, FlowTable, Report, Sweep},
     geo::Geo,
     kernel::{Events, Kernel, KernelError, LoadSettings, Reader},
+    losses::Losses,
     names::{Names, RuleNames},
     policy::Compiled,
     report::{Coverage, FlowFacts, Heartbeat, PolicyNews, Progress, Record, Reporter},
@@ -36,63 +35,6 @@ const FAREWELL: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// How long the entry of a removed control group is kept for late packets.
 const REMOVED_CGROUP_KEPT_NS: u64 = 300_000_000_000;
-
-/// What a lost count means, for people.
-const LOSS_MEANINGS: &[(&str, &str)] = &[
-    (
-        "events-full",
-        "the ring buffer was full; the numbers come later, nothing is missing",
-    ),
-    (
-        "flows-full",
-        "packets were judged and are in the sums, but in no flow; raise tables.flows",
-    ),
-    (
-        "processes-full",
-        "flows of some processes have no executable; raise tables.processes",
-    ),
-    (
-        "executables-full",
-        "flows have no executable; raise tables.executables",
-    ),
-    (
-        "cgroups-full",
-        "flows have no unit, and rules that name one do not match; raise tables.cgroups",
-    ),
-    (
-        "tags-failed",
-        "no memory for a socket tag; packets were judged and are in the sums, but in no flow",
-    ),
-    (
-        "ended-full",
-        "the last numbers of flows are only in the sums; raise tables.ended",
-    ),
-    ("ended-bytes", "so many bytes are only in the sums"),
-    (
-        "packets-unparsed",
-        "packets without a readable IP header were judged undetermined",
-    ),
-    (
-        "processes-unknown",
-        "tasks acted that no hook had seen; their flows have no executable",
-    ),
-    (
-        "executables-unread",
-        "the path of an executable could not be read",
-    ),
-    (
-        "cgroups-unknown",
-        "control groups that no hook had seen; rules that name a unit did not match",
-    ),
-    (
-        "policy-missing",
-        "decisions found no complete policy and were undetermined",
-    ),
-    (
-        "sockets-untagged",
-        "sockets older than the agent or of the kernel; their flows have no process",
-    ),
-];
 
 /// A policy that was compiled and is about to be put in force.
 pub struct Compilation {
@@ -113,7 +55,7 @@ pub struct Monitor {
     heartbeat_s: u64,
     /// Country data, shared with the flow table.
     places: Rc<RefCell<Arc<Geo>>>,
-    losses: BTreeMap<&'static str, u64>,
+    losses: Losses,
     /// Peers of open flows by socket, for those in the table of many peers.
     peers: HashMap<u64, Vec<Peer>>,
     /// Control groups that are gone, and since when that is known.
@@ -136,24 +78,10 @@ pub struct Parts<'a> {
     pub reporter: Reporter,
     /// Seconds between two heartbeats, for their records.
     pub heartbeat_s: u64,
-}
-
-/// Attaches everything in an order that leaves no packet unjudged or judged twice.
-fn put_in_place(
-    kernel: &mut Kernel,
-    load: &LoadSettings,
-    policy: &Compilation,
-) -> Result<(), KernelError> {
-    // Tells whose root directory is the host's before any hook wants to know.
-    kernel.adopt_processes()?;
-    kernel.write_policy(&policy.compiled.tables())?;
-    kernel.attach(load)?;
-    // From here on the hooks see who comes; these are those who were there.
-    kernel.adopt_processes()?;
-    kernel.adopt_cgroups()?;
-    kernel.adopt_sockets()?;
-    kernel.put_in_force(policy.compiled.header.generation);
-    kernel.retire_others()
+    /// Losses that an agent before has reported.
+    pub reported_losses: BTreeMap<String, u64>,
+    /// When an agent before was last seen, microseconds since 1970.
+    pub last_seen_us: Option<u64>,
 }
 
 impl Monitor {
@@ -165,13 +93,7 @@ impl Monitor {
         geo: &Arc<Geo>,
         policy: &Compilation,
     ) -> Result<Self, KernelError> {
-        match put_in_place(&mut kernel, parts.load, policy) {
-            Ok(()) => {}
-            Err(error) => {
-                kernel.abandon();
-                return Err(error);
-            }
-        }
+        kernel.come_into_force(parts.load, &policy.compiled.tables())?;
         let reader = kernel.reader()?;
         let events = reader.events()?;
         let places = Rc::new(RefCell::new(Arc::clone(geo)));
@@ -179,7 +101,7 @@ impl Monitor {
         let country = move |address| of_table.borrow().country(address);
         let mut monitor = Self {
             table: FlowTable::new(parts.flow_settings, country),
-            losses: reader.losses()?,
+            losses: Losses::since(parts.reported_losses),
             kernel,
             reader,
             events,
@@ -195,7 +117,7 @@ impl Monitor {
             has_no_reader: false,
         };
         monitor.in_force(policy);
-        monitor.report_coverage();
+        monitor.report_coverage(parts.last_seen_us);
         Ok(monitor)
     }
 
@@ -261,7 +183,9 @@ impl Monitor {
             self.take(&key, began_ns)?;
         }
         self.report()?;
-        self.report_losses()?;
+        for record in self.losses.news(&self.reader.losses()?, clock::unix_us()) {
+            self.reporter.emit(record);
+        }
         self.hand_over();
         Ok(())
     }
@@ -273,7 +197,7 @@ impl Monitor {
             interval_s: self.heartbeat_s,
             totals: &totals,
             flows: self.table.stats(),
-            losses: self.losses.values().sum(),
+            losses: self.losses.sum(),
             pending: self.reporter.pending() as u64,
         };
         let record = Record::heartbeat(&beat, clock::unix_us());
@@ -316,6 +240,11 @@ impl Monitor {
                 )
             })
             .collect()
+    }
+
+    /// Losses that were reported so far.
+    pub fn reported_losses(&self) -> &BTreeMap<String, u64> {
+        self.losses.reported()
     }
 
     /// What the flow table did so far.
@@ -525,7 +454,7 @@ impl Monitor {
         self.reporter.emit(Record::policy(&news, clock::unix_us()));
     }
 
-    fn report_coverage(&mut self) {
+    fn report_coverage(&mut self, last_seen_us: Option<u64>) {
         let time_us = clock::unix_us();
         for hook in self.kernel.hooks().to_vec() {
             if hook.attached {
@@ -544,34 +473,20 @@ impl Monitor {
                 time_us,
             ));
         }
-        let reason = self
-            .kernel
-            .took_over()
-            .then_some("taken over from the programs of an agent before, without a gap");
+        let reason = self.kernel.took_over().then(|| {
+            let since = last_seen_us.map_or("an unknown time".to_owned(), clock::rfc3339);
+            format!(
+                "taken over without a gap; the programs went on counting and judging, but \
+                 nobody reported since {since}"
+            )
+        });
         self.reporter.emit(Record::coverage(
             "this host",
             Coverage::Covered,
-            reason,
+            reason.as_deref(),
             time_us,
         ));
         self.hand_over();
-    }
-
-    fn report_losses(&mut self) -> Result<(), KernelError> {
-        let now = self.reader.losses()?;
-        for (name, total) in &now {
-            let before = self.losses.get(name).copied().unwrap_or(0);
-            if *total > before {
-                let meaning = LOSS_MEANINGS
-                    .iter()
-                    .find(|(loss, _)| loss == name)
-                    .map_or("see the documentation", |(_, meaning)| meaning);
-                let record = Record::loss(name, total - before, *total, meaning, clock::unix_us());
-                self.reporter.emit(record);
-            }
-        }
-        self.losses = now;
-        Ok(())
     }
 
     /// Removes control groups that are long gone and that no flow refers to.

@@ -3,6 +3,7 @@
 //! empty after a boot, replaced as a whole.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -40,12 +41,13 @@ pub struct State {
     pub uncovered: Vec<(String, String)>,
     /// Flows whose owner is direct, inferred, unknown.
     pub owners: [u64; 3],
+    /// Losses that were reported, by counter.
+    #[serde(default)]
+    pub losses: BTreeMap<String, u64>,
     /// Records that wait for the journal.
     pub pending: u64,
     /// Why they wait, if they do.
     pub stalled: Option<String>,
-    /// Names under which the last record was numbered.
-    pub records: u64,
 }
 
 impl State {

@@ -1,6 +1,7 @@
 //! `trefoil run`: the daemon, and the first try on a terminal.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::IsTerminal,
     path::{Path, PathBuf},
@@ -113,7 +114,8 @@ async fn watch(
         Some(Hashes::start(settings.sha256_max_bytes).map_err(failed)?),
         Arc::clone(&origins.geo),
     );
-    if let Some(before) = State::read(&settings.pin_dir) {
+    let before = State::read(&settings.pin_dir);
+    if let Some(before) = &before {
         // What waits in the kernel was judged by the policy of the agent before.
         names.add_policy(before.rule_names());
     }
@@ -134,6 +136,11 @@ async fn watch(
         names,
         reporter,
         heartbeat_s: settings.heartbeat_interval.as_secs(),
+        last_seen_us: before.as_ref().map(|before| before.written_us),
+        // Counters of tables that are new say nothing about an agent before.
+        reported_losses: before
+            .filter(|_| kernel.took_over())
+            .map_or_else(BTreeMap::new, |before| before.losses),
     };
     let mut monitor = Monitor::start(kernel, parts, &origins.geo, &policy)?;
     let mut mode = policy.compiled.mode();
@@ -331,6 +338,7 @@ fn save(state: &mut State, monitor: &Monitor, settings: &Settings) {
     let stats = monitor.flow_stats();
     state.written_us = clock::unix_us();
     state.owners = [stats.owner_direct, stats.owner_inferred, stats.owner_none];
+    state.losses.clone_from(monitor.reported_losses());
     state.pending = monitor.pending() as u64;
     state.stalled = monitor.stalled();
     if let Err(error) = state.write(&settings.pin_dir) {

@@ -10,6 +10,7 @@ use crate::{
     cli::StatusArgs,
     clock,
     kernel::{HOOKS, KernelError, PinDir, Reader},
+    losses::is_harmless,
     report::words,
     state::State,
 };
@@ -125,7 +126,7 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
     let losses = reader.losses()?;
     for (name, count) in losses
         .iter()
-        .filter(|(name, count)| **count > 0 && is_a_loss(name))
+        .filter(|(name, count)| **count > 0 && !is_harmless(name))
     {
         findings.push(format!("{name}: {count} since the programs were loaded"));
     }
@@ -183,11 +184,6 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
         }),
         findings,
     })
-}
-
-/// Some counters say how something came to be known and not that it got lost.
-fn is_a_loss(name: &str) -> bool {
-    name != "sockets-untagged"
 }
 
 fn print(status: &Status) {

@@ -1,14 +1,10 @@
-//! Loading, attaching, taking over.
+//! Loading the programs and their maps, and access to what they do.
 
-use std::{
-    fs::File,
-    os::fd::{AsFd, AsRawFd},
-    path::PathBuf,
-};
+use std::{fs::File, os::fd::AsRawFd, path::PathBuf};
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    programs::{Iter, Program, SchedClassifier, TestRun, TestRunOptions, links::FdLink},
+    programs::{Iter, Program, SchedClassifier, TestRun, TestRunOptions},
 };
 use trefoil_ebpf::abi::{Cgroup, Control, Executable, Question, Tracked};
 
@@ -57,12 +53,12 @@ pub struct LoadSettings {
 ///
 /// Dropping it changes nothing in the kernel: what is pinned stays.
 pub struct Kernel {
-    pins: PinDir,
-    ebpf: Ebpf,
-    control: ControlWord,
-    hooks: Vec<HookStatus>,
-    instance: u32,
-    took_over: bool,
+    pub(super) pins: PinDir,
+    pub(super) ebpf: Ebpf,
+    pub(super) control: ControlWord,
+    pub(super) hooks: Vec<HookStatus>,
+    pub(super) instance: u32,
+    pub(super) took_over: bool,
     _lock: File,
 }
 
@@ -165,117 +161,9 @@ impl Kernel {
         tables::write(&self.pins, policy)
     }
 
-    /// Puts a policy that was written in force, in one piece; with the first one,
-    /// these programs begin to count and judge, and those of an agent before end.
-    pub fn put_in_force(&self, generation: u32) {
-        self.control.set(Control {
-            generation,
-            instance: self.instance,
-        });
-    }
-
-    /// Attaches every hook. Those that learn who is there begin to; those that
-    /// count and judge wait for [`put_in_force`](Self::put_in_force).
-    ///
-    /// Attached links are pinned, so that what is in force outlives the agent.
-    pub fn attach(&mut self, settings: &LoadSettings) -> Result<(), KernelError> {
-        let cgroup = File::open(&settings.cgroup).map_err(|error| {
-            KernelError::failed(
-                format!("open control group {}", settings.cgroup.display()),
-                error,
-            )
-        })?;
-        for (hook, status) in HOOKS.iter().zip(&mut self.hooks) {
-            if !status.attached {
-                continue;
-            }
-            match hooks::attach(&mut self.ebpf, hook, cgroup.as_fd()) {
-                Ok(Some(link)) => pin(&self.pins, self.instance, hook.name, link)?,
-                // So that `trefoil flows` can run it, agent alive or dead.
-                Ok(None) if hook.name == "iter_sockets" => {
-                    pin_program(&self.pins, self.instance, &mut self.ebpf, hook.name)?;
-                }
-                Ok(None) => {}
-                Err(error) if hook.without.is_some() => {
-                    status.attached = false;
-                    status.why = Some(with_causes(&error));
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// Finds processes that are older than the hooks. The first run, before they
-    /// are attached, also tells them which root directory is the host's.
-    pub fn adopt_processes(&self) -> Result<(), KernelError> {
-        self.run_iterator("iter_task")
-    }
-
-    /// Finds control groups that are older than the hooks.
-    pub fn adopt_cgroups(&self) -> Result<(), KernelError> {
-        let Some(root) = cgroups::cgroup2_root() else {
-            return Ok(());
-        };
-        let reader = self.reader()?;
-        for (id, cgroup) in cgroups::existing(&root) {
-            reader.add_cgroup(id, &cgroup)?;
-        }
-        Ok(())
-    }
-
-    /// Tags sockets that are older than the hooks with their holders.
-    pub fn adopt_sockets(&self) -> Result<(), KernelError> {
-        self.run_iterator("iter_task_file")
-    }
-
-    fn run_iterator(&self, name: &str) -> Result<(), KernelError> {
-        self.iterator(name)
-            .map_or(Ok(()), |program| iterators::run(program, name))
-    }
-
-    /// False when the links that this agent pinned are gone.
-    pub fn is_attached(&self) -> bool {
-        let links = self.pins.pinned_links();
-        self.hooks
-            .iter()
-            .filter(|status| status.attached && is_pinned(status.name))
-            .all(|status| {
-                links
-                    .iter()
-                    .any(|(instance, hook)| *instance == self.instance && hook == status.name)
-            })
-    }
-
-    /// From now on nothing is counted or judged; what was counted can be read.
-    pub fn stop_counting(&self) {
-        self.control.set(Control {
-            generation: self.control.get().generation,
-            instance: 0,
-        });
-    }
-
     /// Where the pins are.
     pub fn pins(&self) -> &PinDir {
         &self.pins
-    }
-
-    /// Detaches the programs of earlier agents.
-    pub fn retire_others(&self) -> Result<(), KernelError> {
-        self.pins.remove_links_except(self.instance)
-    }
-
-    /// Takes out what this instance has attached; with nothing of an earlier one
-    /// in the kernel, its tables as well.
-    pub fn abandon(&self) {
-        let done = if self.took_over {
-            self.pins.remove_links_of(self.instance)
-        } else {
-            detach(&self.pins).map(drop)
-        };
-        if let Err(error) = done {
-            tracing::error!("{error}");
-        }
     }
 
     /// True if programs of an earlier agent were attached when this one started.
@@ -351,7 +239,7 @@ impl Kernel {
         self.reader()?.add_cgroup(id, &cgroup)
     }
 
-    fn iterator(&self, name: &str) -> Option<&Iter> {
+    pub(super) fn iterator(&self, name: &str) -> Option<&Iter> {
         let is_loaded = self
             .hooks
             .iter()
@@ -361,34 +249,6 @@ impl Kernel {
             _ => None,
         }
     }
-}
-
-fn pin(pins: &PinDir, instance: u32, hook: &str, link: FdLink) -> Result<(), KernelError> {
-    let path = pins.link(instance, hook);
-    link.pin(&path)
-        .map(drop)
-        .map_err(|error| KernelError::failed(format!("pin link {}", path.display()), error))
-}
-
-fn is_pinned(name: &str) -> bool {
-    HOOKS
-        .iter()
-        .any(|hook| hook.name == name && hook.is_pinned())
-}
-
-fn pin_program(
-    pins: &PinDir,
-    instance: u32,
-    ebpf: &mut Ebpf,
-    name: &str,
-) -> Result<(), KernelError> {
-    let path = pins.link(instance, name);
-    let Some(program) = ebpf.program_mut(name) else {
-        return Ok(());
-    };
-    program
-        .pin(&path)
-        .map_err(|error| KernelError::failed(format!("pin program {}", path.display()), error))
 }
 
 /// Only one agent may use a pin directory at a time.
@@ -459,7 +319,7 @@ fn random_word() -> Result<u64, KernelError> {
 }
 
 /// An error with everything that caused it, in one line.
-fn with_causes(error: &KernelError) -> String {
+pub(super) fn with_causes(error: &KernelError) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {

@@ -17,6 +17,7 @@ mod offsets;
 mod pins;
 mod reader;
 mod tables;
+mod takeover;
 mod wire;
 
 pub use cgroups::cgroup2_root;

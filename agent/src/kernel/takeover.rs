@@ -1,0 +1,162 @@
+//! Coming into force: attaching beside what is there, learning who is there, and
+//! becoming the instance that counts, without a packet that is judged twice or
+//! not at all.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+
+use aya::{Ebpf, programs::links::FdLink};
+use trefoil_ebpf::abi::Control;
+
+use super::{
+    Kernel, KernelError, LoadSettings, PinDir, PolicyTables, cgroups, detach,
+    hooks::{self, HOOKS},
+    iterators,
+    load::with_causes,
+};
+
+impl Kernel {
+    /// Attaches everything and puts a first policy in force. If that fails, what
+    /// was in the kernel before is there again, and nothing else.
+    pub fn come_into_force(
+        &mut self,
+        load: &LoadSettings,
+        policy: &PolicyTables<'_>,
+    ) -> Result<(), KernelError> {
+        let done = self.take_place(load, policy);
+        if done.is_err() {
+            self.abandon();
+        }
+        done
+    }
+
+    fn take_place(
+        &mut self,
+        load: &LoadSettings,
+        policy: &PolicyTables<'_>,
+    ) -> Result<(), KernelError> {
+        // Tells whose root directory is the host's before any hook wants to know.
+        self.run_iterator("iter_task")?;
+        self.write_policy(policy)?;
+        self.attach(load)?;
+        // From here on the hooks see who comes; these are those who were there.
+        self.run_iterator("iter_task")?;
+        self.adopt_cgroups()?;
+        self.run_iterator("iter_task_file")?;
+        self.put_in_force(policy.header.generation);
+        self.pins.remove_links_except(self.instance)
+    }
+
+    /// Attaches every hook. Those that learn who is there begin to; those that
+    /// count and judge wait for [`put_in_force`](Self::put_in_force).
+    ///
+    /// Attached links are pinned, so that what is in force outlives the agent.
+    fn attach(&mut self, settings: &LoadSettings) -> Result<(), KernelError> {
+        let cgroup = File::open(&settings.cgroup).map_err(|error| {
+            let path = settings.cgroup.display();
+            KernelError::failed(format!("open control group {path}"), error)
+        })?;
+        for (hook, status) in HOOKS.iter().zip(&mut self.hooks) {
+            if !status.attached {
+                continue;
+            }
+            match hooks::attach(&mut self.ebpf, hook, cgroup.as_fd()) {
+                Ok(Some(link)) => pin(&self.pins, self.instance, hook.name, link)?,
+                // So that `trefoil flows` can run it, agent alive or dead.
+                Ok(None) if hook.is_pinned() => {
+                    pin_program(&self.pins, self.instance, &mut self.ebpf, hook.name)?;
+                }
+                Ok(None) => {}
+                Err(error) if hook.without.is_some() => {
+                    status.attached = false;
+                    status.why = Some(with_causes(&error));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds control groups that are older than the hooks.
+    fn adopt_cgroups(&self) -> Result<(), KernelError> {
+        let Some(root) = cgroups::cgroup2_root() else {
+            return Ok(());
+        };
+        let reader = self.reader()?;
+        for (id, cgroup) in cgroups::existing(&root) {
+            reader.add_cgroup(id, &cgroup)?;
+        }
+        Ok(())
+    }
+
+    fn run_iterator(&self, name: &str) -> Result<(), KernelError> {
+        self.iterator(name)
+            .map_or(Ok(()), |program| iterators::run(program, name))
+    }
+
+    /// Puts a policy that was written in force, in one piece; with the first one,
+    /// these programs begin to count and judge, and those of an agent before end.
+    pub fn put_in_force(&self, generation: u32) {
+        self.control.set(Control {
+            generation,
+            instance: self.instance,
+        });
+    }
+
+    /// From now on nothing is counted or judged; what was counted can be read.
+    pub fn stop_counting(&self) {
+        self.control.set(Control {
+            generation: self.control.get().generation,
+            instance: 0,
+        });
+    }
+
+    /// False when the links that this agent pinned are gone.
+    pub fn is_attached(&self) -> bool {
+        let links = self.pins.pinned_links();
+        HOOKS
+            .iter()
+            .zip(&self.hooks)
+            .filter(|(hook, status)| hook.is_pinned() && status.attached)
+            .all(|(hook, _)| {
+                links
+                    .iter()
+                    .any(|(instance, name)| *instance == self.instance && name == hook.name)
+            })
+    }
+
+    /// Takes out what this instance has attached; with nothing of an earlier one
+    /// in the kernel, its tables as well.
+    fn abandon(&self) {
+        let done = if self.took_over {
+            self.pins.remove_links_of(self.instance)
+        } else {
+            detach(&self.pins).map(drop)
+        };
+        if let Err(error) = done {
+            tracing::error!("{error}");
+        }
+    }
+}
+
+fn pin(pins: &PinDir, instance: u32, hook: &str, link: FdLink) -> Result<(), KernelError> {
+    let path = pins.link(instance, hook);
+    link.pin(&path)
+        .map(drop)
+        .map_err(|error| KernelError::failed(format!("pin link {}", path.display()), error))
+}
+
+fn pin_program(
+    pins: &PinDir,
+    instance: u32,
+    ebpf: &mut Ebpf,
+    name: &str,
+) -> Result<(), KernelError> {
+    let path = pins.link(instance, name);
+    let Some(program) = ebpf.program_mut(name) else {
+        return Ok(());
+    };
+    program
+        .pin(&path)
+        .map_err(|error| KernelError::failed(format!("pin program {}", path.display()), error))
+}

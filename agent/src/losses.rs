@@ -1,0 +1,154 @@
+//! The kernel's counters of losses: which moved, and what that means.
+
+use std::collections::BTreeMap;
+
+use crate::report::Record;
+
+/// Every counter of `trefoil_ebpf::abi::LOSSES`, and what it costs when it moves.
+const MEANINGS: &[(&str, &str)] = &[
+    (
+        "events-full",
+        "the ring buffer was full; the numbers come later, nothing is missing",
+    ),
+    (
+        "flows-full",
+        "packets were judged and are in the sums, but in no flow; raise tables.flows",
+    ),
+    (
+        "processes-full",
+        "flows of some processes have no executable; raise tables.processes",
+    ),
+    (
+        "executables-full",
+        "flows have no executable; raise tables.executables",
+    ),
+    (
+        "cgroups-full",
+        "flows have no unit, and rules that name one do not match; raise tables.cgroups",
+    ),
+    (
+        "tags-failed",
+        "no memory for a socket tag; packets were judged and are in the sums, but in no flow",
+    ),
+    (
+        "ended-full",
+        "the last numbers of flows are only in the sums; raise tables.ended",
+    ),
+    ("ended-bytes", "so many bytes are only in the sums"),
+    (
+        "packets-unparsed",
+        "packets without a readable IP header were judged undetermined",
+    ),
+    (
+        "processes-unknown",
+        "tasks acted that no hook had seen; their flows have no executable",
+    ),
+    (
+        "executables-unread",
+        "the path of an executable could not be read",
+    ),
+    (
+        "cgroups-unknown",
+        "control groups that no hook had seen; rules that name a unit did not match",
+    ),
+    (
+        "policy-missing",
+        "decisions found no complete policy and were undetermined",
+    ),
+    (
+        "sockets-untagged",
+        "sockets older than the agent or of the kernel; their flows have no process",
+    ),
+];
+
+/// True for a counter that says how something came to be known, and not that it
+/// got lost: such flows have attribution `none`, and are counted as that.
+#[must_use]
+pub fn is_harmless(counter: &str) -> bool {
+    counter == "sockets-untagged"
+}
+
+/// Remembers what was reported.
+#[derive(Clone, Debug, Default)]
+pub struct Losses {
+    reported: BTreeMap<String, u64>,
+}
+
+impl Losses {
+    /// Goes on from what an agent before has reported; from zero if nothing is
+    /// known of it, so that what was lost while nobody looked is reported now.
+    #[must_use]
+    pub fn since(reported: BTreeMap<String, u64>) -> Self {
+        Self { reported }
+    }
+
+    /// What was reported so far.
+    #[must_use]
+    pub fn reported(&self) -> &BTreeMap<String, u64> {
+        &self.reported
+    }
+
+    /// Sum of all that was reported.
+    #[must_use]
+    pub fn sum(&self) -> u64 {
+        self.reported.values().sum()
+    }
+
+    /// Records of the counters that moved.
+    pub fn news(&mut self, now: &BTreeMap<&'static str, u64>, time_us: u64) -> Vec<Record> {
+        let mut news = Vec::new();
+        for (counter, total) in now.iter().filter(|(counter, _)| !is_harmless(counter)) {
+            let before = self.reported.get(*counter).copied().unwrap_or(0);
+            if *total > before {
+                let meaning = MEANINGS
+                    .iter()
+                    .find(|(name, _)| name == counter)
+                    .map_or("", |(_, meaning)| meaning);
+                news.push(Record::loss(
+                    counter,
+                    total - before,
+                    *total,
+                    meaning,
+                    time_us,
+                ));
+                self.reported.insert((*counter).to_owned(), *total);
+            }
+        }
+        news
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use trefoil_ebpf::abi::LOSSES;
+
+    use super::*;
+    use crate::report::Field;
+
+    #[test]
+    fn every_counter_has_a_meaning() {
+        let names: Vec<&str> = MEANINGS.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, LOSSES);
+    }
+
+    #[test]
+    fn what_was_lost_while_nobody_looked_is_reported_once() {
+        let before = BTreeMap::from([("events-full".to_owned(), 3)]);
+        let mut losses = Losses::since(before);
+        let now = BTreeMap::from([("events-full", 5), ("flows-full", 2), ("tags-failed", 0)]);
+        let news = losses.news(&now, 0);
+        let counts: Vec<_> = news
+            .iter()
+            .map(|record| record.number(Field::Count))
+            .collect();
+        assert_eq!(counts, [Some(2), Some(2)]);
+        assert!(losses.news(&now, 0).is_empty());
+        assert_eq!(losses.sum(), 7);
+    }
+
+    #[test]
+    fn an_untagged_socket_is_no_loss() {
+        let now = BTreeMap::from([("sockets-untagged", 9)]);
+        assert!(Losses::default().news(&now, 0).is_empty());
+    }
+}
