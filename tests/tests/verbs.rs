@@ -2,9 +2,11 @@
 
 mod world;
 
+use std::{fs::Permissions, os::unix::fs::PermissionsExt, process::Command};
+
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use trefoil_lab::agent::{kernel_verb, verb};
+use trefoil_lab::agent::{kernel_verb, trefoil, verb};
 use trefoil_lab::{Lab, Record, places, sink::TcpSink, wait_for};
 use world::{TRAFFIC, at, enforcing, traffic_in};
 
@@ -117,6 +119,8 @@ fn wrong_usage_has_its_own_exit_code() -> Result<()> {
         &["run", "--no-such-flag"][..],
         &["no-such-verb"],
         &["explain", "--to", "x:y"],
+        &["explain", "--to", "203.0.113.7:443", "--protocol", "icmp"],
+        &["explain", "--to", "203.0.113.7:443", "--exe", "curl"],
     ] {
         let outcome = verb(&lab, words)?;
         ensure!(outcome.code == 2, "{words:?}: {outcome:?}");
@@ -125,5 +129,61 @@ fn wrong_usage_has_its_own_exit_code() -> Result<()> {
             "{words:?} was refused without a word"
         );
     }
+    lab.close()
+}
+
+#[test]
+fn whoever_may_not_look_is_told_so() -> Result<()> {
+    const NOT_PERMITTED: i32 = 77;
+    const NOBODY: u32 = 65_534;
+    let lab = Lab::new()?;
+    let agent = lab.agent().policy(&enforcing()).start()?;
+    // Anybody may list the lab's pins; the usual place is root's.
+    let closed = lab.file("closed");
+    std::fs::create_dir(&closed)?;
+    std::fs::set_permissions(&closed, Permissions::from_mode(0o700))?;
+    for pins in [lab.pins(), closed.join("trefoil")] {
+        let pins = pins.to_str().context("path")?;
+        for name in ["status", "flows", "detach"] {
+            let outcome = lab
+                .program_as(NOBODY, trefoil()?)?
+                .args([name, "--pin-dir", pins])
+                .run()?;
+            ensure!(outcome.code == NOT_PERMITTED, "{name} {pins}: {outcome:?}");
+            ensure!(outcome.stdout.is_empty(), "{name} {pins}: {outcome:?}");
+        }
+    }
+    let healthy = kernel_verb(&lab, "status", &[])?;
+    ensure!(healthy.code == 0, "somebody could do harm: {healthy:?}");
+    agent.stop(Signal::SIGTERM)?;
+    trefoil_lab::agent::detach(&lab)?;
+    lab.close()
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() -> Result<()> {
+    let lab = Lab::new()?;
+    let agent = lab.agent().policy(&enforcing()).start()?;
+    let settings = lab.settings()?;
+    for words in [
+        &["status"][..],
+        &["check"],
+        &["explain", "--to", "203.0.113.7:443"],
+        // Nothing is open, so it never writes anything.
+        &["flows", "--follow"],
+    ] {
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        let mut child = Command::new(trefoil()?)
+            .args(words)
+            .arg("--config")
+            .arg(&settings)
+            .stdout(writer)
+            .spawn()?;
+        let status = wait_for(&format!("{words:?} ends"), || Ok(child.try_wait()?))?;
+        assert_eq!(status.code(), Some(0), "{words:?}");
+    }
+    agent.stop(Signal::SIGTERM)?;
+    trefoil_lab::agent::detach(&lab)?;
     lab.close()
 }

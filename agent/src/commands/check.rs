@@ -3,12 +3,13 @@
 
 use serde::Serialize;
 
-use super::{Ending, Failure, sources};
+use super::{Ending, Failure, say, say_json, sources};
 use crate::{
     cli::CheckArgs,
     kernel::{self, HookSupport},
-    policy::{Geography, Place, Problem, geography::Nowhere},
-    settings::Flags,
+    policy::{Geography, Place, Problem, Problems, geography::Nowhere},
+    report::words,
+    settings::{Flags, Settings, SettingsError},
 };
 
 /// Everything that `check` says; its JSON form.
@@ -51,81 +52,47 @@ pub fn check(args: &CheckArgs) -> Result<Ending, Failure> {
         geo: args.sources.geo.clone(),
         ..Flags::default()
     };
-    let settings = sources::settings(args.sources.config.as_deref()).and_then(|settings| {
-        settings
-            .with(flags)
-            .map_err(|error| Failure::Configuration(error.to_string()))
-    });
-    let mut bad = false;
-    let mut complain = |failure: Failure| {
-        bad = true;
-        if !args.json {
-            eprintln!("{failure}");
-        }
-        failure.to_string()
-    };
-    let mut general = Vec::new();
     // Each part is looked at even if another is wrong.
-    let settings = settings.unwrap_or_else(|failure| {
-        general.push(complain(failure));
-        crate::settings::Settings::default()
-            .with(Flags {
-                policy: args.policy.clone(),
-                geo: args.sources.geo.clone(),
-                ..Flags::default()
-            })
-            .unwrap_or_default()
-    });
+    let settings = match Settings::load(args.sources.config.as_deref()) {
+        Ok(settings) => settings,
+        Err(SettingsError::Problems(problems)) => {
+            findings.complain(problems);
+            Settings::default()
+        }
+        Err(error) => {
+            findings.complain(general(error.to_string()));
+            Settings::default()
+        }
+    };
+    let settings = settings
+        .with(flags)
+        .map_err(|error| Failure::Usage(error.to_string()))?;
     let geo = sources::geo(&[], &settings)
-        .map_err(|failure| general.push(complain(failure)))
+        .map_err(|failure| findings.complain(general(failure.to_string())))
         .ok();
-    match sources::policy_text(&settings) {
-        Err(failure) => general.push(complain(failure)),
-        Ok(text) => {
-            let known: &dyn Geography = geo.as_ref().map_or(&Nowhere, |geo| geo);
-            match sources::compile(&text, known, &sources::own_addresses(), 1) {
-                Ok(policy) => {
-                    let compiled = &policy.compiled;
-                    findings.policy = Some(Usable {
-                        source: policy.source.clone(),
-                        mode: compiled.mode().as_str(),
-                        rules: compiled.rules.len(),
-                        clauses: compiled.clauses.len(),
-                        ranges: compiled.ranges32.len() + compiled.ranges128.len(),
-                        geo: compiled.geo_build_id().to_owned(),
-                    });
-                }
-                Err(problems) => {
-                    bad = true;
-                    if !args.json {
-                        eprintln!("{problems}");
-                    }
-                    findings
-                        .problems
-                        .extend(problems.list.iter().map(|problem| Found {
-                            file: problems.file.clone(),
-                            problem: problem.clone(),
-                        }));
-                }
-            }
+    let known: &dyn Geography = geo.as_ref().map_or(&Nowhere, |geo| geo);
+    let compilation = sources::policy_text(&settings)
+        .map_err(|failure| general(failure.to_string()))
+        .and_then(|text| sources::compile(&text, known, &sources::own_addresses(), 1));
+    match compilation {
+        Err(problems) => findings.complain(problems),
+        Ok(policy) => {
+            let compiled = &policy.compiled;
+            findings.policy = Some(Usable {
+                source: policy.source.clone(),
+                mode: compiled.mode().as_str(),
+                rules: compiled.rules.len(),
+                clauses: compiled.clauses.len(),
+                ranges: compiled.ranges32.len() + compiled.ranges128.len(),
+                geo: compiled.geo_build_id().to_owned(),
+            });
         }
     }
-    findings
-        .problems
-        .extend(general.into_iter().map(|message| Found {
-            file: String::new(),
-            problem: Problem {
-                place: Place::START,
-                key: String::new(),
-                message,
-                help: None,
-            },
-        }));
-    findings.fine = !bad && findings.kernel.iter().all(|hook| hook.supported);
+    let n_problems = findings.problems.len() as u64;
+    findings.fine = n_problems == 0 && findings.kernel.iter().all(|hook| hook.supported);
     show(&findings, args.json)?;
-    if bad {
-        let n_problems = findings.problems.len();
-        return Err(Failure::Configuration(format!("{n_problems} problems")));
+    if n_problems > 0 {
+        return Err(Failure::Configuration(words::count(n_problems, "problem")));
     }
     Ok(if findings.fine {
         Ending::Fine
@@ -134,12 +101,38 @@ pub fn check(args: &CheckArgs) -> Result<Ending, Failure> {
     })
 }
 
+impl Findings {
+    fn complain(&mut self, problems: Problems) {
+        let Problems { file, list } = problems;
+        self.problems.extend(list.into_iter().map(|problem| Found {
+            file: file.clone(),
+            problem,
+        }));
+    }
+}
+
+/// A problem that is not in a line of a file.
+fn general(message: String) -> Problems {
+    let problem = Problem {
+        place: Place::START,
+        key: String::new(),
+        message,
+        help: None,
+    };
+    Problems::new("", vec![problem])
+}
+
 fn show(findings: &Findings, json: bool) -> Result<(), Failure> {
     if json {
-        let text = serde_json::to_string(findings)
-            .map_err(|error| Failure::Other(format!("write JSON: {error}")))?;
-        println!("{text}");
-        return Ok(());
+        return say_json(findings);
+    }
+    let mut text = String::new();
+    for Found { file, problem } in &findings.problems {
+        if file.is_empty() {
+            eprintln!("{}", problem.message);
+        } else {
+            eprintln!("{}", problem.in_file(file));
+        }
     }
     if let Some(policy) = &findings.policy {
         let Usable {
@@ -150,8 +143,13 @@ fn show(findings: &Findings, json: bool) -> Result<(), Failure> {
             ranges,
             geo,
         } = policy;
-        println!("policy {source}: fine; {mode} mode, {rules} rules");
-        println!("  compiles to {clauses} clauses and {ranges} address ranges, with {geo}");
+        let count = |n: &usize, noun| words::count(*n as u64, noun);
+        text += &format!(
+            "policy {source}: fine; {mode} mode, {}\n  compiles to {} and {}, with country data {geo}\n",
+            count(rules, "rule"),
+            count(clauses, "clause"),
+            count(ranges, "address range")
+        );
     }
     let lacking: Vec<_> = findings
         .kernel
@@ -159,11 +157,11 @@ fn show(findings: &Findings, json: bool) -> Result<(), Failure> {
         .filter(|hook| !hook.supported)
         .collect();
     if lacking.is_empty() {
-        println!("kernel: has everything that Trefoil uses");
+        text += "kernel: has everything that Trefoil uses\n";
     }
     for hook in lacking {
         let without = hook.without.unwrap_or("Trefoil does not run without it");
-        println!("kernel: lacks {}; not covered: {without}", hook.name);
+        text += &format!("kernel: lacks {}; not covered: {without}\n", hook.name);
     }
-    Ok(())
+    say(&text)
 }

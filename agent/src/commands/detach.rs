@@ -1,23 +1,20 @@
 //! `trefoil detach`: takes everything out of the kernel.
 
-use super::{Ending, Failure, sources};
-use crate::{
-    cli::DetachArgs,
-    kernel::{self, PinDir},
-};
+use super::{Ending, Failure, say, sources};
+use crate::{cli::DetachArgs, kernel};
 
 pub fn detach(args: &DetachArgs) -> Result<Ending, Failure> {
     let settings = sources::settings(args.config.as_deref())?;
-    let pins = PinDir::new(args.pins.pin_dir.as_deref().unwrap_or(&settings.pin_dir));
+    let pins = sources::pins(args.pins.pin_dir.as_deref().unwrap_or(&settings.pin_dir))?;
     let (n_links, n_maps) = kernel::detach(&pins)?;
     let dir = pins.base().display();
     if n_links + n_maps == 0 {
-        println!("Nothing of Trefoil is pinned in {dir}.");
+        say(&format!("Nothing of Trefoil is pinned in {dir}.\n"))?;
     } else {
-        println!(
+        say(&format!(
             "Took {n_links} links and {n_maps} maps in {dir} out of the kernel. \
-             Nothing is watched or enforced by them any more."
-        );
+             Nothing is watched or enforced by them any more.\n"
+        ))?;
     }
     Ok(Ending::Fine)
 }

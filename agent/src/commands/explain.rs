@@ -1,6 +1,6 @@
 //! `trefoil explain`: what a policy says about one flow, and why.
 
-use super::{Ending, Failure, sources};
+use super::{Ending, Failure, say, say_json, sources};
 use crate::{
     cli::{ExplainArgs, parse_destination},
     owner::users,
@@ -22,6 +22,17 @@ pub fn explain(args: &ExplainArgs) -> Result<Ending, Failure> {
     })?;
     let name = args.protocol.as_deref().unwrap_or(TCP);
     let protocol = Protocol::parse(name).map_err(|fault| wrong("--protocol", &fault))?;
+    if port.is_some() && !protocol.has_ports() {
+        return Err(Failure::Usage(format!(
+            "--to {}: {protocol} has no ports; write {destination} alone",
+            args.to
+        )));
+    }
+    if let Some(exe) = args.exe.as_deref().filter(|exe| !exe.starts_with('/')) {
+        return Err(Failure::Usage(format!(
+            "--exe {exe}: not an absolute path, which is what rules and records know executables by"
+        )));
+    }
     let cgroup = args
         .unit
         .as_deref()
@@ -68,11 +79,9 @@ pub fn explain(args: &ExplainArgs) -> Result<Ending, Failure> {
     };
     let explanation = policy::explain(&policy, &surroundings, &question);
     if args.json {
-        let text = serde_json::to_string(&explanation)
-            .map_err(|error| Failure::Other(format!("write JSON: {error}")))?;
-        println!("{text}");
+        say_json(&explanation)?;
     } else {
-        println!("{explanation}");
+        say(&format!("{explanation}\n"))?;
     }
     Ok(Ending::Fine)
 }

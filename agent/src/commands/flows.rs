@@ -3,11 +3,12 @@
 use std::{
     collections::HashMap,
     io::{self, Write},
+    os::fd::AsFd,
     sync::Arc,
-    thread,
     time::Duration,
 };
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use trefoil_ebpf::abi::{FLOW_EMBRYONIC, FLOW_ENDED, Tracked, verdict};
 
 use super::{Ending, Failure, sources};
@@ -15,7 +16,7 @@ use crate::{
     cli::FlowsArgs,
     clock::{self, BootClock},
     flow::{FlowId, FlowReport, ReportKind, Stage, counted},
-    kernel::{KernelError, PinDir, Reader},
+    kernel::{KernelError, Reader},
     names::Names,
     owner::users::Logins,
     report::{Record, Terminal},
@@ -28,7 +29,7 @@ const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
 pub fn flows(args: &FlowsArgs) -> Result<Ending, Failure> {
     let settings = sources::settings(args.sources.config.as_deref())?;
     let pin_dir = args.pins.pin_dir.as_deref().unwrap_or(&settings.pin_dir);
-    let reader = Reader::open(&PinDir::new(pin_dir))?;
+    let reader = Reader::open(&sources::pins(pin_dir)?)?;
     let geo = sources::geo(&args.sources.geo, &settings)?;
     let logins = Logins::start()
         .map_err(|error| Failure::Other(format!("start the look-up of login names: {error}")))?;
@@ -58,7 +59,9 @@ pub fn flows(args: &FlowsArgs) -> Result<Ending, Failure> {
                 since_last: counted(&tracked.flow),
                 ending: None,
             };
-            output.show(&Record::flow(&report, &facts, &BootClock::read()))?;
+            if !output.show(&Record::flow(&report, &facts, &BootClock::read()))? {
+                return Ok(Ending::Fine);
+            }
         }
         if !args.follow {
             return Ok(Ending::Fine);
@@ -67,8 +70,20 @@ pub fn flows(args: &FlowsArgs) -> Result<Ending, Failure> {
             .into_iter()
             .map(|tracked| (FlowId::of(&tracked.flow), tracked))
             .collect();
-        thread::sleep(FOLLOW_INTERVAL);
+        if !has_reader_after(FOLLOW_INTERVAL) {
+            return Ok(Ending::Fine);
+        }
     }
+}
+
+/// Waits, and ends when whoever read standard output is gone: as long as nothing
+/// changes, nothing is written that would find out.
+fn has_reader_after(interval: Duration) -> bool {
+    let stdout = io::stdout();
+    // No events asked for: what is always told is that the other end is gone.
+    let mut ends = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
+    let timeout = PollTimeout::try_from(interval).unwrap_or(PollTimeout::MAX);
+    !poll(&mut ends, timeout).is_ok_and(|n_gone| n_gone > 0)
 }
 
 /// Everything that something happened on and that is not over, oldest first.
@@ -106,11 +121,16 @@ impl Output {
         Ok(Self::Terminal(Box::new(terminal)))
     }
 
-    fn show(&mut self, record: &Record) -> Result<(), Failure> {
+    /// Returns false when nobody reads any more, as `trefoil flows | head` expects.
+    fn show(&mut self, record: &Record) -> Result<bool, Failure> {
         let shown = match self {
             Self::Json => writeln!(io::stdout(), "{}", record.to_json()),
             Self::Terminal(terminal) => terminal.show(record),
         };
-        shown.map_err(|error| Failure::Other(format!("write to standard output: {error}")))
+        match shown {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+            Err(error) => Err(Failure::Other(format!("write to standard output: {error}"))),
+        }
     }
 }

@@ -8,7 +8,11 @@ mod run;
 mod sources;
 mod status;
 
-use std::{fmt, process::ExitCode};
+use std::{
+    env, fmt,
+    io::{self, IsTerminal, Write},
+    process::ExitCode,
+};
 
 use clap::Parser;
 
@@ -66,9 +70,48 @@ impl From<KernelError> for Failure {
             KernelError::PinMismatch { .. } | KernelError::NotBpffs { .. } => {
                 Self::Configuration(text)
             }
+            KernelError::Failed { .. } if is_for_root(&error) => {
+                Self::NotPermitted(format!("{text}; run as root"))
+            }
             _ => Self::Other(text),
         }
     }
+}
+
+/// Writes to standard output. A reader that has seen enough, as in `trefoil status |
+/// head -1`, is no failure.
+fn say(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::Other(format!("write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes a value as a line of JSON to standard output.
+fn say_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string(value)
+        .map_err(|error| Failure::Other(format!("write JSON: {error}")))?;
+    say(&(text + "\n"))
+}
+
+/// True if the file system let somebody not do it who is not root.
+fn is_for_root(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>()
+            && error.kind() == io::ErrorKind::PermissionDenied
+        {
+            return !nix::unistd::geteuid().is_root();
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Parses the command line, runs the verb, and says how it ended.
@@ -77,7 +120,10 @@ pub fn main() -> ExitCode {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(io::stderr)
+        .with_ansi(
+            io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
+        )
         .without_time()
         .with_target(false)
         .init();

@@ -29,7 +29,9 @@ use crate::{
     notify::notify,
     owner::{executable::Hashes, users::Logins},
     policy::{Mode, Problems},
-    report::{Context, Journal, JournalSettings, Json, Reporter, ReporterSettings, Sink, Terminal},
+    report::{
+        Context, Journal, JournalSettings, Json, Reporter, ReporterSettings, Sink, Terminal, words,
+    },
     settings::{DEFAULT_JOURNAL, Flags, Settings},
     state::State,
 };
@@ -347,14 +349,14 @@ fn save(state: &mut State, monitor: &Monitor, settings: &Settings) {
 }
 
 fn status_line(state: &State) -> String {
-    let rules = state.rules.len();
+    let rules = words::count(state.rules.len() as u64, "rule");
     let verb = if state.mode == "enforce" {
         "Enforcing"
     } else {
         "Reporting by"
     };
     format!(
-        "{verb} {} ({rules} rules), watching {}",
+        "{verb} {} ({rules}), watching {}",
         state.policy_source,
         state.cgroup.display()
     )

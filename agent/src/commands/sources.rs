@@ -7,10 +7,12 @@ use std::{
     sync::Arc,
 };
 
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+
 use super::{Failure, with_causes};
 use crate::{
     geo::Geo,
-    kernel::KernelError,
+    kernel::{KernelError, PinDir},
     monitor::Compilation,
     owner::users,
     policy::{self, Geography, Problems, Surroundings},
@@ -58,8 +60,11 @@ pub fn policy_text(settings: &Settings) -> Result<PolicyText, Failure> {
                 source: "built in (empty)".to_owned(),
             })
         }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(
+            Failure::NotPermitted(format!("read policy {}: {error}", file.display())),
+        ),
         Err(error) => Err(Failure::Configuration(format!(
-            "read policy {}: {error}",
+            "read policy {}: {error}; name a readable file",
             file.display()
         ))),
     }
@@ -112,10 +117,36 @@ impl Origins {
     }
 }
 
+/// The pins to look at. Whoever may not look must not be told that there are none.
+pub fn pins(dir: &Path) -> Result<PinDir, Failure> {
+    let pins = PinDir::new(dir);
+    match fs::metadata(pins.maps()) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(Failure::NotPermitted(format!(
+                "look into {}: not permitted; run as root",
+                dir.display()
+            )))
+        }
+        _ => Ok(pins),
+    }
+}
+
 /// Finds the control group to watch.
 pub fn cgroup(settings: &Settings) -> Result<PathBuf, Failure> {
     if let Some(dir) = &settings.cgroup {
-        return Ok(dir.clone());
+        return match statfs(dir) {
+            Ok(found) if found.filesystem_type() == CGROUP2_SUPER_MAGIC => Ok(dir.clone()),
+            Ok(_) => Err(Failure::Configuration(format!(
+                "control group {} is not a directory of the cgroup v2 hierarchy; give another \
+                 --cgroup, or none at all for the root",
+                dir.display()
+            ))),
+            Err(error) => Err(Failure::Configuration(format!(
+                "open control group {}: {}; give another --cgroup, or none at all for the root",
+                dir.display(),
+                io::Error::from(error)
+            ))),
+        };
     }
     crate::kernel::cgroup2_root().ok_or_else(|| {
         Failure::from(KernelError::failed(

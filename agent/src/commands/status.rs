@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use trefoil_ebpf::abi::{MODE_ENFORCE, Totals, verdict};
 
-use super::{Ending, Failure, sources};
+use super::{Ending, Failure, say, say_json, sources};
 use crate::{
     cli::StatusArgs,
     clock,
-    kernel::{HOOKS, KernelError, PinDir, Reader},
+    kernel::{HOOKS, KernelError, Reader},
     losses::is_harmless,
     report::words,
     state::State,
@@ -53,18 +53,16 @@ struct PolicyStatus {
 pub fn status(args: &StatusArgs) -> Result<Ending, Failure> {
     let settings = sources::settings(args.config.as_deref())?;
     let pin_dir = args.pins.pin_dir.as_deref().unwrap_or(&settings.pin_dir);
-    let pins = PinDir::new(pin_dir);
+    let pins = sources::pins(pin_dir)?;
     let status = match Reader::open(&pins) {
         Ok(reader) => look(&reader, State::read(pin_dir), pins.has_agent())?,
         Err(error @ KernelError::NothingPinned { .. }) => nothing(error.to_string()),
         Err(error) => return Err(error.into()),
     };
     if args.json {
-        let text = serde_json::to_string(&status)
-            .map_err(|error| Failure::Other(format!("write JSON: {error}")))?;
-        println!("{text}");
+        say_json(&status)?;
     } else {
-        print(&status);
+        say(&text(&status))?;
     }
     Ok(if status.healthy {
         Ending::Fine
@@ -104,7 +102,18 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
             (hook.name, is_attached)
         })
         .collect();
-    for (hook, _) in hooks.iter().filter(|(_, is_attached)| !**is_attached) {
+    let is_nothing_attached = hooks.values().all(|is_attached| !is_attached);
+    if is_nothing_attached {
+        findings.push(
+            "no hook is attached: nothing is watched; an agent is starting, or its links were \
+             removed"
+                .to_owned(),
+        );
+    }
+    for (hook, _) in hooks
+        .iter()
+        .filter(|(_, is_attached)| !**is_attached && !is_nothing_attached)
+    {
         let without = state
             .iter()
             .flat_map(|state| &state.uncovered)
@@ -119,8 +128,14 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
     }
     if !agent_lives {
         findings.push(
-            "no agent is running: the kernel goes on counting and deciding, but nobody reports"
-                .to_owned(),
+            match is_nothing_attached {
+                true => "no agent is running",
+                false => {
+                    "no agent is running: the kernel goes on counting and deciding, but nobody \
+                     reports"
+                }
+            }
+            .to_owned(),
         );
     }
     let losses = reader.losses()?;
@@ -186,8 +201,9 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
     })
 }
 
-fn print(status: &Status) {
-    let line = |name: &str, value: &str| println!("{name:>12}  {value}");
+fn text(status: &Status) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| text += &format!("{name:>12}  {value}\n");
     let agent = status
         .agent
         .as_ref()
@@ -197,9 +213,9 @@ fn print(status: &Status) {
     line("agent", &agent);
     if let Some(policy) = &status.policy {
         let source = policy.source.as_deref().unwrap_or("unknown");
-        let rules = policy
-            .rules
-            .map_or(String::new(), |rules| format!(", {rules} rules"));
+        let rules = policy.rules.map_or(String::new(), |rules| {
+            format!(", {}", words::count(rules as u64, "rule"))
+        });
         line("policy", &format!("{} mode, {source}{rules}", policy.mode));
         if let Some(id) = &policy.id {
             line("", &format!("id {id}, generation {}", policy.generation));
@@ -224,7 +240,7 @@ fn print(status: &Status) {
         line(name, &format!("{} dropped", words::bytes(*bytes)));
     }
     for (name, calls) in status.refused.iter().filter(|(_, calls)| **calls > 0) {
-        line(name, &format!("{calls} calls refused"));
+        line(name, &format!("{} refused", words::count(*calls, "call")));
     }
     if !status.attribution.is_empty() {
         let parts: Vec<_> = status
@@ -242,4 +258,5 @@ fn print(status: &Status) {
             }
         }
     }
+    text
 }
