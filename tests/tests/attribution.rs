@@ -55,7 +55,6 @@ fn a_thousand_short_lived_processes_are_each_named() -> Result<()> {
             ("ppid", burst.pid.to_string()),
             ("parent_exe", TRAFFIC.into()),
             ("uid", "0".into()),
-            ("user", "root".into()),
             ("protocol", "udp".into()),
             ("src_addr", places::HOST.to_string()),
             ("dst_addr", places::FOREIGN.to_string()),
@@ -73,6 +72,13 @@ fn a_thousand_short_lived_processes_are_each_named() -> Result<()> {
             );
         }
     }
+    // The name of a user may come late; a wrong one never comes.
+    let users: BTreeSet<String> = finals.iter().map(|record| record.text("user")).collect();
+    ensure!(users.contains("root"), "{users:?}");
+    ensure!(
+        users.iter().all(|user| user == "root" || user.is_empty()),
+        "{users:?}"
+    );
     let names: BTreeSet<String> = finals.iter().map(|record| record.text("flow")).collect();
     assert_eq!(names.len(), MANY, "each flow has an id of its own");
     gapless(&agent.stop(Signal::SIGINT)?.1)?;
@@ -262,7 +268,6 @@ fn sockets_older_than_the_agent_are_named_and_judged() -> Result<()> {
             ("verdict", verdict),
             ("unit", "old.service"),
             ("exe", TRAFFIC),
-            ("user", "root"),
         ] {
             ensure!(
                 record.is(name, expected),
@@ -313,22 +318,23 @@ fn a_user_is_named() -> Result<()> {
              to = { networks = [\"198.51.100.0/24\"] }\nverdict = \"approve\"\n",
         )
         .start()?;
-    let user = lab.program_as(NOBODY, &program)?;
-    user.args(["udp", &at(places::PEER, 9)]).run()?.success()?;
-    let root = lab.program(&program)?;
-    root.args(["udp", &at(places::PEER, 9)]).run()?.success()?;
-    sink.wait_for_packets(2)?;
-    let finals = agent.wait_for("both flows", |records| all_finals(records, 9, 2))?;
-    for (user, uid, verdict) in [("nobody", NOBODY, "approved"), ("root", 0, "unapproved")] {
-        let record = finals
-            .iter()
-            .find(|record| record.is("user", user))
-            .context(user)?;
-        ensure!(
-            record.is("uid", uid) && record.is("verdict", verdict),
-            "{record}"
-        );
+    // The first time, the name may come late; a look-up is under way then.
+    for times in 1..=2 {
+        let (user, root) = (lab.program_as(NOBODY, &program)?, lab.program(&program)?);
+        user.args(["udp", &at(places::PEER, 9)]).run()?.success()?;
+        root.args(["udp", &at(places::PEER, 9)]).run()?.success()?;
+        let finals = agent.wait_for("both flows", |records| all_finals(records, 9, 2 * times))?;
+        for (user, uid, verdict) in [("nobody", NOBODY, "approved"), ("root", 0, "unapproved")] {
+            let record = finals
+                .iter()
+                .rfind(|record| record.is("uid", uid))
+                .context(user)?;
+            ensure!(record.is("verdict", verdict), "{record}");
+            let named = record.is("user", user);
+            ensure!(named || (times == 1 && record.is("user", "")), "{record}");
+        }
     }
+    assert_eq!(sink.wait_for_packets(4)?.packets, 4);
     agent.stop(Signal::SIGINT)?;
     lab.close()
 }
