@@ -38,13 +38,16 @@ pub struct Journal {
 impl Journal {
     /// Starts a journald for the journal namespace `name`.
     pub fn start(name: &str) -> Result<Self> {
-        // Without a limit: tests log more in a second than a service ought to.
+        // Without a limit: tests log more in a second than a service ought to. A
+        // journald with a namespace ends when nothing came for 30 s, unless it has
+        // to keep watch over a retention time.
         let configuration = configuration_directory(name);
         fs::create_dir_all(&configuration)
             .with_context(|| format!("create {}", configuration.display()))?;
         fs::write(
             configuration.join("lab.conf"),
-            "[Journal]\nStorage=volatile\nRateLimitIntervalSec=0\nSyncIntervalSec=1s\n",
+            "[Journal]\nStorage=volatile\nRateLimitIntervalSec=0\nSyncIntervalSec=1s\n\
+             MaxRetentionSec=1week\n",
         )
         .context("write journald's settings")?;
         let runtime = runtime_directory(name);
