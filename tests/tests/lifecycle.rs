@@ -116,37 +116,40 @@ fn try_foreign(lab: &Lab) -> Result<Outcome> {
 
 #[test]
 fn enforcement_goes_on_without_the_agent_until_it_is_detached() -> Result<()> {
-    let lab = Lab::new()?;
-    let (foreign, peer) = (
-        TcpSink::new(&lab.foreign, 443)?,
-        TcpSink::new(&lab.peer, 443)?,
-    );
-    let agent = lab.agent().policy(&enforcing()).start()?;
-    let objects = agent.objects().clone();
-    assert_eq!(try_foreign(&lab)?.code, REFUSED);
+    for signal in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGINT] {
+        let lab = Lab::new()?;
+        let (foreign, peer) = (
+            TcpSink::new(&lab.foreign, 443)?,
+            TcpSink::new(&lab.peer, 443)?,
+        );
+        let agent = lab.agent().policy(&enforcing()).start()?;
+        let objects = agent.objects().clone();
+        assert_eq!(try_foreign(&lab)?.code, REFUSED);
 
-    agent.stop(Signal::SIGKILL)?;
+        agent.stop(signal)?;
 
-    assert_eq!(
-        try_foreign(&lab)?.code,
-        REFUSED,
-        "the agent is dead, its policy is not"
-    );
-    traffic(&lab)?
-        .args(["tcp", &at(places::PEER, 443)])
-        .run()?
-        .success()?;
-    ensure!(!objects.alive()?.links.is_empty() || !objects.alive()?.programs.is_empty());
-    ensure!(!lab.pinned().is_empty(), "nothing is pinned");
+        assert_eq!(
+            try_foreign(&lab)?.code,
+            REFUSED,
+            "{signal}: the policy outlives its agent"
+        );
+        traffic(&lab)?
+            .args(["tcp", &at(places::PEER, 443)])
+            .run()?
+            .success()?;
+        ensure!(!objects.alive()?.programs.is_empty(), "{signal}");
+        ensure!(!lab.pinned().is_empty(), "{signal}: nothing is pinned");
 
-    detach(&lab)?;
+        detach(&lab)?;
 
-    try_foreign(&lab)?.success()?;
-    assert_eq!((foreign.connections(), peer.connections()), (1, 1));
-    objects.wait_until_gone()?;
-    assert!(lab.pinned().is_empty(), "{:?}", lab.pinned());
-    drop((foreign, peer));
-    lab.close()
+        try_foreign(&lab)?.success()?;
+        assert_eq!((foreign.connections(), peer.connections()), (1, 1));
+        objects.wait_until_gone()?;
+        assert!(lab.pinned().is_empty(), "{:?}", lab.pinned());
+        drop((foreign, peer));
+        lab.close()?;
+    }
+    Ok(())
 }
 
 #[test]
