@@ -14,6 +14,7 @@ pub mod compile;
 pub mod evaluate;
 pub mod explain;
 pub mod geography;
+pub mod glob;
 mod intervals;
 pub mod local;
 pub mod network;

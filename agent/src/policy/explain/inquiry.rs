@@ -26,42 +26,49 @@ pub struct Inquiry {
 }
 
 impl Inquiry {
-    /// A flow of root's to `to`, which is `ADDR`, `ADDR:PORT` or `[ADDR]:PORT`, by
-    /// TCP unless `protocol` says another.
+    /// A flow of root's by TCP to `to`, which is `ADDR`, `ADDR:PORT` or
+    /// `[ADDR]:PORT`.
     ///
     /// # Errors
     ///
-    /// `to` or `protocol` are not of this form, or do not go together.
-    pub fn to(to: &str, protocol: Option<&str>) -> Result<Self, Fault> {
-        let (destination, port) = match (to.parse::<IpAddr>(), to.parse::<SocketAddr>()) {
-            (Ok(address), _) => (address, 0),
-            (_, Ok(socket)) => (socket.ip(), socket.port()),
+    /// `to` is not of this form.
+    pub fn to(to: &str) -> Result<Self, Fault> {
+        let bare = to
+            .strip_prefix('[')
+            .and_then(|to| to.strip_suffix(']'))
+            .unwrap_or(to);
+        let (destination, port) = match (to.parse::<SocketAddr>(), bare.parse::<IpAddr>()) {
+            (Ok(socket), _) => (socket.ip(), socket.port()),
+            (_, Ok(address)) => (address, 0),
             _ => {
-                let bare = to.strip_prefix('[').and_then(|to| to.strip_suffix(']'));
-                match bare.and_then(|bare| bare.parse().ok()) {
-                    Some(address) => (address, 0),
-                    None => {
-                        return Err(Fault::new(format!("`{to}` is not a destination")).help(
-                            "write it as in 192.0.2.1, 192.0.2.1:443, 2001:db8::1 or \
-                             [2001:db8::1]:443",
-                        ));
-                    }
-                }
+                return Err(Fault::new(format!("`{to}` is not a destination")).help(
+                    "write it as in 192.0.2.1, 192.0.2.1:443, 2001:db8::1 or [2001:db8::1]:443",
+                ));
             }
         };
-        let protocol = Protocol::parse(protocol.unwrap_or("tcp"))?;
-        if port != 0 && !protocol.has_ports() {
-            return Err(Fault::new(format!("protocol {protocol} has no ports"))
-                .help(format!("ask for {destination} alone")));
-        }
         Ok(Self {
             cgroup: None,
             executable: None,
             uid: 0,
             destination,
-            protocol,
+            protocol: Protocol(6),
             port,
         })
+    }
+
+    /// The same flow by this protocol, a name or a number.
+    ///
+    /// # Errors
+    ///
+    /// No protocol, or one without ports to a port.
+    pub fn by(mut self, protocol: &str) -> Result<Self, Fault> {
+        let protocol = Protocol::parse(protocol)?;
+        if self.port != 0 && !protocol.has_ports() {
+            return Err(Fault::new(format!("protocol {protocol} has no ports"))
+                .help(format!("ask for {} alone", self.destination)));
+        }
+        self.protocol = protocol;
+        Ok(self)
     }
 
     /// The same flow from this unit, or from the control group with this path.

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::*;
+use crate::geo::Country;
 use crate::policy::geography::{Geography, Users};
 
 /// 192.0.2.0/24 is in Ireland.
@@ -73,7 +74,7 @@ fn explained(inquiry: &Inquiry) -> Explanation {
 
 #[test]
 fn a_flow_that_a_rule_approves() {
-    let inquiry = Inquiry::to("192.0.2.7:5432", None)
+    let inquiry = Inquiry::to("192.0.2.7:5432")
         .and_then(|inquiry| inquiry.from_unit("postgresql@15-main.service"))
         .and_then(|inquiry| inquiry.from_executable("/usr/bin/postgres"))
         .and_then(|inquiry| inquiry.from_user("postgres", &users as &dyn Users))
@@ -101,7 +102,7 @@ fn a_flow_that_a_rule_approves() {
 
 #[test]
 fn a_flow_that_no_rule_matches() {
-    let explanation = explained(&Inquiry::to("203.0.113.1:22", None).unwrap());
+    let explanation = explained(&Inquiry::to("203.0.113.1:22").unwrap());
     assert_eq!(explanation.verdict, "undetermined");
     assert_eq!(explanation.outcome, "would-drop");
     assert_eq!(
@@ -131,7 +132,11 @@ fn a_flow_that_no_rule_matches() {
 
 #[test]
 fn a_flow_that_a_rule_denies() {
-    let explanation = explained(&Inquiry::to("::ffff:192.0.2.1", Some("gre")).unwrap());
+    let explanation = explained(
+        &Inquiry::to("::ffff:192.0.2.1")
+            .and_then(|inquiry| inquiry.by("gre"))
+            .unwrap(),
+    );
     assert_eq!((explanation.verdict, explanation.rule), ("denied", Some(2)));
     assert_eq!(explanation.flow.dst_addr.to_string(), "192.0.2.1");
     assert_eq!(
@@ -149,7 +154,7 @@ fn local_flows_ask_no_rule() {
         ),
         ("192.0.2.99:80", "192.0.2.99 is an address of this host"),
     ] {
-        let explanation = explained(&Inquiry::to(to, None).unwrap());
+        let explanation = explained(&Inquiry::to(to).unwrap());
         assert_eq!(
             (explanation.verdict, explanation.outcome),
             ("local", "passed")
@@ -161,7 +166,7 @@ fn local_flows_ask_no_rule() {
 
 #[test]
 fn json_has_the_names_of_reports() {
-    let explanation = explained(&Inquiry::to("192.0.2.10:443", None).unwrap());
+    let explanation = explained(&Inquiry::to("192.0.2.10:443").unwrap());
     let json = serde_json::to_value(&explanation).unwrap();
     assert_eq!(json["flow"]["dst_country"], "IE");
     assert_eq!(json["flow"]["dst_port"], 443);
@@ -174,22 +179,21 @@ fn json_has_the_names_of_reports() {
 
 #[test]
 fn inquiries() {
-    assert_eq!(
-        Inquiry::to("[2001:db8::1]:53", Some("udp")).unwrap().port,
-        53
-    );
-    assert_eq!(Inquiry::to("2001:db8::1", None).unwrap().port, 0);
-    assert_eq!(Inquiry::to("[2001:db8::1]", None).unwrap().port, 0);
-    let inquiry = || Inquiry::to("192.0.2.1", None).unwrap();
+    assert_eq!(Inquiry::to("[2001:db8::1]:53").unwrap().port, 53);
+    assert_eq!(Inquiry::to("2001:db8::1").unwrap().port, 0);
+    assert_eq!(Inquiry::to("[2001:db8::1]").unwrap().port, 0);
+    let inquiry = || Inquiry::to("192.0.2.1").unwrap();
     assert_eq!(inquiry().from_user("4", &users).unwrap().uid, 4);
     assert_eq!(
         inquiry().from_unit("/x/y").unwrap().cgroup.as_deref(),
         Some("/x/y")
     );
+    assert_eq!(inquiry().by("icmp").unwrap().protocol, Protocol(1));
+    assert!(Inquiry::to("192.0.2.1:70000").is_err());
     assert!(inquiry().from_user("nobody-here", &users).is_err());
     assert!(inquiry().from_unit("nginx").is_err());
     assert!(inquiry().from_executable("curl").is_err());
-    assert!(Inquiry::to("example.org:443", None).is_err());
-    assert!(Inquiry::to("192.0.2.1:443", Some("icmp")).is_err());
-    assert!(Inquiry::to("192.0.2.1:443", Some("tpc")).is_err());
+    assert!(Inquiry::to("example.org:443").is_err());
+    assert!(Inquiry::to("192.0.2.1:443").unwrap().by("icmp").is_err());
+    assert!(Inquiry::to("192.0.2.1:443").unwrap().by("tpc").is_err());
 }

@@ -1,29 +1,20 @@
 //! From TOML tables to a [`Policy`], with every problem on the way.
 //!
-//! Reading goes on after a problem: the value is left out and the rest is read, so
-//! that one run shows everything.
+//! Owns which keys there are and what they hold. Reading goes on after a problem:
+//! the value is left out and the rest is read, so that one run shows everything.
 
-use std::collections::HashMap;
+mod tables;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::recovery::{self, Damage, Document};
+use self::tables::{At, Keys, Reader, a};
+use super::recovery::{self, Document};
 use super::{Area, Gateway, Located, Mode, Policy, Rule, RuleVerdict, User, Zone, value};
 use crate::geo::{Country, groups};
 use crate::policy::pattern::{ExecutablePattern, UnitPattern};
-use crate::policy::problem::{Fault, Lines, Place, Problem, nearest};
+use crate::policy::problem::{Fault, Problem, nearest};
 use crate::policy::service::{Ports, Protocol};
-
-/// The keys of one kind of table.
-struct Keys {
-    known: &'static [&'static str],
-    /// Keys of the design that this version does not implement. Ignoring one would
-    /// approve what its author meant to limit.
-    later: &'static [&'static str],
-    /// Keys that belong to another table, and its name.
-    elsewhere: &'static [(&'static [&'static str], &'static str)],
-}
 
 const FROM: &[&str] = &["unit", "exe", "user"];
 const FROM_LATER: &[&str] = &["group", "cgroup", "container", "interactive"];
@@ -77,57 +68,12 @@ pub(super) fn read(text: &str) -> (Policy, Vec<Problem>) {
         problems,
         damage,
     } = recovery::parse(text, problems, damage);
-    let mut reader = Reader {
-        lines: Lines::new(text),
-        problems,
-        damage,
-        misspelt: Vec::new(),
-    };
+    let mut reader = Reader::new(text, problems, damage);
     let policy = reader.policy(root.get_ref());
-    (policy, reader.problems)
-}
-
-struct Reader<'t> {
-    lines: Lines<'t>,
-    problems: Vec<Problem>,
-    damage: Vec<Damage>,
-    /// Keys that were probably meant by unknown ones, with the offsets of their tables.
-    misspelt: Vec<(usize, &'static str)>,
-}
-
-/// A table, the key path that leads to it, and where it begins.
-#[derive(Clone, Copy)]
-struct At<'t> {
-    table: &'t DeTable<'t>,
-    path: &'t str,
-    offset: usize,
+    (policy, reader.into_problems())
 }
 
 impl Reader<'_> {
-    fn problem(&mut self, fault: Fault, offset: usize, key: impl Into<String>) {
-        self.problems.push(fault.at(self.lines.place(offset), key));
-    }
-
-    /// True when something that should be in the table beginning at `offset` may
-    /// be missing only because its statement could not be parsed.
-    fn is_damaged(&self, offset: usize) -> bool {
-        let header = |damage: &Damage| damage.header;
-        self.damage
-            .iter()
-            .any(|damage| header(damage) == offset || damage.name.is_empty())
-    }
-
-    /// True when a name in this table may be missing for the same reason, or because
-    /// the table's own name is misspelt.
-    fn has_lost_names(&self, table: &str) -> bool {
-        let is_misspelt = self.misspelt.iter().any(|&(_, meant)| meant == table);
-        is_misspelt
-            || self
-                .damage
-                .iter()
-                .any(|damage| damage.name == table || damage.name.is_empty())
-    }
-
     fn policy(&mut self, root: &DeTable<'_>) -> Policy {
         let at = At {
             table: root,
@@ -230,7 +176,7 @@ impl Reader<'_> {
     fn rule(&mut self, at: At<'_>, zones: &[Zone], gateways: &[Gateway]) -> Rule {
         self.check_keys(at, &RULE_KEYS);
         let mut rule = Rule {
-            place: self.lines.place(at.offset),
+            place: self.place(at.offset),
             name: self.name(at),
             units: None,
             executables: None,
@@ -306,133 +252,8 @@ impl Reader<'_> {
         }
         Located {
             value: text.to_owned(),
-            place: self.lines.place(place),
+            place: self.place(place),
         }
-    }
-
-    /// Every element of the array of tables `key`, as `read` makes it.
-    fn tables<T>(
-        &mut self,
-        at: At<'_>,
-        key: &str,
-        mut read: impl FnMut(&mut Self, At<'_>) -> T,
-    ) -> Vec<T> {
-        let Some(value) = at.table.get(key) else {
-            return Vec::new();
-        };
-        let help = format!("write `[[{key}]]` above each");
-        let DeValue::Array(elements) = value.get_ref() else {
-            let fault = Fault::new(format!("is {}, not a list of tables", a(value.get_ref())));
-            self.problem(fault.help(help), value.span().start, key);
-            return Vec::new();
-        };
-        let mut tables = Vec::new();
-        for (index, element) in elements.iter().enumerate() {
-            let path = format!("{key}[{index}]");
-            let offset = element.span().start;
-            match element.get_ref() {
-                DeValue::Table(table) => {
-                    let at = At {
-                        table,
-                        path: &path,
-                        offset,
-                    };
-                    tables.push(read(self, at));
-                }
-                other => {
-                    let fault = Fault::new(format!("is {}, not a table", a(other)));
-                    self.problem(fault.help(help.clone()), offset, path);
-                }
-            }
-        }
-        tables
-    }
-
-    fn sub_table<'t>(&mut self, at: At<'t>, key: &str, path: &'t str) -> Option<At<'t>> {
-        let value = at.table.get(key)?;
-        let offset = value.span().start;
-        match value.get_ref() {
-            DeValue::Table(table) if table.is_empty() => {
-                if !self.is_damaged(at.offset) {
-                    let fault = Fault::new("is empty: it would match everything")
-                        .help(format!("leave out `{key}` if that is meant"));
-                    self.problem(fault, offset, path);
-                }
-                None
-            }
-            DeValue::Table(table) => Some(At {
-                table,
-                path,
-                offset,
-            }),
-            other => {
-                let fault = Fault::new(format!("is {}, not a table", a(other)))
-                    .help(format!("write it as in `{key} = {{ ... }}`"));
-                self.problem(fault, offset, path);
-                None
-            }
-        }
-    }
-
-    /// The values of a list, or of a single value in its place. `None` when the key
-    /// is not there.
-    fn values<T>(
-        &mut self,
-        at: At<'_>,
-        key: &str,
-        parse: impl FnMut(&str) -> Result<T, Fault>,
-    ) -> Option<Vec<T>> {
-        let located = self.located(at, key, parse)?;
-        Some(located.into_iter().map(|located| located.value).collect())
-    }
-
-    fn located<T>(
-        &mut self,
-        at: At<'_>,
-        key: &str,
-        parse: impl FnMut(&str) -> Result<T, Fault>,
-    ) -> Option<Vec<Located<T>>> {
-        let value = at.table.get(key)?;
-        Some(self.list(value, &format!("{}.{key}", at.path), parse))
-    }
-
-    fn list<T>(
-        &mut self,
-        value: &Spanned<DeValue<'_>>,
-        path: &str,
-        mut parse: impl FnMut(&str) -> Result<T, Fault>,
-    ) -> Vec<Located<T>> {
-        let elements = match value.get_ref() {
-            DeValue::Array(elements) => elements.iter().collect(),
-            _ => vec![value],
-        };
-        if elements.is_empty() {
-            let fault = Fault::new("the list is empty: it would match nothing")
-                .help("list at least one value, or leave the key out");
-            self.problem(fault, value.span().start, path);
-        }
-        let mut values = Vec::new();
-        for element in elements {
-            let offset = element.span().start;
-            let text = match element.get_ref() {
-                DeValue::String(text) => text.as_ref(),
-                DeValue::Integer(number) if number.radix() == 10 => number.as_str(),
-                other => {
-                    let fault = Fault::new(format!("is {}, not a string", a(other)))
-                        .help("put the value in quotes");
-                    self.problem(fault, offset, path);
-                    continue;
-                }
-            };
-            match parse(text) {
-                Ok(value) => values.push(Located {
-                    value,
-                    place: self.lines.place(offset),
-                }),
-                Err(fault) => self.problem(fault, offset, path),
-            }
-        }
-        values
     }
 
     /// A list of names of things that the policy defines, as indexes into `names`.
@@ -450,100 +271,6 @@ impl Reader<'_> {
             }
         });
         found.map(|found| found.into_iter().flatten().collect())
-    }
-
-    /// The string in `key`, which must be there, and its offset.
-    fn required_string<'t>(
-        &mut self,
-        at: At<'t>,
-        key: &str,
-        help: &str,
-    ) -> Option<(&'t str, usize)> {
-        let Some(value) = at.table.get(key) else {
-            self.missing(at, key, help);
-            return None;
-        };
-        let offset = value.span().start;
-        match value.get_ref() {
-            DeValue::String(text) => Some((text, offset)),
-            other => {
-                let fault = Fault::new(format!("is {}, not a string", a(other))).help(help);
-                self.problem(fault, offset, key_path(at.path, key));
-                None
-            }
-        }
-    }
-
-    fn missing(&mut self, at: At<'_>, key: &str, help: &str) {
-        if !self.is_misspelt(at, key) && !self.is_damaged(at.offset) {
-            let fault = Fault::new(format!("`{key}` is missing")).help(help);
-            self.problem(fault, at.offset, at.path);
-        }
-    }
-
-    /// True when an unknown key of this table was probably meant to be `key`.
-    fn is_misspelt(&self, at: At<'_>, key: &str) -> bool {
-        self.misspelt
-            .iter()
-            .any(|&(offset, meant)| offset == at.offset && meant == key)
-    }
-
-    fn check_keys(&mut self, at: At<'_>, keys: &Keys) {
-        for (key, _) in at.table {
-            let name: &str = key.get_ref();
-            if keys.known.contains(&name) {
-                continue;
-            }
-            let fault = if keys.later.contains(&name) {
-                Fault::new(format!("`{name}` is not supported by this version yet"))
-                    .help("take it out; without it the rule must not approve more than is meant")
-            } else if let Some((_, table)) = keys
-                .elsewhere
-                .iter()
-                .find(|(names, _)| names.contains(&name))
-            {
-                Fault::new(format!("`{name}` does not belong here")).help(format!(
-                    "it is a key of `{table}`: write `{table} = {{ {name} = ... }}`"
-                ))
-            } else {
-                let fault = Fault::new(format!("`{name}` is not a known key"));
-                match nearest(name, keys.known) {
-                    Some(meant) => {
-                        self.misspelt.push((at.offset, meant));
-                        fault.help(format!("did you mean `{meant}`?"))
-                    }
-                    None => fault.help(format!("known keys here: {}", keys.known.join(", "))),
-                }
-            };
-            self.problem(fault, key.span().start, key_path(at.path, name));
-        }
-    }
-
-    /// Names must be different: reports and references use them.
-    fn check_names<'n>(&mut self, list: &str, names: impl Iterator<Item = &'n Located<String>>) {
-        let mut first_places: HashMap<&str, Place> = HashMap::new();
-        for (index, Located { value: name, place }) in names.enumerate() {
-            if name.is_empty() {
-                continue;
-            }
-            let first = *first_places.entry(name).or_insert(*place);
-            if first != *place {
-                let fault = Fault::new(format!("the name `{name}` is already used")).help(format!(
-                    "the other is on line {}; give each its own name",
-                    first.line
-                ));
-                self.problems
-                    .push(fault.at(*place, format!("{list}[{index}].name")));
-            }
-        }
-    }
-}
-
-fn key_path(path: &str, key: &str) -> String {
-    if path.is_empty() {
-        key.to_owned()
-    } else {
-        format!("{path}.{key}")
     }
 }
 
@@ -574,19 +301,4 @@ fn unknown_reference(text: &str, names: &[&str], what: &str) -> Fault {
     } else {
         fault.help(format!("the policy has: {}", names.join(", ")))
     }
-}
-
-/// The type of a value with its article.
-fn a(value: &DeValue<'_>) -> String {
-    let name = match value {
-        DeValue::Datetime(_) => "date",
-        DeValue::Array(_) => "list",
-        other => other.type_str(),
-    };
-    let article = if name.starts_with(['a', 'e', 'i', 'o', 'u']) {
-        "an"
-    } else {
-        "a"
-    };
-    format!("{article} {name}")
 }
