@@ -1,6 +1,6 @@
 //! The command line as it is typed. What it means is decided by the verbs.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -129,7 +129,7 @@ pub struct ExplainArgs {
     /// Absolute path of the executable
     #[arg(long, value_name = "PATH")]
     pub exe: Option<String>,
-    /// Systemd unit
+    /// Systemd unit, or the path of a control group
     #[arg(long, value_name = "UNIT")]
     pub unit: Option<String>,
     /// Login name or user id [default: root]
@@ -188,20 +188,6 @@ pub struct DetachArgs {
     pub config: Option<PathBuf>,
 }
 
-/// A destination as typed: an address, and a port if one was given.
-///
-/// `[2001:db8::1]:443` and `192.0.2.1:443` have one; `2001:db8::1` has none.
-pub fn parse_destination(text: &str) -> Option<(IpAddr, Option<u16>)> {
-    if let Ok(with_port) = text.parse::<std::net::SocketAddr>() {
-        return Some((with_port.ip(), Some(with_port.port())));
-    }
-    let bare = text
-        .strip_prefix('[')
-        .and_then(|text| text.strip_suffix(']'))
-        .unwrap_or(text);
-    Some((bare.parse().ok()?, None))
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -211,21 +197,5 @@ mod tests {
     #[test]
     fn definition_is_sound() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn destinations() {
-        let address = |text: &str| text.parse::<IpAddr>().unwrap();
-        for (text, expected) in [
-            ("192.0.2.1", Some((address("192.0.2.1"), None))),
-            ("192.0.2.1:443", Some((address("192.0.2.1"), Some(443)))),
-            ("2001:db8::1", Some((address("2001:db8::1"), None))),
-            ("[2001:db8::1]", Some((address("2001:db8::1"), None))),
-            ("[2001:db8::1]:53", Some((address("2001:db8::1"), Some(53)))),
-            ("example.org", None),
-            ("192.0.2.1:70000", None),
-        ] {
-            assert_eq!(parse_destination(text), expected, "{text}");
-        }
     }
 }

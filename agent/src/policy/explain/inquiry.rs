@@ -93,7 +93,7 @@ impl Inquiry {
     pub fn from_executable(mut self, path: &str) -> Result<Self, Fault> {
         if !path.starts_with('/') {
             return Err(Fault::new(format!("`{path}` is not an absolute path"))
-                .help("write where the program is, as in /usr/bin/curl"));
+                .help("rules and records know programs by where they are, as in /usr/bin/curl"));
         }
         self.executable = Some(path.to_owned());
         Ok(self)
