@@ -14,9 +14,10 @@ use super::{
     iterators, offsets,
     pins::{MapLayout, PinDir, detach},
     reader::Reader,
-    tables::{self, ControlWord, PolicyTables},
+    tables::{self, ControlWord},
     wire::bytes_of,
 };
+use crate::policy::PolicyTables;
 
 /// The object with all kernel programs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/trefoil.o"));

@@ -26,4 +26,3 @@ pub use hooks::{HOOKS, HookStatus, HookSupport, support};
 pub use load::{Kernel, LoadSettings, TableSizes};
 pub use pins::{PinDir, detach};
 pub use reader::{Events, Reader};
-pub use tables::PolicyTables;

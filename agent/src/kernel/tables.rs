@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 
 use aya::maps::{Array, ArrayOfMaps, MapData};
-use trefoil_ebpf::abi::{Clause, Control, MAX_CLAUSES, Policy, Range32, Range128, Row, State};
+use trefoil_ebpf::abi::{Control, MAX_CLAUSES, Policy};
 
 use super::{
     KernelError,
@@ -11,26 +11,10 @@ use super::{
     pins::PinDir,
     wire::{Plain, Wire},
 };
+use crate::policy::PolicyTables;
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 const BPF_F_INNER_MAP: u32 = 1 << 12;
-
-/// A compiled policy, as the kernel wants it.
-#[derive(Clone, Copy, Debug)]
-pub struct PolicyTables<'a> {
-    /// See the ABI; its `generation` says which slot it goes to.
-    pub header: &'a Policy,
-    /// See the ABI.
-    pub ranges32: &'a [Range32],
-    /// See the ABI.
-    pub ranges128: &'a [Range128],
-    /// See the ABI.
-    pub rows: &'a [Row],
-    /// See the ABI.
-    pub states: &'a [State],
-    /// See the ABI.
-    pub clauses: &'a [Clause],
-}
 
 /// The word that says which policy and which set of programs is in force.
 pub struct ControlWord {

@@ -9,11 +9,12 @@ use aya::{Ebpf, programs::links::FdLink};
 use trefoil_ebpf::abi::Control;
 
 use super::{
-    Kernel, KernelError, LoadSettings, PinDir, PolicyTables, cgroups, detach,
+    Kernel, KernelError, LoadSettings, PinDir, cgroups, detach,
     hooks::{self, HOOKS},
     iterators,
     load::with_causes,
 };
+use crate::policy::PolicyTables;
 
 impl Kernel {
     /// Attaches everything and puts a first policy in force. If that fails, what

@@ -17,7 +17,6 @@ use super::geography::Surroundings;
 use super::intervals::{Cells, Intervals, is_in};
 use super::problem::{Fault, Place, Problem, Problems};
 use super::source::{Mode, Policy, RuleVerdict};
-use crate::kernel::PolicyTables;
 
 /// A policy as tables, with what reports say about it.
 #[derive(Clone, Debug)]
@@ -51,6 +50,23 @@ pub struct RuleSummary {
     pub line: u32,
     /// What it decides.
     pub verdict: RuleVerdict,
+}
+
+/// The tables of a compiled policy, as the kernel holds them.
+#[derive(Clone, Copy, Debug)]
+pub struct PolicyTables<'a> {
+    /// See the ABI; its `generation` says which slot it goes to.
+    pub header: &'a abi::Policy,
+    /// See the ABI.
+    pub ranges32: &'a [Range32],
+    /// See the ABI.
+    pub ranges128: &'a [Range128],
+    /// See the ABI.
+    pub rows: &'a [Row],
+    /// See the ABI.
+    pub states: &'a [State],
+    /// See the ABI.
+    pub clauses: &'a [Clause],
 }
 
 impl Compiled {
