@@ -137,6 +137,8 @@ const COUNTRY: usize = 2;
 const BYTES: usize = 7;
 const WHAT: usize = 10;
 const FIXED: usize = TIME + VERDICT + COUNTRY + BYTES + WHAT + 7 + 2;
+/// A terminal that is narrower has no room for the unit.
+const WITH_UNIT: usize = 96;
 
 fn header(style: Style) -> String {
     let cells = Cells {
@@ -237,26 +239,32 @@ fn destination(record: &Record) -> String {
 /// unit are cut for it, and if need be the line is longer.
 fn row(cells: &Cells<'_>, arrow: &str, verdict: Option<Colour>, style: Style) -> String {
     const LEAST: usize = 9;
+    /// Of an IPv4 address with port and protocol.
+    const IPV4: usize = 22;
     let room = style.width.saturating_sub(FIXED);
-    let usual = room * 24 / 52;
+    let has_unit = style.width >= WITH_UNIT;
+    let usual = if has_unit { room * 24 / 52 } else { IPV4 };
     let destination = cells.destination.chars().count().max(usual);
     let rest = room.saturating_sub(destination);
-    let process = (rest * 16 / 28).max(LEAST);
-    let unit = rest.saturating_sub(process).max(LEAST);
-    let name = cut(
-        &cells.process,
-        process.saturating_sub(cells.pid.chars().count()).max(3),
-    );
+    let (process, unit) = if has_unit {
+        let process = (rest * 16 / 28).max(LEAST);
+        let unit = rest.saturating_sub(process).max(LEAST);
+        (process, pad(&cells.unit, unit) + " ")
+    } else {
+        ((rest + 1).max(LEAST), String::new())
+    };
+    let pid = cells.pid.chars().count();
+    let process = process.max(pid + 3);
+    let name = cut(&cells.process, process - pid);
     let judged = pad(cells.verdict, VERDICT);
     let judged = match verdict {
         Some(colour) => paint(&judged, colour, style),
         None => judged,
     };
     format!(
-        "{} {judged} {} {} {arrow}{} {} {:>BYTES$} {}",
+        "{} {judged} {} {unit}{arrow}{} {} {:>BYTES$} {}",
         pad(cells.time, TIME),
         pad(&format!("{name}{}", cells.pid), process),
-        pad(&cells.unit, unit),
         pad(&cells.destination, destination),
         pad(cells.country, COUNTRY),
         cells.bytes,
@@ -371,20 +379,18 @@ mod tests {
             "/usr/lib/postgresql/15/bin/postgres-with-a-very-long-name",
         );
         record.set(Field::Unit, "postgresql-replication@15-main.service");
-        for (address, port) in [
-            ("203.0.113.209", 65_535_u64),
-            ("2001:db8:82f:4001::200e", 443),
+        record.set(Field::Pid, 31_156_u64);
+        for (address, port, least) in [
+            ("203.0.113.209", 65_535_u64, *WIDTHS.start()),
+            ("2001:db8:82f:4001::200e", 443, DEFAULT_WIDTH),
         ] {
             record.set(Field::DstAddr, address);
             record.set(Field::DstPort, port);
             for width in WIDTHS {
                 let line = line(&record, Style { width, ..PLAIN });
                 let length = line.trim_end().chars().count();
-                assert!(line.contains(address) && line.contains("[4711]"), "{line}");
-                assert!(
-                    length <= width.max(DEFAULT_WIDTH),
-                    "{length} > {width}: {line}"
-                );
+                assert!(line.contains(address) && line.contains("[31156]"), "{line}");
+                assert!(length <= width.max(least), "{length} > {width}: {line}");
             }
         }
     }
