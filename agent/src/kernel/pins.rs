@@ -8,9 +8,9 @@ use std::{
 };
 
 use aya::maps::{MapData, MapInfo};
-use trefoil_ebpf::abi::ABI_VERSION;
+use trefoil_ebpf::abi::{ABI_VERSION, Control};
 
-use super::KernelError;
+use super::{KernelError, tables::ControlWord};
 
 /// A directory on a BPF file system that belongs to one agent.
 #[derive(Clone, Debug)]
@@ -224,6 +224,14 @@ pub fn detach(pin_dir: &PinDir) -> Result<(usize, usize), KernelError> {
             return Err(KernelError::failed(operation, error));
         }
     };
+    // The kernel lets go of a link some time after its last pin is gone. Nothing is
+    // to be refused in between.
+    if let Ok(control) = ControlWord::open(pin_dir) {
+        control.set(Control {
+            generation: control.get().generation,
+            instance: 0,
+        });
+    }
     for version in versions.flatten() {
         let is_version = version.file_name().to_str().is_some_and(|name| {
             name.strip_prefix('v')
