@@ -32,7 +32,7 @@ impl Bench {
             println!("The workspace has no benchmarks yet.");
             return Ok(());
         }
-        setup::ensure(&[Part::Bpf, Part::Lab])?;
+        setup::ensure(&[Part::Bpf, Part::CountryData, Part::Lab])?;
         let mut cargo = workspace::cargo();
         cargo.args(["bench", "--workspace"]);
         // Named one by one: with `--benches` cargo would also start every

@@ -21,7 +21,7 @@ pub struct Lab {
 impl Lab {
     /// Builds everything and becomes the lab's program.
     pub fn run(self) -> Result<()> {
-        setup::ensure(&[Part::Bpf, Part::Lab])?;
+        setup::ensure(&[Part::Bpf, Part::CountryData, Part::Lab])?;
         workspace::run(workspace::cargo().args(["build", "--workspace"]))?;
         let mut lab = Command::new(workspace::target_dir().join("debug/trefoil-lab"));
         lab.args(self.arguments);

@@ -24,27 +24,7 @@ impl Run {
         setup::ensure(&[Part::Bpf, Part::CountryData])?;
         workspace::run(workspace::cargo().args(["build", "--release", "--package", "trefoil"]))?;
         let mut agent = Command::new(workspace::target_dir().join("release/trefoil"));
-        agent.arg("run");
-        // A flag wins over the settings file, so the data that setup found is
-        // named only when neither a flag nor a file of the user's can name it.
-        if !self.names("--geo") && !self.names("--config") {
-            for file in setup::country_data().into_iter().flatten() {
-                agent.arg("--geo").arg(file);
-            }
-        }
-        agent.args(self.arguments);
+        agent.arg("run").args(self.arguments);
         Err(workspace::become_program(&mut workspace::as_root(agent)))
-    }
-
-    fn names(&self, flag: &str) -> bool {
-        self.arguments
-            .iter()
-            .filter_map(|argument| argument.to_str())
-            .any(|argument| {
-                argument == flag
-                    || argument
-                        .strip_prefix(flag)
-                        .is_some_and(|rest| rest.starts_with('='))
-            })
     }
 }

@@ -57,7 +57,7 @@ enum Source {
     Packages(&'static [&'static str]),
     /// See [`install_bpf_linker`].
     BpfLinker,
-    /// See [`unpack_country_data`].
+    /// See [`install_country_data`].
     CountryData,
     /// A component of the Rust toolchain in use.
     RustupComponent(&'static str),
@@ -89,7 +89,7 @@ const NEEDS: [Need; 11] = [
         part: Part::CountryData,
         what: "the data of tor-geoipdb",
         why: "the default country data: which addresses are assigned in which country",
-        present: |_| country_data().is_some(),
+        present: |_| COUNTRY_DATA.iter().all(|file| Path::new(file).is_file()),
         source: Source::CountryData,
     },
     Need {
@@ -249,7 +249,7 @@ impl Source {
             Source::BpfLinker => {
                 "crate bpf-linker, built in target/tools; package llvm-*-dev".into()
             }
-            Source::CountryData => "package tor-geoipdb, unpacked into target/tools".into(),
+            Source::CountryData => "package tor-geoipdb, of which only the data goes to /usr/share/tor: it depends on the Tor daemon".into(),
             Source::RustupComponent(name) => format!("rustup component {name}"),
             Source::Crate { name, .. } => format!("crate {name}, built in target/tools"),
         }
@@ -259,7 +259,7 @@ impl Source {
         match self {
             Source::Packages(names) => install_packages(names),
             Source::BpfLinker => install_bpf_linker(),
-            Source::CountryData => unpack_country_data(),
+            Source::CountryData => install_country_data(),
             Source::RustupComponent(name) => {
                 workspace::run(Command::new("rustup").args(["component", "add", name]))
             }
@@ -336,29 +336,19 @@ fn cargo_install(name: &str, version: &str, arguments: &[&str]) -> Command {
     cargo
 }
 
-/// The two files of the default country data, IPv4 first: the package's own
-/// where it is installed, else what setup unpacked.
-pub fn country_data() -> Option<[PathBuf; 2]> {
-    [PathBuf::from("/usr/share/tor"), unpacked_country_data()]
-        .into_iter()
-        .map(|dir| [dir.join("geoip"), dir.join("geoip6")])
-        .find(|files| files.iter().all(|file| file.is_file()))
-}
+/// Where the agent looks for country data unless it is told otherwise: where
+/// tor-geoipdb puts it.
+const COUNTRY_DATA: [&str; 2] = ["/usr/share/tor/geoip", "/usr/share/tor/geoip6"];
 
-fn unpacked_country_data() -> PathBuf {
-    bpf_toolchain::tools_dir(workspace::root()).join("country-data")
-}
-
-/// Downloads tor-geoipdb and takes out its two files. It is not installed,
-/// because it depends on the Tor daemon, which would start at once and open
-/// connections of its own: not what one wants of an egress monitor.
-fn unpack_country_data() -> Result<()> {
+/// Downloads tor-geoipdb and puts its two files where it would. The package
+/// itself is not installed, because it depends on the Tor daemon, which would
+/// start at once and open connections of its own: not what one wants of an
+/// egress monitor. Whoever installs the package later gets its files instead.
+fn install_country_data() -> Result<()> {
     if !in_path("apt-get") {
         bail!("this is not a Debian or Ubuntu system, and has no tor-geoipdb to download");
     }
-    let destination = unpacked_country_data();
-    let download = destination.with_extension("download");
-    fs::create_dir_all(&destination).context("make the directory for the country data")?;
+    let download = workspace::root().join("target/country-data");
     fs::create_dir_all(&download).context("make the directory for the download")?;
     // apt may warn that it downloads as root: its own user cannot write here.
     workspace::run(
@@ -377,12 +367,13 @@ fn unpack_country_data() -> Result<()> {
             .arg("--extract")
             .args([&package, &unpacked]),
     )?;
-    for name in ["geoip", "geoip6"] {
-        fs::copy(
-            unpacked.join("usr/share/tor").join(name),
-            destination.join(name),
-        )
-        .with_context(|| format!("copy {name} out of {}", package.display()))?;
+    for file in COUNTRY_DATA {
+        let mut install = Command::new("install");
+        install.args(["-D", "--mode=0644"]);
+        install
+            .arg(unpacked.join(file.trim_start_matches('/')))
+            .arg(file);
+        workspace::run(&mut as_root(install))?;
     }
     fs::remove_dir_all(&download).context("remove the download")
 }
