@@ -473,6 +473,15 @@ impl Monitor {
                 time_us,
             ));
         }
+        // What no socket hook sees is said at every start, and not left out.
+        let reason = "this version looks at sockets and at no interface: traffic that is forwarded, \
+                      kernel tunnels and packet sockets are not seen";
+        self.reporter.emit(Record::coverage(
+            "uplinks",
+            Coverage::Uncovered,
+            Some(reason),
+            time_us,
+        ));
         let reason = self.kernel.took_over().then(|| {
             let since = last_seen_us.map_or("an unknown time".to_owned(), clock::rfc3339);
             format!(
