@@ -210,11 +210,7 @@ pub struct HookSupport {
 /// supported.
 pub fn support() -> Vec<HookSupport> {
     let types = super::offsets::open().ok();
-    let has = |name: &str| {
-        types
-            .as_ref()
-            .is_some_and(|types| super::offsets::has_function(types, name))
-    };
+    let has = |name: &str| types.as_ref().is_some_and(|types| types.has_function(name));
     HOOKS
         .iter()
         .map(|hook| HookSupport {

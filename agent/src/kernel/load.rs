@@ -95,10 +95,7 @@ impl Kernel {
 
         let kernel_offsets = offsets::resolve()?;
         let types = offsets::open()?;
-        let tcp_state_seen = u32::from(offsets::has_function(
-            &types,
-            "btf_trace_inet_sock_set_state",
-        ));
+        let tcp_state_seen = u32::from(types.has_function("btf_trace_inet_sock_set_state"));
         drop(types);
         let executable_key = random_word()?;
         let paths: Vec<_> = map_names()

@@ -7,6 +7,7 @@
 #![expect(unsafe_code, reason = "system calls, shared memory, and aya's Pod")]
 
 mod bpf_syscall;
+mod btf;
 mod cgroups;
 mod error;
 mod hooks;

@@ -3,26 +3,22 @@
 //! Rust has no CO-RE relocations, so offsets are resolved here from BTF and given
 //! to the programs as constants.
 
-use std::path::Path;
-
-use btf_rs::{Btf, BtfType, Struct, Type};
 use trefoil_ebpf::abi::Offsets;
 
-use super::KernelError;
+use super::{KernelError, btf::Types};
 
 /// The kernel's own type information.
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
 /// Resolves all fields.
 pub fn resolve() -> Result<Offsets, KernelError> {
-    let btf = Btf::from_file(VMLINUX).map_err(|error| KernelError::NoBtf {
-        path: VMLINUX.into(),
-        source: error.into(),
-    })?;
+    let types = open()?;
     let of = |name: &str, field: &str| {
-        offset(&btf, name, field).ok_or_else(|| KernelError::NoField {
-            field: format!("{name}.{field}"),
-        })
+        types
+            .offset(name, field)
+            .ok_or_else(|| KernelError::NoField {
+                field: format!("{name}.{field}"),
+            })
     };
     Ok(Offsets {
         task_tgid: of("task_struct", "tgid")?,
@@ -77,49 +73,12 @@ pub fn resolve() -> Result<Offsets, KernelError> {
     })
 }
 
-/// True if the kernel has this tracepoint or function for BPF.
-pub fn has_function(btf: &Btf, name: &str) -> bool {
-    btf.resolve_types_by_name(name).is_ok_and(|types| {
-        types
-            .iter()
-            .any(|kind| matches!(kind, Type::Func(_) | Type::Typedef(_)))
-    })
-}
-
 /// Opens the kernel's type information.
-pub fn open() -> Result<Btf, KernelError> {
-    Btf::from_file(Path::new(VMLINUX)).map_err(|error| KernelError::NoBtf {
+pub fn open() -> Result<Types, KernelError> {
+    let failed = |source| KernelError::NoBtf {
         path: VMLINUX.into(),
-        source: error.into(),
-    })
-}
-
-/// Offset in bytes of a field, also one in an anonymous struct or union.
-fn offset(btf: &Btf, name: &str, field: &str) -> Option<u32> {
-    btf.resolve_types_by_name(name)
-        .ok()?
-        .into_iter()
-        .find_map(|kind| match kind {
-            Type::Struct(definition) => member(btf, &definition, field, 0),
-            _ => None,
-        })
-}
-
-fn member(btf: &Btf, definition: &Struct, field: &str, base: u32) -> Option<u32> {
-    for member_type in &definition.members {
-        let at = base + member_type.bit_offset() / 8;
-        match btf.resolve_name(member_type) {
-            Ok(name) if name == field => return Some(at),
-            Ok(name) if name.is_empty() => {
-                let inner = btf.resolve_chained_type(member_type as &dyn BtfType).ok()?;
-                if let Type::Struct(inner) | Type::Union(inner) = inner
-                    && let Some(found) = member(btf, &inner, field, at)
-                {
-                    return Some(found);
-                }
-            }
-            _ => {}
-        }
-    }
-    None
+        source,
+    };
+    let data = std::fs::read(VMLINUX).map_err(|error| failed(error.into()))?;
+    Types::parse(data).ok_or_else(|| failed("it is not of a known format".into()))
 }

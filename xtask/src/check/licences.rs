@@ -25,14 +25,6 @@ const ACCEPTED: [&str; 10] = [
     "Zlib",
 ];
 
-/// Crates that stand under another licence, and that one. Theirs is the LGPL,
-/// which asks that whoever gets the binary can replace the library in it:
-/// everything else in the agent is open source, so they can build it anew.
-const EXCEPTIONS: [(&str, &str); 2] = [
-    ("btf-rs", "LGPL-2.1-or-later"),
-    ("btf-rs-derive", "LGPL-2.1-or-later"),
-];
-
 /// Reads the whole dependency graph, of every target, and names each crate
 /// whose licence or source is not accepted. Cargo.lock must be up to date for
 /// that, or what is checked would not be what others build.
@@ -51,7 +43,7 @@ pub fn check() -> Result<()> {
             ));
         }
         let licence = text(&package["license"]);
-        if !is_accepted(licence) && !EXCEPTIONS.contains(&(text(&package["name"]), licence)) {
+        if !is_accepted(licence) {
             refused.insert(format!("{crate_name} stands under \"{licence}\""));
         }
     }
