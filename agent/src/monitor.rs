@@ -477,7 +477,7 @@ impl Monitor {
         let reason = "this version looks at sockets and at no interface: traffic that is forwarded, \
                       kernel tunnels and packet sockets are not seen";
         self.reporter.emit(Record::coverage(
-            "uplinks",
+            "traffic past sockets",
             Coverage::Uncovered,
             Some(reason),
             time_us,
