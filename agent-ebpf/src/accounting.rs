@@ -187,7 +187,7 @@ pub fn count_total(decision: &Decision, bytes: u64, blocked: bool) {
 
 /// Records a call that was refused. Each is an event of its own.
 ///
-/// `tag` is only read: the flow that its socket may have goes on.
+/// `owner` is only read. What the ring buffer cannot take waits in `ENDED`.
 #[inline(always)]
 pub fn refuse(owner: *const Owner, cookie: u64, peer: &Peer, decision: Decision) {
     if let Some(totals) = TOTALS.get_ptr_mut(u32::from(decision.verdict)) {
