@@ -29,9 +29,13 @@ pub use text::{LineError, LineProblem};
 #[cfg(test)]
 mod tests;
 
-/// Where Debian's package `tor-geoipdb` puts its files: the data that is used
-/// when none is named.
-pub const DEFAULT_FILES: [&str; 2] = ["/usr/share/tor/geoip", "/usr/share/tor/geoip6"];
+/// The data that is used when none is named: the first pair that is there. Debian's
+/// package `tor-geoipdb` gets updates by itself; where it is not installed there is
+/// what Trefoil's own package came with.
+pub const DEFAULT_FILES: [[&str; 2]; 2] = [
+    ["/usr/share/tor/geoip", "/usr/share/tor/geoip6"],
+    ["/usr/share/trefoil/geoip", "/usr/share/trefoil/geoip6"],
+];
 
 /// The country data in force: which country and which autonomous system each
 /// address belongs to.
@@ -73,7 +77,7 @@ pub struct Source {
 pub enum GeoError {
     /// The default data is not there.
     #[error(
-        "read the default country data {path}: {source}; install Debian's package tor-geoipdb, or name a file with --geo"
+        "read the default country data {path}: {source}; install Trefoil's package or tor-geoipdb, or name a file with --geo"
     )]
     ReadDefault {
         /// The file.
@@ -123,19 +127,23 @@ pub enum GeoError {
     },
     /// Only AS numbers were given.
     #[error(
-        "read country data: none of the files has country codes; name one that has them with --geo as well (Debian's are {} and {})",
-        DEFAULT_FILES[0],
-        DEFAULT_FILES[1]
+        "read country data: none of the files has country codes; name one that has them with --geo as well (the default ones are {} and {})",
+        DEFAULT_FILES[0][0],
+        DEFAULT_FILES[0][1]
     )]
     NoCountries,
 }
 
 impl Geo {
-    /// Loads these files, or Debian's default ones if none is named. Earlier
+    /// Loads these files, or the [default ones](DEFAULT_FILES) if none is named. Earlier
     /// files win over later ones, address by address.
     pub fn load(paths: &[PathBuf]) -> Result<Self, GeoError> {
         let is_default = paths.is_empty();
-        let defaults = DEFAULT_FILES.map(PathBuf::from);
+        let defaults = DEFAULT_FILES
+            .iter()
+            .find(|pair| pair.iter().all(|file| Path::new(file).is_file()))
+            .unwrap_or(&DEFAULT_FILES[0])
+            .map(PathBuf::from);
         let paths = if is_default { &defaults[..] } else { paths };
         let mut files = Vec::with_capacity(paths.len());
         for path in paths {

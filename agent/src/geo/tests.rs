@@ -196,13 +196,13 @@ fn loads_from_files() {
 #[test]
 fn a_default_that_is_missing_names_the_package() {
     let error = GeoError::ReadDefault {
-        path: DEFAULT_FILES[0].into(),
+        path: DEFAULT_FILES[0][0].into(),
         source: io::ErrorKind::NotFound.into(),
     };
     assert!(
         error
             .to_string()
-            .contains("install Debian's package tor-geoipdb")
+            .contains("install Trefoil's package or tor-geoipdb")
     );
 }
 
