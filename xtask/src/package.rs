@@ -1,8 +1,14 @@
-//! `package`: the Debian package, in target/debian.
+//! `package`: the Debian package in target/debian, and a tarball of the same files
+//! for other distributions in target/package.
 
-use std::{fs, process::Command};
+use std::{
+    env::consts::ARCH,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::{
@@ -20,16 +26,76 @@ impl Package {
     /// Builds the release agent and packs it; what goes where stands in
     /// agent/Cargo.toml.
     pub fn run(self) -> Result<()> {
-        setup::ensure(&[Part::Bpf, Part::Package])?;
-        let beside = workspace::root().join("target/package");
-        fs::create_dir_all(&beside).with_context(|| format!("make {}", beside.display()))?;
-        fs::write(beside.join("THIRD-PARTY-LICENSES"), notices::notices()?)
-            .context("write the licences of the dependencies")?;
-        let mut cargo_deb = Command::new(setup::tool("cargo-deb"));
-        cargo_deb.args(["--package", "trefoil", "--output"]);
-        cargo_deb
-            .arg(workspace::target_dir().join("debian"))
-            .current_dir(workspace::root());
-        workspace::run(&mut cargo_deb)
+        let package = debian_package(None)?;
+        println!("{}", package.display());
+        println!("{}", tarball(&package)?.display());
+        Ok(())
     }
+}
+
+/// Makes the Debian package, with another version than the workspace's if one is
+/// given, and returns its path.
+pub fn debian_package(version: Option<&str>) -> Result<PathBuf> {
+    setup::ensure(&[Part::Bpf, Part::CountryData, Part::Package])?;
+    let beside = beside();
+    fs::create_dir_all(&beside).with_context(|| format!("make {}", beside.display()))?;
+    fs::write(beside.join("THIRD-PARTY-LICENSES"), notices::notices()?)
+        .context("write the licences of the dependencies")?;
+    for file in setup::COUNTRY_DATA {
+        let name = Path::new(file).file_name().context("a file has a name")?;
+        fs::copy(file, beside.join(name)).with_context(|| format!("copy {file}"))?;
+    }
+    let mut cargo_deb = Command::new(setup::tool("cargo-deb"));
+    cargo_deb
+        .args(["--package", "trefoil", "--output"])
+        .arg(workspace::target_dir().join("debian"))
+        .current_dir(workspace::root())
+        .stderr(Stdio::inherit());
+    if let Some(version) = version {
+        cargo_deb.args(["--deb-version", version]);
+    }
+    let output = cargo_deb
+        .output()
+        .with_context(|| format!("start {}", workspace::shown(&cargo_deb)))?;
+    if !output.status.success() {
+        bail!(
+            "{} ended with {}",
+            workspace::shown(&cargo_deb),
+            output.status
+        );
+    }
+    // The path of the package is all that it writes there.
+    let path = String::from_utf8(output.stdout).context("understand what cargo-deb says")?;
+    Ok(path.trim().into())
+}
+
+/// Packs the files of a Debian package with the script that installs them.
+fn tarball(package: &Path) -> Result<PathBuf> {
+    let name = format!("trefoil-{}-{ARCH}", env!("CARGO_PKG_VERSION"));
+    let tree = beside().join(&name);
+    if tree.exists() {
+        fs::remove_dir_all(&tree).with_context(|| format!("remove {}", tree.display()))?;
+    }
+    fs::create_dir_all(&tree).with_context(|| format!("make {}", tree.display()))?;
+    let mut extract = Command::new("dpkg-deb");
+    extract.arg("--extract").args([package, &tree.join("root")]);
+    workspace::run(&mut extract)?;
+    let script = workspace::root().join("packaging/install.sh");
+    fs::copy(&script, tree.join("install.sh"))
+        .with_context(|| format!("copy {}", script.display()))?;
+    let tarball = beside().join(format!("{name}.tar.gz"));
+    let mut tar = Command::new("tar");
+    tar.args(["--owner=0", "--group=0", "--create", "--gzip", "--file"])
+        .arg(&tarball)
+        .arg("--directory")
+        .arg(beside())
+        .arg(&name);
+    workspace::run(&mut tar)?;
+    fs::remove_dir_all(&tree).with_context(|| format!("remove {}", tree.display()))?;
+    Ok(tarball)
+}
+
+/// Where what goes into the package is made.
+fn beside() -> PathBuf {
+    workspace::root().join("target/package")
 }

@@ -338,7 +338,7 @@ fn cargo_install(name: &str, version: &str, arguments: &[&str]) -> Command {
 
 /// Where the agent looks for country data unless it is told otherwise: where
 /// tor-geoipdb puts it.
-const COUNTRY_DATA: [&str; 2] = ["/usr/share/tor/geoip", "/usr/share/tor/geoip6"];
+pub const COUNTRY_DATA: [&str; 2] = ["/usr/share/tor/geoip", "/usr/share/tor/geoip6"];
 
 /// Downloads tor-geoipdb and puts its two files where it would. The package
 /// itself is not installed, because it depends on the Tor daemon, which would
