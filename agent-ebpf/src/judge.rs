@@ -13,7 +13,7 @@ use aya_ebpf::btf_maps::Array;
 use trefoil_ebpf::abi::*;
 
 use crate::maps::{
-    CGROUPS, CLAUSES, EXECUTABLES, POLICIES, RANGES32, RANGES128, ROWS, STATES, lose,
+    CGROUPS, CLAUSES, EXECUTABLES, InForce, POLICIES, RANGES32, RANGES128, ROWS, STATES, lose,
 };
 
 /// What the judge needs to know about the source.
@@ -38,13 +38,13 @@ impl Source {
     }
 }
 
-/// Judges under the policy of `generation`, which the caller read from
-/// `CONTROL` once.
+/// Judges under the policy in force, which the caller read from `CONTROL` once.
 ///
 /// Without a complete policy the answer is `undetermined`, and never a guess;
 /// nothing is blocked then, since no policy said to enforce.
 #[inline(always)]
-pub fn judge(generation: u32, source: &Source, peer: &Peer) -> Decision {
+pub fn judge(in_force: InForce, source: &Source, peer: &Peer) -> Decision {
+    let generation = in_force.generation;
     let user = user_class(generation, source.uid);
     let executable = executable_class(source.exe_id, generation);
     let cgroup = cgroup_class(source.cgroup_id, generation);
@@ -53,25 +53,24 @@ pub fn judge(generation: u32, source: &Source, peer: &Peer) -> Decision {
     let (high, low) = peer.address.halves();
     let word = judge_classes(generation, classes, service, high, low);
     // SAFETY: `Decision` is 8 bytes of integers; `judge_classes` made it from one.
-    unsafe { core::mem::transmute::<u64, Decision>(word) }
+    let mut decision = unsafe { core::mem::transmute::<u64, Decision>(word) };
+    decision.flags &= in_force.flags;
+    decision
 }
 
 /// The decision about a packet that cannot be read.
 #[inline(always)]
-pub fn undetermined(generation: u32) -> Decision {
-    let enforces = POLICIES
-        .get(generation & 1)
-        .is_some_and(|policy| policy.mode == MODE_ENFORCE);
+pub const fn undetermined(in_force: InForce) -> Decision {
     Decision {
-        generation,
+        generation: in_force.generation,
         rule: NO_RULE,
         verdict: verdict::UNDETERMINED,
-        flags: if enforces { DECISION_ENFORCED } else { 0 },
+        flags: in_force.flags,
     }
 }
 
 /// Judges by classes of the source, `user << 32 | executable << 16 | cgroup`, and
-/// returns a `Decision`.
+/// returns a `Decision`, as of a policy that enforces.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn judge_classes(
@@ -103,11 +102,7 @@ fn decide(generation: u32, classes: u64, service: u32, high: u64, low: u64) -> O
         generation,
         rule: NO_RULE,
         verdict: verdict::LOCAL,
-        flags: if policy.mode == MODE_ENFORCE {
-            DECISION_ENFORCED
-        } else {
-            0
-        },
+        flags: DECISION_ENFORCED,
     };
     let address = Address::from_halves(high, low);
     let (destination, fallback) = match address.as_v4() {

@@ -11,7 +11,7 @@ use aya_ebpf::{
         BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE,
     },
     btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, RingBuf},
-    helpers::generated::bpf_sk_storage_get,
+    helpers::generated::{bpf_ktime_get_boot_ns, bpf_sk_storage_get},
     macros::btf_map,
 };
 use trefoil_ebpf::abi::*;
@@ -20,7 +20,7 @@ use crate::atomic;
 
 /// Written by the agent, read by every hook first. One entry.
 #[btf_map]
-pub static CONTROL: Array<Control, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+pub static CONTROL: Array<ControlPage, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 /// Written by hook `task` (pid 1), read when an executable is named. One entry.
 #[btf_map]
@@ -192,6 +192,33 @@ pub fn lose(loss: u32, amount: u64) {
     }
 }
 
+/// A policy, and what it does about traffic that it does not approve.
+#[derive(Clone, Copy)]
+pub struct InForce {
+    /// See [`Control::generation`].
+    pub generation: u32,
+    /// [`DECISION_ENFORCED`], or nothing.
+    pub flags: u8,
+}
+
+impl InForce {
+    /// True if a decision was made under this and holds.
+    #[inline(always)]
+    pub fn made(&self, decision: &Decision) -> bool {
+        decision.generation == self.generation && decision.flags == self.flags
+    }
+}
+
+/// What is in force, if this instance is the one that counts and judges.
+#[inline(always)]
+pub fn in_force() -> Option<InForce> {
+    let generation = active()?.generation;
+    Some(InForce {
+        generation,
+        flags: enforcement(generation),
+    })
+}
+
 /// The control word, if this instance is the one that counts and judges.
 #[inline(always)]
 pub fn active() -> Option<Control> {
@@ -205,4 +232,25 @@ pub fn active() -> Option<Control> {
     } else {
         None
     }
+}
+
+/// Flags of decisions under the policy of this generation, at this moment.
+#[inline(always)]
+pub fn enforcement(generation: u32) -> u8 {
+    let Some(page) = CONTROL.get_ptr(0) else {
+        return 0;
+    };
+    // SAFETY: a map value; the slot is 0 or 1.
+    let until_ns = unsafe {
+        let slots = (&raw const (*page).enforce_until_ns).cast::<u64>();
+        ptr::read_volatile(slots.add((generation & 1) as usize))
+    };
+    let enforces = match until_ns {
+        ENFORCE_NEVER => false,
+        ENFORCE_ALWAYS => true,
+        // The clock is read only while enforcement is on trial.
+        // SAFETY: the helper has no conditions.
+        _ => until_ns > unsafe { bpf_ktime_get_boot_ns() },
+    };
+    if enforces { DECISION_ENFORCED } else { 0 }
 }

@@ -31,6 +31,8 @@ pub enum Verb {
     Flows(FlowsArgs),
     /// Say whether everything is as it should be; exit status 1 if not
     Status(StatusArgs),
+    /// Let enforcement that is on trial go on without an end
+    Confirm(ConfirmArgs),
     /// Take everything out of the kernel; the only way enforcement ends
     Detach(DetachArgs),
 }
@@ -81,6 +83,10 @@ pub struct RunArgs {
     /// How approved flows are reported
     #[arg(long, value_enum)]
     pub flows: Option<FlowsArg>,
+    /// Go back to reporting after this time, such as 10min, unless `trefoil confirm` is run; `none`
+    /// for never
+    #[arg(long, value_name = "TIME")]
+    pub confirm_within: Option<String>,
 }
 
 /// `--flows`
@@ -175,6 +181,17 @@ pub struct StatusArgs {
     /// For programs
     #[arg(long)]
     pub json: bool,
+}
+
+/// `trefoil confirm`
+#[derive(Args, Clone, Debug)]
+pub struct ConfirmArgs {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields have them")]
+    pub pins: Pins,
+    /// Settings file [default: /etc/trefoil/trefoil.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 }
 
 /// `trefoil detach`

@@ -16,12 +16,16 @@ use crate::{
     clock::{self, BootClock},
     flow::{FlowSettings, FlowStats, FlowTable, Report, Sweep},
     geo::Geo,
-    kernel::{Events, Kernel, KernelError, LoadSettings, Reader},
+    kernel::{Enforcement, Events, Kernel, KernelError, LoadSettings, Reader},
     losses::Losses,
-    names::{Names, RuleNames},
+    names::Names,
     policy::Compiled,
-    report::{Coverage, FlowFacts, Heartbeat, PolicyNews, Progress, Record, Reporter},
+    report::{Coverage, FlowFacts, Heartbeat, Progress, Record, Reporter},
 };
+
+mod in_force;
+
+use in_force::PolicyInForce;
 
 /// Events that are taken before anything else gets its turn.
 const EVENTS_A_TURN: usize = 4_096;
@@ -49,6 +53,7 @@ pub struct Monitor {
     kernel: Kernel,
     reader: Reader,
     events: Events,
+    policy: PolicyInForce,
     table: FlowTable,
     names: Names,
     reporter: Reporter,
@@ -92,8 +97,9 @@ impl Monitor {
         parts: Parts<'_>,
         geo: &Arc<Geo>,
         policy: &Compilation,
+        enforcement: Enforcement,
     ) -> Result<Self, KernelError> {
-        kernel.come_into_force(parts.load, &policy.compiled.tables())?;
+        kernel.come_into_force(parts.load, &policy.compiled.tables(), enforcement)?;
         let reader = kernel.reader()?;
         let events = reader.events()?;
         let places = Rc::new(RefCell::new(Arc::clone(geo)));
@@ -105,6 +111,7 @@ impl Monitor {
             kernel,
             reader,
             events,
+            policy: PolicyInForce::default(),
             names: parts.names,
             reporter: parts.reporter,
             heartbeat_s: parts.heartbeat_s,
@@ -116,7 +123,7 @@ impl Monitor {
             stalled: None,
             has_no_reader: false,
         };
-        monitor.in_force(policy);
+        monitor.in_force(policy, enforcement);
         monitor.report_coverage(parts.last_seen_us);
         Ok(monitor)
     }
@@ -267,35 +274,6 @@ impl Monitor {
         self.stalled.clone()
     }
 
-    /// The generation that the next policy should have.
-    pub fn next_generation(&self) -> u32 {
-        self.kernel.next_generation()
-    }
-
-    /// Puts another policy in force, in one piece.
-    pub fn replace_policy(
-        &mut self,
-        policy: &Compilation,
-        geo: &Arc<Geo>,
-    ) -> Result<(), KernelError> {
-        self.kernel.write_policy(&policy.compiled.tables())?;
-        // Events under the former policy first, so that they are named by it.
-        self.drain_all()?;
-        self.kernel.put_in_force(policy.compiled.header.generation);
-        self.names.set_geo(Arc::clone(geo));
-        *self.places.borrow_mut() = Arc::clone(geo);
-        self.in_force(policy);
-        self.hand_over();
-        Ok(())
-    }
-
-    /// Says that a policy was not put in force, and what is wrong with it.
-    pub fn refuse_policy(&mut self, source: &str, problems: &str) {
-        let news = PolicyNews::Refused { source, problems };
-        self.reporter.emit(Record::policy(&news, clock::unix_us()));
-        self.hand_over();
-    }
-
     /// Reports what is known by now; the kernel part goes on.
     pub fn leave(mut self) -> Result<(), KernelError> {
         self.sweep()?;
@@ -430,28 +408,6 @@ impl Monitor {
 
     fn facts(&mut self, tracked: &Tracked) -> Result<FlowFacts, KernelError> {
         self.names.facts(&self.reader, tracked)
-    }
-
-    fn in_force(&mut self, policy: &Compilation) {
-        let compiled = &policy.compiled;
-        self.names.add_policy(RuleNames {
-            generation: compiled.header.generation,
-            policy: compiled.id().into(),
-            rules: compiled
-                .rules
-                .iter()
-                .map(|rule| rule.name.as_str().into())
-                .collect(),
-        });
-        let context = self.reporter.context_mut();
-        context.mode = Some(compiled.mode().as_str().into());
-        context.policy = Some(compiled.id().into());
-        context.geo = Some(compiled.geo_build_id().into());
-        let news = PolicyNews::InForce {
-            n_rules: compiled.rules.len() as u64,
-            source: &policy.source,
-        };
-        self.reporter.emit(Record::policy(&news, clock::unix_us()));
     }
 
     fn report_coverage(&mut self, last_seen_us: Option<u64>) {

@@ -65,6 +65,8 @@ pub struct Settings {
     pub heartbeat_interval: Duration,
     /// Time between two visits to all open flows in the kernel.
     pub sweep_interval: Duration,
+    /// How long enforcement lasts that nobody has confirmed; zero for without an end.
+    pub confirm_within: Duration,
     /// Size up to which executables are hashed; 0 for not at all.
     pub sha256_max_bytes: u64,
     /// Sizes of tables.
@@ -114,6 +116,7 @@ impl Default for Settings {
             rollup_interval: Duration::from_secs(60),
             heartbeat_interval: Duration::from_secs(60),
             sweep_interval: Duration::from_secs(1),
+            confirm_within: Duration::ZERO,
             sha256_max_bytes: 256 << 20,
             tables: Tables::default(),
         }
@@ -171,6 +174,8 @@ pub struct Flags {
     pub json: Option<PathBuf>,
     /// `--flows`
     pub flows: Option<FlowMode>,
+    /// `--confirm-within`; `none` for without an end
+    pub confirm_within: Option<String>,
 }
 
 impl Settings {
@@ -224,6 +229,12 @@ impl Settings {
         self.journal = flags.journal.map_or(self.journal, values::unless_none);
         self.json = flags.json.map_or(self.json, values::unless_none);
         self.flows = flags.flows.unwrap_or(self.flows);
+        if let Some(text) = flags.confirm_within {
+            self.confirm_within = match text.as_str() {
+                "none" => Duration::ZERO,
+                text => values::duration(text)?,
+            };
+        }
         Ok(self)
     }
 }

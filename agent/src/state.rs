@@ -27,6 +27,9 @@ pub struct State {
     pub cgroup: PathBuf,
     /// `report` or `enforce`.
     pub mode: String,
+    /// When enforcement ends unless it is confirmed, microseconds since 1970.
+    #[serde(default)]
+    pub enforced_until_us: Option<u64>,
     /// What names the policy in records.
     pub policy: String,
     /// Where the policy is from.
@@ -53,16 +56,20 @@ pub struct State {
 impl State {
     /// Where the state of the agent with this pin directory is.
     pub fn dir(pin_dir: &Path) -> PathBuf {
-        const RUN: &str = "/run/trefoil";
+        Self::dir_below(Path::new("/run/trefoil"), pin_dir)
+    }
+
+    /// As [`dir`](Self::dir), below another directory than that of /run.
+    pub fn dir_below(base: &Path, pin_dir: &Path) -> PathBuf {
         const USUAL: &str = "/sys/fs/bpf/trefoil";
         if pin_dir == Path::new(USUAL) {
-            return RUN.into();
+            return base.into();
         }
         let name = pin_dir
             .to_string_lossy()
             .trim_matches('/')
             .replace('/', "-");
-        Path::new(RUN).join(name)
+        base.join(name)
     }
 
     fn file(pin_dir: &Path) -> PathBuf {

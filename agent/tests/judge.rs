@@ -9,9 +9,9 @@
 use std::{collections::HashMap, net::IpAddr, path::PathBuf};
 
 use trefoil::{
-    kernel::{Kernel, LoadSettings, PinDir, TableSizes, cgroup2_root, detach},
+    kernel::{Enforcement, Kernel, LoadSettings, PinDir, TableSizes, cgroup2_root, detach},
     policy::{
-        compile,
+        Mode, compile,
         testing::{OwnedQuestion, Random, Scene},
     },
 };
@@ -106,7 +106,11 @@ fn kernel_and_evaluator_decide_the_same() {
         let generation = kernel.next_generation();
         let compiled = compile(&scene.policy, &scene.surroundings(), generation).unwrap();
         kernel.write_policy(&compiled.tables()).unwrap();
-        kernel.put_in_force(generation);
+        let enforcement = match compiled.mode() {
+            Mode::Report => Enforcement::Never,
+            Mode::Enforce => Enforcement::Always,
+        };
+        kernel.put_in_force(generation, enforcement);
         let mut random = Random::new(!seed);
         let asked: Vec<OwnedQuestion> = (0..N_QUESTIONS)
             .map(|_| scene.question(&mut random))
@@ -183,7 +187,7 @@ fn an_executable_that_a_user_could_have_put_there_matches_no_path() {
     let generation = kernel.next_generation();
     let compiled = compile(&policy, &surroundings, generation).unwrap();
     kernel.write_policy(&compiled.tables()).unwrap();
-    kernel.put_in_force(generation);
+    kernel.put_in_force(generation, Enforcement::Always);
     kernel
         .add_executable(1, &executable(b"/usr/bin/backup", 0))
         .unwrap();

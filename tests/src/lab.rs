@@ -325,11 +325,10 @@ fn agent_state(directory: &Path) -> Vec<PathBuf> {
         return Vec::new();
     };
     let lab = format!("{}-", lab.to_string_lossy());
-    let Ok(entries) = fs::read_dir("/run/trefoil") else {
-        return Vec::new();
-    };
-    let paths = entries.flatten().map(|entry| entry.path());
-    paths
+    ["/run/trefoil", "/var/lib/trefoil"]
+        .into_iter()
+        .filter_map(|base| fs::read_dir(base).ok())
+        .flat_map(|entries| entries.flatten().map(|entry| entry.path()))
         .filter(|path| path.to_string_lossy().contains(&lab))
         .collect()
 }

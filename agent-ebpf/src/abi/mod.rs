@@ -70,7 +70,26 @@ impl Address {
     }
 }
 
-/// The words that user space may change while the programs run, in map `CONTROL`.
+/// The only entry of map `CONTROL`: what user space may change while the programs
+/// run, each in one store.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ControlPage {
+    /// What is in force.
+    pub control: Control,
+    /// For each slot, until when its policy blocks what it does not approve, in
+    /// nanoseconds since boot; or [`ENFORCE_NEVER`], or [`ENFORCE_ALWAYS`]. From
+    /// then on it only reports: this is how enforcement that nobody has confirmed
+    /// ends by itself.
+    pub enforce_until_ns: [u64; 2],
+}
+
+/// [`ControlPage::enforce_until_ns`] of a policy that only reports.
+pub const ENFORCE_NEVER: u64 = 0;
+/// [`ControlPage::enforce_until_ns`] of a policy that blocks without an end.
+pub const ENFORCE_ALWAYS: u64 = u64::MAX;
+
+/// Which policy and which programs are in force.
 ///
 /// Read as one 8-byte word, so that a decision sees one generation and one
 /// instance and no mix.
@@ -206,5 +225,6 @@ pub struct HostRoot {
 const _: () = {
     assert!(size_of::<Address>() == 16);
     assert!(size_of::<Control>() == 8);
+    assert!(size_of::<ControlPage>() == 24);
     assert!(size_of::<Offsets>().is_multiple_of(4));
 };

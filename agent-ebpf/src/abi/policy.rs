@@ -135,7 +135,8 @@ pub const MODE_ENFORCE: u32 = 1;
 pub struct Policy {
     /// From 1, one more with every policy that is put in force.
     pub generation: u32,
-    /// `MODE_*`.
+    /// `MODE_*`: what the policy asks for. What the kernel does about it is in
+    /// [`super::ControlPage::enforce_until_ns`].
     pub mode: u32,
     /// Words of a row that are in use.
     pub n_words: u32,

@@ -15,7 +15,7 @@ use super::sock_addr::{PASS, REFUSE, peer_v4, peer_v6};
 use crate::{
     accounting::{begin, end, refuse},
     judge::{Source, judge},
-    maps::{SOCKETS, active},
+    maps::{SOCKETS, in_force},
     owner::set_current,
 };
 
@@ -33,7 +33,7 @@ fn connect6(ctx: SockAddrContext) -> i32 {
 /// `egress` judges every packet by itself.
 #[inline(always)]
 fn connect(ctx: &SockAddrContext, peer: Peer) -> Option<i32> {
-    let control = active()?;
+    let in_force = in_force()?;
     // SAFETY: fields of the context; the verifier checks the access. So below.
     let socket = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
@@ -46,7 +46,7 @@ fn connect(ctx: &SockAddrContext, peer: Peer) -> Option<i32> {
     }
     let owner = unsafe { &raw mut (*tracked).owner };
     set_current(owner);
-    let decision = judge(control.generation, &Source::of(owner), &peer);
+    let decision = judge(in_force, &Source::of(owner), &peer);
     if decision.blocks() {
         refuse(owner, cookie, &peer, decision);
         return Some(REFUSE);

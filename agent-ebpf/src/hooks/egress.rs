@@ -19,7 +19,7 @@ use crate::{
     accounting::{announce, begin, begin_again, count, count_total, end, finish},
     flows,
     judge::{Source, judge, undetermined},
-    maps::{FLOWS, SOCKETS, active, lose},
+    maps::{FLOWS, InForce, SOCKETS, in_force, lose},
     packet::{Ends, ends, protocol},
 };
 
@@ -35,20 +35,22 @@ const TCP_LISTEN: u32 = 10;
 #[cgroup_skb(egress)]
 fn egress(ctx: SkBuffContext) -> i32 {
     let skb = ctx.skb.skb;
-    let Some(control) = active() else { return PASS };
+    let Some(in_force) = in_force() else {
+        return PASS;
+    };
     // SAFETY: fields of the context; the verifier checks the access.
     let (bytes, interface) = unsafe { (u64::from((*skb).len), (*skb).ifindex) };
     if interface == LOOPBACK {
         let local = Decision {
             verdict: verdict::LOCAL,
-            ..undetermined(0)
+            ..undetermined(in_force)
         };
         count_total(&local, bytes, false);
         return PASS;
     }
     let Some(ends) = ends(skb) else {
         lose(LOSS_PACKETS_UNPARSED, 1);
-        return without_flow(&undetermined(control.generation), bytes);
+        return without_flow(&undetermined(in_force), bytes);
     };
     let Some(tracked) = slot(skb, &ends) else {
         let source = Source {
@@ -56,10 +58,10 @@ fn egress(ctx: SkBuffContext) -> i32 {
             cgroup_id: cgroup_of(skb),
             uid: uid_of(skb),
         };
-        let decision = judge(control.generation, &source, &ends.destination);
+        let decision = judge(in_force, &source, &ends.destination);
         return without_flow(&decision, bytes);
     };
-    settle(control, tracked, &ends, bytes)
+    settle(in_force, tracked, &ends, bytes)
 }
 
 /// Counts a packet that belongs to no flow, for want of memory or of a socket.
@@ -211,13 +213,13 @@ const NOTHING: Counters = Counters {
 
 /// Judges and counts a packet of a flow.
 #[inline(always)]
-fn settle(control: Control, tracked: *mut Tracked, ends: &Ends, bytes: u64) -> i32 {
+fn settle(in_force: InForce, tracked: *mut Tracked, ends: &Ends, bytes: u64) -> i32 {
     // SAFETY: a map value; the verifier checks the access. So below.
     let flow = unsafe { &raw mut (*tracked).flow };
     let mut decision = unsafe { (*flow).decision };
-    if decision.generation != control.generation {
+    if !in_force.made(&decision) {
         let source = Source::of(unsafe { &raw const (*tracked).owner });
-        let anew = judge(control.generation, &source, &ends.destination);
+        let anew = judge(in_force, &source, &ends.destination);
         if decision.verdict != verdict::NONE && !decision.agrees(&anew) {
             // Another verdict is another flow.
             end(tracked);

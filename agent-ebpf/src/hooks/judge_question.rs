@@ -9,7 +9,7 @@ use trefoil_ebpf::abi::Question;
 
 use crate::{
     judge::{Source, judge},
-    maps::CONTROL,
+    maps::{CONTROL, InForce, enforcement},
 };
 
 /// Bytes before the question: what `BPF_PROG_RUN` wants at least.
@@ -20,8 +20,12 @@ const UNANSWERED: i32 = 0;
 
 #[classifier]
 fn judge_question(ctx: TcContext) -> i32 {
-    let Some(control) = CONTROL.get(0) else {
+    let Some(page) = CONTROL.get(0) else {
         return UNANSWERED;
+    };
+    let in_force = InForce {
+        generation: page.control.generation,
+        flags: enforcement(page.control.generation),
     };
     let Ok(question) = ctx.load::<Question>(LINK_HEADER) else {
         return UNANSWERED;
@@ -31,7 +35,7 @@ fn judge_question(ctx: TcContext) -> i32 {
         cgroup_id: question.cgroup_id,
         uid: question.uid,
     };
-    let decision = judge(control.generation, &source, &question.peer);
+    let decision = judge(in_force, &source, &question.peer);
     (u32::from(decision.verdict) | u32::from(decision.flags) << 8 | u32::from(decision.rule) << 16)
         as i32
 }

@@ -14,7 +14,7 @@ use crate::{
     accounting::refuse,
     flows,
     judge::{Source, judge},
-    maps::{SOCKETS, active},
+    maps::{SOCKETS, in_force},
     owner::set_current,
 };
 
@@ -31,7 +31,7 @@ fn sendmsg6(ctx: SockAddrContext) -> i32 {
 /// `None` as in `connect`.
 #[inline(always)]
 fn send(ctx: &SockAddrContext, peer: Peer) -> Option<i32> {
-    let control = active()?;
+    let in_force = in_force()?;
     // SAFETY: fields of the context; the verifier checks the access. So below.
     let socket = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
@@ -48,10 +48,10 @@ fn send(ctx: &SockAddrContext, peer: Peer) -> Option<i32> {
     let known = flows::find_for_sender(&key, owner);
     let decision = match known {
         Some(tracked)
-            if unsafe { (*tracked).flow.decision.generation } == control.generation
+            if in_force.made(unsafe { &(*tracked).flow.decision })
                 && unsafe { (*tracked).flow.state } & FLOW_SHARED == 0 =>
         unsafe { (*tracked).flow.decision },
-        _ => judge(control.generation, &Source::of(owner), &peer),
+        _ => judge(in_force, &Source::of(owner), &peer),
     };
     if decision.blocks() {
         refuse(owner, cookie, &peer, decision);

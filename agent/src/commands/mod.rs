@@ -1,6 +1,7 @@
 //! The verbs, one file each, and what they have in common: how they end.
 
 mod check;
+mod confirm;
 mod detach;
 mod explain;
 mod flows;
@@ -133,6 +134,7 @@ pub fn main() -> ExitCode {
         Verb::Explain(args) => explain::explain(&args),
         Verb::Flows(args) => flows::flows(&args),
         Verb::Status(args) => status::status(&args),
+        Verb::Confirm(args) => confirm::confirm(&args),
         Verb::Detach(args) => detach::detach(&args),
     };
     match ending {

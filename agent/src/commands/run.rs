@@ -21,9 +21,9 @@ use super::{
 };
 use crate::{
     cli::RunArgs,
-    clock,
+    clock::{self, BootClock},
     flow::FlowSettings,
-    kernel::{Kernel, KernelError, LoadSettings, TableSizes},
+    kernel::{Enforcement, Kernel, KernelError, LoadSettings, TableSizes},
     monitor::{Compilation, Monitor, Parts},
     names::Names,
     notify::notify,
@@ -34,6 +34,7 @@ use crate::{
     },
     settings::{DEFAULT_JOURNAL, Flags, Settings},
     state::State,
+    trial::{Before, Moment, Trials},
 };
 
 /// How often the ring buffer is drained. Waking the agent for each event would
@@ -80,6 +81,7 @@ fn merged(args: &RunArgs) -> Result<Settings, Failure> {
         journal: args.journal.clone(),
         json: args.json.clone(),
         flows: args.flows.map(Into::into),
+        confirm_within: args.confirm_within.clone(),
     };
     settings
         .with(flags)
@@ -117,6 +119,11 @@ async fn watch(
         Arc::clone(&origins.geo),
     );
     let before = State::read(&settings.pin_dir);
+    // Only what is in force by the kernel's own account: a file may be left over.
+    let in_force_before = before
+        .as_ref()
+        .filter(|before| kernel.took_over() && before.generation == kernel.generation())
+        .map(|before| (before.policy.clone(), kernel.enforcement()));
     if let Some(before) = &before {
         // What waits in the kernel was judged by the policy of the agent before.
         names.add_policy(before.rule_names());
@@ -144,8 +151,20 @@ async fn watch(
             .filter(|_| kernel.took_over())
             .map_or_else(BTreeMap::new, |before| before.losses),
     };
-    let mut monitor = Monitor::start(kernel, parts, &origins.geo, &policy)?;
-    let mut mode = policy.compiled.mode();
+    let trials = Trials::new(&settings.pin_dir, settings.confirm_within);
+    let enforcement = trials.enforcement(
+        policy.compiled.id(),
+        policy.compiled.mode(),
+        in_force_before
+            .as_ref()
+            .map(|(policy, enforcement)| Before {
+                policy,
+                enforcement: *enforcement,
+            }),
+        false,
+        Moment::now(),
+    );
+    let mut monitor = Monitor::start(kernel, parts, &origins.geo, &policy, enforcement)?;
     let mut state = State {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -154,7 +173,7 @@ async fn watch(
         uncovered: monitor.uncovered(),
         ..State::default()
     };
-    describe(&mut state, &policy);
+    describe(&mut state, &policy, &monitor);
     save(&mut state, &monitor, settings);
     notify(&format!("READY=1\nSTATUS={}", status_line(&state)));
 
@@ -170,7 +189,7 @@ async fn watch(
                 monitor.drain()?;
                 // As `trefoil run | head` expects.
                 if monitor.has_no_reader() {
-                    return interrupted(monitor, mode, settings);
+                    return interrupted(monitor, settings);
                 }
             }
             _ = sweep.tick() => {
@@ -185,25 +204,29 @@ async fn watch(
                 let own_addresses = sources::own_addresses();
                 if own_addresses != origins.own_addresses {
                     origins.own_addresses = own_addresses;
-                    if let Some(policy) = replace(&mut monitor, &origins)? {
-                        describe(&mut state, &policy);
+                    if let Some(policy) = replace(&mut monitor, &origins, &trials, &state, false)? {
+                        describe(&mut state, &policy, &monitor);
+                        notify(&format!("STATUS={}", status_line(&state)));
                     }
+                }
+                if monitor.watch_trial(|| trials.confirmed_by(&state.policy)) {
+                    describe_mode(&mut state, &monitor);
+                    notify(&format!("STATUS={}", status_line(&state)));
                 }
                 save(&mut state, &monitor, settings);
             }
             _ = beat.tick() => monitor.beat()?,
             _ = hangup.recv() => {
                 notify("RELOADING=1");
-                if let Some(policy) = reload(&mut monitor, settings, &mut origins)? {
-                    mode = policy.compiled.mode();
-                    describe(&mut state, &policy);
+                if let Some(policy) = reload(&mut monitor, settings, &mut origins, &trials, &state)? {
+                    describe(&mut state, &policy, &monitor);
                     save(&mut state, &monitor, settings);
                 }
                 notify(&format!("READY=1\nSTATUS={}", status_line(&state)));
             }
             _ = interrupt.recv() => {
                 notify("STOPPING=1");
-                return interrupted(monitor, mode, settings);
+                return interrupted(monitor, settings);
             }
             _ = terminate.recv() => {
                 notify("STOPPING=1");
@@ -216,11 +239,12 @@ async fn watch(
 
 /// Ctrl-C: in report mode nothing is left behind. Enforcement ends only with
 /// `trefoil detach`.
-fn interrupted(monitor: Monitor, mode: Mode, settings: &Settings) -> Result<Ending, Failure> {
-    match mode {
+fn interrupted(monitor: Monitor, settings: &Settings) -> Result<Ending, Failure> {
+    match monitor.mode() {
         Mode::Report => {
             monitor.detach()?;
             State::remove(&settings.pin_dir);
+            Trials::new(&settings.pin_dir, settings.confirm_within).forget();
         }
         Mode::Enforce => {
             monitor.leave()?;
@@ -239,10 +263,12 @@ fn reload(
     monitor: &mut Monitor,
     settings: &Settings,
     origins: &mut Origins,
+    trials: &Trials,
+    state: &State,
 ) -> Result<Option<Compilation>, KernelError> {
     match Origins::read(settings) {
         Ok(read) => {
-            let policy = replace(monitor, &read)?;
+            let policy = replace(monitor, &read, trials, state, true)?;
             if policy.is_some() {
                 *origins = read;
             }
@@ -257,10 +283,29 @@ fn reload(
 }
 
 /// Makes another generation of the tables and puts it in force, or says why not.
-fn replace(monitor: &mut Monitor, origins: &Origins) -> Result<Option<Compilation>, KernelError> {
+/// `is_asked` if a person wanted it, and not an address of the host.
+fn replace(
+    monitor: &mut Monitor,
+    origins: &Origins,
+    trials: &Trials,
+    state: &State,
+    is_asked: bool,
+) -> Result<Option<Compilation>, KernelError> {
     match origins.compile(monitor.next_generation()) {
         Ok(policy) => {
-            monitor.replace_policy(&policy, &origins.geo)?;
+            let compiled = &policy.compiled;
+            let before = Before {
+                policy: &state.policy,
+                enforcement: monitor.enforcement(),
+            };
+            let enforcement = trials.enforcement(
+                compiled.id(),
+                compiled.mode(),
+                Some(before),
+                is_asked,
+                Moment::now(),
+            );
+            monitor.replace_policy(&policy, &origins.geo, enforcement)?;
             Ok(Some(policy))
         }
         Err(problems) => {
@@ -322,9 +367,9 @@ fn reporter(settings: &Settings) -> Result<Reporter, Failure> {
         .map_err(|error| Failure::Other(super::with_causes(&error)))
 }
 
-fn describe(state: &mut State, policy: &Compilation) {
+fn describe(state: &mut State, policy: &Compilation, monitor: &Monitor) {
     let compiled = &policy.compiled;
-    compiled.mode().as_str().clone_into(&mut state.mode);
+    describe_mode(state, monitor);
     state.policy = compiled.id().to_owned();
     state.policy_source.clone_from(&policy.source);
     state.generation = compiled.header.generation;
@@ -334,6 +379,16 @@ fn describe(state: &mut State, policy: &Compilation) {
         .map(|rule| rule.name.clone())
         .collect();
     state.geo = compiled.geo_build_id().to_owned();
+}
+
+fn describe_mode(state: &mut State, monitor: &Monitor) {
+    monitor.mode().as_str().clone_into(&mut state.mode);
+    state.enforced_until_us = match monitor.enforcement() {
+        Enforcement::Until(until_ns) if monitor.mode() == Mode::Enforce => {
+            Some(BootClock::read().unix_us(until_ns))
+        }
+        _ => None,
+    };
 }
 
 fn save(state: &mut State, monitor: &Monitor, settings: &Settings) {
@@ -355,8 +410,11 @@ fn status_line(state: &State) -> String {
     } else {
         "Reporting by"
     };
+    let until = state.enforced_until_us.map_or(String::new(), |until_us| {
+        format!(" until {} unless confirmed", clock::rfc3339(until_us))
+    });
     format!(
-        "{verb} {} ({rules}), watching {}",
+        "{verb} {} ({rules}){until}, watching {}",
         state.policy_source,
         state.cgroup.display()
     )

@@ -8,8 +8,8 @@ use trefoil_ebpf::abi::{MODE_ENFORCE, Totals, verdict};
 use super::{Ending, Failure, say, say_json, sources};
 use crate::{
     cli::StatusArgs,
-    clock,
-    kernel::{HOOKS, KernelError, Reader},
+    clock::{self, BootClock},
+    kernel::{Enforcement, HOOKS, KernelError, Reader},
     losses::is_harmless,
     report::words,
     state::State,
@@ -43,6 +43,8 @@ struct AgentStatus {
 #[derive(Debug, Serialize)]
 struct PolicyStatus {
     mode: &'static str,
+    /// When enforcement ends unless it is confirmed.
+    enforced_until: Option<String>,
     generation: u32,
     id: Option<String>,
     source: Option<String>,
@@ -138,6 +140,15 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
             .to_owned(),
         );
     }
+    let enforcement = reader.enforcement();
+    let holds = enforcement.holds_at(clock::since_boot_ns());
+    if header.is_some_and(|header| header.mode == MODE_ENFORCE) && !holds {
+        findings.push(
+            "the policy asks to be enforced, but nobody ran `trefoil confirm` in time: it only \
+             reports; a reload tries it again"
+                .to_owned(),
+        );
+    }
     let losses = reader.losses()?;
     for (name, count) in losses
         .iter()
@@ -172,10 +183,12 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
                 pending: state.pending,
             }),
         policy: header.map(|header| PolicyStatus {
-            mode: if header.mode == MODE_ENFORCE {
-                "enforce"
-            } else {
-                "report"
+            mode: if holds { "enforce" } else { "report" },
+            enforced_until: match enforcement {
+                Enforcement::Until(until_ns) if holds => {
+                    Some(clock::rfc3339(BootClock::read().unix_us(until_ns)))
+                }
+                _ => None,
             },
             generation: header.generation,
             id: state.as_ref().map(|state| state.policy.clone()),
@@ -217,6 +230,12 @@ fn text(status: &Status) -> String {
             format!(", {}", words::count(rules as u64, "rule"))
         });
         line("policy", &format!("{} mode, {source}{rules}", policy.mode));
+        if let Some(until) = &policy.enforced_until {
+            line(
+                "",
+                &format!("until {until}, unless `trefoil confirm` is run before"),
+            );
+        }
         if let Some(id) = &policy.id {
             line("", &format!("id {id}, generation {}", policy.generation));
         }

@@ -14,7 +14,7 @@ use super::{
     iterators, offsets,
     pins::{MapLayout, PinDir, detach},
     reader::Reader,
-    tables::{self, ControlWord},
+    tables::{self, ControlWords},
     wire::bytes_of,
 };
 use crate::policy::PolicyTables;
@@ -56,7 +56,7 @@ pub struct LoadSettings {
 pub struct Kernel {
     pub(super) pins: PinDir,
     pub(super) ebpf: Ebpf,
-    pub(super) control: ControlWord,
+    pub(super) control: ControlWords,
     pub(super) hooks: Vec<HookStatus>,
     pub(super) instance: u32,
     pub(super) took_over: bool,
@@ -90,7 +90,7 @@ impl Kernel {
         let sizes = sizes(&settings.tables);
         check_layouts(&pins, &sizes)?;
         let before =
-            ControlWord::open(&pins).map_or_else(|_| Control::default(), |word| word.get());
+            ControlWords::open(&pins).map_or_else(|_| Control::default(), |word| word.get());
         let instance = before.instance.wrapping_add(1).max(1);
 
         let kernel_offsets = offsets::resolve()?;
@@ -136,7 +136,7 @@ impl Kernel {
                 why,
             });
         }
-        let control = ControlWord::open(&pins)?;
+        let control = ControlWords::open(&pins)?;
         Ok(Self {
             pins,
             ebpf,
@@ -146,6 +146,11 @@ impl Kernel {
             took_over,
             _lock: lock,
         })
+    }
+
+    /// The generation in force; 0 before there was one.
+    pub fn generation(&self) -> u32 {
+        self.control.get().generation
     }
 
     /// The generation that the next policy should have.

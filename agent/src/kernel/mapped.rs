@@ -59,15 +59,21 @@ impl Mapped {
         }
     }
 
-    /// The first word, for reading and writing in one piece.
-    pub fn word(&self) -> &AtomicU64 {
-        // SAFETY: page-aligned, at least a page long, and mapped as long as `self`.
-        unsafe { AtomicU64::from_ptr(self.memory.as_ptr().cast()) }
+    /// Reads an aligned word, given by its offset in bytes.
+    pub fn word(&self, offset: usize) -> u64 {
+        self.atomic(offset).load(Ordering::SeqCst)
     }
 
-    /// Writes the first word so that every program sees the old or the new one.
-    pub fn set_word(&self, word: u64) {
-        self.word().store(word, Ordering::SeqCst);
+    /// Writes an aligned word so that every program sees the old or the new one.
+    pub fn set_word(&self, offset: usize, word: u64) {
+        self.atomic(offset).store(word, Ordering::SeqCst);
+    }
+
+    fn atomic(&self, offset: usize) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(8) && offset < self.len.get());
+        let word = self.memory.as_ptr().wrapping_byte_add(offset);
+        // SAFETY: aligned, within the mapping, and mapped as long as `self`.
+        unsafe { AtomicU64::from_ptr(word.cast()) }
     }
 }
 

@@ -27,3 +27,4 @@ pub use hooks::{HOOKS, HookStatus, HookSupport, support};
 pub use load::{Kernel, LoadSettings, TableSizes};
 pub use pins::{PinDir, detach};
 pub use reader::{Events, Reader};
+pub use tables::Enforcement;

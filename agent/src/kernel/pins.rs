@@ -10,7 +10,7 @@ use std::{
 use aya::maps::{MapData, MapInfo};
 use trefoil_ebpf::abi::{ABI_VERSION, Control};
 
-use super::{KernelError, tables::ControlWord};
+use super::{KernelError, tables::ControlWords};
 
 /// A directory on a BPF file system that belongs to one agent.
 #[derive(Clone, Debug)]
@@ -226,7 +226,7 @@ pub fn detach(pin_dir: &PinDir) -> Result<(usize, usize), KernelError> {
     };
     // The kernel lets go of a link some time after its last pin is gone. Nothing is
     // to be refused in between.
-    if let Ok(control) = ControlWord::open(pin_dir) {
+    if let Ok(control) = ControlWords::open(pin_dir) {
         control.set(Control {
             generation: control.get().generation,
             instance: 0,

@@ -11,7 +11,7 @@ use trefoil_ebpf::abi::{
 use super::{
     KernelError, bpf_syscall,
     pins::PinDir,
-    tables::ControlWord,
+    tables::{ControlWords, Enforcement},
     wire::{Wire, value_of},
 };
 
@@ -28,7 +28,7 @@ pub struct Reader {
     losses: PerCpuArray<MapData, Wire<u64>>,
     totals: PerCpuArray<MapData, Wire<Totals>>,
     policies: Array<MapData, Wire<Policy>>,
-    control: ControlWord,
+    control: ControlWords,
     pins: PinDir,
 }
 
@@ -58,7 +58,7 @@ impl Reader {
             policies: Map::Array(pins.open_map("POLICIES")?)
                 .try_into()
                 .map_err(|error| failed("POLICIES", error))?,
-            control: ControlWord::open(pins)?,
+            control: ControlWords::open(pins)?,
             pins: pins.clone(),
         })
     }
@@ -81,6 +81,18 @@ impl Reader {
             .get(&(generation & 1), 0)
             .map_err(|error| failed("POLICIES", error))?;
         Ok(Some(policy.0))
+    }
+
+    /// Until when it is enforced.
+    pub fn enforcement(&self) -> Enforcement {
+        self.control.enforcement()
+    }
+
+    /// Lets what is on trial go on without an end.
+    pub fn confirm_enforcement(&self) {
+        let generation = self.control.get().generation;
+        self.control
+            .set_enforcement(generation, Enforcement::Always);
     }
 
     /// Number of the set of programs that is active.

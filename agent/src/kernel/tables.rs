@@ -1,9 +1,9 @@
 //! Putting a compiled policy into the kernel's tables.
 
-use std::os::fd::AsFd;
+use std::{mem::offset_of, os::fd::AsFd};
 
 use aya::maps::{Array, ArrayOfMaps, MapData};
-use trefoil_ebpf::abi::{Control, MAX_CLAUSES, Policy};
+use trefoil_ebpf::abi::{Control, ControlPage, ENFORCE_ALWAYS, ENFORCE_NEVER, MAX_CLAUSES, Policy};
 
 use super::{
     KernelError,
@@ -16,28 +16,63 @@ use crate::policy::PolicyTables;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 const BPF_F_INNER_MAP: u32 = 1 << 12;
 
-/// The word that says which policy and which set of programs is in force.
-pub struct ControlWord {
+/// Until when a policy blocks what it does not approve; from then on it reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enforcement {
+    /// It only reports.
+    Never,
+    /// Until this many nanoseconds after boot, agent alive or dead.
+    Until(u64),
+    /// Without an end.
+    Always,
+}
+
+impl Enforcement {
+    /// True at this moment, in nanoseconds since boot.
+    #[must_use]
+    pub fn holds_at(self, now_ns: u64) -> bool {
+        match self {
+            Self::Never => false,
+            Self::Until(until_ns) => now_ns < until_ns,
+            Self::Always => true,
+        }
+    }
+
+    fn word(self) -> u64 {
+        match self {
+            Self::Never => ENFORCE_NEVER,
+            Self::Until(until_ns) => until_ns.clamp(ENFORCE_NEVER + 1, ENFORCE_ALWAYS - 1),
+            Self::Always => ENFORCE_ALWAYS,
+        }
+    }
+
+    fn of_word(word: u64) -> Self {
+        match word {
+            ENFORCE_NEVER => Self::Never,
+            ENFORCE_ALWAYS => Self::Always,
+            until_ns => Self::Until(until_ns),
+        }
+    }
+}
+
+/// The words that say which policy and which set of programs is in force.
+pub struct ControlWords {
     mapped: Mapped,
 }
 
-impl ControlWord {
-    /// Maps the pinned word.
+impl ControlWords {
+    /// Maps the pinned page.
     pub fn open(pins: &PinDir) -> Result<Self, KernelError> {
         let map = pins.open_map("CONTROL")?;
-        let mapped = Mapped::new(map.fd().as_fd(), size_of::<Control>())
+        let mapped = Mapped::new(map.fd().as_fd(), size_of::<ControlPage>())
             .map_err(|error| KernelError::failed("map CONTROL", error))?;
         Ok(Self { mapped })
     }
 
     /// What is in force.
     pub fn get(&self) -> Control {
-        let word = self
-            .mapped
-            .word()
-            .load(std::sync::atomic::Ordering::SeqCst)
-            .to_ne_bytes();
-        super::wire::value_of(&word).unwrap_or_default()
+        let word = self.mapped.word(offset_of!(ControlPage, control));
+        super::wire::value_of(&word.to_ne_bytes()).unwrap_or_default()
     }
 
     /// Puts it in force, in one piece.
@@ -45,8 +80,26 @@ impl ControlWord {
         let bytes: [u8; 8] = super::wire::bytes_of(&control)
             .try_into()
             .expect("the control word has 8 bytes");
-        self.mapped.set_word(u64::from_ne_bytes(bytes));
+        let word = u64::from_ne_bytes(bytes);
+        self.mapped.set_word(offset_of!(ControlPage, control), word);
     }
+
+    /// Until when the policy in force is enforced.
+    pub fn enforcement(&self) -> Enforcement {
+        Enforcement::of_word(self.mapped.word(enforce_offset(self.get().generation)))
+    }
+
+    /// Sets until when the policy of this generation is enforced.
+    pub fn set_enforcement(&self, generation: u32, enforcement: Enforcement) {
+        self.mapped
+            .set_word(enforce_offset(generation), enforcement.word());
+    }
+}
+
+/// Where the word about a generation's slot is.
+fn enforce_offset(generation: u32) -> usize {
+    let slot = (generation & 1) as usize;
+    offset_of!(ControlPage, enforce_until_ns) + slot * size_of::<u64>()
 }
 
 /// Writes a policy into the slot of its generation, which must not be the one in

@@ -13,6 +13,7 @@ use super::{
     hooks::{self, HOOKS},
     iterators,
     load::with_causes,
+    tables::Enforcement,
 };
 use crate::policy::PolicyTables;
 
@@ -23,8 +24,9 @@ impl Kernel {
         &mut self,
         load: &LoadSettings,
         policy: &PolicyTables<'_>,
+        enforcement: Enforcement,
     ) -> Result<(), KernelError> {
-        let done = self.take_place(load, policy);
+        let done = self.take_place(load, policy, enforcement);
         if done.is_err() {
             self.abandon();
         }
@@ -35,6 +37,7 @@ impl Kernel {
         &mut self,
         load: &LoadSettings,
         policy: &PolicyTables<'_>,
+        enforcement: Enforcement,
     ) -> Result<(), KernelError> {
         // Tells whose root directory is the host's before any hook wants to know.
         self.run_iterator("iter_task")?;
@@ -44,7 +47,7 @@ impl Kernel {
         self.run_iterator("iter_task")?;
         self.adopt_cgroups()?;
         self.run_iterator("iter_task_file")?;
-        self.put_in_force(policy.header.generation);
+        self.put_in_force(policy.header.generation, enforcement);
         self.pins.remove_links_except(self.instance)
     }
 
@@ -97,11 +100,18 @@ impl Kernel {
 
     /// Puts a policy that was written in force, in one piece; with the first one,
     /// these programs begin to count and judge, and those of an agent before end.
-    pub fn put_in_force(&self, generation: u32) {
+    pub fn put_in_force(&self, generation: u32, enforcement: Enforcement) {
+        // First, and about a slot that nobody reads yet.
+        self.control.set_enforcement(generation, enforcement);
         self.control.set(Control {
             generation,
             instance: self.instance,
         });
+    }
+
+    /// Until when the policy in force is enforced. Somebody may have confirmed it.
+    pub fn enforcement(&self) -> Enforcement {
+        self.control.enforcement()
     }
 
     /// From now on nothing is counted or judged; what was counted can be read.

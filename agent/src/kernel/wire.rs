@@ -35,6 +35,7 @@ plain!(
     abi::Cgroup,
     abi::Clause,
     abi::Control,
+    abi::ControlPage,
     abi::EndedKey,
     abi::Event,
     abi::Executable,

@@ -80,6 +80,7 @@ fn least(kind: Kind) -> Record {
             &PolicyNews::InForce {
                 n_rules: 0,
                 source: "x",
+                until_us: None,
             },
             0,
         ),

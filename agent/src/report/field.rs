@@ -176,8 +176,9 @@ fields! {
     Geo "geo" Text "" ALL
         "build of the country data";
     State "state" Text "" STATES
-        "flow, violation: `opened`, `update`, `closed` (last numbers) or `rollup`; policy: `in-force` \
-         or `refused`; coverage: `covered`, `partly` or `uncovered`";
+        "flow, violation: `opened`, `update`, `closed` (last numbers) or `rollup`; policy: \
+         `in-force`, `confirmed`, `reverted` or `refused`; coverage: `covered`, `partly` or \
+         `uncovered`";
     Flow "flow" Text "" FLOWS
         "names the flow within the boot, the same in all its records";
     CommunityId "community_id" Text "" FLOWS

@@ -3,7 +3,7 @@
 use trefoil_ebpf::abi::{Totals, verdict};
 
 use super::{Field, Kind, Priority, Record, words};
-use crate::flow::FlowStats;
+use crate::{clock, flow::FlowStats};
 
 /// What became of a policy.
 #[derive(Clone, Copy, Debug)]
@@ -12,6 +12,20 @@ pub enum PolicyNews<'a> {
     InForce {
         /// Number of rules.
         n_rules: u64,
+        /// Where it is from.
+        source: &'a str,
+        /// When its enforcement ends unless it is confirmed, microseconds since 1970.
+        until_us: Option<u64>,
+    },
+    /// Somebody confirmed that it is enforced without an end.
+    Confirmed {
+        /// Where it is from.
+        source: &'a str,
+        /// Who.
+        by: &'a str,
+    },
+    /// Nobody confirmed it in time, and it only reports now.
+    Reverted {
         /// Where it is from.
         source: &'a str,
     },
@@ -55,13 +69,43 @@ impl Record {
     #[must_use]
     pub fn policy(news: &PolicyNews<'_>, time_us: u64) -> Self {
         match *news {
-            PolicyNews::InForce { n_rules, source } => {
+            PolicyNews::InForce {
+                n_rules,
+                source,
+                until_us,
+            } => {
                 let rules = words::count(n_rules, "rule");
-                let message = format!("Policy {source} is in force: {rules}");
+                let mut message = format!("Policy {source} is in force: {rules}");
+                let trial = until_us.map(clock::rfc3339).map(|until| {
+                    format!("it is enforced until {until}, unless `trefoil confirm` is run before")
+                });
+                if let Some(trial) = &trial {
+                    message = format!("{message}; {trial}");
+                }
                 let mut record = Self::new(Kind::Policy, Priority::Notice, time_us, message);
                 record.set(Field::State, "in-force");
                 record.set(Field::Subject, source);
                 record.set(Field::Rules, n_rules);
+                record.set_known(Field::Reason, trial.as_deref());
+                record
+            }
+            PolicyNews::Confirmed { source, by } => {
+                let reason = format!("confirmed by {by}");
+                let message = format!("Policy {source} is enforced without an end: {reason}");
+                let mut record = Self::new(Kind::Policy, Priority::Notice, time_us, message);
+                record.set(Field::State, "confirmed");
+                record.set(Field::Subject, source);
+                record.set(Field::Reason, reason.as_str());
+                record
+            }
+            PolicyNews::Reverted { source } => {
+                let reason = "nobody ran `trefoil confirm` in time";
+                let message =
+                    format!("Policy {source} is not enforced any more and only reports: {reason}");
+                let mut record = Self::new(Kind::Policy, Priority::Warning, time_us, message);
+                record.set(Field::State, "reverted");
+                record.set(Field::Subject, source);
+                record.set(Field::Reason, reason);
                 record
             }
             PolicyNews::Refused { source, problems } => {
@@ -188,10 +232,24 @@ mod tests {
             &PolicyNews::InForce {
                 n_rules: 1,
                 source: "policy.toml",
+                until_us: None,
             },
             0,
         );
         assert_eq!(record.message(), "Policy policy.toml is in force: 1 rule");
+        let record = Record::policy(
+            &PolicyNews::InForce {
+                n_rules: 1,
+                source: "policy.toml",
+                until_us: Some(0),
+            },
+            0,
+        );
+        assert_eq!(
+            record.message(),
+            "Policy policy.toml is in force: 1 rule; it is enforced until \
+             1970-01-01T00:00:00.000000Z, unless `trefoil confirm` is run before"
+        );
     }
 
     #[test]

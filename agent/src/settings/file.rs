@@ -96,6 +96,14 @@ fn settings(reader: &mut Reader<'_>, root: &DeTable<'_>) -> Settings {
     table.set("sweep_interval", &mut to.sweep_interval, |value| {
         duration(value, "100ms"..="1m")
     });
+    table.set(
+        "confirm_within",
+        &mut to.confirm_within,
+        |value| match value {
+            DeValue::String(text) if *text == "none" => Ok(Duration::ZERO),
+            _ => duration(value, "1s"..="1d"),
+        },
+    );
     table.set("sha256_max_bytes", &mut to.sha256_max_bytes, bytes);
     if let Some(tables) = table.sub_table("tables") {
         table.finish();

@@ -243,6 +243,7 @@ fn flags_win_over_the_file() {
         journal: Some("none".into()),
         json: Some("log.json".into()),
         flows: Some(FlowMode::Rollup),
+        confirm_within: Some("10min".into()),
     });
     assert_eq!(
         settings,
@@ -256,6 +257,7 @@ fn flags_win_over_the_file() {
             journal: None,
             json: Some("log.json".into()),
             flows: FlowMode::Rollup,
+            confirm_within: Duration::from_secs(600),
             ..file.clone()
         })
     );

@@ -1,0 +1,142 @@
+//! The policy in force: putting another in its place, and what becomes of
+//! enforcement that is on trial.
+
+use std::sync::Arc;
+
+use super::{Compilation, Monitor};
+use crate::{
+    clock::{self, BootClock},
+    geo::Geo,
+    kernel::{Enforcement, KernelError},
+    names::RuleNames,
+    policy::Mode,
+    report::{PolicyNews, Record},
+};
+
+/// What the monitor remembers of the policy in force.
+pub(super) struct PolicyInForce {
+    /// Where it is from, for people.
+    source: String,
+    enforcement: Enforcement,
+    /// What was last said about it.
+    mode: Mode,
+}
+
+impl Default for PolicyInForce {
+    fn default() -> Self {
+        Self {
+            source: String::new(),
+            enforcement: Enforcement::Never,
+            mode: Mode::Report,
+        }
+    }
+}
+
+impl Monitor {
+    /// The generation that the next policy should have.
+    pub fn next_generation(&self) -> u32 {
+        self.kernel.next_generation()
+    }
+
+    /// What happens now to traffic that the policy does not approve.
+    pub fn mode(&self) -> Mode {
+        self.policy.mode
+    }
+
+    /// Until when the policy in force is enforced.
+    pub fn enforcement(&self) -> Enforcement {
+        self.kernel.enforcement()
+    }
+
+    /// Puts another policy in force, in one piece.
+    pub fn replace_policy(
+        &mut self,
+        policy: &Compilation,
+        geo: &Arc<Geo>,
+        enforcement: Enforcement,
+    ) -> Result<(), KernelError> {
+        self.kernel.write_policy(&policy.compiled.tables())?;
+        // Events under the former policy first, so that they are named by it.
+        self.drain_all()?;
+        let generation = policy.compiled.header.generation;
+        self.kernel.put_in_force(generation, enforcement);
+        self.names.set_geo(Arc::clone(geo));
+        *self.places.borrow_mut() = Arc::clone(geo);
+        self.in_force(policy, enforcement);
+        self.hand_over();
+        Ok(())
+    }
+
+    /// Says that a policy was not put in force, and what is wrong with it.
+    pub fn refuse_policy(&mut self, source: &str, problems: &str) {
+        let news = PolicyNews::Refused { source, problems };
+        self.reporter.emit(Record::policy(&news, clock::unix_us()));
+        self.hand_over();
+    }
+
+    /// Looks whether enforcement that was on trial was confirmed, or is over;
+    /// `confirmed_by` tells who did. Returns true if something has changed.
+    pub fn watch_trial(&mut self, confirmed_by: impl FnOnce() -> Option<String>) -> bool {
+        let enforcement = self.kernel.enforcement();
+        let holds = enforcement.holds_at(clock::since_boot_ns());
+        let source = self.policy.source.clone();
+        let by;
+        let news = if enforcement == Enforcement::Always && enforcement != self.policy.enforcement {
+            by = confirmed_by().unwrap_or_else(|| "somebody".to_owned());
+            PolicyNews::Confirmed {
+                source: &source,
+                by: &by,
+            }
+        } else if !holds && self.policy.mode == Mode::Enforce {
+            PolicyNews::Reverted { source: &source }
+        } else {
+            return false;
+        };
+        self.policy.enforcement = enforcement;
+        self.set_mode(holds);
+        self.reporter.emit(Record::policy(&news, clock::unix_us()));
+        self.hand_over();
+        true
+    }
+
+    pub(super) fn in_force(&mut self, policy: &Compilation, enforcement: Enforcement) {
+        let compiled = &policy.compiled;
+        self.policy.source.clone_from(&policy.source);
+        self.policy.enforcement = enforcement;
+        self.names.add_policy(RuleNames {
+            generation: compiled.header.generation,
+            policy: compiled.id().into(),
+            rules: compiled
+                .rules
+                .iter()
+                .map(|rule| rule.name.as_str().into())
+                .collect(),
+        });
+        let holds = enforcement.holds_at(clock::since_boot_ns());
+        self.set_mode(holds);
+        let context = self.reporter.context_mut();
+        context.policy = Some(compiled.id().into());
+        context.geo = Some(compiled.geo_build_id().into());
+        let until_us = match enforcement {
+            Enforcement::Until(until_ns) if holds => Some(BootClock::read().unix_us(until_ns)),
+            _ => None,
+        };
+        let news = PolicyNews::InForce {
+            n_rules: compiled.rules.len() as u64,
+            source: &policy.source,
+            until_us,
+        };
+        self.reporter.emit(Record::policy(&news, clock::unix_us()));
+        if compiled.mode() == Mode::Enforce && !holds {
+            let news = PolicyNews::Reverted {
+                source: &policy.source,
+            };
+            self.reporter.emit(Record::policy(&news, clock::unix_us()));
+        }
+    }
+
+    fn set_mode(&mut self, holds: bool) {
+        self.policy.mode = if holds { Mode::Enforce } else { Mode::Report };
+        self.reporter.context_mut().mode = Some(self.policy.mode.as_str().into());
+    }
+}
