@@ -17,6 +17,7 @@ pub mod names;
 pub mod notify;
 pub mod owner;
 pub mod policy;
+pub mod privileges;
 pub mod report;
 pub mod settings;
 pub mod state;

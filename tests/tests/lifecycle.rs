@@ -3,7 +3,8 @@
 
 mod world;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context, Result, ensure};
@@ -14,7 +15,7 @@ use trefoil_lab::program::Outcome;
 use trefoil_lab::sink::{TcpSink, UdpSink};
 use trefoil_lab::tap::{Header, Tap};
 use trefoil_lab::{Lab, places, wait_for};
-use world::{REFUSED, at, enforcing, mapped_at, reporting, traffic};
+use world::{REFUSED, approving, at, enforcing, mapped_at, reporting, traffic};
 
 /// One of everything, to a place that no policy of these tests approves.
 fn send_one_of_everything(lab: &Lab) -> Result<Vec<(i32, LinkCounters)>> {
@@ -232,6 +233,54 @@ fn status_says_whether_all_is_as_it_should_be() -> Result<()> {
 #[test]
 fn detach_where_nothing_is_attached_is_fine() -> Result<()> {
     let lab = Lab::new()?;
+    detach(&lab)?;
+    lab.close()
+}
+
+#[test]
+fn a_running_agent_has_given_up_what_it_needed_to_start() -> Result<()> {
+    const CAP_DAC_READ_SEARCH: u64 = 1 << 2;
+    const CAP_SYS_PTRACE: u64 = 1 << 19;
+    const CAP_BPF: u64 = 1 << 39;
+    let lab = Lab::new()?;
+    let mut agent = lab.agent().policy(&reporting()).start()?;
+    let mut held = BTreeMap::new();
+    for thread in fs::read_dir(format!("/proc/{}/task", agent.pid()))? {
+        let status = fs::read_to_string(thread?.path().join("status"))?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.map(|value| value.trim().to_owned())
+                .with_context(|| format!("no {name} in {status}"))
+        };
+        let permitted = u64::from_str_radix(&field("CapPrm:")?, 16)?;
+        held.insert(field("Name:")?, permitted);
+    }
+    let expected = BTreeMap::from(
+        [
+            ("trefoil", CAP_BPF | CAP_DAC_READ_SEARCH),
+            ("hashes", CAP_SYS_PTRACE | CAP_DAC_READ_SEARCH),
+            ("logins", 0),
+        ]
+        .map(|(name, capabilities)| (name.to_owned(), capabilities)),
+    );
+    ensure!(held == expected, "{held:x?} instead of {expected:x?}");
+
+    // It can do all of its work with that: reload, hash, name, report.
+    agent.reload(&approving())?;
+    let outcome = traffic(&lab)?
+        .args(["udp", &at(places::FOREIGN, 9)])
+        .run()?;
+    agent.wait_for("a flow by the new policy", |records| {
+        records
+            .iter()
+            .any(|record| {
+                record.is("event", "flow")
+                    && record.is("pid", outcome.pid)
+                    && record.is("user", "root")
+            })
+            .then_some(())
+    })?;
+    agent.stop(Signal::SIGTERM)?;
     detach(&lab)?;
     lab.close()
 }

@@ -26,9 +26,10 @@ use crate::{
     kernel::{Enforcement, Kernel, KernelError, LoadSettings, TableSizes},
     monitor::{Compilation, Monitor, Parts},
     names::Names,
-    notify::notify,
+    notify::{Watchdog, notify},
     owner::{executable::Hashes, users::Logins},
     policy::{Mode, Problems},
+    privileges::{self, Duty},
     report::{
         Context, Journal, JournalSettings, Json, Reporter, ReporterSettings, Sink, Terminal, words,
     },
@@ -165,6 +166,7 @@ async fn watch(
         Moment::now(),
     );
     let mut monitor = Monitor::start(kernel, parts, &origins.geo, &policy, enforcement)?;
+    privileges::keep_only(Duty::Monitor);
     let mut state = State {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -183,7 +185,11 @@ async fn watch(
     for timer in [&mut drain, &mut sweep, &mut beat] {
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
+    let mut watchdog = Watchdog::of_manager();
     loop {
+        if let Some(watchdog) = &mut watchdog {
+            watchdog.alive();
+        }
         tokio::select! {
             _ = drain.tick() => {
                 monitor.drain()?;

@@ -20,6 +20,7 @@ use nix::sys::stat::{major, minor};
 use sha2::{Digest, Sha256};
 
 use crate::clock::BootClock;
+use crate::privileges::{self, Duty};
 
 #[cfg(test)]
 mod tests;
@@ -78,7 +79,10 @@ impl Hashes {
         let answers = Arc::clone(&shared);
         thread::Builder::new()
             .name("hashes".to_owned())
-            .spawn(move || answer(&asked, &answers, look_up))?;
+            .spawn(move || {
+                privileges::keep_only(Duty::Hashes);
+                answer(&asked, &answers, look_up);
+            })?;
         Ok(Self { shared, questions })
     }
 

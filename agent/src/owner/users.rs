@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::{Uid, User};
 
+use crate::privileges::{self, Duty};
+
 /// How long a name is believed without asking again.
 const BELIEVED: Duration = Duration::from_secs(60);
 /// The same for ids that systemd gives to another service as soon as one has
@@ -70,7 +72,10 @@ impl Logins {
         let answers = Arc::clone(&shared);
         thread::Builder::new()
             .name("logins".to_owned())
-            .spawn(move || answer(&asked, &answers, look_up))?;
+            .spawn(move || {
+                privileges::keep_only(Duty::Logins);
+                answer(&asked, &answers, look_up);
+            })?;
         Ok(Self {
             patience,
             shared,
