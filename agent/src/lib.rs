@@ -8,6 +8,7 @@
 pub mod cli;
 pub mod clock;
 pub mod commands;
+pub mod connections;
 pub mod flow;
 pub mod geo;
 pub mod kernel;

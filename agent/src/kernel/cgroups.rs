@@ -11,12 +11,41 @@ use trefoil_ebpf::abi::{CGROUP_PATH, CGROUP_TRUNCATED, Cgroup, ClassCache};
 /// Where the cgroup v2 hierarchy is mounted.
 pub fn cgroup2_root() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    mounts.lines().find_map(|line| {
+    cgroup2_mounts(&mounts)
+        .find_map(|(root, mount_point)| (root == "/").then(|| mount_point.into()))
+}
+
+/// The path of a control group in the hierarchy, as /proc/PID/cgroup has it, from
+/// its directory. `None` if it is no directory of the v2 hierarchy.
+pub fn cgroup_path(dir: &Path) -> Option<String> {
+    let dir = dir.canonicalize().ok()?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    path_in(&mounts, dir.to_str()?)
+}
+
+fn path_in(mounts: &str, dir: &str) -> Option<String> {
+    let below = cgroup2_mounts(mounts).filter_map(|(root, mount_point)| {
+        let rest = dir.strip_prefix(mount_point)?;
+        let path = format!("{}{rest}", root.trim_end_matches('/'));
+        (rest.is_empty() || rest.starts_with('/')).then_some((mount_point.len(), path))
+    });
+    // The innermost mount is what one sees there.
+    let (_, path) = below.max_by_key(|(depth, _)| *depth)?;
+    Some(if path.is_empty() {
+        "/".to_owned()
+    } else {
+        path
+    })
+}
+
+/// Root within the hierarchy, and mount point, of each mount of it.
+fn cgroup2_mounts(mountinfo: &str) -> impl Iterator<Item = (&str, &str)> {
+    mountinfo.lines().filter_map(|line| {
         // 30 23 0:26 / /sys/fs/cgroup rw,... shared:4 - cgroup2 cgroup2 rw
         let (before, after) = line.split_once(" - ")?;
         let mut fields = before.split(' ').skip(3);
         let (root, mount_point) = (fields.next()?, fields.next()?);
-        (after.split(' ').next() == Some("cgroup2") && root == "/").then(|| mount_point.into())
+        (after.split(' ').next() == Some("cgroup2")).then_some((root, mount_point))
     })
 }
 
@@ -61,4 +90,29 @@ pub fn entry(path: &str) -> Cgroup {
     cgroup.path[..len].copy_from_slice(&path.as_bytes()[..len]);
     cgroup.path_len = len as u16;
     cgroup
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_a_path_in_the_hierarchy() {
+        let mounts = "30 23 0:26 / /sys/fs/cgroup rw shared:4 - tmpfs tmpfs rw
+31 30 0:27 / /sys/fs/cgroup/unified rw shared:5 - cgroup2 cgroup2 rw
+32 30 0:28 / /sys/fs/cgroup/memory rw shared:6 - cgroup cgroup rw,memory
+33 23 0:27 /machine.slice /mnt rw - cgroup2 cgroup2 rw
+";
+        for (dir, path) in [
+            ("/sys/fs/cgroup/unified", Some("/")),
+            ("/sys/fs/cgroup/unified/x.slice/y", Some("/x.slice/y")),
+            ("/mnt", Some("/machine.slice")),
+            ("/mnt/a.service", Some("/machine.slice/a.service")),
+            ("/sys/fs/cgroup/unified-not", None),
+            ("/sys/fs/cgroup/memory/x", None),
+            ("/", None),
+        ] {
+            assert_eq!(path_in(mounts, dir).as_deref(), path, "{dir}");
+        }
+    }
 }

@@ -21,7 +21,7 @@ mod tables;
 mod takeover;
 mod wire;
 
-pub use cgroups::cgroup2_root;
+pub use cgroups::{cgroup_path, cgroup2_root};
 pub use error::KernelError;
 pub use hooks::{HOOKS, HookStatus, HookSupport, support};
 pub use load::{Kernel, LoadSettings, TableSizes};
