@@ -23,7 +23,8 @@ pub struct Cli {
 pub enum Verb {
     /// Watch, judge and report what leaves this host, until stopped
     Run(RunArgs),
-    /// Validate settings, policy and what this kernel supports; changes nothing
+    /// Validate settings, policy and what this kernel supports, and list what enforcing would cut;
+    /// changes nothing
     Check(CheckArgs),
     /// Say what a policy says about one flow, and why
     Explain(ExplainArgs),
@@ -87,6 +88,9 @@ pub struct RunArgs {
     /// for never
     #[arg(long, value_name = "TIME")]
     pub confirm_within: Option<String>,
+    /// On a terminal: begin to enforce, whatever open connections that cuts
+    #[arg(long)]
+    pub yes: bool,
 }
 
 /// `--flows`

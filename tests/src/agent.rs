@@ -21,6 +21,7 @@ use crate::kernel::Objects;
 use crate::lab::Lab;
 use crate::program::{Outcome, pass_on};
 use crate::record::Record;
+use crate::terminal::Terminal;
 use crate::wait::{PATIENCE, wait_for};
 
 /// How long one look at the notification socket lasts before it is checked
@@ -54,6 +55,8 @@ pub struct AgentBuilder<'lab> {
     policy: String,
     settings: String,
     flows: &'static str,
+    terminal: Option<&'lab Terminal>,
+    arguments: Vec<&'static str>,
 }
 
 /// A running agent. Killed and taken out of the kernel when dropped.
@@ -76,6 +79,8 @@ impl<'lab> AgentBuilder<'lab> {
             policy: "mode = \"report\"\n".into(),
             settings: String::new(),
             flows: "each",
+            terminal: None,
+            arguments: Vec::new(),
         }
     }
 
@@ -94,6 +99,18 @@ impl<'lab> AgentBuilder<'lab> {
     /// With approved flows reported so: `each`, `rollup`, `auto`.
     pub fn flows(mut self, flows: &'static str) -> Self {
         self.flows = flows;
+        self
+    }
+
+    /// As somebody starts it who sits at a terminal.
+    pub fn on_terminal(mut self, terminal: &'lab Terminal) -> Self {
+        self.terminal = Some(terminal);
+        self
+    }
+
+    /// With one more word on the command line.
+    pub fn argument(mut self, argument: &'static str) -> Self {
+        self.arguments.push(argument);
         self
     }
 
@@ -133,7 +150,11 @@ impl<'lab> AgentBuilder<'lab> {
             .arg("--json")
             .arg(&json)
             .args(["--flows", self.flows])
-            .stdin(Stdio::null())
+            .args(&self.arguments)
+            .stdin(match self.terminal {
+                Some(terminal) => terminal.stream()?,
+                None => Stdio::null(),
+            })
             // Ctrl-C in a terminal is not for it.
             .process_group(0);
         // Records of a test do not belong into the machine's journal.
@@ -153,7 +174,10 @@ impl<'lab> AgentBuilder<'lab> {
         socket.set_read_timeout(Some(NOTIFY_LOOK))?;
         command
             .env("NOTIFY_SOCKET", &notify)
-            .stdout(File::create(lab.file(&format!("stdout-{run}")))?)
+            .stdout(match self.terminal {
+                Some(terminal) => terminal.stream()?,
+                None => File::create(lab.file(&format!("stdout-{run}")))?.into(),
+            })
             .stderr(File::create(&errors)?);
         let child = command.spawn().context("start trefoil")?;
         let mut agent = Agent {
@@ -172,8 +196,28 @@ impl<'lab> AgentBuilder<'lab> {
 
     /// Runs it where it is expected to refuse: to its end.
     pub fn run_to_end(self) -> Result<Outcome> {
-        let (command, _) = self.command(next_run())?;
-        run_to_end(command)
+        let (mut command, _) = self.command(next_run())?;
+        let Some(terminal) = self.terminal else {
+            return run_to_end(command);
+        };
+        let mut child = command
+            .stdout(terminal.stream()?)
+            .stderr(terminal.stream()?)
+            .spawn()
+            .context("start trefoil")?;
+        let ended = wait_for("trefoil ends", || Ok(child.try_wait()?));
+        if ended.is_err() {
+            child.kill()?;
+            child.wait()?;
+        }
+        let stdout = terminal.text()?;
+        let status = ended.with_context(|| format!("it said: {stdout}"))?;
+        Ok(Outcome {
+            pid: child.id(),
+            code: status.code().unwrap_or(-1),
+            stdout,
+            stderr: String::new(),
+        })
     }
 }
 

@@ -27,6 +27,7 @@ pub mod program;
 pub mod record;
 pub mod sink;
 pub mod tap;
+pub mod terminal;
 pub mod wait;
 pub mod wiring;
 

@@ -3,11 +3,12 @@
 
 use serde::Serialize;
 
-use super::{Ending, Failure, say, say_json, sources};
+use super::{Ending, Failure, cuts::Cuts, say, say_json, sources};
 use crate::{
     cli::CheckArgs,
+    geo::Geo,
     kernel::{self, HookSupport},
-    policy::{Geography, Place, Problem, Problems, geography::Nowhere},
+    policy::{Compiled, Geography, Mode, Place, Problem, Problems, geography::Nowhere},
     report::words,
     settings::{Flags, Settings, SettingsError},
 };
@@ -15,7 +16,7 @@ use crate::{
 /// Everything that `check` says; its JSON form.
 #[derive(Debug, Default, Serialize)]
 struct Findings {
-    /// True if `run` would start and cover everything.
+    /// True if `run` would start, cover everything, and cut nothing that is open.
     fine: bool,
     /// What is wrong with settings, country data and policy.
     problems: Vec<Found>,
@@ -23,6 +24,9 @@ struct Findings {
     kernel: Vec<HookSupport>,
     /// The policy, if it can be used.
     policy: Option<Usable>,
+    /// What enforcing the policy would cut, if there is one to judge by.
+    #[serde(flatten)]
+    cuts: Option<Cuts>,
 }
 
 #[derive(Debug, Serialize)]
@@ -35,7 +39,7 @@ struct Found {
 #[derive(Debug, Serialize)]
 struct Usable {
     source: String,
-    mode: &'static str,
+    mode: Mode,
     rules: usize,
     clauses: usize,
     ranges: usize,
@@ -74,13 +78,18 @@ pub fn check(args: &CheckArgs) -> Result<Ending, Failure> {
     let compilation = sources::policy_text(&settings)
         .map_err(|failure| general(failure.to_string()))
         .and_then(|text| sources::compile(&text, known, &sources::own_addresses(), 1));
+    let mut enforces = false;
     match compilation {
         Err(problems) => findings.complain(problems),
         Ok(policy) => {
             let compiled = &policy.compiled;
+            findings.cuts = open_connections(compiled, geo.as_ref(), &settings)
+                .map_err(|problem| findings.complain(problem))
+                .ok();
+            enforces = compiled.mode() == Mode::Enforce;
             findings.policy = Some(Usable {
                 source: policy.source.clone(),
-                mode: compiled.mode().as_str(),
+                mode: compiled.mode(),
                 rules: compiled.rules.len(),
                 clauses: compiled.clauses.len(),
                 ranges: compiled.ranges32.len() + compiled.ranges128.len(),
@@ -89,7 +98,14 @@ pub fn check(args: &CheckArgs) -> Result<Ending, Failure> {
         }
     }
     let n_problems = findings.problems.len() as u64;
-    findings.fine = n_problems == 0 && findings.kernel.iter().all(|hook| hook.supported);
+    // In report mode nothing is cut: it is good to know, and no finding.
+    let cuts_now = enforces
+        && findings
+            .cuts
+            .as_ref()
+            .is_some_and(|cuts| !cuts.would_cut.is_empty());
+    findings.fine =
+        n_problems == 0 && !cuts_now && findings.kernel.iter().all(|hook| hook.supported);
     show(&findings, args.json)?;
     if n_problems > 0 {
         return Err(Failure::Configuration(words::count(n_problems, "problem")));
@@ -109,6 +125,21 @@ impl Findings {
             problem,
         }));
     }
+}
+
+/// What is open now of what `run` would watch.
+fn open_connections(
+    compiled: &Compiled,
+    geo: Option<&Geo>,
+    settings: &Settings,
+) -> Result<Cuts, Problems> {
+    let cgroup = match &settings.cgroup {
+        Some(_) => sources::cgroup(settings).map_err(|failure| general(failure.to_string()))?,
+        // Where there is none, everything counts.
+        None => kernel::cgroup2_root().unwrap_or_else(|| "/".into()),
+    };
+    Cuts::find(compiled, geo, &cgroup)
+        .map_err(|error| general(format!("list the processes in /proc: {error}")))
 }
 
 /// A problem that is not in a line of a file.
@@ -145,11 +176,15 @@ fn show(findings: &Findings, json: bool) -> Result<(), Failure> {
         } = policy;
         let count = |n: &usize, noun| words::count(*n as u64, noun);
         text += &format!(
-            "policy {source}: fine; {mode} mode, {}\n  compiles to {} and {}, with country data {geo}\n",
+            "policy {source}: fine; {} mode, {}\n  compiles to {} and {}, with country data {geo}\n",
+            mode.as_str(),
             count(rules, "rule"),
             count(clauses, "clause"),
             count(ranges, "address range")
         );
+    }
+    if let (Some(policy), Some(cuts)) = (&findings.policy, &findings.cuts) {
+        text += &cuts.text(policy.mode);
     }
     let lacking: Vec<_> = findings
         .kernel

@@ -2,6 +2,7 @@
 
 mod check;
 mod confirm;
+mod cuts;
 mod detach;
 mod explain;
 mod flows;

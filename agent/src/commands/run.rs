@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    Ending, Failure,
+    Ending, Failure, cuts,
     sources::{self, Origins},
 };
 use crate::{
@@ -47,7 +47,7 @@ pub fn run(args: &RunArgs) -> Result<Ending, Failure> {
     // Before anything is loaded: a policy that is not understood starts nothing.
     let origins = Origins::read(&settings)?;
     let bad = |problems: Problems| Failure::Configuration(problems.to_string());
-    origins.compile(1).map_err(bad)?;
+    let policy = origins.compile(1).map_err(bad)?;
 
     let load = LoadSettings {
         pin_dir: settings.pin_dir.clone(),
@@ -61,6 +61,9 @@ pub fn run(args: &RunArgs) -> Result<Ending, Failure> {
             cgroups: settings.tables.cgroups,
         },
     };
+    if !cuts::may_enforce(&policy, &origins.geo, &load, args.yes)? {
+        return Ok(Ending::Findings);
+    }
     let kernel = Kernel::load(&load)?;
     let policy = origins.compile(kernel.next_generation()).map_err(bad)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
