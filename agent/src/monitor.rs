@@ -218,18 +218,25 @@ impl Monitor {
         self.kernel.is_attached()
     }
 
-    /// Reports that somebody took the programs out, and what was counted till then.
+    /// True if that was `trefoil detach`, which says so before it does it.
+    pub fn was_detached(&self) -> bool {
+        self.kernel.was_detached()
+    }
+
+    /// Reports that the programs were taken out, and what was counted till then.
     pub fn lost_attachment(&mut self) -> Result<(), KernelError> {
         self.drain_all()?;
         self.table
             .close_all(clock::since_boot_ns(), &mut self.reports);
         self.report()?;
-        let reason = "its pins were removed; nothing is watched any more";
-        self.reporter.emit(Record::tamper(
-            "the kernel programs",
-            reason,
-            clock::unix_us(),
-        ));
+        let record = if self.was_detached() {
+            let reason = Some("somebody ran `trefoil detach`");
+            Record::coverage("this host", Coverage::Uncovered, reason, clock::unix_us())
+        } else {
+            let reason = "its pins were removed; nothing is watched any more";
+            Record::tamper("the kernel programs", reason, clock::unix_us())
+        };
+        self.reporter.emit(record);
         self.hand_over_all();
         Ok(())
     }

@@ -293,6 +293,13 @@ impl Agent<'_> {
         kill(Pid::from_raw(self.child.id() as i32), signal).context("signal the agent")
     }
 
+    /// Waits until it ends by itself, and returns the exit code, if it has one.
+    pub fn ended(mut self) -> Result<Option<i32>> {
+        let status = wait_for("the agent ends", || Ok(self.child.try_wait()?))
+            .with_context(|| self.errors())?;
+        Ok(status.code())
+    }
+
     /// Stops it by `signal` and waits for its end. What is pinned stays. Returns
     /// the exit code, if it has one, and all records.
     pub fn stop(mut self, signal: Signal) -> Result<(Option<i32>, Vec<Record>)> {

@@ -231,6 +231,45 @@ fn status_says_whether_all_is_as_it_should_be() -> Result<()> {
 }
 
 #[test]
+fn an_agent_that_is_detached_while_it_runs_says_so_and_ends() -> Result<()> {
+    let lab = Lab::new()?;
+    let _sink = TcpSink::new(&lab.foreign, 443)?;
+    let mut agent = lab.agent().policy(&enforcing()).start()?;
+    assert_eq!(try_foreign(&lab)?.code, REFUSED);
+    detach(&lab)?;
+    try_foreign(&lab)?.success()?;
+    agent.wait_for("the agent says what happened", |records| {
+        records
+            .iter()
+            .any(|record| {
+                record.is("event", "coverage")
+                    && record.is("state", "uncovered")
+                    && record.is("reason", "somebody ran `trefoil detach`")
+            })
+            .then_some(())
+    })?;
+    // With exit code 0, so that a service manager does not start it again.
+    assert_eq!(agent.ended()?, Some(0));
+    ensure!(lab.pinned().is_empty(), "{:?}", lab.pinned());
+    lab.close()
+}
+
+#[test]
+fn an_agent_whose_pins_are_removed_reports_tampering_and_fails() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut agent = lab.agent().policy(&reporting()).start()?;
+    fs::remove_dir_all(lab.pins())?;
+    agent.wait_for("a record of it", |records| {
+        records
+            .iter()
+            .any(|record| record.is("event", "tamper"))
+            .then_some(())
+    })?;
+    assert_eq!(agent.ended()?, Some(1));
+    lab.close()
+}
+
+#[test]
 fn detach_where_nothing_is_attached_is_fine() -> Result<()> {
     let lab = Lab::new()?;
     detach(&lab)?;

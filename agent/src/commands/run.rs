@@ -204,6 +204,11 @@ async fn watch(
             _ = sweep.tick() => {
                 if !monitor.is_attached() {
                     monitor.lost_attachment()?;
+                    if monitor.was_detached() {
+                        State::remove(&settings.pin_dir);
+                        notify("STOPPING=1\nSTATUS=Taken out of the kernel by `trefoil detach`");
+                        return Ok(Ending::Fine);
+                    }
                     return Err(Failure::Other(
                         "the kernel programs were taken out by somebody else; nothing is \
                          watched any more: start trefoil again".to_owned(),

@@ -122,6 +122,11 @@ impl Kernel {
         });
     }
 
+    /// True once `trefoil detach` has said that nothing is in force any more.
+    pub fn was_detached(&self) -> bool {
+        self.control.get().instance == 0
+    }
+
     /// False when the links that this agent pinned are gone.
     pub fn is_attached(&self) -> bool {
         let links = self.pins.pinned_links();
