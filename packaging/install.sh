@@ -29,7 +29,7 @@ install_all() {
             etc/*)
                 if [ -e "$dest/$file" ]; then
                     cmp -s "$here/root/$file" "$dest/$file" && continue
-                    echo "keeping /$file; the new one is beside it as $file.new"
+                    echo "keeping /$file; the new one is beside it as /$file.new"
                     file_to=$file.new
                 else
                     file_to=$file
@@ -64,7 +64,7 @@ remove_all() {
             etc/*) [ "$1" = purge ] && rm -f "$dest/$file" "$dest/$file.new" ;;
             *) rm -f "$dest/$file" ;;
         esac
-        rmdir -p --ignore-fail-on-non-empty "$dest/$(dirname "$file")" 2>/dev/null || true
+        (cd "$dest/" && rmdir -p --ignore-fail-on-non-empty "$(dirname "$file")") 2>/dev/null || true
     done
     [ "$1" = purge ] && rm -rf "$dest/var/lib/trefoil"
     [ -n "$dest" ] || {
