@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::report::Record;
 
 /// Every counter of `trefoil_ebpf::abi::LOSSES`, and what it costs when it moves.
-const MEANINGS: &[(&str, &str)] = &[
+pub const MEANINGS: &[(&str, &str)] = &[
     (
         "events-full",
         "the ring buffer was full; the numbers come later, nothing is missing",

@@ -59,6 +59,37 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
+    /// The priorities that its records may have, and when they have them.
+    #[must_use]
+    pub const fn priorities(self) -> &'static [(Priority, &'static str)] {
+        match self {
+            Self::Flow | Self::Heartbeat => &[(Priority::Info, "")],
+            Self::Violation => &[
+                (Priority::Error, "a rule denies it"),
+                (Priority::Warning, "no rule approves of it"),
+            ],
+            Self::Budget | Self::Exception => &[(Priority::Notice, "")],
+            Self::Policy => &[
+                (Priority::Error, "it was refused"),
+                (Priority::Warning, "it is not enforced any more"),
+                (Priority::Notice, "it is in force"),
+            ],
+            Self::Coverage => &[
+                (Priority::Warning, "something is not watched"),
+                (Priority::Notice, "all is watched"),
+            ],
+            Self::Loss => &[(Priority::Warning, "")],
+            Self::Tamper => &[(Priority::Critical, "")],
+        }
+    }
+
+    /// True for a kind whose name and id are fixed, but of which this version makes
+    /// no records.
+    #[must_use]
+    pub const fn is_reserved(self) -> bool {
+        matches!(self, Self::Budget | Self::Exception)
+    }
+
     const fn row(self) -> (&'static str, &'static str) {
         match self {
             Self::Flow => ("flow", "13bbcd0831164a27b54fb75be676b0de"),

@@ -22,6 +22,10 @@ impl Record {
     /// A record that was made at this time, microseconds since 1970.
     #[must_use]
     pub fn new(kind: Kind, priority: Priority, time_us: u64, message: impl Into<String>) -> Self {
+        debug_assert!(
+            kind.priorities().iter().any(|(own, _)| *own == priority),
+            "{kind} with {priority:?}"
+        );
         let mut record = Self {
             kind,
             priority,
