@@ -69,7 +69,7 @@ pub struct RunArgs {
     /// Control group to watch, with all below it [default: the root]
     #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
-    /// Uplink to watch; may be repeated; `none` for none
+    /// Uplink to watch; may be repeated; `none` for none. This version watches none yet
     #[arg(long, value_name = "NAME")]
     pub uplink: Vec<String>,
     #[command(flatten)]
@@ -133,7 +133,7 @@ pub struct ExplainArgs {
     /// Destination, such as 192.0.2.1:443 or 2001:db8::1
     #[arg(long, value_name = "ADDR[:PORT]")]
     pub to: String,
-    /// tcp, udp, icmp, ... or a number [default: tcp with a port]
+    /// tcp, udp, icmp, ... or a number [default: tcp]
     #[arg(long, value_name = "P")]
     pub protocol: Option<String>,
     /// Absolute path of the executable

@@ -200,12 +200,12 @@ fields! {
     DstAsn "dst_asn" Number "" FLOWS
         "autonomous system of the far end";
     DstName "dst_name" Text "" FLOWS
-        "name by which the far end was looked up";
+        "name by which the far end was looked up; reserved, this version does not know it";
     NameSource "name_source" Text "" FLOWS
-        "where that name is from";
+        "where that name is from; reserved as well";
     Verdict "verdict" Text "" JUDGED
         "`local`, `gateway`, `approved`, `exception`, `over-budget`, `denied`, `unapproved` or \
-         `undetermined`";
+         `undetermined`; this version does not use `exception` and `over-budget`";
     Rule "rule" Text "" JUDGED
         "name of the rule that decided";
     Outcome "outcome" Text "" FLOWS
