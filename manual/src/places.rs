@@ -1,0 +1,45 @@
+//! What a policy can name without defining it: groups of countries, protocols,
+//! and what is local whatever it says.
+
+use trefoil::geo::groups;
+use trefoil::policy::local::always_local;
+use trefoil::policy::service::Protocol;
+
+use crate::roff;
+
+/// The groups, with their members.
+pub fn groups() -> String {
+    let mut out = ".Bl -tag -width ADEQUATE\n".to_owned();
+    for group in groups::GROUPS {
+        let members = groups::members(group).unwrap_or_default();
+        out += &format!(
+            ".It Li {group}\n{}",
+            roff::prose(&format!("{}.", members.join(", ")))
+        );
+    }
+    out + ".El\n"
+}
+
+/// The names of protocols.
+pub fn protocols() -> String {
+    let names: Vec<String> = (0..=u8::MAX)
+        .map(|number| (number, Protocol(number).to_string()))
+        .filter(|(number, name)| *name != number.to_string())
+        .map(|(_, name)| format!("`{name}`"))
+        .collect();
+    roff::prose(&format!("{}.", names.join(", ")))
+}
+
+/// Destinations that are always local. Of IPv6 multicast, the scope decides.
+pub fn local() -> String {
+    let names: Vec<String> = always_local()
+        .map(|network| network.to_string())
+        .filter(|name| !name.starts_with("ff"))
+        .map(|name| format!("`{name}`"))
+        .collect();
+    roff::prose(&format!(
+        "{}, and IPv6 multicast of interface and link scope (`ff01::/16`, `ff02::/16` and those \
+         with other flags).",
+        names.join(", ")
+    ))
+}
