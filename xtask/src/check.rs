@@ -7,6 +7,7 @@ use clap::Args;
 
 use crate::{
     bpf_toolchain::{self, Compiler},
+    docs,
     setup::{self, Part},
     workspace,
 };
@@ -22,9 +23,10 @@ pub struct Check {}
 type Step = (&'static str, fn() -> Result<()>);
 
 /// From the quickest to the slowest.
-const STEPS: [Step; 6] = [
+const STEPS: [Step; 7] = [
     ("rules of the project", rules::check),
     ("licences and sources", licences::check),
+    ("manual pages", docs::check),
     ("format", format),
     ("lints", lint),
     ("lints of the kernel programs", lint_kernel_programs),
@@ -34,7 +36,7 @@ const STEPS: [Step; 6] = [
 impl Check {
     /// Runs every step, also after one has failed, and names those that did.
     pub fn run(self) -> Result<()> {
-        setup::ensure(&[Part::Bpf, Part::Lints])?;
+        setup::ensure(&[Part::Bpf, Part::Lints, Part::Manual])?;
         let mut failed = Vec::new();
         for (name, step) in STEPS {
             println!("==> {name}");

@@ -15,6 +15,7 @@ mod bench;
 mod bpf_toolchain;
 mod build;
 mod check;
+mod docs;
 mod lab;
 mod package;
 mod run;
@@ -42,6 +43,8 @@ enum Verb {
     Test(test::Test),
     /// Format, lints, documentation, licences and the project's own rules
     Check(check::Check),
+    /// Make the manual pages anew from their templates and the agent's definitions
+    Docs(docs::Docs),
     /// Build the lab and open a shell in it, where a policy can be tried safely
     Lab(lab::Lab),
     /// Run the benchmarks
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Verb::Run(verb) => verb.run(),
         Verb::Test(verb) => verb.run(),
         Verb::Check(verb) => verb.run(),
+        Verb::Docs(verb) => verb.run(),
         Verb::Lab(verb) => verb.run(),
         Verb::Bench(verb) => verb.run(),
         Verb::Package(verb) => verb.run(),

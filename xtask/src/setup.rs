@@ -37,6 +37,8 @@ pub enum Part {
     Lab,
     /// Formatting and lints
     Lints,
+    /// Formatting the manual pages, and trying the completions
+    Manual,
     /// The Debian package
     Package,
 }
@@ -70,7 +72,7 @@ enum Source {
 
 /// In the order in which they are installed: bpf-linker is built for the
 /// compiler that goes before it.
-const NEEDS: [Need; 11] = [
+const NEEDS: [Need; 16] = [
     Need {
         part: Part::Bpf,
         what: "a compiler for BPF",
@@ -145,6 +147,41 @@ const NEEDS: [Need; 11] = [
                 || Path::new("/usr/bin/cargo-clippy").is_file()
         },
         source: Source::Packages(&["rust-web-clippy"]),
+    },
+    Need {
+        part: Part::Manual,
+        what: "man",
+        why: "formats the manual pages, and warns about what is wrong with them",
+        present: |_| in_path("man") && in_path("groff"),
+        source: Source::Packages(&["man-db", "groff-base"]),
+    },
+    Need {
+        part: Part::Manual,
+        what: "mandoc",
+        why: "formats them too, and warns about more",
+        present: |_| in_path("mandoc"),
+        source: Source::Packages(&["mandoc"]),
+    },
+    Need {
+        part: Part::Manual,
+        what: "zsh",
+        why: "the tests try the completions in it",
+        present: |_| in_path("zsh"),
+        source: Source::Packages(&["zsh"]),
+    },
+    Need {
+        part: Part::Manual,
+        what: "fish",
+        why: "the tests try the completions in it",
+        present: |_| in_path("fish"),
+        source: Source::Packages(&["fish"]),
+    },
+    Need {
+        part: Part::Package,
+        what: "lintian",
+        why: "checks the package",
+        present: |_| in_path("lintian"),
+        source: Source::Packages(&["lintian"]),
     },
     Need {
         part: Part::Package,

@@ -34,7 +34,7 @@ pub struct Test {
 impl Test {
     /// Builds everything, runs the tests as root, and prints the sums last.
     pub fn run(self) -> Result<()> {
-        setup::ensure(&[Part::Bpf, Part::CountryData, Part::Lab])?;
+        setup::ensure(&[Part::Bpf, Part::CountryData, Part::Lab, Part::Manual])?;
         let kernel = running_kernel()?;
         let declared = declared_skips(
             &fs::read_to_string(workspace::root().join(SKIPS))
