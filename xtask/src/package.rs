@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::{
+    docs,
     setup::{self, Part},
     workspace,
 };
@@ -39,6 +40,7 @@ pub fn debian_package(version: Option<&str>) -> Result<PathBuf> {
     setup::ensure(&[Part::Bpf, Part::CountryData, Part::Package])?;
     let beside = beside();
     fs::create_dir_all(&beside).with_context(|| format!("make {}", beside.display()))?;
+    docs::completions(&beside.join("completions"))?;
     fs::write(beside.join("THIRD-PARTY-LICENSES"), notices::notices()?)
         .context("write the licences of the dependencies")?;
     for file in setup::COUNTRY_DATA {

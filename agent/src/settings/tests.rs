@@ -105,7 +105,6 @@ fn everything_can_be_set() {
         rollup_interval = "5m"
         heartbeat_interval = "1d"
         sweep_interval = "250ms"
-        confirm_within = "10min"
         sha256_max_bytes = 0
         [tables]
         events_bytes = 4096
@@ -139,7 +138,6 @@ fn everything_can_be_set() {
             rollup_interval: Duration::from_secs(300),
             heartbeat_interval: Duration::from_secs(86_400),
             sweep_interval: Duration::from_millis(250),
-            confirm_within: Duration::from_secs(600),
             sha256_max_bytes: 0,
             tables: Tables {
                 events_bytes: 4096,
