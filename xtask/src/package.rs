@@ -17,6 +17,7 @@ use crate::{
     workspace,
 };
 
+mod changelog;
 mod notices;
 
 /// Arguments of `package`.
@@ -28,6 +29,7 @@ impl Package {
     /// agent/Cargo.toml.
     pub fn run(self) -> Result<()> {
         let package = debian_package(None)?;
+        lint(&package)?;
         println!("{}", package.display());
         println!("{}", tarball(&package)?.display());
         Ok(())
@@ -43,6 +45,8 @@ pub fn debian_package(version: Option<&str>) -> Result<PathBuf> {
     docs::completions(&beside.join("completions"))?;
     fs::write(beside.join("THIRD-PARTY-LICENSES"), notices::notices()?)
         .context("write the licences of the dependencies")?;
+    fs::write(beside.join("changelog"), changelog::changelog(version)?)
+        .context("write the changelog in Debian's form")?;
     for file in setup::COUNTRY_DATA {
         let name = Path::new(file).file_name().context("a file has a name")?;
         fs::copy(file, beside.join(name)).with_context(|| format!("copy {file}"))?;
@@ -69,6 +73,18 @@ pub fn debian_package(version: Option<&str>) -> Result<PathBuf> {
     // The path of the package is all that it writes there.
     let path = String::from_utf8(output.stdout).context("understand what cargo-deb says")?;
     Ok(path.trim().into())
+}
+
+/// Shows what lintian has against the package, and fails on errors.
+fn lint(package: &Path) -> Result<()> {
+    let mut lintian = Command::new("lintian");
+    // A first upload to Debian closes a bug there; this is no such upload.
+    lintian.args(["--fail-on", "error", "--suppress-tags"]);
+    lintian.arg("initial-upload-closes-no-bugs");
+    if workspace::is_root() {
+        lintian.arg("--allow-root");
+    }
+    workspace::run(lintian.arg(package))
 }
 
 /// Packs the files of a Debian package with the script that installs them.
