@@ -105,6 +105,7 @@ fn everything_can_be_set() {
         rollup_interval = "5m"
         heartbeat_interval = "1d"
         sweep_interval = "250ms"
+        confirm_within = "30s"
         sha256_max_bytes = 0
         [tables]
         events_bytes = 4096
@@ -138,6 +139,7 @@ fn everything_can_be_set() {
             rollup_interval: Duration::from_secs(300),
             heartbeat_interval: Duration::from_secs(86_400),
             sweep_interval: Duration::from_millis(250),
+            confirm_within: Duration::from_secs(30),
             sha256_max_bytes: 0,
             tables: Tables {
                 events_bytes: 4096,
