@@ -146,7 +146,7 @@ fn kernel_and_evaluator_decide_the_same() {
             })
             .collect();
 
-        let answers = kernel.ask(&questions).unwrap();
+        let (answers, _) = kernel.ask(&questions).unwrap();
         for (question, answer) in asked.iter().zip(answers) {
             let expected = compiled.judge(&question.question());
             assert_eq!(
@@ -204,7 +204,7 @@ fn an_executable_that_a_user_could_have_put_there_matches_no_path() {
         },
         ..Question::default()
     };
-    let answers = kernel.ask(&[ask(1), ask(2), ask(3)]).unwrap();
+    let (answers, _) = kernel.ask(&[ask(1), ask(2), ask(3)]).unwrap();
     let verdicts: Vec<u8> = answers.iter().map(|answer| *answer as u8).collect();
     use trefoil_ebpf::abi::verdict::{APPROVED, UNDETERMINED};
     assert_eq!(verdicts, [APPROVED, UNDETERMINED, UNDETERMINED]);

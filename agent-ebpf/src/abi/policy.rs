@@ -227,10 +227,12 @@ pub struct Clause {
     pub pad: [u8; 5],
 }
 
-/// A question to the judge without a socket: input of program `judge`, which
-/// exists for tests and for `BPF_PROG_RUN`.
-///
-/// The program returns `verdict | flags << 8 | rule << 16`.
+/// Most questions that `judge_question` answers at a time: what fits into the page
+/// that `BPF_PROG_RUN` takes.
+pub const MAX_QUESTIONS: usize = 64;
+
+/// A question to the judge without a socket: input of program `judge_question`,
+/// which exists for tests and benchmarks, for `BPF_PROG_RUN`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Question {

@@ -1,41 +1,48 @@
-//! The judge without a socket, for tests: `BPF_PROG_RUN` does not run socket
-//! address programs, but it runs this one. It is never attached.
+//! The judge without a socket, for tests and benchmarks: `BPF_PROG_RUN` does not
+//! run socket address programs, but it runs this one. It is never attached.
 //!
-//! Input: 14 bytes (a link header), then a [`Question`]. The return value is
-//! `verdict | flags << 8 | rule << 16`.
+//! Input: 14 bytes (a link header), then up to [`MAX_QUESTIONS`] of [`Question`].
+//! The answer to each is written into its first four bytes: `verdict | flags << 8
+//! | rule << 16`.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use trefoil_ebpf::abi::Question;
+use trefoil_ebpf::abi::{MAX_QUESTIONS, Question};
 
 use crate::{
     judge::{Source, judge},
     maps::{CONTROL, InForce, enforcement},
 };
 
-/// Bytes before the question: what `BPF_PROG_RUN` wants at least.
+/// Bytes before the questions: what `BPF_PROG_RUN` wants at least.
 const LINK_HEADER: usize = 14;
 
-/// No answer: verdict 0.
-const UNANSWERED: i32 = 0;
-
+/// Returns how many questions were answered.
 #[classifier]
 fn judge_question(ctx: TcContext) -> i32 {
     let Some(page) = CONTROL.get(0) else {
-        return UNANSWERED;
+        return 0;
     };
     let in_force = InForce {
         generation: page.control.generation,
         flags: enforcement(page.control.generation),
     };
-    let Ok(question) = ctx.load::<Question>(LINK_HEADER) else {
-        return UNANSWERED;
-    };
-    let source = Source {
-        exe_id: question.exe_id,
-        cgroup_id: question.cgroup_id,
-        uid: question.uid,
-    };
-    let decision = judge(in_force, &source, &question.peer);
-    (u32::from(decision.verdict) | u32::from(decision.flags) << 8 | u32::from(decision.rule) << 16)
-        as i32
+    for number in 0..MAX_QUESTIONS {
+        let offset = LINK_HEADER + number * size_of::<Question>();
+        let Ok(question) = ctx.load::<Question>(offset) else {
+            return number as i32;
+        };
+        let source = Source {
+            exe_id: question.exe_id,
+            cgroup_id: question.cgroup_id,
+            uid: question.uid,
+        };
+        let decision = judge(in_force, &source, &question.peer);
+        let answer = u32::from(decision.verdict)
+            | u32::from(decision.flags) << 8
+            | u32::from(decision.rule) << 16;
+        if ctx.store(offset, &answer, 0).is_err() {
+            return number as i32;
+        }
+    }
+    MAX_QUESTIONS as i32
 }

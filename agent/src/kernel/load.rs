@@ -1,12 +1,12 @@
 //! Loading the programs and their maps, and access to what they do.
 
-use std::{fs::File, os::fd::AsRawFd, path::PathBuf};
+use std::{fs::File, os::fd::AsRawFd, path::PathBuf, time::Duration};
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
     programs::{Iter, Program, SchedClassifier, TestRun, TestRunOptions},
 };
-use trefoil_ebpf::abi::{Cgroup, Control, Executable, Question, Tracked};
+use trefoil_ebpf::abi::{Cgroup, Control, Executable, MAX_QUESTIONS, Question, Tracked};
 
 use super::{
     KernelError, cgroups,
@@ -15,7 +15,7 @@ use super::{
     pins::{MapLayout, PinDir, detach},
     reader::Reader,
     tables::{self, ControlWords},
-    wire::bytes_of,
+    wire::{bytes_of, value_of},
 };
 use crate::policy::PolicyTables;
 
@@ -200,8 +200,9 @@ impl Kernel {
 
     /// Asks the judge in the kernel, under the policy in force.
     ///
-    /// Returns `verdict | flags << 8 | rule << 16`. For tests and benchmarks.
-    pub fn ask(&mut self, questions: &[Question]) -> Result<Vec<u32>, KernelError> {
+    /// Returns `verdict | flags << 8 | rule << 16` for each question, and how long
+    /// the program ran for all of them. For tests and benchmarks.
+    pub fn ask(&mut self, questions: &[Question]) -> Result<(Vec<u32>, Duration), KernelError> {
         let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
             KernelError::failed("run the judge", error)
         };
@@ -214,21 +215,35 @@ impl Kernel {
         if program.fd().is_err() {
             program.load().map_err(|error| failed(error.into()))?;
         }
+        // What the kernel insists on.
+        const LINK_HEADER: usize = 14;
         let mut answers = Vec::with_capacity(questions.len());
-        for question in questions {
-            // A link header, which the kernel insists on.
-            let mut packet = vec![0; 14];
-            packet.extend_from_slice(bytes_of(question));
-            let options = TestRunOptions {
-                data_in: Some(&packet),
-                ..TestRunOptions::default()
-            };
+        let mut duration = Duration::ZERO;
+        for batch in questions.chunks(MAX_QUESTIONS) {
+            let mut packet = vec![0; LINK_HEADER];
+            batch
+                .iter()
+                .for_each(|question| packet.extend_from_slice(bytes_of(question)));
+            let mut answered = vec![0; packet.len()];
             let result = program
-                .test_run(options)
+                .test_run(TestRunOptions {
+                    data_in: Some(&packet),
+                    data_out: Some(&mut answered),
+                    ..TestRunOptions::default()
+                })
                 .map_err(|error| failed(error.into()))?;
-            answers.push(result.return_value);
+            if result.return_value as usize != batch.len() {
+                let unanswered = format!("{} of {} answered", result.return_value, batch.len());
+                return Err(failed(unanswered.into()));
+            }
+            duration += result.duration;
+            answers.extend(
+                answered[LINK_HEADER..]
+                    .chunks_exact(size_of::<Question>())
+                    .filter_map(value_of::<u32>),
+            );
         }
-        Ok(answers)
+        Ok((answers, duration))
     }
 
     /// Adds an executable to the kernel's table. For tests and benchmarks.
