@@ -5,6 +5,7 @@ mod world;
 
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -48,7 +49,20 @@ fn would_cut(lab: &Lab, policy: &str) -> Result<Vec<Record>> {
         lab,
         &["check", "--json", "--config", &settings(lab, policy)?],
     )?;
-    let said: Value = serde_json::from_str(&outcome.stdout).context(outcome.stdout)?;
+    cuts_in(&outcome.stdout)
+}
+
+/// The same, asked for in another network namespace than the connections are in.
+fn would_cut_seen_from_outside(lab: &Lab, policy: &str) -> Result<Vec<Record>> {
+    let settings = settings(lab, policy)?;
+    let output = Command::new(trefoil()?)
+        .args(["check", "--json", "--config", &settings])
+        .output()?;
+    cuts_in(&String::from_utf8(output.stdout)?)
+}
+
+fn cuts_in(json: &str) -> Result<Vec<Record>> {
+    let said: Value = serde_json::from_str(json).with_context(|| json.to_owned())?;
     let list = said["would_cut"].as_array().context("no would_cut")?;
     list.iter()
         .map(|cut| Record::parse(&cut.to_string()))
@@ -77,7 +91,13 @@ fn check_lists_open_connections_that_are_not_approved() -> Result<()> {
         .args(["udp", &at(places::FOREIGN, 9), "--connected", "--hold"])
         .start()?;
     let udp_port = Record::parse(&datagrams.line()?)?.number("port")?;
+    // Never leaves the host.
+    let _own_sink = TcpSink::new(&lab.host, 443)?;
+    let (_own, _) = held(&lab, &at(places::HOST, 443))?;
 
+    let outside = would_cut_seen_from_outside(&lab, &reporting())?;
+    ensure!(outside.len() == 4, "{outside:?}");
+    ensure!(of_port(&outside, port).is_some(), "{outside:?}");
     let cuts = would_cut(&lab, &reporting())?;
     let cut = of_port(&cuts, port).context("nothing about the connection")?;
     for (name, expected) in [
@@ -120,6 +140,54 @@ fn check_lists_open_connections_that_are_not_approved() -> Result<()> {
         outcome.code == FINDINGS && outcome.stdout.contains("203.0.113.10:443/tcp (CN)"),
         "{outcome:?}"
     );
+    lab.close()
+}
+
+#[test]
+fn what_is_sent_without_connecting_is_known_where_an_agent_ran() -> Result<()> {
+    let lab = Lab::new()?;
+    let sink = UdpSink::new(&lab.foreign, 9)?;
+    let start = |lab: &Lab, more: &[&str]| -> Result<(Running, u64)> {
+        let mut held = traffic_in(lab, "shop.service")?
+            .args(["udp", &at(places::FOREIGN, 9), "--hold"])
+            .args(more)
+            .start()?;
+        held.line()?;
+        held.proceed()?;
+        let port = Record::parse(&held.line()?)?.number("port")?;
+        Ok((held, port))
+    };
+    // Connected before there was an agent: in its tables, and in /proc.
+    let (mut older, older_port) = start(&lab, &["--connected"])?;
+    let agent = lab.agent().policy(&reporting()).start()?;
+    older.proceed()?;
+    older.line()?;
+    let (held, port) = start(&lab, &[])?;
+    sink.wait_for_packets(3)?;
+    for agent_is in ["alive", "gone"] {
+        let cuts = would_cut(&lab, &reporting())?;
+        ensure!(cuts.len() == 2, "agent {agent_is}: {cuts:?}");
+        ensure!(of_port(&cuts, older_port).is_some(), "{cuts:?}");
+        let cut = of_port(&cuts, port).context("nothing about it")?;
+        for (name, expected) in [
+            ("protocol", "udp"),
+            ("dst_addr", "203.0.113.10"),
+            ("verdict", "denied"),
+            ("pid", &held.pid().to_string()),
+            ("exe", TRAFFIC),
+            ("unit", "shop.service"),
+        ] {
+            ensure!(cut.is(name, expected), "{name} is not {expected}: {cut}");
+        }
+        if agent_is == "alive" {
+            agent.signal(Signal::SIGKILL)?;
+        }
+    }
+    held.finish()?.success()?;
+    let cuts = would_cut(&lab, &reporting())?;
+    ensure!(cuts.len() == 1, "its socket is closed: {cuts:?}");
+    drop(agent);
+    drop(older);
     lab.close()
 }
 

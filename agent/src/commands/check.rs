@@ -138,7 +138,7 @@ fn open_connections(
         // Where there is none, everything counts.
         None => kernel::cgroup2_root().unwrap_or_else(|| "/".into()),
     };
-    Cuts::find(compiled, geo, &cgroup)
+    Cuts::find(compiled, geo, &cgroup, &settings.pin_dir)
         .map_err(|error| general(format!("list the processes in /proc: {error}")))
 }
 

@@ -5,6 +5,7 @@
 //! enforcement. It must not keep a daemon from starting.
 
 mod session;
+mod tables;
 mod text;
 
 use std::{
@@ -81,14 +82,21 @@ pub struct Cuts {
 
 impl Cuts {
     /// Looks at this host. `cgroup` is the directory of the control group that is
-    /// watched: what others do is not cut.
+    /// watched: what others do is not cut. `pin_dir` has the tables of an agent that
+    /// runs or ran, if there was one.
     ///
     /// # Errors
     ///
     /// If processes cannot be listed.
-    pub fn find(compiled: &Compiled, geo: Option<&Geo>, cgroup: &Path) -> io::Result<Self> {
+    pub fn find(
+        compiled: &Compiled,
+        geo: Option<&Geo>,
+        cgroup: &Path,
+        pin_dir: &Path,
+    ) -> io::Result<Self> {
         let proc = Path::new("/proc");
-        let connections = Connections::read(proc)?;
+        let mut connections = Connections::read(proc)?;
+        tables::add_flows(&mut connections.list, pin_dir);
         let judge = Judge {
             compiled,
             geo,
@@ -232,7 +240,7 @@ pub fn may_enforce(
     if policy.compiled.mode() != Mode::Enforce || is_enforced(&load.pin_dir) {
         return Ok(true);
     }
-    let found = Cuts::find(&policy.compiled, Some(geo), &load.cgroup);
+    let found = Cuts::find(&policy.compiled, Some(geo), &load.cgroup, &load.pin_dir);
     let Some(mut terminal) = terminal() else {
         match found {
             Ok(cuts) if cuts.would_cut.is_empty() => {}
