@@ -1,3 +1,5 @@
+//! Tables as the kernel writes them, and the connections that are in them.
+
 use super::*;
 
 /// As `/proc/net/tcp` of a machine that stores numbers with the low byte first.

@@ -1,3 +1,5 @@
+//! Fates of connections that are made up, under a small policy.
+
 use std::{net::IpAddr, sync::Arc};
 
 use super::*;
