@@ -18,11 +18,12 @@ use trefoil::cli::Cli;
 
 mod catalog;
 pub mod command;
+pub mod examples;
 mod places;
 mod records;
 mod roff;
 pub mod settings;
-pub mod template;
+mod template;
 
 /// The pages.
 pub const PAGES: [&str; 4] = [

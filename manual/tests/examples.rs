@@ -1,65 +1,18 @@
 //! What the manual and the README show works: policies and settings are read,
 //! command lines are understood, fields are those that records have.
 
-use std::fs;
-use std::path::Path;
-
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use trefoil::cli::Cli;
 use trefoil::policy::Policy;
 use trefoil::report::{Field, Kind};
 use trefoil::settings::Settings;
-use trefoil_manual::template::{Example, ExampleKind, examples};
-use trefoil_manual::{PAGES, template_of};
-
-/// Every example, with where it is from.
-fn all() -> Result<Vec<(String, Example)>> {
-    let mut all = Vec::new();
-    for page in PAGES {
-        for example in examples(&template_of(page)?)? {
-            all.push((format!("docs/man/{page}.in:{}", example.line), example));
-        }
-    }
-    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
-    for example in fenced(&fs::read_to_string(readme).context("read README.md")?)? {
-        all.push((format!("README.md:{}", example.line), example));
-    }
-    Ok(all)
-}
-
-/// The fenced blocks of Markdown.
-fn fenced(text: &str) -> Result<Vec<Example>> {
-    let mut found = Vec::new();
-    let mut lines = text.lines().enumerate();
-    while let Some((index, line)) = lines.next() {
-        let Some(kind) = line.strip_prefix("```") else {
-            continue;
-        };
-        let kind = match kind {
-            "toml" => ExampleKind::Policy,
-            "console" => ExampleKind::Commands,
-            "text" => ExampleKind::Text,
-            _ => bail!("README.md:{}: a block of kind `{kind}`", index + 1),
-        };
-        let body: Vec<&str> = lines
-            .by_ref()
-            .map(|(_, line)| line)
-            .take_while(|line| *line != "```")
-            .collect();
-        found.push(Example {
-            kind,
-            text: body.join("\n") + "\n",
-            line: index + 1,
-        });
-    }
-    Ok(found)
-}
+use trefoil_manual::examples::{Example, ExampleKind, all};
 
 #[test]
 fn policies_and_settings_are_read() -> Result<()> {
     let mut n_examples = 0;
-    for (place, Example { kind, text, .. }) in all()? {
+    for Example { place, kind, text } in all()? {
         match kind {
             ExampleKind::Policy => {
                 // Rules alone are an example, too.
@@ -86,37 +39,14 @@ fn policies_and_settings_are_read() -> Result<()> {
     Ok(())
 }
 
-/// The commands of an example: what follows a prompt, lines that end in `\` or `|`
-/// joined with the next.
-fn commands(text: &str) -> Vec<String> {
-    let mut commands: Vec<String> = Vec::new();
-    let mut goes_on = false;
-    for line in text.lines() {
-        let begins = line.strip_prefix("# ").or_else(|| line.strip_prefix("$ "));
-        match (begins, commands.last_mut()) {
-            (Some(begun), _) if !goes_on => commands.push(begun.to_owned()),
-            (_, Some(command)) if goes_on => {
-                *command = format!("{} {}", command.trim_end_matches('\\'), line.trim());
-            }
-            // What a command prints.
-            _ => continue,
-        }
-        let open_quotes = commands
-            .last()
-            .is_some_and(|c| c.matches('\'').count() % 2 == 1);
-        goes_on = open_quotes || line.ends_with(['\\', '|']);
-    }
-    commands
-}
-
 #[test]
 fn commands_are_understood() -> Result<()> {
     let mut n_own = 0;
-    for (place, example) in all()? {
+    for example in all()? {
         if example.kind != ExampleKind::Commands {
             continue;
         }
-        let commands = commands(&example.text);
+        let (place, commands) = (&example.place, example.commands());
         ensure!(
             !commands.is_empty(),
             "{place}: no line begins with a prompt"
