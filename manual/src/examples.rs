@@ -1,4 +1,4 @@
-//! The examples in the manual and in the README, for the tests that try them.
+//! The examples in the manual and in Markdown, for the tests that try them.
 
 use std::fs;
 use std::path::Path;
@@ -80,16 +80,18 @@ impl Example {
     }
 }
 
-/// Every example of the pages and of the README.
+/// Every example of the pages, of the README and of the lab's tour.
 pub fn all() -> Result<Vec<Example>> {
     let mut all = Vec::new();
     for page in PAGES {
         let file = format!("docs/man/{page}.in");
         blocks(&file, &template_of(page)?, ("@example ", "@end"), &mut all)?;
     }
-    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
-    let text = fs::read_to_string(readme).context("read README.md")?;
-    blocks("README.md", &text, ("```", "```"), &mut all)?;
+    for file in ["README.md", "docs/LAB.md"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file);
+        let text = fs::read_to_string(path).with_context(|| format!("read {file}"))?;
+        blocks(file, &text, ("```", "```"), &mut all)?;
+    }
     Ok(all)
 }
 
