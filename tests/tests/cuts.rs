@@ -310,7 +310,7 @@ fn an_ssh_session_is_known_by_its_program_and_its_environment() -> Result<()> {
 fn on_a_terminal_enforcement_begins_with_yes_and_not_without() -> Result<()> {
     let lab = Lab::new()?;
     let sink = TcpSink::new(&lab.foreign, 443)?;
-    let (mut cut, _) = held(&lab, &at(places::FOREIGN, 443))?;
+    let (mut cut, port) = held(&lab, &at(places::FOREIGN, 443))?;
     let terminal = Terminal::new()?;
     let agent = || lab.agent().policy(&enforcing()).on_terminal(&terminal);
 
@@ -330,7 +330,15 @@ fn on_a_terminal_enforcement_begins_with_yes_and_not_without() -> Result<()> {
     cut.proceed()?;
     wait_for("what passes", || Ok((sink.bytes() == 1).then_some(())))?;
 
-    let running = agent().argument("--yes").start()?;
+    let mut running = agent().argument("--yes").start()?;
+    cut.proceed()?;
+    running.wait_for("what was announced is cut", |records| {
+        let mut records = records.iter();
+        records
+            .any(|record| record.is("src_port", port) && record.is("outcome", "dropped"))
+            .then_some(())
+    })?;
+    assert_eq!(sink.bytes(), 1);
     let code = || -> Result<i32> {
         Ok(traffic(&lab)?
             .args(["udp", &at(places::FOREIGN, 9)])

@@ -232,6 +232,8 @@ fn a_long_list_is_a_short_text() {
             &format!("203.0.113.8:{}", 1000 + at),
             vec![sshd],
         ));
+        let parent = holder(600, "/usr/bin/runner", "runner.service");
+        list.push(connection(60_000 + at, "203.0.113.8:80", vec![parent]));
         let web = holder(500, "/usr/sbin/nginx", "web.service");
         list.push(connection(
             443,
@@ -239,14 +241,15 @@ fn a_long_list_is_a_short_text() {
             vec![web],
         ));
     }
-    let found = cuts("/", 1, list);
-    assert_eq!(found.would_cut.len(), 1200);
+    let found = cuts("/", 600, list);
+    assert_eq!(found.would_cut.len(), 1500);
     let text = found.text(Mode::Report);
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(
         lines[0],
-        "if it were enforced now, it would cut 1200 of 1200 open connections:"
+        "if it were enforced now, it would cut 1500 of 1500 open connections:"
     );
+    assert_eq!(text.matches("YOUR SESSION: ").count(), 10);
     assert_eq!(text.matches("login session: ").count(), 10);
     // Two processes of a kind; many clients of one place.
     assert!(
@@ -263,9 +266,9 @@ fn a_long_list_is_a_short_text() {
         text.contains("\n  3 × wget[300] (b.service) to 198.51.100.0:80/tcp: "),
         "{text}"
     );
-    // 290 logins and 92 of the 100 places of wget, 3 connections each.
-    assert!(text.contains("\n  ... and 566 more; "), "{text}");
-    assert_eq!(lines.len(), 1 + 10 + 10 + 1);
+    // 290 of either kind of session, and 92 of the 100 places of wget, 3 connections each.
+    assert!(text.contains("\n  ... and 856 more; "), "{text}");
+    assert_eq!(lines.len(), 1 + 10 + 10 + 10 + 1 + 2);
 }
 
 #[test]

@@ -36,14 +36,16 @@ impl Cuts {
                 .iter()
                 .filter(move |fate| fate.whose == whose)
         };
-        for fate in of(Whose::Yours) {
-            text += &format!("  YOUR SESSION: {}: {}\n", session(fate), judgement(fate));
+        let mut n_left = 0;
+        for (whose, title) in [
+            (Whose::Yours, "YOUR SESSION"),
+            (Whose::Login, "login session"),
+        ] {
+            for fate in of(whose).take(MOST_LINES) {
+                text += &format!("  {title}: {}: {}\n", session(fate), judgement(fate));
+            }
+            n_left += of(whose).skip(MOST_LINES).count();
         }
-        let logins: Vec<_> = of(Whose::Login).collect();
-        for fate in logins.iter().take(MOST_LINES) {
-            text += &format!("  login session: {}: {}\n", session(fate), judgement(fate));
-        }
-        let mut n_left = logins.len().saturating_sub(MOST_LINES);
         let groups = groups(of(Whose::Other));
         for group in groups.iter().take(MOST_LINES) {
             text += &format!("  {group}\n");
@@ -56,7 +58,7 @@ impl Cuts {
         if n_left > 0 {
             text += &format!("  ... and {n_left} more; `trefoil check --json` lists all\n");
         }
-        for fate in &self.stays {
+        for fate in self.stays.iter().take(MOST_LINES) {
             text += &format!(
                 "your session stays: {}: {}\n",
                 session(fate),
