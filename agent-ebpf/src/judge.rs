@@ -9,12 +9,12 @@
 
 use core::ptr;
 
-use aya_ebpf::btf_maps::Array;
 use trefoil_ebpf::abi::*;
 
 use crate::maps::{
     CGROUPS, CLAUSES, EXECUTABLES, InForce, POLICIES, RANGES32, RANGES128, ROWS, STATES, lose,
 };
+use crate::tables::Table;
 
 /// What the judge needs to know about the source.
 #[derive(Clone, Copy)]
@@ -302,7 +302,7 @@ fn cached(cache: *mut ClassCache, generation: u32) -> Option<u32> {
 /// The automata of one policy.
 struct Automaton {
     policy: &'static Policy,
-    states: &'static Array<State, 1, { crate::maps::TABLE }>,
+    states: &'static Table<State, { size_of::<State>() }>,
 }
 
 impl Automaton {

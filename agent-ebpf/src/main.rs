@@ -26,6 +26,8 @@ mod accounting;
 #[cfg(target_arch = "bpf")]
 mod atomic;
 #[cfg(target_arch = "bpf")]
+mod bounds;
+#[cfg(target_arch = "bpf")]
 mod flows;
 #[cfg(target_arch = "bpf")]
 mod globals;
@@ -41,6 +43,8 @@ mod maps;
 mod owner;
 #[cfg(target_arch = "bpf")]
 mod packet;
+#[cfg(target_arch = "bpf")]
+mod tables;
 
 /// The kernel lends helpers such as `bpf_probe_read_kernel` to programs under a
 /// GPL-compatible licence only. The sources are (MIT OR Apache-2.0) as well.

@@ -7,16 +7,16 @@ use core::ptr;
 
 use aya_ebpf::{
     bindings::{
-        BPF_F_CLONE, BPF_F_INNER_MAP, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC,
-        BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE,
+        BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE,
+        bpf_map_type::BPF_MAP_TYPE_SK_STORAGE,
     },
-    btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
     helpers::generated::{bpf_ktime_get_boot_ns, bpf_sk_storage_get},
     macros::btf_map,
 };
 use trefoil_ebpf::abi::*;
 
-use crate::atomic;
+use crate::{atomic, tables::Tables};
 
 /// Written by the agent, read by every hook first. One entry.
 #[btf_map]
@@ -137,27 +137,25 @@ pub static TOTALS: PerCpuArray<Totals, { verdict::N as usize }> = PerCpuArray::n
 #[btf_map]
 pub static POLICIES: Array<Policy, 2> = Array::new();
 
-pub const TABLE: usize = (BPF_F_INNER_MAP | BPF_F_MMAPABLE) as usize;
-
 /// IPv4 destinations, services, users.
 #[btf_map]
-pub static RANGES32: ArrayOfMaps<Array<Range32, 1, TABLE>, 2> = ArrayOfMaps::new();
+pub static RANGES32: Tables<Range32, { size_of::<Range32>() }> = Tables::new();
 
 /// IPv6 destinations.
 #[btf_map]
-pub static RANGES128: ArrayOfMaps<Array<Range128, 1, TABLE>, 2> = ArrayOfMaps::new();
+pub static RANGES128: Tables<Range128, { size_of::<Range128>() }> = Tables::new();
 
 /// Clause sets of all classes.
 #[btf_map]
-pub static ROWS: ArrayOfMaps<Array<Row, 1, TABLE>, 2> = ArrayOfMaps::new();
+pub static ROWS: Tables<Row, { size_of::<Row>() }> = Tables::new();
 
 /// Automata for paths.
 #[btf_map]
-pub static STATES: ArrayOfMaps<Array<State, 1, TABLE>, 2> = ArrayOfMaps::new();
+pub static STATES: Tables<State, { size_of::<State>() }> = Tables::new();
 
 /// What clauses decide.
 #[btf_map]
-pub static CLAUSES: ArrayOfMaps<Array<Clause, 1, TABLE>, 2> = ArrayOfMaps::new();
+pub static CLAUSES: Tables<Clause, { size_of::<Clause>() }> = Tables::new();
 
 /// An empty flow, source of inserts: a value of this size does not belong on
 /// the stack. Never written.

@@ -12,6 +12,7 @@ use aya_ebpf::helpers::{
 use trefoil_ebpf::abi::*;
 
 use crate::{
+    bounds::masked,
     globals::{executable_key, offset},
     kernel_memory::{Kernel, follow, read},
     maps::{EXECUTABLE_SCRATCH, EXECUTABLES, ExecutableScratch, HOST_ROOT, PROCESSES, lose},
@@ -232,16 +233,16 @@ fn read_executable(task: Kernel, mm: Kernel, scratch: *mut ExecutableScratch) ->
         if error != 0 || start == 0 {
             break;
         }
-        start -= 1;
+        start = masked::<{ EXECUTABLE_PATH - 1 }>(start - 1);
         // SAFETY: start <= 254.
-        unsafe { *walk.add(start & (EXECUTABLE_PATH - 1)) = b'/' };
+        unsafe { *walk.add(start) = b'/' };
         dentry = parent;
     }
     if !complete {
         flags |= EXECUTABLE_TRUNCATED;
     }
-    let len = (EXECUTABLE_PATH - start) & (2 * EXECUTABLE_PATH - 1);
-    let start = start & (2 * EXECUTABLE_PATH - 1);
+    let len = masked::<{ 2 * EXECUTABLE_PATH - 1 }>(EXECUTABLE_PATH - start);
+    let start = masked::<{ 2 * EXECUTABLE_PATH - 1 }>(start);
     unsafe {
         let executable = &raw mut (*scratch).executable;
         (*executable).class = ClassCache {

@@ -1,7 +1,7 @@
 //! Reading the ends of an IP packet.
 
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes};
-use core::{ffi::c_void, mem::MaybeUninit};
+use core::{ffi::c_void, mem::MaybeUninit, ptr};
 use trefoil_ebpf::abi::{Address, Peer};
 
 /// IP protocol numbers.
@@ -36,20 +36,24 @@ pub struct Ends {
 #[inline(always)]
 fn load<T: Copy>(skb: *mut __sk_buff, offset: u32) -> Option<T> {
     let mut value = MaybeUninit::<T>::uninit();
+    load_into(skb, offset, &mut value)?;
+    // SAFETY: the helper filled it.
+    Some(unsafe { value.assume_init() })
+}
+
+/// As [`load`], to where the bytes are wanted.
+#[inline(always)]
+fn load_into<T>(skb: *mut __sk_buff, offset: u32, value: &mut T) -> Option<()> {
     // SAFETY: the helper checks the packet's length; the destination is ours.
     let error = unsafe {
         bpf_skb_load_bytes(
             skb.cast::<c_void>(),
             offset,
-            value.as_mut_ptr().cast::<c_void>(),
+            ptr::from_mut(value).cast::<c_void>(),
             size_of::<T>() as u32,
         )
     };
-    if error != 0 {
-        return None;
-    }
-    // SAFETY: the helper filled it.
-    Some(unsafe { value.assume_init() })
+    (error == 0).then_some(())
 }
 
 /// Reads the IP header and, where there are any, the ports.
@@ -60,43 +64,55 @@ fn load<T: Copy>(skb: *mut __sk_buff, offset: u32) -> Option<T> {
 /// port approves it.
 #[inline(always)]
 pub fn ends(skb: *mut __sk_buff) -> Option<Ends> {
-    let first = load::<u8>(skb, 0)?;
-    match first >> 4 {
-        4 => ends_v4(skb),
-        6 => ends_v6(skb),
-        _ => None,
+    let mut ends = Ends {
+        source: Address([0; 16]),
+        source_port: 0,
+        destination: Peer {
+            address: Address([0; 16]),
+            port: 0,
+            protocol: 0,
+            pad: [0; 5],
+        },
+    };
+    if fill(skb, &mut ends) {
+        Some(ends)
+    } else {
+        None
     }
 }
 
+/// Not inlined, so that its share of the stack is free again when the judge needs
+/// some: there are 512 bytes for both, and kernels before 6.9 count those of each
+/// function in steps of 32.
+#[inline(never)]
+fn fill(skb: *mut __sk_buff, ends: &mut Ends) -> bool {
+    let filled = match load::<u8>(skb, 0) {
+        Some(first) if first >> 4 == 4 => fill_v4(skb, ends),
+        Some(first) if first >> 4 == 6 => fill_v6(skb, ends),
+        _ => None,
+    };
+    filled.is_some()
+}
+
 #[inline(always)]
-fn ends_v4(skb: *mut __sk_buff) -> Option<Ends> {
+fn fill_v4(skb: *mut __sk_buff, ends: &mut Ends) -> Option<()> {
     let header = load::<[u8; 20]>(skb, 0)?;
     let source = u32::from_be_bytes([header[12], header[13], header[14], header[15]]);
     let destination = u32::from_be_bytes([header[16], header[17], header[18], header[19]]);
     let fragment_offset = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
-    let protocol = header[9];
-    let payload = u32::from(header[0] & 0x0f) * 4;
-    let ports = if fragment_offset == 0 {
-        ports(skb, protocol, payload)
-    } else {
-        (0, 0)
-    };
-    Some(Ends {
-        source: Address::v4(source),
-        source_port: ports.0,
-        destination: Peer {
-            address: Address::v4(destination),
-            port: ports.1,
-            protocol,
-            pad: [0; 5],
-        },
-    })
+    ends.source = Address::v4(source);
+    ends.destination.address = Address::v4(destination);
+    ends.destination.protocol = header[9];
+    if fragment_offset == 0 {
+        fill_ports(skb, u32::from(header[0] & 0x0f) * 4, ends);
+    }
+    Some(())
 }
 
 #[inline(always)]
-fn ends_v6(skb: *mut __sk_buff) -> Option<Ends> {
-    let source = load::<[u8; 16]>(skb, 8)?;
-    let destination = load::<[u8; 16]>(skb, 24)?;
+fn fill_v6(skb: *mut __sk_buff, ends: &mut Ends) -> Option<()> {
+    load_into(skb, 8, &mut ends.source.0)?;
+    load_into(skb, 24, &mut ends.destination.address.0)?;
     let mut protocol = load::<u8>(skb, 6)?;
     let mut offset = 40u32;
     let mut is_first = true;
@@ -130,33 +146,23 @@ fn ends_v6(skb: *mut __sk_buff) -> Option<Ends> {
             _ => break,
         }
     }
-    let ports = if is_first {
-        ports(skb, protocol, offset)
-    } else {
-        (0, 0)
-    };
-    Some(Ends {
-        source: Address(source),
-        source_port: ports.0,
-        destination: Peer {
-            address: Address(destination),
-            port: ports.1,
-            protocol,
-            pad: [0; 5],
-        },
-    })
+    ends.destination.protocol = protocol;
+    if is_first {
+        fill_ports(skb, offset, ends);
+    }
+    Some(())
 }
 
-/// Source and destination port, in host byte order.
+/// Source and destination port, in host byte order; 0 where there are none.
 #[inline(always)]
-fn ports(skb: *mut __sk_buff, protocol: u8, offset: u32) -> (u16, u16) {
-    match protocol {
+fn fill_ports(skb: *mut __sk_buff, offset: u32, ends: &mut Ends) {
+    match ends.destination.protocol {
         protocol::TCP | protocol::UDP | protocol::DCCP | protocol::SCTP | protocol::UDPLITE => {
-            match load::<[u8; 4]>(skb, offset) {
-                Some([a, b, c, d]) => (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])),
-                None => (0, 0),
+            if let Some([a, b, c, d]) = load::<[u8; 4]>(skb, offset) {
+                ends.source_port = u16::from_be_bytes([a, b]);
+                ends.destination.port = u16::from_be_bytes([c, d]);
             }
         }
-        _ => (0, 0),
+        _ => {}
     }
 }
