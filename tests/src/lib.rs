@@ -28,6 +28,7 @@ pub mod record;
 pub mod sink;
 pub mod tap;
 pub mod terminal;
+pub mod vm;
 pub mod wait;
 pub mod wiring;
 

@@ -21,6 +21,7 @@ mod package;
 mod run;
 mod setup;
 mod test;
+mod vm;
 mod workspace;
 
 /// Build, run, test and package Trefoil.
@@ -39,8 +40,10 @@ enum Verb {
     Build(build::Build),
     /// Build the agent and run it as root; Ctrl-C takes everything out of the kernel again
     Run(run::Run),
-    /// Run all tests, the end-to-end tests as root in network namespaces
+    /// Run all tests: end-to-end tests as root in network namespaces, then `vm`
     Test(test::Test),
+    /// Install the package in virtual machines, and try there what an operator does
+    Vm(vm::Vm),
     /// Format, lints, documentation, licences and the project's own rules
     Check(check::Check),
     /// Make the manual pages anew from their templates and the agent's definitions
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Verb::Build(verb) => verb.run(),
         Verb::Run(verb) => verb.run(),
         Verb::Test(verb) => verb.run(),
+        Verb::Vm(verb) => verb.run(),
         Verb::Check(verb) => verb.run(),
         Verb::Docs(verb) => verb.run(),
         Verb::Lab(verb) => verb.run(),

@@ -41,6 +41,8 @@ pub enum Part {
     Manual,
     /// The Debian package
     Package,
+    /// The virtual machines
+    Vm,
 }
 
 /// One thing that has to be there.
@@ -72,7 +74,7 @@ enum Source {
 
 /// In the order in which they are installed: bpf-linker is built for the
 /// compiler that goes before it.
-const NEEDS: [Need; 16] = [
+const NEEDS: &[Need] = &[
     Need {
         part: Part::Bpf,
         what: "a compiler for BPF",
@@ -199,6 +201,34 @@ const NEEDS: [Need; 16] = [
             name: "cargo-deb",
             version: "3.8.0",
         },
+    },
+    Need {
+        part: Part::Vm,
+        what: "qemu-system-x86_64",
+        why: "runs virtual machines by emulation, without KVM",
+        present: |_| in_path("qemu-system-x86_64"),
+        source: Source::Packages(&["qemu-system-x86"]),
+    },
+    Need {
+        part: Part::Vm,
+        what: "qemu-img",
+        why: "makes the layer that takes what a virtual machine writes to its disk",
+        present: |_| in_path("qemu-img"),
+        source: Source::Packages(&["qemu-utils"]),
+    },
+    Need {
+        part: Part::Vm,
+        what: "mmdebstrap",
+        why: "installs the Debian that virtual machines run into a directory",
+        present: |_| in_path("mmdebstrap"),
+        source: Source::Packages(&["mmdebstrap"]),
+    },
+    Need {
+        part: Part::Vm,
+        what: "mke2fs",
+        why: "makes a disk of that directory",
+        present: |_| in_path("mke2fs"),
+        source: Source::Packages(&["e2fsprogs"]),
     },
 ];
 

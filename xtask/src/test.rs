@@ -1,8 +1,9 @@
-//! `test`: every test of the workspace, counted; a skip nobody declared fails.
+//! `test`: every test of the workspace, counted; a skip nobody declared fails. The
+//! scenarios in virtual machines come last, so that nothing competes with them.
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fmt, fs,
     io::{self, BufRead, BufReader, Read, Write, pipe},
     process::{Command, Stdio},
     sync::mpsc,
@@ -15,7 +16,7 @@ use clap::Args;
 
 use crate::{
     setup::{self, Part},
-    workspace,
+    vm, workspace,
 };
 
 /// Skips that are declared: see the head of that file.
@@ -56,7 +57,13 @@ impl Test {
             ]);
         }
         cargo.args(&self.filter);
-        let (tally, succeeded) = watch(&mut cargo)?;
+        let (mut tally, mut succeeded) = watch(&mut cargo)?;
+        // A filter that means another test must not cost an image.
+        if self.filter.is_none() || vm::matches(self.filter.as_deref())? {
+            let (more, all_succeeded) = vm::run_scenarios(self.filter.as_deref())?;
+            tally.add(more);
+            succeeded &= all_succeeded;
+        }
 
         let mut problems = Vec::new();
         if tally.results == 0 {
@@ -76,10 +83,7 @@ impl Test {
         for problem in &problems {
             println!("error: {problem}");
         }
-        println!(
-            "{} passed, {} failed, {} skipped",
-            tally.passed, tally.failed, tally.ignored
-        );
+        println!("{tally}");
         if !problems.is_empty() {
             bail!("the tests did not pass");
         }
@@ -89,7 +93,7 @@ impl Test {
 
 /// What the tests' own output says, added up over all test programs.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Tally {
+pub struct Tally {
     /// How many test programs came to their closing line.
     results: u32,
     passed: u32,
@@ -99,7 +103,26 @@ struct Tally {
     skipped: BTreeSet<String>,
 }
 
+impl fmt::Display for Tally {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "{} passed, {} failed, {} skipped",
+            self.passed, self.failed, self.ignored
+        )
+    }
+}
+
 impl Tally {
+    /// Adds what other test programs said.
+    fn add(&mut self, more: Self) {
+        self.results += more.results;
+        self.passed += more.passed;
+        self.failed += more.failed;
+        self.ignored += more.ignored;
+        self.skipped.extend(more.skipped);
+    }
+
     /// Takes in one line of the test harness, and ignores what is no such line.
     fn read(&mut self, line: &str) {
         if let Some(counts) = line.strip_prefix("test result: ") {
@@ -127,7 +150,7 @@ impl Tally {
 }
 
 /// Runs cargo, passes on all it prints as it prints it, and adds up.
-fn watch(cargo: &mut Command) -> Result<(Tally, bool)> {
+pub fn watch(cargo: &mut Command) -> Result<(Tally, bool)> {
     let (reader, writer) = pipe().context("make a pipe for the tests' output")?;
     // One pipe for both, so that a failure stands beside the name of its test program.
     cargo

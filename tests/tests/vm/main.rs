@@ -1,0 +1,4 @@
+//! Scenarios in virtual machines: what an operator does with the package, on a
+//! stock Debian, looked at as an operator does.
+
+mod machine;

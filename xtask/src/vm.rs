@@ -1,0 +1,119 @@
+//! `vm`: the package on a stock Debian in virtual machines, without KVM.
+//!
+//! Prepares target/vm and leaves the rest to the scenarios, which are tests of
+//! trefoil-tests: `image/` (made once), `debs/` (the package, and the same with a
+//! higher version), `scratch/` (what machines write, removed), `results/` (the
+//! console and the journal of each scenario).
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::{
+    package,
+    setup::{self, Part},
+    test::{self, Tally},
+    workspace,
+};
+
+mod image;
+
+/// Higher than every version that there will be.
+const NEXT_VERSION: &str = "9999";
+
+/// Machines at a time. Each has two processors, and emulating one keeps one busy.
+const AT_A_TIME: &str = "--test-threads=2";
+
+/// Arguments of `vm`.
+#[derive(Args)]
+pub struct Vm {
+    /// Only scenarios whose name contains this
+    filter: Option<String>,
+}
+
+impl Vm {
+    /// Runs the scenarios, and prints the sums last.
+    pub fn run(self) -> Result<()> {
+        setup::ensure(&[Part::Bpf])?;
+        if !matches(self.filter.as_deref())? {
+            bail!("no scenario has that in its name");
+        }
+        let (tally, succeeded) = run_scenarios(self.filter.as_deref())?;
+        println!("{tally}");
+        if !succeeded {
+            bail!("scenarios failed");
+        }
+        Ok(())
+    }
+}
+
+/// Whether any scenario has this in its name. Needs no image.
+pub fn matches(filter: Option<&str>) -> Result<bool> {
+    let mut list = scenarios(filter);
+    list.args(["--list", "--format=terse"])
+        .stderr(Stdio::inherit());
+    let output = list
+        .output()
+        .with_context(|| format!("start {}", workspace::shown(&list)))?;
+    if !output.status.success() {
+        bail!("{} ended with {}", workspace::shown(&list), output.status);
+    }
+    Ok(String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .any(|line| line.ends_with(": test")))
+}
+
+/// Prepares what machines are made of, and runs the scenarios in them.
+pub fn run_scenarios(filter: Option<&str>) -> Result<(Tally, bool)> {
+    setup::ensure(&[Part::Bpf, Part::CountryData, Part::Package, Part::Vm])?;
+    let directory = workspace::target_dir().join("vm");
+    image::ensure(&directory.join("image"))?;
+    make_packages(&directory.join("debs"))?;
+    let scratch = directory.join("scratch");
+    let results = directory.join("results");
+    for left in [&scratch, &results] {
+        remove(left)?;
+    }
+    let mut cargo = scenarios(filter);
+    cargo.arg(AT_A_TIME).env("TREFOIL_VM", &directory);
+    let ran = test::watch(&mut cargo);
+    remove(&scratch)?;
+    println!("Consoles and journals are in {}.", results.display());
+    ran
+}
+
+/// `cargo test` for the scenarios, with the same features of all dependencies as
+/// the other tests have, so that nothing is compiled twice.
+fn scenarios(filter: Option<&str>) -> Command {
+    let mut cargo = workspace::cargo();
+    cargo.args(["test", "--workspace", "--features", "trefoil-tests/vm"]);
+    cargo.args(["--test", "vm", "--"]).args(filter);
+    cargo
+}
+
+/// The package twice, the second with a higher version, for the upgrade.
+fn make_packages(directory: &Path) -> Result<()> {
+    remove(directory)?;
+    fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
+    for (name, version) in [
+        ("trefoil.deb", None),
+        ("trefoil-next.deb", Some(NEXT_VERSION)),
+    ] {
+        let package: PathBuf = package::debian_package(version)?;
+        fs::copy(&package, directory.join(name))
+            .with_context(|| format!("copy {}", package.display()))?;
+    }
+    Ok(())
+}
+
+fn remove(directory: &Path) -> Result<()> {
+    if !directory.exists() {
+        return Ok(());
+    }
+    fs::remove_dir_all(directory).with_context(|| format!("remove {}", directory.display()))
+}
