@@ -1,6 +1,7 @@
-//! Records: kinds, fields and counters of losses, as the agent defines them.
+//! Records: kinds, fields, counters of losses and hooks, as the agent defines them.
 
 use anyhow::Result;
+use trefoil::kernel::HOOKS;
 use trefoil::losses;
 use trefoil::report::{FIELDS, FieldInfo, Form, Kind, Priority};
 
@@ -100,6 +101,18 @@ fn capitalised(text: &str) -> String {
         Some(first) => first.to_uppercase().chain(letters).collect(),
         None => String::new(),
     }
+}
+
+/// Every hook that the agent can do without, and what is not known then.
+pub fn hooks() -> String {
+    let mut out = ".Bl -tag -width Ds\n".to_owned();
+    for hook in HOOKS {
+        if let Some(without) = hook.without {
+            out += &format!(".It Li {}\n", roff::argument(hook.name));
+            out += &roff::prose(&format!("{}.", capitalised(without)));
+        }
+    }
+    out + ".El\n"
 }
 
 /// Every counter of losses that makes records, and what it costs.

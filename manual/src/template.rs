@@ -4,7 +4,8 @@
 //! ```text
 //! @synopsis, @verb NAME          the command line
 //! @settings                      every setting
-//! @kinds, @fields, @losses       records
+//! @kinds, @fields                records
+//! @losses, @hooks                what they say is missing
 //! @groups, @protocols, @local    what a policy can name
 //! @example KIND ... @end         an example, see [`examples`](crate::examples)
 //! ```
@@ -35,6 +36,7 @@ pub fn render(template: &str) -> Result<String> {
             "settings" => settings::text()?,
             "kinds" => records::kinds()?,
             "fields" => records::fields(),
+            "hooks" => records::hooks(),
             "losses" => records::losses(),
             "groups" => places::groups(),
             "protocols" => places::protocols(),
