@@ -22,20 +22,38 @@ fn entry(changes: &str, version: &str, maintainer: &str, date: &str) -> Result<S
         .split("\n## ")
         .nth(1)
         .context("CHANGELOG.md has no part")?;
-    let mut out = format!("trefoil ({version}) unstable; urgency=medium\n\n");
-    let mut n_changes = 0;
+    let mut points: Vec<Vec<&str>> = Vec::new();
     for line in newest.lines() {
-        if let Some(change) = line.strip_prefix("- ") {
-            out += &format!("  * {change}\n");
-            n_changes += 1;
-        } else if let Some(more) = line.strip_prefix("  ") {
-            out += &format!("    {more}\n");
+        if let Some(point) = line.strip_prefix("- ") {
+            points.push(point.split_whitespace().collect());
+        } else if let Some((more, point)) = line.strip_prefix("  ").zip(points.last_mut()) {
+            point.extend(more.split_whitespace());
         }
     }
-    if n_changes == 0 {
+    if points.is_empty() {
         bail!("the newest part of CHANGELOG.md tells of no change");
     }
-    Ok(out + &format!("\n -- {maintainer}  {date}\n"))
+    let points: String = points.iter().map(|words| wrapped(words)).collect();
+    Ok(format!(
+        "trefoil ({version}) unstable; urgency=medium\n\n{points}\n -- {maintainer}  {date}\n"
+    ))
+}
+
+/// One point of an entry, in lines as short as Debian wants them.
+fn wrapped(words: &[&str]) -> String {
+    const WIDTH: usize = 80;
+    let mut out = String::new();
+    let mut line = "  *".to_owned();
+    for word in words {
+        if line.len() + 1 + word.len() > WIDTH {
+            out += &line;
+            out.push('\n');
+            line = "   ".to_owned();
+        }
+        line.push(' ');
+        line += word;
+    }
+    out + &line + "\n"
 }
 
 /// As the package says it.
@@ -80,9 +98,19 @@ mod tests {
         let entry = entry(changes, "0.2.0-1", "A <a@example.org>", "today").unwrap();
         assert_eq!(
             entry,
-            "trefoil (0.2.0-1) unstable; urgency=medium\n\n  * One\n    thing.\n  * Two.\n\n \
+            "trefoil (0.2.0-1) unstable; urgency=medium\n\n  * One thing.\n  * Two.\n\n \
              -- A <a@example.org>  today\n"
         );
+    }
+
+    #[test]
+    fn long_points_go_on_in_another_line() {
+        let words = ["five5"; 30];
+        let text = wrapped(&words);
+        assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+        assert!(text.starts_with("  * five5 five5"), "{text}");
+        assert_eq!(text.lines().nth(1).unwrap().find("five5"), Some(4));
+        assert_eq!(text.matches("five5").count(), 30);
     }
 
     #[test]
