@@ -29,7 +29,6 @@ impl Package {
     /// agent/Cargo.toml.
     pub fn run(self) -> Result<()> {
         let package = debian_package(None)?;
-        lint(&package)?;
         println!("{}", package.display());
         println!("{}", tarball(&package)?.display());
         Ok(())
@@ -72,7 +71,9 @@ pub fn debian_package(version: Option<&str>) -> Result<PathBuf> {
     }
     // The path of the package is all that it writes there.
     let path = String::from_utf8(output.stdout).context("understand what cargo-deb says")?;
-    Ok(path.trim().into())
+    let package = PathBuf::from(path.trim());
+    lint(&package)?;
+    Ok(package)
 }
 
 /// Shows what lintian has against the package, and fails on errors.
