@@ -8,7 +8,7 @@ use trefoil::settings::Settings;
 
 use crate::roff;
 
-const SHIPPED: &str = include_str!("../../packaging/trefoil.toml");
+const SHIPPED: &str = include_str!("../../../packaging/trefoil.toml");
 
 /// Settings that are explained together.
 struct Entry {

@@ -36,7 +36,7 @@ pub const PAGES: [&str; 4] = [
 /// Where the pages and their templates are.
 #[must_use]
 pub fn directory() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/man")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../man")
 }
 
 /// The template of a page.

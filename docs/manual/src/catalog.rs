@@ -8,7 +8,7 @@ use trefoil::report::Kind;
 
 use crate::roff;
 
-const CATALOG: &str = include_str!("../../packaging/trefoil.catalog");
+const CATALOG: &str = include_str!("../../../packaging/trefoil.catalog");
 
 /// What the catalog says about records of this kind, for a manual page.
 pub fn text(kind: Kind) -> Result<String> {
