@@ -32,6 +32,8 @@ pub enum Verb {
     Flows(FlowsArgs),
     /// Say whether everything is as it should be; exit status 1 if not
     Status(StatusArgs),
+    /// Have the running agent read policy and country data anew, and wait until it has
+    Reload(ReloadArgs),
     /// Let enforcement that is on trial go on without an end
     Confirm(ConfirmArgs),
     /// Take everything out of the kernel; the only way enforcement ends
@@ -185,6 +187,17 @@ pub struct StatusArgs {
     /// For programs
     #[arg(long)]
     pub json: bool,
+}
+
+/// `trefoil reload`
+#[derive(Args, Clone, Debug)]
+pub struct ReloadArgs {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields have them")]
+    pub pins: Pins,
+    /// Settings file [default: /etc/trefoil/trefoil.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 }
 
 /// `trefoil confirm`

@@ -30,6 +30,12 @@ pub struct State {
     /// When enforcement ends unless it is confirmed, microseconds since 1970.
     #[serde(default)]
     pub enforced_until_us: Option<u64>,
+    /// How often the agent was told to read everything anew, and has.
+    #[serde(default)]
+    pub reloads: u64,
+    /// What was wrong with what it read last; `None` if it is in force.
+    #[serde(default)]
+    pub refused: Option<String>,
     /// What names the policy in records.
     pub policy: String,
     /// Where the policy is from.

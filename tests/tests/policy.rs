@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use trefoil_lab::agent::verb;
+use trefoil_lab::agent::{detach, kernel_verb, verb};
 use trefoil_lab::sink::UdpSink;
 use trefoil_lab::{Lab, Record, places};
 use world::{REFUSED, at, enforcing, reporting, traffic};
@@ -157,7 +157,7 @@ fn a_reload_with_mistakes_keeps_the_old_policy_and_says_so() -> Result<()> {
         .run()?
         .success()?;
     agent.stop(Signal::SIGTERM)?;
-    trefoil_lab::agent::detach(&lab)?;
+    detach(&lab)?;
     lab.close()
 }
 
@@ -198,7 +198,7 @@ fn a_reload_applies_to_open_flows_from_their_next_packet_on() -> Result<()> {
     }
     assert_eq!(sink.arrived().packets, 2);
     agent.stop(Signal::SIGTERM)?;
-    trefoil_lab::agent::detach(&lab)?;
+    detach(&lab)?;
     lab.close()
 }
 
@@ -226,6 +226,43 @@ fn an_address_that_the_host_loses_is_judged_from_the_next_packet_on() -> Result<
     ensure!(outcome.code == REFUSED, "{outcome:?}");
     assert_eq!(sink.arrived().packets, 0);
     agent.stop(Signal::SIGTERM)?;
-    trefoil_lab::agent::detach(&lab)?;
+    detach(&lab)?;
+    lab.close()
+}
+
+#[test]
+fn reload_ends_when_the_policy_is_in_force_and_fails_when_it_is_refused() -> Result<()> {
+    let lab = Lab::new()?;
+    let send = || {
+        traffic(&lab)?
+            .args(["udp", &at(places::FOREIGN, 9)])
+            .run()
+            .map(|outcome| outcome.code)
+    };
+    let nobody = kernel_verb(&lab, "reload", &[])?;
+    ensure!(
+        nobody.code == 1 && nobody.stderr.contains("no agent is running"),
+        "{nobody:?}"
+    );
+
+    let agent = lab.agent().policy(&reporting()).start()?;
+    ensure!(send()? == 0);
+    // No waiting: what is sent after the verb has ended is judged by the new policy.
+    for _ in 0..10 {
+        for (policy, expected) in [(enforcing(), REFUSED), (reporting(), 0)] {
+            std::fs::write(lab.file("policy.toml"), policy)?;
+            kernel_verb(&lab, "reload", &[])?.success()?;
+            assert_eq!(send()?, expected);
+        }
+    }
+    std::fs::write(lab.file("policy.toml"), TEN_MISTAKES)?;
+    let refused = kernel_verb(&lab, "reload", &[])?;
+    ensure!(
+        refused.code == BAD_CONFIGURATION && refused.stderr.contains("policy.toml:1:"),
+        "{refused:?}"
+    );
+    assert_eq!(send()?, 0);
+    agent.stop(Signal::SIGTERM)?;
+    detach(&lab)?;
     lab.close()
 }

@@ -6,6 +6,7 @@ mod cuts;
 mod detach;
 mod explain;
 mod flows;
+mod reload;
 mod run;
 mod sources;
 mod status;
@@ -135,6 +136,7 @@ pub fn main() -> ExitCode {
         Verb::Explain(args) => explain::explain(&args),
         Verb::Flows(args) => flows::flows(&args),
         Verb::Status(args) => status::status(&args),
+        Verb::Reload(args) => reload::reload(&args),
         Verb::Confirm(args) => confirm::confirm(&args),
         Verb::Detach(args) => detach::detach(&args),
     };

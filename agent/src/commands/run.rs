@@ -218,7 +218,7 @@ async fn watch(
                 let own_addresses = sources::own_addresses();
                 if own_addresses != origins.own_addresses {
                     origins.own_addresses = own_addresses;
-                    if let Some(policy) = replace(&mut monitor, &origins, &trials, &state, false)? {
+                    if let Ok(policy) = replace(&mut monitor, &origins, &trials, &state, false)? {
                         describe(&mut state, &policy, &monitor);
                         notify(&format!("STATUS={}", status_line(&state)));
                     }
@@ -232,10 +232,12 @@ async fn watch(
             _ = beat.tick() => monitor.beat()?,
             _ = hangup.recv() => {
                 notify("RELOADING=1");
-                if let Some(policy) = reload(&mut monitor, settings, &mut origins, &trials, &state)? {
-                    describe(&mut state, &policy, &monitor);
-                    save(&mut state, &monitor, settings);
+                match reload(&mut monitor, settings, &mut origins, &trials, &state)? {
+                    Ok(policy) => describe(&mut state, &policy, &monitor),
+                    Err(Refused(problems)) => state.refused = Some(problems),
                 }
+                state.reloads += 1;
+                save(&mut state, &monitor, settings);
                 notify(&format!("READY=1\nSTATUS={}", status_line(&state)));
             }
             _ = interrupt.recv() => {
@@ -271,6 +273,9 @@ fn interrupted(monitor: Monitor, settings: &Settings) -> Result<Ending, Failure>
     Ok(Ending::Fine)
 }
 
+/// What is wrong with a policy that was not put in force.
+struct Refused(String);
+
 /// Reads country data and policy anew. What cannot be used leaves everything as
 /// it was, and says so in a record.
 fn reload(
@@ -279,19 +284,20 @@ fn reload(
     origins: &mut Origins,
     trials: &Trials,
     state: &State,
-) -> Result<Option<Compilation>, KernelError> {
+) -> Result<Result<Compilation, Refused>, KernelError> {
     match Origins::read(settings) {
         Ok(read) => {
             let policy = replace(monitor, &read, trials, state, true)?;
-            if policy.is_some() {
+            if policy.is_ok() {
                 *origins = read;
             }
             Ok(policy)
         }
         Err(failure) => {
             let source = settings.policy.display().to_string();
-            monitor.refuse_policy(&source, &failure.to_string());
-            Ok(None)
+            let problems = failure.to_string();
+            monitor.refuse_policy(&source, &problems);
+            Ok(Err(Refused(problems)))
         }
     }
 }
@@ -304,7 +310,7 @@ fn replace(
     trials: &Trials,
     state: &State,
     is_asked: bool,
-) -> Result<Option<Compilation>, KernelError> {
+) -> Result<Result<Compilation, Refused>, KernelError> {
     match origins.compile(monitor.next_generation()) {
         Ok(policy) => {
             let compiled = &policy.compiled;
@@ -320,11 +326,12 @@ fn replace(
                 Moment::now(),
             );
             monitor.replace_policy(&policy, &origins.geo, enforcement)?;
-            Ok(Some(policy))
+            Ok(Ok(policy))
         }
         Err(problems) => {
-            monitor.refuse_policy(&origins.text.source, &problems.to_string());
-            Ok(None)
+            let problems = problems.to_string();
+            monitor.refuse_policy(&origins.text.source, &problems);
+            Ok(Err(Refused(problems)))
         }
     }
 }
@@ -385,6 +392,7 @@ fn describe(state: &mut State, policy: &Compilation, monitor: &Monitor) {
     let compiled = &policy.compiled;
     describe_mode(state, monitor);
     state.policy = compiled.id().to_owned();
+    state.refused = None;
     state.policy_source.clone_from(&policy.source);
     state.generation = compiled.header.generation;
     state.rules = compiled

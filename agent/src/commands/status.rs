@@ -22,6 +22,8 @@ struct Status {
     healthy: bool,
     /// What is not as it should be.
     findings: Vec<String>,
+    /// What is not covered on this kernel.
+    notes: Vec<String>,
     agent: Option<AgentStatus>,
     policy: Option<PolicyStatus>,
     hooks: BTreeMap<&'static str, bool>,
@@ -77,6 +79,7 @@ fn nothing(finding: String) -> Status {
     Status {
         healthy: false,
         findings: vec![finding],
+        notes: Vec::new(),
         agent: None,
         policy: None,
         hooks: BTreeMap::new(),
@@ -90,7 +93,7 @@ fn nothing(finding: String) -> Status {
 }
 
 fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Status, Failure> {
-    let mut findings = Vec::new();
+    let (mut findings, mut notes) = (Vec::new(), Vec::new());
     let header = reader.policy()?;
     let instance = reader.instance();
     let links = reader.links();
@@ -116,14 +119,17 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
         .iter()
         .filter(|(_, is_attached)| !**is_attached && !is_nothing_attached)
     {
-        let without = state
+        // What the kernel does not have is said, and nothing that anybody can mend.
+        let lacking = state
             .iter()
             .flat_map(|state| &state.uncovered)
-            .find(|(name, _)| name == hook)
-            .map_or("it was attached, and is not any more", |(_, without)| {
-                without
-            });
-        findings.push(format!("hook {hook} is not attached: {without}"));
+            .find(|(name, _)| name == hook);
+        match lacking {
+            Some((_, without)) => notes.push(format!("no hook {hook} on this kernel: {without}")),
+            None => findings.push(format!(
+                "hook {hook} is not attached: it was, and is not any more"
+            )),
+        }
     }
     if header.is_none() {
         findings.push("no policy is in force: nothing is judged".to_owned());
@@ -211,6 +217,7 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
                 .collect()
         }),
         findings,
+        notes,
     })
 }
 
@@ -268,6 +275,9 @@ fn text(status: &Status) -> String {
             .map(|(name, count)| format!("{count} {name}"))
             .collect();
         line("owners", &parts.join(", "));
+    }
+    for note in &status.notes {
+        line("note", note);
     }
     match status.findings.as_slice() {
         [] => line("health", "everything is as it should be"),

@@ -88,7 +88,9 @@ pub fn all() -> Result<Vec<Example>> {
         blocks(&file, &template_of(page)?, ("@example ", "@end"), &mut all)?;
     }
     for file in ["README.md", "docs/LAB.md"] {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(file);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../..")
+            .join(file);
         let text = fs::read_to_string(path).with_context(|| format!("read {file}"))?;
         blocks(file, &text, ("```", "```"), &mut all)?;
     }
