@@ -1,17 +1,23 @@
 //! What of the agent is in the kernel, found from outside: the BPF objects that
 //! its descriptors name, and whether they still exist.
 //!
-//! Ids are asked for one by one and never compared as sets, so that other
-//! programs on the same machine do not matter.
+//! On a machine that others use, ids are asked for one by one and never compared
+//! as sets. Where nobody else is, [`names`] lists all there is.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use anyhow::{Context, Result};
 
 use crate::wait::wait_for;
 
+/// Commands of bpf(2) that name the id after another.
+const BPF_PROG_GET_NEXT_ID: libc::c_int = 11;
+const BPF_MAP_GET_NEXT_ID: libc::c_int = 12;
+const BPF_LINK_GET_NEXT_ID: libc::c_int = 31;
+/// Writes what is known about an open object.
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 /// Commands of bpf(2) that open an object by its id.
 const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
 const BPF_MAP_GET_FD_BY_ID: libc::c_int = 14;
@@ -85,26 +91,94 @@ impl Objects {
     }
 }
 
+/// Whether there is an object with this id.
 fn exists(command: libc::c_int, id: u32) -> Result<bool> {
+    Ok(open(command, id)?.is_some())
+}
+
+/// The object with this id, if there is one.
+fn open(command: libc::c_int, id: u32) -> Result<Option<OwnedFd>> {
     // The part of union bpf_attr that these commands read: id, next id, flags.
-    let attributes: [u32; 4] = [id, 0, 0, 0];
-    // SAFETY: the kernel reads `attributes`, whose size is passed, and nothing else.
+    let mut attributes: [u32; 4] = [id, 0, 0, 0];
+    match bpf(command, &mut attributes) {
+        // SAFETY: the call returned a new descriptor that nobody else owns.
+        Ok(descriptor) => Ok(Some(unsafe { OwnedFd::from_raw_fd(descriptor) })),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("open BPF object {id}")),
+    }
+}
+
+/// One line for each BPF object in the kernel, sorted: its kind, and its name if
+/// its kind has one.
+pub fn names() -> Result<Vec<String>> {
+    // Where struct bpf_prog_info and struct bpf_map_info have the name.
+    let kinds = [
+        (
+            "program",
+            BPF_PROG_GET_NEXT_ID,
+            BPF_PROG_GET_FD_BY_ID,
+            Some(64),
+        ),
+        ("map", BPF_MAP_GET_NEXT_ID, BPF_MAP_GET_FD_BY_ID, Some(24)),
+        ("link", BPF_LINK_GET_NEXT_ID, BPF_LINK_GET_FD_BY_ID, None),
+    ];
+    let mut names = Vec::new();
+    for (kind, next, by_id, name_offset) in kinds {
+        let mut id = 0;
+        while let Some(next_id) = next_after(next, id)? {
+            id = next_id;
+            let name = match (open(by_id, id)?, name_offset) {
+                (Some(object), Some(offset)) => name_of(&object, offset)?,
+                _ => String::new(),
+            };
+            names.push(format!("{kind} {name}").trim_end().to_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// The id after this one.
+fn next_after(command: libc::c_int, id: u32) -> Result<Option<u32>> {
+    let mut attributes: [u32; 4] = [id, 0, 0, 0];
+    match bpf(command, &mut attributes) {
+        Ok(_) => Ok(Some(attributes[1])),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error).context("list BPF objects"),
+    }
+}
+
+fn name_of(object: &OwnedFd, offset: usize) -> Result<String> {
+    const INFO: usize = 80;
+    const NAME: usize = 16;
+    let mut info = [0u8; INFO];
+    let address = info.as_mut_ptr() as u64;
+    let mut attributes: [u32; 4] = [
+        object.as_raw_fd() as u32,
+        INFO as u32,
+        address as u32,
+        (address >> 32) as u32,
+    ];
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes).context("ask for the name of a BPF object")?;
+    let name = info.get(offset..offset + NAME).unwrap_or_default();
+    let name = String::from_utf8_lossy(name);
+    Ok(name.trim_end_matches('\0').to_owned())
+}
+
+/// bpf(2), with the beginning of union bpf_attr.
+fn bpf(command: libc::c_int, attributes: &mut [u32; 4]) -> std::io::Result<i32> {
+    // SAFETY: the kernel reads and writes `attributes`, whose size is passed, and
+    // for BPF_OBJ_GET_INFO_BY_FD the array that they name, with its size.
     let answer = unsafe {
         libc::syscall(
             libc::SYS_bpf,
             command,
-            attributes.as_ptr(),
-            size_of_val(&attributes) as libc::c_uint,
+            attributes.as_mut_ptr(),
+            size_of_val(attributes) as libc::c_uint,
         )
     };
-    if answer >= 0 {
-        // SAFETY: the call returned a new descriptor that nobody else owns.
-        drop(unsafe { OwnedFd::from_raw_fd(answer as i32) });
-        return Ok(true);
+    if answer < 0 {
+        return Err(std::io::Error::last_os_error());
     }
-    let error = std::io::Error::last_os_error();
-    match error.raw_os_error() {
-        Some(libc::ENOENT) => Ok(false),
-        _ => Err(error).with_context(|| format!("open BPF object {id}")),
-    }
+    Ok(answer as i32)
 }

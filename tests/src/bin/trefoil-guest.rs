@@ -2,7 +2,8 @@
 //!
 //! It is on a disk of its own, so that a change of it needs no other image, and
 //! has a serial port to the host: no network, which the tests need for
-//! themselves. It knows nothing about Trefoil.
+//! themselves. `trefoil-guest objects` lists the BPF objects in the kernel. It
+//! knows nothing about Trefoil.
 
 use std::fs::{File, OpenOptions, read_to_string};
 use std::io::{BufRead, BufReader, Write};
@@ -11,9 +12,24 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use trefoil_lab::kernel::names;
 use trefoil_lab::vm::wire::{Message, PORT, Request};
 
 fn main() -> Result<()> {
+    match std::env::args().nth(1).as_deref() {
+        None => serve(),
+        Some("objects") => {
+            for name in names()? {
+                println!("{name}");
+            }
+            Ok(())
+        }
+        Some(other) => bail!("{other:?} is not understood"),
+    }
+}
+
+/// Runs commands until the machine is shut down.
+fn serve() -> Result<()> {
     let path = Path::new("/dev/virtio-ports").join(PORT);
     let mut port = OpenOptions::new()
         .read(true)

@@ -186,7 +186,7 @@ impl Qemu {
     /// Why nothing can be expected of the guest any more, if that is so.
     pub fn failure(&self) -> Option<String> {
         if let Some(fatal) = lock(&self.fatal).clone() {
-            return Some(format!("the guest's kernel failed: {fatal}"));
+            return Some(fatal);
         }
         match lock(&self.child).try_wait() {
             Ok(Some(status)) => Some(format!("QEMU ended: {status}")),
@@ -320,7 +320,7 @@ fn watch(
         let found =
             console::watch(console, &log).unwrap_or_else(|error| Some(format!("{error:#}")));
         if let Some(found) = found {
-            lock(&fatal).get_or_insert(found);
+            lock(&fatal).get_or_insert_with(|| format!("the guest's kernel failed: {found}"));
         }
         // Also when QEMU ended by itself.
         let _ = lock(&child).kill();
@@ -331,7 +331,7 @@ fn watch(
         while running.strong_count() > 0 {
             if start.elapsed() > LIFE {
                 let minutes = LIFE.as_secs() / 60;
-                lock(&fatal_by_clock).get_or_insert(format!("still running after {minutes} min"));
+                lock(&fatal_by_clock).get_or_insert(format!("it still ran after {minutes} min"));
                 let _ = clock.shutdown(std::net::Shutdown::Both);
                 return;
             }

@@ -4,22 +4,16 @@ use anyhow::Result;
 use trefoil_lab::vm::Vm;
 
 #[test]
-fn a_machine_runs_commands_and_comes_back_after_a_reboot() -> Result<()> {
+fn a_machine_runs_commands() -> Result<()> {
     let mut vm = Vm::booted("machine")?;
     assert_eq!(vm.ok("systemctl is-system-running")?, "running\n");
-
     let ended = vm.run("echo out; echo err >&2; exit 3")?;
     assert_eq!(
         (ended.code, &*ended.stdout, &*ended.stderr),
         (3, "out\n", "err\n")
     );
     vm.write("/var/lib/kept", "two\nlines\n")?;
-
-    let before = vm.read("/proc/sys/kernel/random/boot_id")?;
-    vm.reboot()?;
-    assert_ne!(vm.read("/proc/sys/kernel/random/boot_id")?, before);
     assert_eq!(vm.read("/var/lib/kept")?, "two\nlines\n");
-    assert!(!vm.journal("-b -1 _PID=1")?.is_empty());
     Ok(())
 }
 

@@ -1,4 +1,7 @@
 //! Scenarios in virtual machines: what an operator does with the package, on a
 //! stock Debian, looked at as an operator does.
 
+mod enforcement;
+mod install;
 mod machine;
+mod world;

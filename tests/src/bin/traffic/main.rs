@@ -5,6 +5,7 @@
 //! usage. Starting must be fast, so there is no library for arguments here.
 
 mod arguments;
+mod insist;
 mod many;
 mod raw;
 mod tcp;
@@ -34,6 +35,9 @@ const USAGE: &str = "traffic COMMAND ...
       [--unit TEMPLATE ...] [--program PATH ...]
       N fresh control groups (TEMPLATE with % for the number), the first process
       of each makes a TCP connection as its first act
+  insist ADDR:PORT
+      datagrams and connections, on old sockets and new ones, until it is killed,
+      whatever the kernel says; a line tells now and then how many it refused
   log SOCKET MESSAGE
       one entry for journald, and then waits for its standard input to end
 
@@ -123,6 +127,7 @@ fn run(arguments: &mut Arguments) -> Answer {
         "ping" => raw::ping(arguments),
         "burst" => many::burst(arguments),
         "units" => many::units(arguments),
+        "insist" => insist::insist(arguments),
         "log" => log(arguments),
         other => Err(Failure::Usage(format!("no command {other:?}"))),
     }

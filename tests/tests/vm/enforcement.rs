@@ -1,0 +1,183 @@
+//! Enforcement on a host, and everything that could interrupt it.
+
+use anyhow::{Result, ensure};
+use trefoil_lab::vm::{NEXT_PACKAGE, Vm};
+
+use crate::world::{
+    REFUSED, UPLINK_SCRIPT, arrived, enforce, enforcing, insist, installed, property, send_as,
+    wait_for_another_agent, wait_for_attempts, wait_for_violation,
+};
+
+#[test]
+fn one_edited_word_and_a_reload_enforce() -> Result<()> {
+    let mut vm = installed("enforce")?;
+    assert_eq!(send_as(&mut vm, "before")?, 0);
+    enforce(&mut vm)?;
+    let before = arrived(&mut vm)?;
+    assert_eq!(send_as(&mut vm, "exporter")?, REFUSED);
+    assert_eq!(arrived(&mut vm)?, before);
+    wait_for_violation(&mut vm, "exporter", "refused")?;
+    ensure!(property(&mut vm, "StatusText")?.contains("nforc"));
+
+    // A policy with a mistake is refused where it is put in force, and the one
+    // before stays.
+    vm.ok("sed -i 's/^verdict = \"approve\"/verdict = \"aprove\"/' /etc/trefoil/policy.toml")?;
+    assert_ne!(vm.run("systemctl reload trefoil")?.code, 0);
+    assert_eq!(send_as(&mut vm, "exporter-again")?, REFUSED);
+    Ok(())
+}
+
+/// Does something to the agent while a service tries to send all the time, and
+/// fails if anything arrives.
+fn nothing_arrives(vm: &mut Vm, mut act: impl FnMut(&mut Vm) -> Result<()>) -> Result<()> {
+    insist(vm)?;
+    let before = arrived(vm)?;
+    act(vm)?;
+    wait_for_attempts(vm)?;
+    let leaked = arrived(vm)? - before;
+    ensure!(leaked == 0, "{leaked} packets arrived");
+    Ok(())
+}
+
+#[test]
+fn restarts_leak_nothing() -> Result<()> {
+    let mut vm = enforcing("restarts")?;
+    nothing_arrives(&mut vm, |vm| {
+        for _ in 0..2 {
+            vm.ok("systemctl restart trefoil")?;
+            wait_for_attempts(vm)?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn neither_does_an_agent_that_is_killed() -> Result<()> {
+    let mut vm = enforcing("killed")?;
+    nothing_arrives(&mut vm, |vm| {
+        let pid = property(vm, "MainPID")?;
+        vm.ok("systemctl kill --signal=KILL --kill-who=main trefoil")?;
+        wait_for_attempts(vm)?;
+        wait_for_another_agent(vm, &pid)
+    })
+}
+
+#[test]
+fn an_agent_that_is_stuck_is_restarted() -> Result<()> {
+    let mut vm = enforcing("stuck")?;
+    nothing_arrives(&mut vm, |vm| {
+        let pid = property(vm, "MainPID")?;
+        vm.ok("systemctl kill --signal=STOP --kill-who=main trefoil")?;
+        wait_for_another_agent(vm, &pid)?;
+        let told = vm.ok("journalctl -u trefoil")?;
+        ensure!(told.contains("Watchdog timeout"), "{told}");
+        Ok(())
+    })
+}
+
+#[test]
+fn an_upgrade_keeps_files_and_enforcement() -> Result<()> {
+    let mut vm = enforcing("upgrade")?;
+    vm.ok("echo '# edited' >> /etc/trefoil/trefoil.toml")?;
+    let policy = vm.read("/etc/trefoil/policy.toml")?;
+    let refused = refused_so_far(&mut vm)?;
+    nothing_arrives(&mut vm, |vm| {
+        let pid = property(vm, "MainPID")?;
+        vm.ok(&format!("dpkg --install {NEXT_PACKAGE} < /dev/null"))?;
+        wait_for_another_agent(vm, &pid)
+    })?;
+    assert_eq!(vm.read("/etc/trefoil/policy.toml")?, policy);
+    ensure!(
+        vm.read("/etc/trefoil/trefoil.toml")?
+            .ends_with("# edited\n")
+    );
+    // Counters go on from where they were.
+    let after = refused_so_far(&mut vm)?;
+    ensure!(
+        after > refused,
+        "{after} calls were refused, and {refused} before the upgrade"
+    );
+    Ok(())
+}
+
+/// Calls that were refused since the programs were loaded, after one more.
+fn refused_so_far(vm: &mut Vm) -> Result<u64> {
+    assert_eq!(send_as(vm, "counted")?, REFUSED);
+    let status: serde_json::Value = serde_json::from_str(&vm.run("trefoil status --json")?.stdout)?;
+    Ok(status["refused"]["undetermined"]
+        .as_u64()
+        .unwrap_or_default())
+}
+
+/// A service that makes the uplink when the network may come up, and the first
+/// that sends.
+const FIRST_SENDER: &str = "[Unit]
+DefaultDependencies=no
+RequiresMountsFor=/guest /var/lib
+After=network-pre.target
+Before=network.target
+Wants=network.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStartPre=/bin/sh /var/lib/uplink
+ExecStart=-/guest/traffic udp 203.0.113.10:9
+ExecStart=-/guest/traffic tcp 203.0.113.10:9
+[Install]
+WantedBy=multi-user.target
+";
+
+#[test]
+fn after_a_reboot_the_first_packet_is_refused() -> Result<()> {
+    let mut vm = enforcing("reboot")?;
+    ensure!(FIRST_SENDER.contains(UPLINK_SCRIPT));
+    vm.write("/etc/systemd/system/first-sender.service", FIRST_SENDER)?;
+    vm.ok("systemctl enable first-sender")?;
+    vm.reboot()?;
+
+    let codes = vm.ok("systemctl show --property=ExecStart first-sender")?;
+    assert_eq!(codes.matches("status=13").count(), 2, "{codes}");
+    assert_eq!(arrived(&mut vm)?, 0);
+    wait_for_violation(&mut vm, "first-sender", "refused")?;
+    let ready = property(&mut vm, "ActiveEnterTimestampMonotonic")?.parse::<u64>()?;
+    let network = vm
+        .ok("systemctl show --value --property=ActiveEnterTimestampMonotonic network-pre.target")?;
+    ensure!(
+        ready <= network.trim().parse()?,
+        "ready at {ready} us, network-pre at {network}"
+    );
+    Ok(())
+}
+
+/// Long enough to do something in it here.
+const TRIAL_SECONDS: u32 = 40;
+
+#[test]
+fn enforcement_that_nobody_confirms_ends_by_itself() -> Result<()> {
+    let mut vm = installed("confirmation")?;
+    vm.ok(&format!(
+        "sed -i 's/^#confirm_within = .*/confirm_within = \"{TRIAL_SECONDS}s\"/' \
+         /etc/trefoil/trefoil.toml && systemctl restart trefoil"
+    ))?;
+
+    // Somebody confirms: the time is over, and nothing changes.
+    enforce(&mut vm)?;
+    assert_eq!(send_as(&mut vm, "on-trial")?, REFUSED);
+    vm.ok("trefoil confirm")?;
+    vm.ok(&format!("sleep {TRIAL_SECONDS}"))?;
+    assert_eq!(send_as(&mut vm, "confirmed")?, REFUSED);
+
+    // Another text is on trial anew. Nobody confirms, and nobody is there who
+    // could end it but the kernel.
+    vm.ok("echo '# another' >> /etc/trefoil/policy.toml && systemctl reload trefoil")?;
+    vm.ok("systemctl mask --runtime trefoil; systemctl kill --signal=KILL trefoil")?;
+    vm.wait_until("the agent is gone", |vm| {
+        Ok((property(vm, "MainPID")? == "0").then_some(()))
+    })?;
+    assert_eq!(send_as(&mut vm, "on-trial-again")?, REFUSED);
+    vm.wait_until("traffic passes again", |vm| {
+        Ok((send_as(vm, "unconfirmed")? == 0).then_some(()))
+    })?;
+    assert_eq!(property(&mut vm, "MainPID")?, "0");
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! The package on a host for the first time, in report mode.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, ensure};
+use trefoil_lab::places::FOREIGN;
+
+use crate::world::{arrived, connected, enforce, healthy, installed, send_as, wait_for_violation};
+
+#[test]
+fn an_installed_agent_is_ready_and_says_so_in_one_line() -> Result<()> {
+    let mut vm = installed("install")?;
+    assert_eq!(vm.ok("systemctl is-enabled trefoil")?, "enabled\n");
+    let status = vm.ok("systemctl status trefoil")?;
+    ensure!(status.contains("Active: active (running)"), "{status}");
+    let said: Vec<&str> = status
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Status: "))
+        .collect();
+    ensure!(said.len() == 1 && said[0].contains("eport"), "{status}");
+    healthy(&mut vm)?;
+    let reports = vm.journal("TREFOIL_EVENT=coverage TREFOIL_STATE=covered")?;
+    ensure!(!reports.is_empty(), "no report that the host is covered");
+    Ok(())
+}
+
+#[test]
+fn traffic_of_a_service_is_a_violation_wherever_one_looks() -> Result<()> {
+    let mut vm = installed("violation")?;
+    let before = arrived(&mut vm)?;
+    assert_eq!(send_as(&mut vm, "exporter")?, 0);
+    // Report mode changes nothing.
+    assert_eq!(arrived(&mut vm)?, before + 1);
+
+    let violation = wait_for_violation(&mut vm, "exporter", "would-drop")?;
+    for (name, expected) in [
+        ("TREFOIL_VERDICT", "undetermined".to_owned()),
+        ("TREFOIL_DST_ADDR", FOREIGN.to_string()),
+        ("TREFOIL_DST_PORT", "9".to_owned()),
+        ("TREFOIL_EXE", "/guest/traffic".to_owned()),
+        ("TREFOIL_UID", "0".to_owned()),
+        ("TREFOIL_ATTRIBUTION", "direct".to_owned()),
+    ] {
+        ensure!(
+            violation.is(name, &expected),
+            "{name} is not {expected}: {violation}"
+        );
+    }
+    let message = violation.text("MESSAGE");
+    for view in ["-u trefoil", "-u exporter", "TREFOIL_EVENT=violation"] {
+        let shown = vm.ok(&format!("journalctl {view}"))?;
+        ensure!(shown.contains(&message), "journalctl {view}: {shown}");
+    }
+    let explained = vm.ok("journalctl -x -u exporter")?;
+    for words in ["Traffic that the policy does not approve", "What to do"] {
+        ensure!(explained.contains(words), "{explained}");
+    }
+    ensure!(!explained.contains("@TREFOIL_"), "{explained}");
+    Ok(())
+}
+
+#[test]
+fn the_unit_has_few_privileges() -> Result<()> {
+    let mut vm = installed("security")?;
+    let rating = vm.ok("systemd-analyze security --no-pager trefoil")?;
+    let exposure: f64 = rating
+        .lines()
+        .find_map(|line| line.split_once("exposure level for trefoil.service: "))
+        .and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok())
+        .with_context(|| rating.clone())?;
+    ensure!(exposure <= 2.0, "{exposure}: {rating}");
+    Ok(())
+}
+
+#[test]
+fn completions_complete() -> Result<()> {
+    let mut vm = installed("completions")?;
+    let complete = r#". /usr/share/bash-completion/bash_completion
+        _completion_loader trefoil
+        COMP_WORDS=(trefoil det) COMP_CWORD=1 COMP_LINE='trefoil det' COMP_POINT=11
+        $(complete -p trefoil | sed 's/.*-F \([^ ]*\).*/\1/') trefoil det trefoil
+        echo "${COMPREPLY[@]}""#;
+    vm.write("/var/lib/complete", complete)?;
+    assert_eq!(vm.ok("bash /var/lib/complete")?.trim(), "detach");
+    Ok(())
+}
+
+/// The BPF objects in the kernel, except those of systemd, which come and go.
+const OBJECTS: &str = "/guest/trefoil-guest objects | sed '/ sd_/d'";
+
+/// Every file, user and group, and what Trefoil could have in the file systems that
+/// live in memory. Journals and the package manager's own books grow by themselves.
+const EVERYTHING: &str = "find / -xdev \\( -path /var/log/journal -o -path /var/log/dpkg.log \
+     -o -path /var/lib/dpkg -o -path /var/cache -o -path /tmp -o -path /var/tmp \\) \
+     -prune -o -print; \
+     cat /etc/passwd /etc/group; \
+     find /run /sys/fs/bpf -xdev \\( -path /run/systemd -o -path /run/udev \\) -prune \
+     -o -name '*trefoil*' -print";
+
+#[test]
+fn purged_it_leaves_nothing() -> Result<()> {
+    let mut vm = connected("purge")?;
+    let files = vm.ok(EVERYTHING)?;
+    let objects = vm.ok(OBJECTS)?;
+
+    vm.ok("dpkg --install /guest/trefoil.deb")?;
+    healthy(&mut vm)?;
+    assert_ne!(vm.ok(OBJECTS)?, objects);
+    enforce(&mut vm)?;
+
+    vm.ok("dpkg --remove trefoil")?;
+    vm.wait_until("the kernel has freed everything", |vm| {
+        Ok((vm.ok(OBJECTS)? == objects).then_some(()))
+    })
+    .with_context(|| format!("{objects}\nbut now\n{}", vm.ok(OBJECTS).unwrap_or_default()))?;
+    assert_eq!(send_as(&mut vm, "after")?, 0);
+    assert_eq!(
+        vm.run("grep -lx trefoil /proc/[0-9]*/comm; ls -d /sys/fs/bpf/trefoil /run/trefoil")?
+            .stdout,
+        ""
+    );
+    ensure!(
+        vm.read("/etc/trefoil/policy.toml")?
+            .contains("mode = \"enforce\"")
+    );
+
+    vm.ok("dpkg --purge trefoil")?;
+    let left = vm.ok(EVERYTHING)?;
+    let (files, left): (BTreeSet<&str>, BTreeSet<&str>) =
+        (files.lines().collect(), left.lines().collect());
+    let difference: Vec<_> = left.symmetric_difference(&files).collect();
+    assert!(difference.is_empty(), "{difference:?}");
+    assert_eq!(vm.run("ls /var/lib/dpkg/info/trefoil*")?.stdout, "");
+    Ok(())
+}

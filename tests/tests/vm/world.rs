@@ -1,0 +1,165 @@
+//! What the scenarios share: a host with an uplink, the package installed on it,
+//! and a far end that counts what arrives.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use trefoil_lab::Record;
+use trefoil_lab::places::FOREIGN;
+use trefoil_lab::vm::{Moment, PACKAGE, Vm};
+
+/// The program that sends.
+pub const TRAFFIC: &str = "/guest/traffic";
+
+/// Exit code of [`TRAFFIC`] when the kernel said EPERM.
+pub const REFUSED: i32 = 13;
+
+/// Where [`uplink`] puts the script that makes it.
+pub const UPLINK_SCRIPT: &str = "/var/lib/uplink";
+
+/// An uplink that leads to a network namespace in which every foreign address is
+/// at home. It carries nothing by itself, IPv6's search for neighbours and
+/// routers included, so that whatever arrives was sent by somebody.
+const UPLINK: &str = r"#!/bin/sh
+set -eu
+ip netns add far
+echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6
+ip netns exec far sh -c 'echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6'
+ip link add uplink address 02:00:00:00:00:01 type veth \
+    peer name far address 02:00:00:00:00:02 netns far
+ip address add 192.0.2.1/24 dev uplink
+ip link set uplink up
+ip neighbour add 192.0.2.10 lladdr 02:00:00:00:00:02 dev uplink nud permanent
+ip -n far address add 192.0.2.10/24 dev far
+ip -n far link set far up
+ip -n far link set lo up
+ip -n far neighbour add 192.0.2.1 lladdr 02:00:00:00:00:01 dev far nud permanent
+ip -n far route add local 203.0.113.0/24 dev lo
+ip route add default via 192.0.2.10
+";
+
+/// The uplink is there, and the package is not.
+static CONNECTED: Moment = Moment::new();
+
+/// The package is installed, and nothing was done with it.
+static INSTALLED: Moment = Moment::new();
+
+/// The policy is enforced, and nothing else was done.
+static ENFORCING: Moment = Moment::new();
+
+/// A host with an uplink and without the package.
+pub fn connected(name: &str) -> Result<Vm> {
+    Vm::at(&CONNECTED, name, || {
+        let mut vm = Vm::booted("connected")?;
+        vm.write(UPLINK_SCRIPT, UPLINK)?;
+        vm.ok(&format!("sh {UPLINK_SCRIPT}"))?;
+        Ok(vm)
+    })
+}
+
+/// A host on which the package has just been installed.
+pub fn installed(name: &str) -> Result<Vm> {
+    Vm::at(&INSTALLED, name, || {
+        let mut vm = connected("installed")?;
+        vm.ok(&format!("dpkg --install {PACKAGE}"))?;
+        Ok(vm)
+    })
+}
+
+/// A host on which the policy that comes with the package is enforced.
+pub fn enforcing(name: &str) -> Result<Vm> {
+    Vm::at(&ENFORCING, name, || {
+        let mut vm = installed("enforcing")?;
+        enforce(&mut vm)?;
+        Ok(vm)
+    })
+}
+
+/// Edits one word, and reloads.
+pub fn enforce(vm: &mut Vm) -> Result<()> {
+    vm.ok("sed -i 's/^mode = \"report\"/mode = \"enforce\"/' /etc/trefoil/policy.toml")?;
+    vm.ok("systemctl reload trefoil").map(drop)
+}
+
+/// An address of the foreign host, in the form that [`TRAFFIC`] reads.
+pub fn foreign(port: u16) -> String {
+    SocketAddr::new(FOREIGN, port).to_string()
+}
+
+/// Sends a datagram to the foreign host, as a service of this name, and returns
+/// the exit code.
+pub fn send_as(vm: &mut Vm, service: &str) -> Result<i32> {
+    let to = foreign(9);
+    let command =
+        format!("systemd-run --quiet --wait --unit={service} --collect {TRAFFIC} udp {to}");
+    Ok(vm.run(&command)?.code)
+}
+
+/// Packets that have arrived at the far end of the uplink.
+pub fn arrived(vm: &mut Vm) -> Result<u64> {
+    let links = vm.ok("ip -n far -s -j link show dev far")?;
+    let links: Value = serde_json::from_str(&links)?;
+    links[0]["stats64"]["rx"]["packets"]
+        .as_u64()
+        .with_context(|| format!("no count of packets in {links}"))
+}
+
+/// Starts a service that tries to send to the foreign host all the time.
+pub fn insist(vm: &mut Vm) -> Result<()> {
+    let to = foreign(9);
+    vm.ok(&format!(
+        "systemd-run --quiet --unit=insistent -p StandardOutput=truncate:/run/insistent \
+         {TRAFFIC} insist {to}"
+    ))?;
+    wait_for_attempts(vm)
+}
+
+/// Waits until the service of [`insist`] has tried again.
+pub fn wait_for_attempts(vm: &mut Vm) -> Result<()> {
+    let before = attempts(vm)?.map_or(0, |record| tried(&record));
+    vm.wait_until("the service tries to send", |vm| {
+        Ok(attempts(vm)?.filter(|record| tried(record) > before))
+    })
+    .map(drop)
+}
+
+/// What the service of [`insist`] said last.
+fn attempts(vm: &mut Vm) -> Result<Option<Record>> {
+    let line = vm.run("tail -n1 /run/insistent")?.stdout;
+    (!line.is_empty()).then(|| Record::parse(&line)).transpose()
+}
+
+fn tried(attempts: &Record) -> u64 {
+    let number = |name| attempts.number(name).unwrap_or_default();
+    number("passed") + number("refused")
+}
+
+/// A property of the unit.
+pub fn property(vm: &mut Vm, name: &str) -> Result<String> {
+    let value = vm.ok(&format!("systemctl show --value --property={name} trefoil"))?;
+    Ok(value.trim().to_owned())
+}
+
+/// Waits until systemd has started another agent than `before`, and it is ready.
+pub fn wait_for_another_agent(vm: &mut Vm, before: &str) -> Result<()> {
+    vm.wait_until("another agent is ready", |vm| {
+        let is_ready = property(vm, "ActiveState")? == "active";
+        Ok((is_ready && property(vm, "MainPID")? != before).then_some(()))
+    })
+}
+
+/// The violations of a service, once there is one with this outcome.
+pub fn wait_for_violation(vm: &mut Vm, service: &str, outcome: &str) -> Result<Record> {
+    let fields =
+        format!("TREFOIL_EVENT=violation TREFOIL_UNIT={service}.service TREFOIL_OUTCOME={outcome}");
+    let found = vm.wait_until(&format!("a violation with {fields}"), |vm| {
+        Ok(vm.journal(&fields)?.pop())
+    });
+    found.with_context(|| vm.ok("journalctl -u trefoil -n 20").unwrap_or_default())
+}
+
+/// Fails if `trefoil status` has anything to complain about.
+pub fn healthy(vm: &mut Vm) -> Result<()> {
+    vm.ok("trefoil status").map(drop)
+}
