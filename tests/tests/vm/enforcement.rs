@@ -40,21 +40,11 @@ fn nothing_arrives(vm: &mut Vm, mut act: impl FnMut(&mut Vm) -> Result<()>) -> R
 }
 
 #[test]
-fn restarts_leak_nothing() -> Result<()> {
+fn an_agent_that_is_restarted_or_killed_leaks_nothing() -> Result<()> {
     let mut vm = enforcing("restarts")?;
     nothing_arrives(&mut vm, |vm| {
-        for _ in 0..2 {
-            vm.ok("systemctl restart trefoil")?;
-            wait_for_attempts(vm)?;
-        }
-        Ok(())
-    })
-}
-
-#[test]
-fn neither_does_an_agent_that_is_killed() -> Result<()> {
-    let mut vm = enforcing("killed")?;
-    nothing_arrives(&mut vm, |vm| {
+        vm.ok("systemctl restart trefoil")?;
+        wait_for_attempts(vm)?;
         let pid = property(vm, "MainPID")?;
         vm.ok("systemctl kill --signal=KILL --kill-who=main trefoil")?;
         wait_for_attempts(vm)?;
@@ -150,7 +140,7 @@ fn after_a_reboot_the_first_packet_is_refused() -> Result<()> {
 }
 
 /// Long enough to do something in it here.
-const TRIAL_SECONDS: u32 = 40;
+const TRIAL_SECONDS: u32 = 30;
 
 #[test]
 fn enforcement_that_nobody_confirms_ends_by_itself() -> Result<()> {

@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, ensure};
 use trefoil_lab::places::FOREIGN;
 
-use crate::world::{arrived, connected, enforce, healthy, installed, send_as, wait_for_violation};
+use crate::world::{
+    EVERYTHING, EVERYTHING_BEFORE, OBJECTS, OBJECTS_BEFORE, arrived, enforcing, healthy, installed,
+    send_as, wait_for_violation,
+};
 
 #[test]
 fn an_installed_agent_is_ready_and_says_so_in_one_line() -> Result<()> {
@@ -85,28 +88,12 @@ fn completions_complete() -> Result<()> {
     Ok(())
 }
 
-/// The BPF objects in the kernel, except those of systemd, which come and go.
-const OBJECTS: &str = "/guest/trefoil-guest objects | sed '/ sd_/d'";
-
-/// Every file, user and group, and what Trefoil could have in the file systems that
-/// live in memory. Journals and the package manager's own books grow by themselves.
-const EVERYTHING: &str = "find / -xdev \\( -path /var/log/journal -o -path /var/log/dpkg.log \
-     -o -path /var/lib/dpkg -o -path /var/cache -o -path /tmp -o -path /var/tmp \\) \
-     -prune -o -print; \
-     cat /etc/passwd /etc/group; \
-     find /run /sys/fs/bpf -xdev \\( -path /run/systemd -o -path /run/udev \\) -prune \
-     -o -name '*trefoil*' -print";
-
 #[test]
 fn purged_it_leaves_nothing() -> Result<()> {
-    let mut vm = connected("purge")?;
-    let files = vm.ok(EVERYTHING)?;
-    let objects = vm.ok(OBJECTS)?;
-
-    vm.ok("dpkg --install /guest/trefoil.deb")?;
+    let mut vm = enforcing("purge")?;
     healthy(&mut vm)?;
+    let objects = vm.read(OBJECTS_BEFORE)?;
     assert_ne!(vm.ok(OBJECTS)?, objects);
-    enforce(&mut vm)?;
 
     vm.ok("dpkg --remove trefoil")?;
     vm.wait_until("the kernel has freed everything", |vm| {
@@ -114,21 +101,17 @@ fn purged_it_leaves_nothing() -> Result<()> {
     })
     .with_context(|| format!("{objects}\nbut now\n{}", vm.ok(OBJECTS).unwrap_or_default()))?;
     assert_eq!(send_as(&mut vm, "after")?, 0);
-    assert_eq!(
-        vm.run("grep -lx trefoil /proc/[0-9]*/comm; ls -d /sys/fs/bpf/trefoil /run/trefoil")?
-            .stdout,
-        ""
-    );
-    ensure!(
-        vm.read("/etc/trefoil/policy.toml")?
-            .contains("mode = \"enforce\"")
-    );
+    let left = "grep -lx trefoil /proc/[0-9]*/comm; ls -d /sys/fs/bpf/trefoil /run/trefoil";
+    assert_eq!(vm.run(left)?.stdout, "");
+    let policy = vm.read("/etc/trefoil/policy.toml")?;
+    ensure!(policy.contains("mode = \"enforce\""), "{policy}");
 
     vm.ok("dpkg --purge trefoil")?;
-    let left = vm.ok(EVERYTHING)?;
-    let (files, left): (BTreeSet<&str>, BTreeSet<&str>) =
-        (files.lines().collect(), left.lines().collect());
-    let difference: Vec<_> = left.symmetric_difference(&files).collect();
+    let before = vm.read(EVERYTHING_BEFORE)?;
+    let after = vm.ok(EVERYTHING)?;
+    let (before, after): (BTreeSet<&str>, BTreeSet<&str>) =
+        (before.lines().collect(), after.lines().collect());
+    let difference: Vec<_> = after.symmetric_difference(&before).collect();
     assert!(difference.is_empty(), "{difference:?}");
     assert_eq!(vm.run("ls /var/lib/dpkg/info/trefoil*")?.stdout, "");
     Ok(())

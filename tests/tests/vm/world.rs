@@ -39,8 +39,22 @@ ip -n far route add local 203.0.113.0/24 dev lo
 ip route add default via 192.0.2.10
 ";
 
-/// The uplink is there, and the package is not.
-static CONNECTED: Moment = Moment::new();
+/// The BPF objects in the kernel, except those of systemd, which come and go.
+pub const OBJECTS: &str = "/guest/trefoil-guest objects | sed '/ sd_/d'";
+
+/// Every file, user and group, and what Trefoil could have in the file systems that
+/// live in memory. Journals and the package manager's own books grow by themselves.
+pub const EVERYTHING: &str = "find / -xdev \\( -path /var/log/journal -o -path /var/log/dpkg.log \
+     -o -path /var/lib/dpkg -o -path /var/cache -o -path /tmp -o -path /var/tmp \\) \
+     -prune -o -print; \
+     cat /etc/passwd /etc/group; \
+     find /run /sys/fs/bpf -xdev \\( -path /run/systemd -o -path /run/udev \\) -prune \
+     -o -name '*trefoil*' -print";
+
+/// Where [`installed`] keeps what [`OBJECTS`] and [`EVERYTHING`] said before.
+pub const OBJECTS_BEFORE: &str = "/dev/shm/objects-before";
+/// See [`OBJECTS_BEFORE`].
+pub const EVERYTHING_BEFORE: &str = "/dev/shm/everything-before";
 
 /// The package is installed, and nothing was done with it.
 static INSTALLED: Moment = Moment::new();
@@ -48,20 +62,14 @@ static INSTALLED: Moment = Moment::new();
 /// The policy is enforced, and nothing else was done.
 static ENFORCING: Moment = Moment::new();
 
-/// A host with an uplink and without the package.
-pub fn connected(name: &str) -> Result<Vm> {
-    Vm::at(&CONNECTED, name, || {
-        let mut vm = Vm::booted("connected")?;
-        vm.write(UPLINK_SCRIPT, UPLINK)?;
-        vm.ok(&format!("sh {UPLINK_SCRIPT}"))?;
-        Ok(vm)
-    })
-}
-
-/// A host on which the package has just been installed.
+/// A host with an uplink, on which the package has just been installed.
 pub fn installed(name: &str) -> Result<Vm> {
     Vm::at(&INSTALLED, name, || {
-        let mut vm = connected("installed")?;
+        let mut vm = Vm::booted("installed")?;
+        vm.write(UPLINK_SCRIPT, UPLINK)?;
+        vm.ok(&format!("sh {UPLINK_SCRIPT}"))?;
+        vm.ok(&format!("({OBJECTS}) > {OBJECTS_BEFORE}"))?;
+        vm.ok(&format!("({EVERYTHING}) > {EVERYTHING_BEFORE}"))?;
         vm.ok(&format!("dpkg --install {PACKAGE}"))?;
         Ok(vm)
     })
