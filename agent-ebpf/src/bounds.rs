@@ -17,3 +17,19 @@ pub fn masked<const MASK: usize>(mut value: usize) -> usize {
     }
     value
 }
+
+/// Offset of an element `T` within `SIZE` bytes, a power of two as is its own: what
+/// is beyond, or not at a multiple of its size, leads to another element.
+#[inline(always)]
+pub fn offset_within<T, const SIZE: usize>(mut value: usize) -> usize {
+    // SAFETY: one instruction on one register.
+    unsafe {
+        core::arch::asm!(
+            "{value} &= {mask}",
+            value = inout(reg) value,
+            mask = const SIZE - size_of::<T>(),
+            options(pure, nomem, nostack)
+        );
+    }
+    value
+}

@@ -11,10 +11,9 @@ use core::ptr;
 
 use trefoil_ebpf::abi::*;
 
-use crate::maps::{
-    CGROUPS, CLAUSES, EXECUTABLES, InForce, POLICIES, RANGES32, RANGES128, ROWS, STATES, lose,
-};
-use crate::tables::Table;
+use crate::maps::{CGROUPS, EXECUTABLES, InForce, POLICIES, lose};
+use crate::packet::protocol;
+use crate::tables::{Words, chunk, entry, in_chunk};
 
 /// What the judge needs to know about the source.
 #[derive(Clone, Copy)]
@@ -105,47 +104,75 @@ fn decide(generation: u32, classes: u64, service: u32, high: u64, low: u64) -> O
         flags: DECISION_ENFORCED,
     };
     let address = Address::from_halves(high, low);
-    let (destination, fallback) = match address.as_v4() {
+    let found = match address.as_v4() {
         Some(v4) => {
-            let range =
-                RANGES32.get_value(slot, &search32(slot, policy.v4.start, policy.v4.len, v4))?;
-            (range.class, range.fallback)
+            let span = entry::<Span>(slot, policy.v4 + (v4 >> 16 << SPAN_SHIFT))?;
+            search32(slot, span.start, span.len, v4)
         }
         None => {
-            let index = search128(slot, policy.v6.start, policy.v6.len, high, low);
-            let range = RANGES128.get_value(slot, &index)?;
-            (range.class, range.fallback)
+            let pivot = search128(slot, policy.v6.start, policy.v6.len, high, low);
+            // SAFETY: two u32, for which everything is a value.
+            let ranges = unsafe { core::mem::transmute::<u64, Span>(pivot) };
+            search128(slot, ranges.start, ranges.len, high, low) as u32
         }
     };
+    let (destination, fallback) = (found as u16, (found >> 16) as u8);
     if fallback == verdict::LOCAL {
         return Some(decision);
     }
     decision.verdict = fallback;
 
-    let services = policy.services;
-    let service = RANGES32
-        .get_value(slot, &search32(slot, services.start, services.len, service))?
-        .class;
-    let row = |dimension: usize, class: u16| {
-        ROWS.get_value(slot, &(policy.rows[dimension] + u32::from(class)))
+    // What is small is in the first chunk, unless the policy is huge.
+    let first = chunk(slot, 0)?;
+    let chunk_of = |place: u32| match place >> CHUNK_SHIFT {
+        0 => Some(first),
+        _ => chunk(slot, place),
     };
-    let by_destination = row(dimension::DESTINATION, destination)?;
-    let by_service = row(dimension::SERVICE, service)?;
-    let by_user = row(dimension::USER, (classes >> 32) as u16)?;
-    let by_executable = row(dimension::EXECUTABLE, (classes >> 16) as u16)?;
-    let by_cgroup = row(dimension::CGROUP, classes as u16)?;
-    for i in 0..ROW_WORDS {
-        if i as u32 >= policy.n_words {
+    let service = service_class(slot, policy, service)?;
+    let classes = [
+        (dimension::DESTINATION, destination),
+        (dimension::SERVICE, service),
+        (dimension::USER, (classes >> 32) as u16),
+        (dimension::EXECUTABLE, (classes >> 16) as u16),
+        (dimension::CGROUP, classes as u16),
+    ];
+    let summary = |(dimension, class): (usize, u16)| {
+        let place = policy.summaries[dimension] + (u32::from(class) << SUMMARY_SHIFT);
+        // SAFETY: within the chunk.
+        Some(unsafe { (*in_chunk::<Summary>(chunk_of(place)?, place)).words })
+    };
+    let row = |(dimension, class): (usize, u16)| {
+        let place = policy.rows[dimension] + (u32::from(class) << (policy.row_shift & 31));
+        Some(Words {
+            chunk: chunk_of(place)?,
+            place,
+        })
+    };
+    // Words that can have a clause in common: mostly one or two.
+    let mut candidates = summary(classes[0])?
+        & summary(classes[1])?
+        & summary(classes[2])?
+        & summary(classes[3])?
+        & summary(classes[4])?;
+    let rows = [
+        row(classes[0])?,
+        row(classes[1])?,
+        row(classes[2])?,
+        row(classes[3])?,
+        row(classes[4])?,
+    ];
+    for _ in 0..ROW_WORDS {
+        if candidates == 0 {
             break;
         }
-        let clauses = by_destination.words[i]
-            & by_service.words[i]
-            & by_user.words[i]
-            & by_executable.words[i]
-            & by_cgroup.words[i];
+        let i = candidates.trailing_zeros();
+        candidates &= candidates - 1;
+        let clauses =
+            rows[0].get(i) & rows[1].get(i) & rows[2].get(i) & rows[3].get(i) & rows[4].get(i);
         if clauses != 0 {
-            let index = (i as u32) << 6 | clauses.trailing_zeros();
-            let clause = CLAUSES.get_value(slot, &index)?;
+            let place = policy.clauses + ((i << 6 | clauses.trailing_zeros()) << CLAUSE_SHIFT);
+            // SAFETY: within the chunk.
+            let clause = unsafe { &*in_chunk::<Clause>(chunk_of(place)?, place) };
             decision.rule = clause.rule;
             decision.verdict = clause.verdict;
             break;
@@ -154,48 +181,86 @@ fn decide(generation: u32, classes: u64, service: u32, high: u64, low: u64) -> O
     Some(decision)
 }
 
-/// Index of the last range of a part of `RANGES32` that begins at or before `key`.
+/// Class of `protocol << 16 | port`.
+#[inline(always)]
+fn service_class(slot: u32, policy: &Policy, service: u32) -> Option<u16> {
+    const PORTS_BYTES: u32 = (1 << 16) * size_of::<u16>() as u32;
+    let offset = match (service >> 16) as u8 {
+        protocol::TCP => 0,
+        protocol::UDP => PORTS_BYTES,
+        _ => {
+            let services = policy.services;
+            return Some(search32(slot, services.start, services.len, service) as u16);
+        }
+    };
+    let port = service & 0xffff;
+    let place = policy.ports + offset + port * size_of::<u16>() as u32;
+    entry::<u16>(slot, place).copied()
+}
+
+const SUMMARY_SHIFT: u32 = size_of::<Summary>().ilog2();
+const SPAN_SHIFT: u32 = size_of::<Span>().ilog2();
+const CLAUSE_SHIFT: u32 = size_of::<Clause>().ilog2();
+
+/// What a search among [`Range32`]s finds: `class | fallback << 16`.
+#[inline(always)]
+fn found(class: u16, fallback: u8) -> u32 {
+    u32::from(class) | u32::from(fallback) << 16
+}
+
+/// The last of the [`Range32`]s of a span that begins at or before `key`, as in
+/// [`found`]; 0, a class that satisfies least, if the tables cannot be read.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn search32(slot: u32, start: u32, len: u32, key: u32) -> u32 {
+    let Some(chunk) = chunk(slot, start) else {
+        return 0;
+    };
     let mut base = start;
     let mut len = len;
-    for _ in 0..MAX_SEARCH_STEPS {
+    for _ in 0..=MAX_SEARCH_STEPS {
         if len <= 1 {
             break;
         }
         let half = len / 2;
-        let Some(range) = RANGES32.get_value(slot, &(base + half)) else {
-            break;
-        };
-        if range.first <= key {
-            base += half;
+        let middle = base + half * size_of::<Range32>() as u32;
+        // SAFETY: within the chunk. So below.
+        if unsafe { (*in_chunk::<Range32>(chunk, middle)).first } <= key {
+            base = middle;
         }
         len -= half;
     }
-    base
+    let range = in_chunk::<Range32>(chunk, base);
+    unsafe { found((*range).class, (*range).fallback) }
 }
 
-/// As [`search32`], for `RANGES128`.
+/// What the last key of a span of IPv6 addresses leads to that is at or before the
+/// address, see [`Tail128`]; 0 as in [`search32`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn search128(slot: u32, start: u32, len: u32, high: u64, low: u64) -> u32 {
-    let mut base = start;
+extern "C" fn search128(slot: u32, start: u32, len: u32, high: u64, low: u64) -> u64 {
+    const KEY_SHIFT: u32 = size_of::<u64>().ilog2();
+    const TAIL_SHIFT: u32 = size_of::<Tail128>().ilog2();
+    let Some(chunk) = chunk(slot, start) else {
+        return 0;
+    };
+    let tails = start + ((len + 1) >> 1 << 1 << KEY_SHIFT);
+    let tail = |index: u32| in_chunk::<Tail128>(chunk, tails + (index << TAIL_SHIFT));
+    let mut base = 0;
     let mut len = len;
-    for _ in 0..MAX_SEARCH_STEPS {
+    for _ in 0..=MAX_SEARCH_STEPS {
         if len <= 1 {
             break;
         }
-        let half = len / 2;
-        let Some(range) = RANGES128.get_value(slot, &(base + half)) else {
-            break;
-        };
-        if (range.first_high, range.first_low) <= (high, low) {
-            base += half;
+        let middle = base + len / 2;
+        // SAFETY: within the chunk. So below.
+        let first_high = unsafe { *in_chunk::<u64>(chunk, start + (middle << KEY_SHIFT)) };
+        if first_high < high || first_high == high && unsafe { (*tail(middle)).first_low } <= low {
+            base = middle;
         }
-        len -= half;
+        len -= len / 2;
     }
-    base
+    unsafe { (*tail(base)).value }
 }
 
 /// Class of a user.
@@ -206,16 +271,16 @@ extern "C" fn user_class(generation: u32, uid: u32) -> u32 {
     let Some(policy) = POLICIES.get(slot) else {
         return 0;
     };
-    let index = search32(slot, policy.users.start, policy.users.len, uid);
-    RANGES32
-        .get_value(slot, &index)
-        .map_or(0, |range| u32::from(range.class))
+    search32(slot, policy.users.start, policy.users.len, uid) & 0xffff
 }
 
 /// Class of an executable: that of its path, computed on first use under a policy.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn executable_class(exe_id: u64, generation: u32) -> u32 {
+    if exe_id == 0 {
+        return 0;
+    }
     let Some(executable) = EXECUTABLES.get_ptr_mut(&exe_id) else {
         return 0;
     };
@@ -301,8 +366,8 @@ fn cached(cache: *mut ClassCache, generation: u32) -> Option<u32> {
 
 /// The automata of one policy.
 struct Automaton {
+    slot: u32,
     policy: &'static Policy,
-    states: &'static Table<State, { size_of::<State>() }>,
 }
 
 impl Automaton {
@@ -310,16 +375,17 @@ impl Automaton {
     fn open(generation: u32) -> Option<Self> {
         let slot = generation & 1;
         Some(Self {
+            slot,
             policy: POLICIES.get(slot)?,
-            states: STATES.get(slot)?,
         })
     }
 
     /// State 0 is where no pattern can match any more; unreadable tables lead there.
     #[inline(always)]
     fn step(&self, state: u32, byte: u8) -> u32 {
+        const STATE_SHIFT: u32 = size_of::<State>().ilog2();
         let letter = self.policy.letters[byte as usize] as usize & (MAX_LETTERS - 1);
-        match self.states.get(state) {
+        match entry::<State>(self.slot, self.policy.states + (state << STATE_SHIFT)) {
             Some(state) => u32::from(state.next[letter]),
             None => 0,
         }
@@ -327,10 +393,9 @@ impl Automaton {
 
     #[inline(always)]
     fn finish(&self, generation: u32, state: u32, cache: *mut ClassCache) -> u32 {
-        let class = self
-            .states
-            .get(state)
-            .map_or(0, |state| u32::from(state.class));
+        const CLASS_SHIFT: u32 = size_of::<StateClass>().ilog2();
+        let place = self.policy.state_classes + (state << CLASS_SHIFT);
+        let class = entry::<StateClass>(self.slot, place).map_or(0, |state| u32::from(state.class));
         let filled = ClassCache { generation, class };
         // SAFETY: `ClassCache` is two u32 in 8 bytes without padding.
         let word = unsafe { core::mem::transmute::<ClassCache, u64>(filled) };

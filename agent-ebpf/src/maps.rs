@@ -16,7 +16,10 @@ use aya_ebpf::{
 };
 use trefoil_ebpf::abi::*;
 
-use crate::{atomic, tables::Tables};
+use crate::{
+    atomic,
+    tables::{Chunk, Tables},
+};
 
 /// Written by the agent, read by every hook first. One entry.
 #[btf_map]
@@ -132,30 +135,14 @@ pub static LOSSES: PerCpuArray<u64, { N_LOSSES as usize }> = PerCpuArray::new();
 #[btf_map]
 pub static TOTALS: PerCpuArray<Totals, { verdict::N as usize }> = PerCpuArray::new();
 
-/// Headers of the two policy generations. This and the five tables below are
+/// Headers of the two policy generations. This and the tables below are
 /// written by the agent in the slot that is not in force, read by the judge.
 #[btf_map]
 pub static POLICIES: Array<Policy, 2> = Array::new();
 
-/// IPv4 destinations, services, users.
+/// All tables of each of the two generations, see [`CHUNK_BYTES`].
 #[btf_map]
-pub static RANGES32: Tables<Range32, { size_of::<Range32>() }> = Tables::new();
-
-/// IPv6 destinations.
-#[btf_map]
-pub static RANGES128: Tables<Range128, { size_of::<Range128>() }> = Tables::new();
-
-/// Clause sets of all classes.
-#[btf_map]
-pub static ROWS: Tables<Row, { size_of::<Row>() }> = Tables::new();
-
-/// Automata for paths.
-#[btf_map]
-pub static STATES: Tables<State, { size_of::<State>() }> = Tables::new();
-
-/// What clauses decide.
-#[btf_map]
-pub static CLAUSES: Tables<Clause, { size_of::<Clause>() }> = Tables::new();
+pub static TABLES: Tables<Chunk, CHUNK_BYTES> = Tables::new();
 
 /// An empty flow, source of inserts: a value of this size does not belong on
 /// the stack. Never written.

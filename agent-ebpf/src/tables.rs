@@ -1,5 +1,5 @@
-//! The tables of a policy: for each of two slots an array of just the right
-//! size, which the agent replaces as a whole.
+//! The tables of a policy: for each of two slots an array of chunks, just as many
+//! as it takes, which the agent replaces as a whole.
 
 use core::{ffi::c_void, ptr};
 
@@ -10,6 +10,9 @@ use aya_ebpf::{
     },
     helpers::generated::bpf_map_lookup_elem,
 };
+use trefoil_ebpf::abi::{CHUNK_BYTES, CHUNK_SHIFT};
+
+use crate::{bounds::offset_within, maps::TABLES};
 
 /// One table: entries `T` of `SIZE` bytes, by index.
 ///
@@ -68,11 +71,52 @@ impl<T, const SIZE: usize> Tables<T, SIZE> {
         // SAFETY: the kernel frees a table only when no program uses it.
         unsafe { look_up::<Table<T, SIZE>>(ptr::from_ref(self).cast(), slot).as_ref() }
     }
+}
 
-    /// The entry at `index` of the table in `slot`.
+/// See [`CHUNK_BYTES`].
+pub type Chunk = [u64; CHUNK_BYTES / size_of::<u64>()];
+
+/// The chunk of a policy's tables in which a place is.
+#[inline(always)]
+pub fn chunk(slot: u32, place: u32) -> Option<*const Chunk> {
+    TABLES
+        .get(slot)?
+        .get(place >> CHUNK_SHIFT)
+        .map(ptr::from_ref)
+}
+
+/// The element at a place of a policy's tables.
+#[inline(always)]
+pub fn entry<T>(slot: u32, place: u32) -> Option<&'static T> {
+    let chunk = chunk(slot, place)?;
+    // SAFETY: within the chunk, which stays while a program runs; elements are
+    // integers, for which everything is a value.
+    Some(unsafe { &*in_chunk(chunk, place) })
+}
+
+/// The element at a place within a chunk. A place that is in another chunk, or at no
+/// multiple of the element's size, leads to another element of this one.
+#[inline(always)]
+pub fn in_chunk<T>(chunk: *const Chunk, place: u32) -> *const T {
+    const { assert!(size_of::<T>().is_power_of_two()) };
+    let offset = offset_within::<T, CHUNK_BYTES>(place as usize);
+    chunk.cast::<u8>().wrapping_add(offset).cast()
+}
+
+/// Words from a place on, all in one chunk.
+#[derive(Clone, Copy)]
+pub struct Words {
+    pub chunk: *const Chunk,
+    pub place: u32,
+}
+
+impl Words {
+    /// One of them.
     #[inline(always)]
-    pub fn get_value(&self, slot: u32, index: &u32) -> Option<&T> {
-        self.get(slot)?.get(*index)
+    pub fn get(self, index: u32) -> u64 {
+        let place = self.place + index * size_of::<u64>() as u32;
+        // SAFETY: within the chunk.
+        unsafe { *in_chunk::<u64>(self.chunk, place) }
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
     kernel::{Enforcement, Events, Kernel, KernelError, LoadSettings, Reader},
     losses::Losses,
     names::Names,
-    policy::Compiled,
+    policy::{Compiled, Image},
     report::{Coverage, FlowFacts, Heartbeat, Progress, Record, Reporter},
 };
 
@@ -44,6 +44,8 @@ const REMOVED_CGROUP_KEPT_NS: u64 = 300_000_000_000;
 pub struct Compilation {
     /// The compiled form.
     pub compiled: Compiled,
+    /// The same as it lies in the kernel's memory.
+    pub image: Image,
     /// Where it is from, for people.
     pub source: String,
 }
@@ -99,7 +101,7 @@ impl Monitor {
         policy: &Compilation,
         enforcement: Enforcement,
     ) -> Result<Self, KernelError> {
-        kernel.come_into_force(parts.load, &policy.compiled.tables(), enforcement)?;
+        kernel.come_into_force(parts.load, &policy.image, enforcement)?;
         let reader = kernel.reader()?;
         let events = reader.events()?;
         let places = Rc::new(RefCell::new(Arc::clone(geo)));

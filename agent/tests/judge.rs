@@ -11,7 +11,7 @@ use std::{collections::HashMap, net::IpAddr, path::PathBuf};
 use trefoil::{
     kernel::{Enforcement, Kernel, LoadSettings, PinDir, TableSizes, cgroup2_root, detach},
     policy::{
-        Mode, compile,
+        Image, Mode, compile,
         testing::{OwnedQuestion, Random, Scene},
     },
 };
@@ -105,7 +105,9 @@ fn kernel_and_evaluator_decide_the_same() {
         let scene = Scene::new(seed);
         let generation = kernel.next_generation();
         let compiled = compile(&scene.policy, &scene.surroundings(), generation).unwrap();
-        kernel.write_policy(&compiled.tables()).unwrap();
+        kernel
+            .write_policy(&Image::new(&compiled).unwrap())
+            .unwrap();
         let enforcement = match compiled.mode() {
             Mode::Report => Enforcement::Never,
             Mode::Enforce => Enforcement::Always,
@@ -186,7 +188,9 @@ fn an_executable_that_a_user_could_have_put_there_matches_no_path() {
     };
     let generation = kernel.next_generation();
     let compiled = compile(&policy, &surroundings, generation).unwrap();
-    kernel.write_policy(&compiled.tables()).unwrap();
+    kernel
+        .write_policy(&Image::new(&compiled).unwrap())
+        .unwrap();
     kernel.put_in_force(generation, Enforcement::Always);
     kernel
         .add_executable(1, &executable(b"/usr/bin/backup", 0))

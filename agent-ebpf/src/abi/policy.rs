@@ -15,14 +15,25 @@
 
 /// Most clauses a policy can have.
 pub const MAX_CLAUSES: usize = ROW_WORDS * 64;
-/// Words of a [`Row`].
+/// Words of the longest [`Row`].
 pub const ROW_WORDS: usize = 32;
 /// Different bytes that patterns can tell apart, see [`Policy::letters`].
 pub const MAX_LETTERS: usize = 128;
-/// Steps of a binary search that are enough for any table: 2^21 ranges.
-pub const MAX_SEARCH_STEPS: u32 = 21;
 /// Most ranges of one table.
-pub const MAX_RANGES: usize = 1 << MAX_SEARCH_STEPS;
+pub const MAX_RANGES: usize = 1 << 21;
+
+/// All tables of a policy are in one map, whose elements are chunks of this many
+/// bytes. A table is where the header says, in bytes from the beginning of the
+/// first chunk, at a multiple of the size of its elements, which is a power of two:
+/// so no element is in two chunks. What is searched is in one chunk as a whole. One
+/// look-up finds a chunk, and what is in it is memory.
+pub const CHUNK_BYTES: usize = 1 << CHUNK_SHIFT;
+/// See [`CHUNK_BYTES`].
+pub const CHUNK_SHIFT: u32 = 19;
+/// Most chunks of a policy: 64 MiB.
+pub const MAX_CHUNKS: usize = 128;
+/// Steps of a binary search that are enough within a chunk.
+pub const MAX_SEARCH_STEPS: u32 = CHUNK_SHIFT - 3;
 
 /// What a policy says about a flow, as reports name it.
 pub mod verdict {
@@ -114,13 +125,13 @@ pub mod dimension {
     pub const N: usize = 5;
 }
 
-/// A part of a table.
+/// A part of a table that is within one chunk.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Span {
-    /// Index of the first entry.
+    /// Where the first entry is, see [`CHUNK_BYTES`].
     pub start: u32,
-    /// Number of entries.
+    /// Number of entries; never 0 where something is searched.
     pub len: u32,
 }
 
@@ -138,23 +149,38 @@ pub struct Policy {
     /// `MODE_*`: what the policy asks for. What the kernel does about it is in
     /// [`super::ControlPage::enforce_until_ns`].
     pub mode: u32,
-    /// Words of a row that are in use.
+    /// Words of a row.
     pub n_words: u32,
     /// Number of clauses.
     pub n_clauses: u32,
-    /// IPv4 destinations in `RANGES32`; key: address in host byte order.
-    pub v4: Span,
-    /// Services in `RANGES32`; key: `protocol << 16 | port`.
-    pub services: Span,
-    /// Users in `RANGES32`; key: user id.
-    pub users: Span,
-    /// IPv6 destinations in `RANGES128`.
+    /// For each value of the first 16 bits of an IPv4 address, the [`Span`] of
+    /// [`Range32`] that has it; key: address in host byte order. One chunk.
+    pub v4: u32,
+    /// Where the [`Clause`]s are.
+    pub clauses: u32,
+    /// Pivots of the IPv6 destinations, see [`Tail128`].
     pub v6: Span,
-    /// Index in `ROWS` of class 0 of each [`dimension`].
+    /// Classes of the ports of TCP, then of those of UDP: a u16 each.
+    pub ports: u32,
+    /// Zero.
+    pub pad: u32,
+    /// Other services: [`Range32`]; key: `protocol << 16 | port`.
+    pub services: Span,
+    /// [`Range32`]; key: user id.
+    pub users: Span,
+    /// Where the row of class 0 of each [`dimension`] is.
     pub rows: [u32; dimension::N],
-    /// State in `STATES` in which the automaton for control group paths begins.
+    /// Where the [`Summary`] of that row is.
+    pub summaries: [u32; dimension::N],
+    /// Bytes of a row, as a power of two.
+    pub row_shift: u32,
+    /// Where the [`State`]s are.
+    pub states: u32,
+    /// Where the class of a path is that ends in a state: a [`StateClass`] for each.
+    pub state_classes: u32,
+    /// State in which the automaton for control group paths begins.
     pub cgroup_start: u32,
-    /// State in `STATES` in which the automaton for executable paths begins.
+    /// State in which the automaton for executable paths begins.
     pub executable_start: u32,
     /// Number of states.
     pub n_states: u32,
@@ -178,29 +204,36 @@ pub struct Range32 {
     pub pad: u8,
 }
 
-/// As [`Range32`], for IPv6 addresses as numbers in host byte order.
+/// What a span of IPv6 addresses leads to. The span begins with the more significant
+/// halves of the smallest keys, a u64 each in host byte order, so that a search
+/// reads few cache lines; from the next multiple of 16 bytes on there is one of these
+/// for each key.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Range128 {
-    /// More significant half of the smallest key.
-    pub first_high: u64,
+pub struct Tail128 {
     /// Less significant half of the smallest key.
     pub first_low: u64,
-    /// As in [`Range32`].
-    pub class: u16,
-    /// As in [`Range32`].
-    pub fallback: u8,
-    /// Zero.
-    pub pad: [u8; 5],
+    /// Destinations: class and, above it, fallback, as in [`Range32`]. Pivots, of
+    /// which there is one for each chunk of destinations: the [`Span`] of these.
+    pub value: u64,
 }
 
 /// The set of clauses that one class satisfies: clause `i` is bit `i % 64` of
-/// word `i / 64`.
+/// word `i / 64`. A policy with few clauses has rows of fewer words.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Row {
     /// The bits.
     pub words: [u64; ROW_WORDS],
+}
+
+/// Which words of a row are not zero, so that a decision reads only those that can
+/// have a clause in common: word `i` is bit `i`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// The bits.
+    pub words: u32,
 }
 
 /// One state of the automata that classify paths, byte by byte.
@@ -209,7 +242,13 @@ pub struct Row {
 pub struct State {
     /// Next state for each letter.
     pub next: [u16; MAX_LETTERS],
-    /// Class of a path that ends here.
+}
+
+/// Class of a path that ends in a state.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StateClass {
+    /// The class.
     pub class: u16,
     /// Zero.
     pub pad: [u16; 3],
@@ -252,11 +291,16 @@ pub struct Question {
 const _: () = {
     assert!(size_of::<Decision>() == 8);
     assert!(size_of::<ClassCache>() == 8);
-    assert!(size_of::<Policy>() == 16 + 32 + 20 + 12 + 256);
+    assert!(size_of::<Policy>() == 16 + 8 + 8 + 8 + 16 + 40 + 24 + 256);
+    assert!(ROW_WORDS <= u32::BITS as usize);
     assert!(size_of::<Range32>() == 8);
-    assert!(size_of::<Range128>() == 24);
+    assert!(size_of::<Tail128>() == 16);
     assert!(size_of::<Row>() == 256);
-    assert!(size_of::<State>() == 264);
+    assert!(size_of::<State>() == 256);
+    assert!(size_of::<StateClass>() == 8);
+    // The span of one index entry has up to one range for each address.
+    assert!((1 << 16) * size_of::<Range32>() <= CHUNK_BYTES);
+    assert!((1 << 16) * size_of::<Span>() == CHUNK_BYTES);
     assert!(size_of::<Clause>() == 8);
     assert!(size_of::<Question>() == 48);
 };

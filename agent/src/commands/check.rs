@@ -92,7 +92,7 @@ pub fn check(args: &CheckArgs) -> Result<Ending, Failure> {
                 mode: compiled.mode(),
                 rules: compiled.rules.len(),
                 clauses: compiled.clauses.len(),
-                ranges: compiled.ranges32.len() + compiled.ranges128.len(),
+                ranges: compiled.n_destinations(),
                 geo: compiled.geo_build_id().to_owned(),
             });
         }

@@ -15,7 +15,7 @@ use crate::{
     kernel::{KernelError, PinDir},
     monitor::Compilation,
     owner::users,
-    policy::{self, Geography, Problems, Surroundings},
+    policy::{self, Geography, Image, Place, Problems, Surroundings},
     settings::Settings,
 };
 
@@ -84,8 +84,11 @@ pub fn compile(
         own_addresses,
     };
     let compiled = policy::load(&text.text, &text.source, &surroundings, generation)?;
+    let image = Image::new(&compiled)
+        .map_err(|fault| Problems::new(&text.source, vec![fault.at(Place::START, "")]))?;
     Ok(Compilation {
         compiled,
+        image,
         source: text.source.clone(),
     })
 }

@@ -17,7 +17,7 @@ use super::{
     tables::{self, ControlWords},
     wire::{bytes_of, value_of},
 };
-use crate::policy::PolicyTables;
+use crate::policy::Image;
 
 /// The object with all kernel programs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/trefoil.o"));
@@ -160,7 +160,7 @@ impl Kernel {
     }
 
     /// Writes a policy where it is not in force yet.
-    pub fn write_policy(&self, policy: &PolicyTables<'_>) -> Result<(), KernelError> {
+    pub fn write_policy(&self, policy: &Image) -> Result<(), KernelError> {
         tables::write(&self.pins, policy)
     }
 

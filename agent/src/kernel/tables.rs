@@ -3,15 +3,10 @@
 use std::{mem::offset_of, os::fd::AsFd};
 
 use aya::maps::{Array, ArrayOfMaps, MapData};
-use trefoil_ebpf::abi::{Control, ControlPage, ENFORCE_ALWAYS, ENFORCE_NEVER, MAX_CLAUSES, Policy};
+use trefoil_ebpf::abi::{CHUNK_BYTES, Control, ControlPage, ENFORCE_ALWAYS, ENFORCE_NEVER, Policy};
 
-use super::{
-    KernelError,
-    mapped::Mapped,
-    pins::PinDir,
-    wire::{Plain, Wire},
-};
-use crate::policy::PolicyTables;
+use super::{KernelError, mapped::Mapped, pins::PinDir, wire::Wire};
+use crate::policy::Image;
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 const BPF_F_INNER_MAP: u32 = 1 << 12;
@@ -106,46 +101,32 @@ fn enforce_offset(generation: u32) -> usize {
 /// force, and puts nothing in force.
 ///
 /// The slot may still be read by a program that started under the generation
-/// before the present one: wait for those first with [`wait_for_programs`].
-pub fn write(pins: &PinDir, tables: &PolicyTables<'_>) -> Result<(), KernelError> {
-    debug_assert!(tables.clauses.len() <= MAX_CLAUSES);
+/// before the present one, so those are waited for first.
+pub fn write(pins: &PinDir, image: &Image) -> Result<(), KernelError> {
     wait_for_programs();
-    let slot = tables.header.generation & 1;
-    fill(pins, "RANGES32", slot, tables.ranges32)?;
-    fill(pins, "RANGES128", slot, tables.ranges128)?;
-    fill(pins, "ROWS", slot, tables.rows)?;
-    fill(pins, "STATES", slot, tables.states)?;
-    fill(pins, "CLAUSES", slot, tables.clauses)?;
+    let slot = image.header.generation & 1;
+    let failed = |error| KernelError::failed("write map TABLES", error);
+    let layout = aya_obj::Map::new_from_params(
+        aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY as u32,
+        size_of::<u32>() as u32,
+        CHUNK_BYTES as u32,
+        image.n_chunks() as u32,
+        BPF_F_INNER_MAP | BPF_F_MMAPABLE,
+    );
+    let chunks = MapData::create(layout, "TABLES", None).map_err(failed)?;
+    Mapped::new(chunks.fd().as_fd(), size_of_val(&image.words[..]))
+        .map_err(|error| KernelError::failed("map TABLES", error))?
+        .write(&image.words);
+    // The kernel frees the chunks that were there when no program reads them any more.
+    let mut slots =
+        ArrayOfMaps::<MapData>::try_from(aya::maps::Map::ArrayOfMaps(pins.open_map("TABLES")?))
+            .map_err(failed)?;
+    slots.set(slot, &chunks, 0).map_err(failed)?;
     let failed = |error| KernelError::failed("write map POLICIES", error);
     let mut policies =
         Array::<_, Wire<Policy>>::try_from(aya::maps::Map::Array(pins.open_map("POLICIES")?))
             .map_err(failed)?;
-    policies.set(slot, Wire(*tables.header), 0).map_err(failed)
-}
-
-/// Makes a map of just the right size and puts it into a slot of `outer`; the
-/// kernel frees the one that was there when no program reads it any more.
-fn fill<T: Plain>(pins: &PinDir, outer: &str, slot: u32, values: &[T]) -> Result<(), KernelError> {
-    let operation = || format!("write map {outer}");
-    let n_values = values.len().max(1) as u32;
-    let layout = aya_obj::Map::new_from_params(
-        aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY as u32,
-        size_of::<u32>() as u32,
-        size_of::<T>() as u32,
-        n_values,
-        BPF_F_INNER_MAP | BPF_F_MMAPABLE,
-    );
-    let inner = MapData::create(layout, outer, None)
-        .map_err(|error| KernelError::failed(operation(), error))?;
-    Mapped::new(inner.fd().as_fd(), size_of_val(values))
-        .map_err(|error| KernelError::failed(operation(), error))?
-        .write(values);
-    let mut outer_map =
-        ArrayOfMaps::<MapData>::try_from(aya::maps::Map::ArrayOfMaps(pins.open_map(outer)?))
-            .map_err(|error| KernelError::failed(operation(), error))?;
-    outer_map
-        .set(slot, &inner, 0)
-        .map_err(|error| KernelError::failed(operation(), error))
+    policies.set(slot, Wire(image.header), 0).map_err(failed)
 }
 
 /// Waits until every program that runs now has returned.

@@ -15,7 +15,7 @@ use super::{
     load::with_causes,
     tables::Enforcement,
 };
-use crate::policy::PolicyTables;
+use crate::policy::Image;
 
 impl Kernel {
     /// Attaches everything and puts a first policy in force. If that fails, what
@@ -23,7 +23,7 @@ impl Kernel {
     pub fn come_into_force(
         &mut self,
         load: &LoadSettings,
-        policy: &PolicyTables<'_>,
+        policy: &Image,
         enforcement: Enforcement,
     ) -> Result<(), KernelError> {
         let done = self.take_place(load, policy, enforcement);
@@ -36,7 +36,7 @@ impl Kernel {
     fn take_place(
         &mut self,
         load: &LoadSettings,
-        policy: &PolicyTables<'_>,
+        policy: &Image,
         enforcement: Enforcement,
     ) -> Result<(), KernelError> {
         // Tells whose root directory is the host's before any hook wants to know.

@@ -33,7 +33,6 @@ plain!(
     u64,
     abi::Address,
     abi::Cgroup,
-    abi::Clause,
     abi::Control,
     abi::ControlPage,
     abi::EndedKey,
@@ -45,10 +44,6 @@ plain!(
     abi::Policy,
     abi::Process,
     abi::Question,
-    abi::Range128,
-    abi::Range32,
-    abi::Row,
-    abi::State,
     abi::Totals,
     abi::Tracked,
 );

@@ -55,7 +55,7 @@ impl Monitor {
         geo: &Arc<Geo>,
         enforcement: Enforcement,
     ) -> Result<(), KernelError> {
-        self.kernel.write_policy(&policy.compiled.tables())?;
+        self.kernel.write_policy(&policy.image)?;
         // Events under the former policy first, so that they are named by it.
         self.drain_all()?;
         let generation = policy.compiled.header.generation;

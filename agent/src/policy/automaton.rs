@@ -12,7 +12,7 @@ use regex_automata::dfa::{Automaton as _, StartKind, dense};
 use regex_automata::nfa::thompson;
 use regex_automata::util::start;
 use regex_automata::{Anchored, MatchKind};
-use trefoil_ebpf::abi::{MAX_LETTERS, State};
+use trefoil_ebpf::abi::MAX_LETTERS;
 
 use self::draft::{Draft, Drawn};
 use super::pattern::{ExecutablePattern, UnitPattern};
@@ -25,6 +25,15 @@ pub const MAX_STATES: usize = 1 << 16;
 /// Reached after some 150,000 states: more than [`MAX_STATES`], because some turn
 /// out to be equal, and few enough to take seconds at the most.
 const MAX_SEARCH_BYTES: usize = 16 << 20;
+
+/// One state of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct State {
+    /// Next state for each letter.
+    pub next: [u16; MAX_LETTERS],
+    /// Class of a path that ends here.
+    pub class: u16,
+}
 
 /// An automaton over bytes, before it is put into the table.
 pub(super) struct Automaton {
@@ -218,7 +227,6 @@ impl Table {
                 let mut state = State {
                     next: [0; MAX_LETTERS],
                     class: *class,
-                    pad: [0; 3],
                 };
                 for (letter, &column) in letters_in_use.iter().enumerate() {
                     state.next[letter] = next[column];

@@ -5,28 +5,31 @@
 
 mod clauses;
 mod destinations;
+pub mod image;
 
-use trefoil_ebpf::abi::{
-    self, Clause, MAX_CLAUSES, MAX_RANGES, MODE_ENFORCE, MODE_REPORT, Range32, Range128, Row, Span,
-    State, dimension,
-};
+use trefoil_ebpf::abi::{Clause, MAX_CLAUSES, MAX_RANGES, Range32, Row, dimension};
 
 use self::clauses::{Clauses, Test};
-use super::automaton::{self, Table};
+use super::automaton::{self, State, Table};
 use super::geography::Surroundings;
 use super::intervals::{Cells, Intervals, is_in};
 use super::problem::{Fault, Place, Problem, Problems};
 use super::source::{Mode, Policy, RuleVerdict};
 
-/// A policy as tables, with what reports say about it.
+/// A policy as tables, with what reports say about it. See the ABI for what the
+/// tables mean; how they lie in memory is the matter of [`image`].
 #[derive(Clone, Debug)]
 pub struct Compiled {
-    /// Where in the tables things are.
-    pub header: abi::Policy,
-    /// IPv4 destinations, services and users.
-    pub ranges32: Vec<Range32>,
+    /// Sizes and beginnings.
+    pub header: Header,
+    /// IPv4 destinations.
+    pub v4: Vec<Range32>,
     /// IPv6 destinations.
-    pub ranges128: Vec<Range128>,
+    pub v6: Vec<Range128>,
+    /// Services.
+    pub services: Vec<Range32>,
+    /// Users.
+    pub users: Vec<Range32>,
     /// The clauses that each class satisfies.
     pub rows: Vec<Row>,
     /// The automata for paths.
@@ -35,10 +38,37 @@ pub struct Compiled {
     pub clauses: Vec<Clause>,
     /// The rules, in the order of the file.
     pub rules: Vec<RuleSummary>,
-    /// The policy's mode.
-    pub mode: Mode,
+    mode: Mode,
     fingerprint: String,
     geo_build_id: String,
+}
+
+/// All IPv6 addresses from `first` up to the next entry's, as [`Range32`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range128 {
+    /// Smallest key.
+    pub first: u128,
+    /// As in [`Range32`].
+    pub class: u16,
+    /// As in [`Range32`].
+    pub fallback: u8,
+}
+
+/// What is to be known to read the tables.
+#[derive(Clone, Debug)]
+pub struct Header {
+    /// What decisions under the policy say.
+    pub generation: u32,
+    /// Words of a row that are in use.
+    pub n_words: u32,
+    /// Index of the row of class 0 of each [`dimension`].
+    pub rows: [u32; dimension::N],
+    /// State in which the automaton for control group paths begins.
+    pub cgroup_start: u32,
+    /// State in which the automaton for executable paths begins.
+    pub executable_start: u32,
+    /// Maps a byte of a path to its letter.
+    pub letters: [u8; 256],
 }
 
 /// What reports say about a rule.
@@ -50,23 +80,6 @@ pub struct RuleSummary {
     pub line: u32,
     /// What it decides.
     pub verdict: RuleVerdict,
-}
-
-/// The tables of a compiled policy, as the kernel holds them.
-#[derive(Clone, Copy, Debug)]
-pub struct PolicyTables<'a> {
-    /// See the ABI; its `generation` says which slot it goes to.
-    pub header: &'a abi::Policy,
-    /// See the ABI.
-    pub ranges32: &'a [Range32],
-    /// See the ABI.
-    pub ranges128: &'a [Range128],
-    /// See the ABI.
-    pub rows: &'a [Row],
-    /// See the ABI.
-    pub states: &'a [State],
-    /// See the ABI.
-    pub clauses: &'a [Clause],
 }
 
 impl Compiled {
@@ -94,17 +107,10 @@ impl Compiled {
         &self.geo_build_id
     }
 
-    /// The tables, for the kernel.
+    /// Ranges of addresses that it tells apart.
     #[must_use]
-    pub fn tables(&self) -> PolicyTables<'_> {
-        PolicyTables {
-            header: &self.header,
-            ranges32: &self.ranges32,
-            ranges128: &self.ranges128,
-            rows: &self.rows,
-            states: &self.states,
-            clauses: &self.clauses,
-        }
+    pub fn n_destinations(&self) -> usize {
+        self.v4.len() + self.v6.len()
     }
 }
 
@@ -207,32 +213,12 @@ fn tables(
     first_rows[dimension::DESTINATION] = destination_rows;
     first_rows[dimension::SERVICE] = service_rows;
 
-    let mut ranges32 = Vec::new();
-    let mut append = |part: Vec<Range32>| {
-        let start = ranges32.len() as u32;
-        let len = part.len() as u32;
-        ranges32.extend(part);
-        Span { start, len }
-    };
-    let header = abi::Policy {
+    let header = Header {
         generation,
-        mode: match policy.mode {
-            Mode::Report => MODE_REPORT,
-            Mode::Enforce => MODE_ENFORCE,
-        },
         n_words: clauses.list.len().div_ceil(64) as u32,
-        n_clauses: clauses.list.len() as u32,
-        v4: append(v4),
-        services: append(service_ranges),
-        users: append(user_ranges),
-        v6: Span {
-            start: 0,
-            len: v6.len() as u32,
-        },
         rows: first_rows,
         cgroup_start: starts[0],
         executable_start: starts[1],
-        n_states: states.len() as u32,
         letters,
     };
     let summary = |rule: &super::source::Rule| RuleSummary {
@@ -242,8 +228,10 @@ fn tables(
     };
     Ok(Compiled {
         header,
-        ranges32,
-        ranges128: v6,
+        v4,
+        v6,
+        services: service_ranges,
+        users: user_ranges,
         rows: rows.rows,
         states,
         clauses: clauses

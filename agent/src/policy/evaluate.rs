@@ -5,12 +5,12 @@
 
 use std::net::IpAddr;
 
-use trefoil_ebpf::abi::{
-    DECISION_ENFORCED, Decision, MODE_ENFORCE, NO_RULE, Row, State, dimension, verdict,
-};
+use trefoil_ebpf::abi::{DECISION_ENFORCED, Decision, NO_RULE, Range32, Row, dimension, verdict};
 
+use super::automaton::State;
 use super::compile::Compiled;
 use super::service;
+use super::source::Mode;
 
 /// A flow, as far as a policy can ask about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,10 +38,9 @@ impl Compiled {
             generation: header.generation,
             rule,
             verdict,
-            flags: if header.mode == MODE_ENFORCE {
-                DECISION_ENFORCED
-            } else {
-                0
+            flags: match self.mode() {
+                Mode::Enforce => DECISION_ENFORCED,
+                Mode::Report => 0,
             },
         };
         let (destination, fallback) = self.destination(question.destination);
@@ -52,10 +51,10 @@ impl Compiled {
         classes[dimension::CGROUP] = self.class_of_path(header.cgroup_start, question.cgroup);
         classes[dimension::EXECUTABLE] =
             self.class_of_path(header.executable_start, question.executable);
-        classes[dimension::USER] = self.range32(header.users, question.uid).class;
+        classes[dimension::USER] = range_of(&self.users, question.uid).class;
         classes[dimension::DESTINATION] = destination;
         let service = service::key(question.protocol, question.port);
-        classes[dimension::SERVICE] = self.range32(header.services, service).class;
+        classes[dimension::SERVICE] = range_of(&self.services, service).class;
 
         let row = |dimension: usize| -> &Row {
             &self.rows[header.rows[dimension] as usize + usize::from(classes[dimension])]
@@ -74,26 +73,16 @@ impl Compiled {
     fn destination(&self, address: IpAddr) -> (u16, u8) {
         match address.to_canonical() {
             IpAddr::V4(v4) => {
-                let range = self.range32(self.header.v4, v4.to_bits());
+                let range = range_of(&self.v4, v4.to_bits());
                 (range.class, range.fallback)
             }
             IpAddr::V6(v6) => {
-                let bits = v6.to_bits();
-                let key = ((bits >> 64) as u64, bits as u64);
-                let span = self.header.v6;
-                let table = &self.ranges128[span.start as usize..][..span.len as usize];
-                let behind =
-                    table.partition_point(|range| (range.first_high, range.first_low) <= key);
-                let range = &table[behind - 1];
+                let key = v6.to_bits();
+                let behind = self.v6.partition_point(|range| range.first <= key);
+                let range = &self.v6[behind - 1];
                 (range.class, range.fallback)
             }
         }
-    }
-
-    /// The range that `key` is in. The first one of every table begins at 0.
-    fn range32(&self, span: trefoil_ebpf::abi::Span, key: u32) -> &trefoil_ebpf::abi::Range32 {
-        let table = &self.ranges32[span.start as usize..][..span.len as usize];
-        &table[table.partition_point(|range| range.first <= key) - 1]
     }
 
     fn class_of_path(&self, start: u32, path: Option<&[u8]>) -> u16 {
@@ -110,4 +99,9 @@ impl Compiled {
             })
             .class
     }
+}
+
+/// The range that `key` is in. The first one of every table begins at 0.
+fn range_of(table: &[Range32], key: u32) -> &Range32 {
+    &table[table.partition_point(|range| range.first <= key) - 1]
 }

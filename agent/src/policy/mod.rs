@@ -25,7 +25,7 @@ pub mod source;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
-pub use compile::{Compiled, PolicyTables, RuleSummary, compile, load};
+pub use compile::{Compiled, RuleSummary, compile, image::Image, load};
 pub use evaluate::Question;
 pub use explain::{Explanation, Inquiry, explain};
 pub use geography::{Geography, Surroundings, Users};

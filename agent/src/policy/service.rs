@@ -37,6 +37,11 @@ pub const PROTOCOLS_WITH_PORTS: [u8; 5] = [6, 17, 33, 132, 136];
 pub struct Protocol(pub u8);
 
 impl Protocol {
+    /// TCP.
+    pub const TCP: Self = Self(6);
+    /// UDP.
+    pub const UDP: Self = Self(17);
+
     /// Reads a name or a number.
     ///
     /// # Errors

@@ -8,10 +8,10 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use trefoil_ebpf::abi::{Range32, Range128, Row, verdict};
+use trefoil_ebpf::abi::{Range32, Row, verdict};
 
 use super::clauses::{Addresses, Clauses, countries, networks};
-use super::{Classes, check_size, set_bit};
+use super::{Classes, Range128, check_size, set_bit};
 use crate::geo::Country;
 use crate::policy::geography::Surroundings;
 use crate::policy::intervals::{Cells, Intervals, Key, is_in};
@@ -45,11 +45,9 @@ pub(super) fn ranges(
         pad: 0,
     });
     let v6 = v6.into_iter().map(|(first, (class, fallback))| Range128 {
-        first_high: (first >> 64) as u64,
-        first_low: first as u64,
+        first,
         class,
         fallback,
-        pad: [0; 5],
     });
     Ok((v4.collect(), v6.collect()))
 }

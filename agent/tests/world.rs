@@ -1,0 +1,225 @@
+//! Large tables: every address has the verdict that the data says, first and last of a
+//! prefix and their neighbours above all.
+//!
+//! The kernel answers with `BPF_PROG_RUN`; what is right is looked up in the list from
+//! which the data was made, and not in anything that was compiled. Needs root.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    path::PathBuf,
+};
+
+use trefoil::{
+    geo::Country,
+    kernel::{Enforcement, Kernel, LoadSettings, PinDir, TableSizes, cgroup2_root, detach},
+    policy::{Geography, Image, Surroundings, load, testing::Random},
+};
+use trefoil_ebpf::abi::{Address, CHUNK_BYTES, Peer, Question, verdict};
+
+/// Prefixes whose borders are asked about, of each family.
+const N_ASKED: usize = 10_000;
+
+const POLICY: &str = r#"
+mode = "report"
+
+[[rules]]
+name    = "home"
+to      = { countries = ["IE", "DE"] }
+verdict = "approve"
+
+[[rules]]
+name    = "never there"
+to      = { countries = ["CN"] }
+verdict = "deny"
+"#;
+
+/// Ranges without overlap, sorted: some dense, some far apart, with gaps and without.
+struct World {
+    v4: Vec<(u32, u32, Country)>,
+    v6: Vec<(u128, u128, Country)>,
+}
+
+fn any_country(random: &mut Random) -> Country {
+    Country::parse(random.pick::<&str>(&["IE", "DE", "CN", "US", "BR"])).unwrap()
+}
+
+impl World {
+    fn random() -> Self {
+        let mut random = Random::new(7);
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        // Every address of one /16 by itself, as large as a part of the index gets.
+        for first in 0x1f00_0000_u32..0x1f01_0000 {
+            v4.push((first, first, any_country(&mut random)));
+        }
+        // Some 200,000 ranges besides, from 32.0.0.0 on and below 100.0.0.0, all public.
+        let mut first = 0x2000_0000_u32;
+        while first < 0x6400_0000 {
+            let bits = 1 + random.below(14);
+            let last = first + random.below(1 << bits) as u32;
+            v4.push((first, last, any_country(&mut random)));
+            first = last
+                + 1
+                + if random.one_in(3) {
+                    random.below(300) as u32
+                } else {
+                    0
+                };
+        }
+        // As many in 2400::/8, one after the other in /64s, and some that share a /64.
+        let mut first = 0x2400_u128 << 112;
+        for _ in 0..200_000 {
+            let width = match random.below(4) {
+                0 => 1 + random.below(1000) as u128,
+                1 => 1 << 64,
+                2 => 1 << 80,
+                _ => 1 << (64 + random.below(32)),
+            };
+            v6.push((first, first + width - 1, any_country(&mut random)));
+            first += width
+                + if random.one_in(3) {
+                    1 << random.below(90)
+                } else {
+                    0
+                };
+        }
+        Self { v4, v6 }
+    }
+
+    /// What the list says.
+    fn verdict(&self, address: IpAddr) -> u8 {
+        match self.country(address).as_ref().map(Country::as_str) {
+            Some("IE" | "DE") => verdict::APPROVED,
+            Some("CN") => verdict::DENIED,
+            Some(_) => verdict::UNAPPROVED,
+            None => verdict::UNDETERMINED,
+        }
+    }
+}
+
+impl Geography for World {
+    fn v4(&self) -> Box<dyn Iterator<Item = (u32, u32, Country)> + '_> {
+        Box::new(self.v4.iter().copied())
+    }
+
+    fn v6(&self) -> Box<dyn Iterator<Item = (u128, u128, Country)> + '_> {
+        Box::new(self.v6.iter().copied())
+    }
+
+    fn country(&self, address: IpAddr) -> Option<Country> {
+        fn look_up<K: Copy + Ord>(list: &[(K, K, Country)], key: K) -> Option<Country> {
+            let behind = list.partition_point(|(first, _, _)| *first <= key);
+            let (_, last, country) = list[..behind].last()?;
+            (key <= *last).then_some(*country)
+        }
+        match address {
+            IpAddr::V4(v4) => look_up(&self.v4, v4.to_bits()),
+            IpAddr::V6(v6) => look_up(&self.v6, v6.to_bits()),
+        }
+    }
+
+    fn build_id(&self) -> &str {
+        "random"
+    }
+}
+
+/// Takes its pins away, also when the test fails.
+struct Pins(PathBuf);
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        detach(&PinDir::new(&self.0)).unwrap();
+    }
+}
+
+fn question(address: IpAddr) -> Question {
+    Question {
+        peer: Peer {
+            address: match address {
+                IpAddr::V4(v4) => Address::v4(v4.to_bits()),
+                IpAddr::V6(v6) => Address(v6.octets()),
+            },
+            port: 443,
+            protocol: 6,
+            pad: [0; 5],
+        },
+        ..Question::default()
+    }
+}
+
+#[test]
+fn every_border_of_a_prefix_has_the_verdict_that_the_data_says() {
+    let pin_dir = PathBuf::from(format!(
+        "/sys/fs/bpf/trefoil-test-{}-world",
+        std::process::id()
+    ));
+    let pins = Pins(pin_dir);
+    let mut kernel = Kernel::load(&LoadSettings {
+        pin_dir: pins.0.clone(),
+        cgroup: cgroup2_root().unwrap(),
+        tables: TableSizes {
+            events_bytes: 1 << 16,
+            flows: 1,
+            ended: 1,
+            processes: 1,
+            executables: 1,
+            cgroups: 1,
+        },
+    })
+    .unwrap();
+    let world = World::random();
+    let nobody = |_: &str| None;
+    let surroundings = Surroundings {
+        geography: &world,
+        users: &nobody,
+        own_addresses: &[],
+    };
+    let compiled = load(
+        POLICY,
+        "policy.toml",
+        &surroundings,
+        kernel.next_generation(),
+    )
+    .unwrap();
+    let image = Image::new(&compiled).unwrap();
+    // Otherwise this would prove less than it is here for.
+    assert!(image.n_chunks() > 6, "{} chunks", image.n_chunks());
+    assert!(compiled.v6.len() * 24 > 2 * CHUNK_BYTES);
+    kernel.write_policy(&image).unwrap();
+    kernel.put_in_force(compiled.header.generation, Enforcement::Never);
+
+    let mut random = Random::new(8);
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for _ in 0..N_ASKED {
+        let (first, last, _) = *random.pick(&world.v4);
+        let borders = [first - 1, first, last, last + 1];
+        addresses.extend(borders.map(|bits| IpAddr::V4(bits.into())));
+        let (first, last, _) = *random.pick(&world.v6);
+        let borders = [first - 1, first, last, last + 1];
+        addresses.extend(borders.map(|bits| IpAddr::V6(Ipv6Addr::from_bits(bits))));
+    }
+    let questions: Vec<Question> = addresses.iter().copied().map(question).collect();
+    let (answers, _) = kernel.ask(&questions).unwrap();
+    let mut n_of_verdict = [0; verdict::N as usize];
+    for (address, answer) in addresses.iter().zip(answers) {
+        let expected = world.verdict(*address);
+        assert_eq!(answer as u8, expected, "{address}");
+        n_of_verdict[usize::from(expected)] += 1;
+    }
+    println!(
+        "{} addresses, by verdict: {n_of_verdict:?}",
+        addresses.len()
+    );
+    let asked = [
+        verdict::APPROVED,
+        verdict::DENIED,
+        verdict::UNAPPROVED,
+        verdict::UNDETERMINED,
+    ];
+    assert!(
+        asked
+            .iter()
+            .all(|verdict| n_of_verdict[usize::from(*verdict)] > 100)
+    );
+}
