@@ -1,10 +1,17 @@
 //! `bench`: the workspace's benchmarks.
 
-use anyhow::{Result, bail};
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::Value;
 
 use crate::{
+    bpf_toolchain,
     setup::{self, Part},
     workspace,
 };
@@ -32,9 +39,20 @@ impl Bench {
             println!("The workspace has no benchmarks yet.");
             return Ok(());
         }
-        setup::ensure(&[Part::Bpf, Part::CountryData, Part::Lab])?;
+        setup::ensure(&[Part::Bpf, Part::Bench])?;
         let mut cargo = workspace::cargo();
         cargo.args(["bench", "--workspace"]);
+        if wanted.iter().any(|name| name == "policy") {
+            cargo
+                .env("TREFOIL_BENCH_TABLE", country_table()?)
+                .env("TREFOIL_BENCH_TRIE", trie()?);
+        }
+        if !workspace::is_root() {
+            cargo.args([
+                "--config",
+                "target.'cfg(unix)'.runner = ['sudo', '--preserve-env']",
+            ]);
+        }
         // Named one by one: with `--benches` cargo would also start every
         // unit test as a benchmark.
         for name in wanted {
@@ -42,6 +60,49 @@ impl Bench {
         }
         workspace::run(&mut cargo)
     }
+}
+
+/// A table of all the world's networks, for its size alone: its makers say that it has
+/// errors.
+fn country_table() -> Result<PathBuf> {
+    const PACKAGE: &str = "@ip-location-db/geo-whois-asn-country-mmdb";
+    let directory = workspace::target_dir().join("bench");
+    let table = directory.join("package/geo-whois-asn-country.mmdb");
+    if table.is_file() {
+        return Ok(table);
+    }
+    fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+    let mut npm = Command::new("npm");
+    npm.args(["pack", "--silent", PACKAGE])
+        .current_dir(&directory)
+        .stderr(Stdio::inherit());
+    let packed = npm.output().context("start npm")?;
+    let name = String::from_utf8(packed.stdout).context("understand what npm says")?;
+    if !packed.status.success() || name.trim().is_empty() {
+        bail!("npm pack {PACKAGE} ended with {}", packed.status);
+    }
+    let mut tar = Command::new("tar");
+    tar.arg("--extract")
+        .arg("--file")
+        .arg(name.trim())
+        .current_dir(&directory);
+    workspace::run(&mut tar)?;
+    Ok(table)
+}
+
+/// The program that asks the kernel's own tries, which no agent has in it.
+fn trie() -> Result<PathBuf> {
+    const NAME: &str = "trie";
+    let root = workspace::root();
+    let toolchain = bpf_toolchain::find(root)
+        .map_err(|missing| anyhow::anyhow!("{missing}; run `cargo xtask setup`"))?;
+    let target = workspace::target_dir().join("bpf");
+    let mut build = toolchain.cargo("build", root, &target);
+    workspace::run(build.args(["--bin", NAME]))?;
+    Ok(target
+        .join(bpf_toolchain::BPF_TARGET)
+        .join("release")
+        .join(NAME))
 }
 
 /// The names of the bench targets of the workspace.

@@ -22,7 +22,7 @@ use crate::{
 /// Arguments of `setup`.
 #[derive(Args)]
 pub struct Setup {
-    /// Only these parts; without any, all but `package`, which takes minutes
+    /// Only these parts; without any, all but `package`, which takes minutes, and `bench`
     parts: Vec<Part>,
 }
 
@@ -39,6 +39,8 @@ pub enum Part {
     Lints,
     /// Formatting the manual pages, and trying the completions
     Manual,
+    /// The benchmarks
+    Bench,
     /// The Debian package
     Package,
     /// The virtual machines
@@ -179,6 +181,13 @@ const NEEDS: &[Need] = &[
         source: Source::Packages(&["fish"]),
     },
     Need {
+        part: Part::Bench,
+        what: "npm",
+        why: "fetches a country table of the whole Internet for the benchmark of policies",
+        present: |_| in_path("npm"),
+        source: Source::Packages(&["npm"]),
+    },
+    Need {
         part: Part::Package,
         what: "lintian",
         why: "checks the package",
@@ -238,7 +247,7 @@ impl Setup {
         let mut parts = self.parts;
         if parts.is_empty() {
             parts = Part::value_variants().to_vec();
-            parts.retain(|part| *part != Part::Package);
+            parts.retain(|part| !matches!(part, Part::Package | Part::Bench));
         }
         if !ensure(&parts)? {
             println!("Nothing is missing.");

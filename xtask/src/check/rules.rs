@@ -34,6 +34,7 @@ const RULES: [Rule; 4] = [
         reason: "only agent/src/kernel/ names aya, so that the rest runs without a kernel",
         broken_at: |path, text| {
             let elsewhere = !path.starts_with("agent/src/kernel/")
+                && !path.starts_with("agent/benches/")
                 && !path.starts_with("agent-ebpf/src/")
                 && !path.starts_with("xtask/");
             elsewhere

@@ -1,0 +1,253 @@
+//! How long a decision takes, and what a policy costs, at the scale of the Internet.
+//!
+//! Everything is measured in one run on one machine, so ratios hold where absolute
+//! figures do not. Decisions run in the kernel with `BPF_PROG_RUN`; nothing is
+//! attached. Needs root, and a country table that `cargo xtask bench` downloads.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    reason = "a benchmark stops where it cannot go on"
+)]
+
+use std::{
+    fmt::Write as _,
+    net::IpAddr,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use trefoil::{
+    geo::Geo,
+    kernel::{Enforcement, Kernel, LoadSettings, PinDir, TableSizes, cgroup2_root, detach},
+    policy::{Compiled, Geography, Image, Surroundings, geography::Nowhere, testing::Random},
+};
+use trefoil_ebpf::abi::{Address, MAX_QUESTIONS, Peer, Question};
+
+/// Where `cargo xtask bench` says that the country table is.
+const TABLE: &str = "TREFOIL_BENCH_TABLE";
+/// Where it says that the program for the trie is.
+const TRIE: &str = "TREFOIL_BENCH_TRIE";
+/// Rules of the large policy.
+const N_RULES: usize = 1_000;
+/// Destinations that are asked in one round: so many that no cache has all of the tables
+/// that random ones lead to.
+const N_RANDOM: usize = 4096 * MAX_QUESTIONS;
+const N_ROUNDS: usize = 7;
+
+mod trie;
+
+fn main() {
+    let Some(table) = std::env::var_os(TABLE) else {
+        panic!("{TABLE} is not set: run `cargo xtask bench policy`");
+    };
+    let began = Instant::now();
+    let table = PathBuf::from(table);
+    let geo = Geo::load(std::slice::from_ref(&table)).unwrap();
+    let n_networks = geo.sources()[0].n_networks;
+    println!(
+        "country table       {n_networks} networks, read in {:.0?}",
+        began.elapsed()
+    );
+
+    let (mut kernel, _pins) = load();
+    let destinations = destinations(&geo);
+    for (name, text, places) in [
+        (
+            "1 rule, 1 prefix",
+            small_policy(),
+            &Nowhere as &dyn Geography,
+        ),
+        ("1,000 rules, all prefixes", large_policy(&geo), &geo),
+    ] {
+        println!("\n{name}");
+        let began = Instant::now();
+        let compiled = compile(&text, places, kernel.next_generation());
+        let compile = began.elapsed();
+        let began = Instant::now();
+        let image = Image::new(&compiled).unwrap();
+        println!("  compile, lay out  {compile:.0?}, {:.0?}", began.elapsed());
+        println!(
+            "  ranges            {} IPv4, {} IPv6; {} clauses, {} rows, {} states",
+            compiled.v4.len(),
+            compiled.v6.len(),
+            compiled.clauses.len(),
+            compiled.rows.len(),
+            compiled.states.len(),
+        );
+        println!(
+            "  memory            {:.1} MiB for both generations",
+            2.0 * size_of_val(&image.words[..]) as f64 / f64::from(1 << 20)
+        );
+        let began = Instant::now();
+        kernel.write_policy(&image).unwrap();
+        let written = began.elapsed();
+        let began = Instant::now();
+        kernel.put_in_force(compiled.header.generation, Enforcement::Never);
+        println!("  write, swap       {written:.1?}, {:.0?}", began.elapsed());
+        for (name, questions) in &destinations {
+            println!(
+                "  {name:17} {:.0} ns a decision",
+                ns_a_decision(questions, |questions| kernel.ask(questions).unwrap().1)
+            );
+        }
+    }
+
+    println!("\nLPM trie");
+    let object = PathBuf::from(std::env::var_os(TRIE).unwrap());
+    let began = Instant::now();
+    let mut tries = trie::Tries::load(&object, &table);
+    println!(
+        "  prefixes          {}, loaded in {:.0?}",
+        tries.n_prefixes,
+        began.elapsed()
+    );
+    for (name, questions) in &destinations {
+        let ns = ns_a_decision(questions, |questions| tries.ask(questions));
+        println!("  {name:17} {ns:.0} ns a look-up");
+    }
+}
+
+/// Median over rounds.
+fn ns_a_decision(questions: &[Question], mut ask: impl FnMut(&[Question]) -> Duration) -> f64 {
+    let mut rounds: Vec<Duration> = (0..N_ROUNDS).map(|_| ask(questions)).collect();
+    rounds.sort_unstable();
+    rounds[N_ROUNDS / 2].as_nanos() as f64 / questions.len() as f64
+}
+
+fn question(address: Address) -> Question {
+    Question {
+        uid: 1000,
+        peer: Peer {
+            address,
+            port: 443,
+            protocol: 6,
+            pad: [0; 5],
+        },
+        ..Question::default()
+    }
+}
+
+/// Addresses of the table, hot (a few again and again) and random.
+fn destinations(geo: &Geo) -> Vec<(&'static str, Vec<Question>)> {
+    let mut random = Random::new(1);
+    let v4: Vec<_> = geo.v4().collect();
+    let v6: Vec<_> = geo.v6().collect();
+    let mut of_v4 = |count: usize| -> Vec<Question> {
+        let one = |_| {
+            let (first, last, _) = v4[random.below(v4.len())];
+            let offset = random.below((last - first) as usize + 1) as u32;
+            question(Address::v4(first + offset))
+        };
+        let few: Vec<_> = (0..count).map(one).collect();
+        few.iter().copied().cycle().take(N_RANDOM).collect()
+    };
+    let (hot_v4, random_v4) = (of_v4(8), of_v4(N_RANDOM));
+    let mut of_v6 = |count: usize| -> Vec<Question> {
+        let one = |_| {
+            let (first, last, _) = v6[random.below(v6.len())];
+            let offset = (last - first).min(u128::from(u32::MAX)) as usize;
+            let offset = random.below(offset + 1) as u128;
+            question(Address((first + offset).to_be_bytes()))
+        };
+        let few: Vec<_> = (0..count).map(one).collect();
+        few.iter().copied().cycle().take(N_RANDOM).collect()
+    };
+    let local = vec![question(Address::v4(0x7f00_0001)); N_RANDOM];
+    let (hot_v6, random_v6) = (of_v6(8), of_v6(N_RANDOM));
+    vec![
+        ("local", local),
+        ("IPv4 hot", hot_v4),
+        ("IPv4 random", random_v4),
+        ("IPv6 hot", hot_v6),
+        ("IPv6 random", random_v6),
+    ]
+}
+
+fn small_policy() -> String {
+    r#"mode = "report"
+[[rules]]
+name    = "the only one"
+to      = { networks = ["203.0.113.0/24"] }
+verdict = "approve"
+"#
+    .to_owned()
+}
+
+/// Rules that tell all countries apart, and units, networks and ports besides.
+fn large_policy(geo: &Geo) -> String {
+    let mut countries: Vec<String> = geo
+        .v4()
+        .map(|(_, _, country)| country.to_string())
+        .collect();
+    countries.sort_unstable();
+    countries.dedup();
+    let mut text = "mode = \"report\"\n".to_owned();
+    for number in 0..N_RULES {
+        let country = &countries[number % countries.len()];
+        let port = 10_000 + number;
+        let (high, low) = (number / 250, number % 250);
+        let (from, to) = match number % 4 {
+            0 => (
+                String::new(),
+                format!("countries = [\"{country}\"], ports = [\"{port}/tcp\"]"),
+            ),
+            1 => (
+                format!("from = {{ unit = \"batch-{number}@*.service\" }}\n"),
+                format!("countries = [\"{country}\"]"),
+            ),
+            2 => (
+                format!("from = {{ exe = \"/opt/app-{number}/bin/*\" }}\n"),
+                format!("networks = [\"198.{high}.{low}.0/24\"]"),
+            ),
+            _ => (
+                format!("from = {{ user = {port} }}\n"),
+                format!("networks = [\"2001:db8:{number:x}::/48\"], ports = [\"{port}/udp\"]"),
+            ),
+        };
+        writeln!(
+            text,
+            "[[rules]]\nname = \"r{number}\"\n{from}to = {{ {to} }}\nverdict = \"approve\""
+        )
+        .unwrap();
+    }
+    text
+}
+
+fn compile(text: &str, geography: &dyn Geography, generation: u32) -> Compiled {
+    let own: [IpAddr; 0] = [];
+    let surroundings = Surroundings {
+        geography,
+        users: &|_: &str| None,
+        own_addresses: &own,
+    };
+    match trefoil::policy::load(text, "policy.toml", &surroundings, generation) {
+        Ok(compiled) => compiled,
+        Err(problems) => panic!("{problems}"),
+    }
+}
+
+struct Pins(PathBuf);
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        detach(&PinDir::new(&self.0)).unwrap();
+    }
+}
+
+fn load() -> (Kernel, Pins) {
+    let pin_dir = PathBuf::from(format!("/sys/fs/bpf/trefoil-bench-{}", std::process::id()));
+    let settings = LoadSettings {
+        pin_dir: pin_dir.clone(),
+        cgroup: cgroup2_root().unwrap(),
+        tables: TableSizes {
+            events_bytes: 1 << 16,
+            flows: 1,
+            ended: 1,
+            processes: 1,
+            executables: 1 << 10,
+            cgroups: 1 << 10,
+        },
+    };
+    (Kernel::load(&settings).unwrap(), Pins(pin_dir))
+}
