@@ -72,7 +72,10 @@ pub fn debian_package(version: Option<&str>) -> Result<PathBuf> {
     // The path of the package is all that it writes there.
     let path = String::from_utf8(output.stdout).context("understand what cargo-deb says")?;
     let package = PathBuf::from(path.trim());
-    lint(&package)?;
+    // Another version has the same in it.
+    if version.is_none() {
+        lint(&package)?;
+    }
     Ok(package)
 }
 
@@ -88,8 +91,9 @@ fn lint(package: &Path) -> Result<()> {
     workspace::run(lintian.arg(package))
 }
 
-/// Packs the files of a Debian package with the script that installs them.
-fn tarball(package: &Path) -> Result<PathBuf> {
+/// Packs the files of a Debian package with the script that installs them, and returns
+/// the path of the tarball.
+pub fn tarball(package: &Path) -> Result<PathBuf> {
     let name = format!("trefoil-{}-{ARCH}", env!("CARGO_PKG_VERSION"));
     let tree = beside().join(&name);
     if tree.exists() {

@@ -1,13 +1,13 @@
 //! `vm`: the package on a stock Debian in virtual machines, without KVM.
 //!
 //! Prepares target/vm and leaves the rest to the scenarios, which are tests of
-//! trefoil-tests: `image/` (made once), `debs/` (the package, and the same with a
-//! higher version), `scratch/` (what machines write, removed), `results/` (the
-//! console and the journal of each scenario).
+//! trefoil-tests: `image/` (made once), `packages/` (the Debian package, the same with
+//! a higher version, the tarball), `scratch/` (what machines write, removed),
+//! `results/` (the console and the journal of each scenario).
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -73,7 +73,7 @@ pub fn run_scenarios(filter: Option<&str>) -> Result<(Tally, bool)> {
     setup::ensure(&[Part::Bpf, Part::CountryData, Part::Package, Part::Vm])?;
     let directory = workspace::target_dir().join("vm");
     image::ensure(&directory.join("image"))?;
-    make_packages(&directory.join("debs"))?;
+    make_packages(&directory.join("packages"))?;
     let scratch = directory.join("scratch");
     let results = directory.join("results");
     for left in [&scratch, &results] {
@@ -96,17 +96,21 @@ fn scenarios(filter: Option<&str>) -> Command {
     cargo
 }
 
-/// The package twice, the second with a higher version, for the upgrade.
+/// The package, the same with a higher version for the upgrade, and the tarball.
 fn make_packages(directory: &Path) -> Result<()> {
     remove(directory)?;
     fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
-    for (name, version) in [
-        ("trefoil.deb", None),
-        ("trefoil-next.deb", Some(NEXT_VERSION)),
+    let package = package::debian_package(None)?;
+    for (name, made) in [
+        ("trefoil.tar.gz", package::tarball(&package)?),
+        ("trefoil.deb", package),
+        (
+            "trefoil-next.deb",
+            package::debian_package(Some(NEXT_VERSION))?,
+        ),
     ] {
-        let package: PathBuf = package::debian_package(version)?;
-        fs::copy(&package, directory.join(name))
-            .with_context(|| format!("copy {}", package.display()))?;
+        fs::copy(&made, directory.join(name))
+            .with_context(|| format!("copy {}", made.display()))?;
     }
     Ok(())
 }

@@ -29,7 +29,7 @@ pub mod wire;
 use qemu::{Origin, Qemu};
 use wire::{Message, Request};
 
-/// Names the directory that `cargo xtask vm` has prepared: `image/`, `debs/`,
+/// Names the directory that `cargo xtask vm` has prepared: `image/`, `packages/`,
 /// and room for `scratch/` and `results/`.
 const DIRECTORY: &str = "TREFOIL_VM";
 
@@ -37,6 +37,8 @@ const DIRECTORY: &str = "TREFOIL_VM";
 pub const PACKAGE: &str = "/guest/trefoil.deb";
 /// See [`PACKAGE`].
 pub const NEXT_PACKAGE: &str = "/guest/trefoil-next.deb";
+/// See [`PACKAGE`].
+pub const TARBALL: &str = "/guest/trefoil.tar.gz";
 
 /// How long a command, a boot or a condition may take: emulation is slow, and
 /// two machines share two processors. Who waits this long has failed.
@@ -280,7 +282,7 @@ fn stock() -> Result<Origin> {
     Ok(Origin {
         disk: image.join("disk.raw"),
         format: "raw",
-        payload: payload::make(&scratch()?, &directory.join("debs"))?,
+        payload: payload::make(&scratch()?, &directory.join("packages"))?,
         memory: None,
         image,
     })

@@ -24,6 +24,15 @@ fn one_edited_word_and_a_reload_enforce() -> Result<()> {
     vm.ok("sed -i 's/^verdict = \"approve\"/verdict = \"aprove\"/' /etc/trefoil/policy.toml")?;
     assert_ne!(vm.run("systemctl reload trefoil")?.code, 0);
     assert_eq!(send_as(&mut vm, "exporter-again")?, REFUSED);
+
+    // Out of trouble by one command: the service ends, and is not started again.
+    vm.ok("trefoil detach")?;
+    assert_eq!(send_as(&mut vm, "detached")?, 0);
+    vm.wait_until("the service has ended", |vm| {
+        Ok((property(vm, "ActiveState")? == "inactive").then_some(()))
+    })?;
+    assert_eq!(property(&mut vm, "NRestarts")?, "0");
+    assert_eq!(send_as(&mut vm, "detached-still")?, 0);
     Ok(())
 }
 
