@@ -11,9 +11,9 @@ use core::ptr;
 
 use trefoil_ebpf::abi::*;
 
-use crate::maps::{CGROUPS, EXECUTABLES, InForce, POLICIES, lose};
+use crate::maps::{CGROUPS, EXECUTABLES, InForce, POLICIES, TABLES, lose};
 use crate::packet::protocol;
-use crate::tables::{Words, chunk, entry, in_chunk};
+use crate::tables::{Chunks, Words, chunk, entry, in_chunk};
 
 /// What the judge needs to know about the source.
 #[derive(Clone, Copy)]
@@ -307,7 +307,10 @@ extern "C" fn executable_class(exe_id: u64, generation: u32) -> u32 {
             break;
         }
         // SAFETY: i < EXECUTABLE_PATH.
-        state = automaton.step(state, unsafe { *path.add(i as usize) });
+        let Some(next) = automaton.step(state, unsafe { *path.add(i as usize) }) else {
+            return 0;
+        };
+        state = next;
     }
     automaton.finish(generation, state, cache)
 }
@@ -346,7 +349,10 @@ extern "C" fn cgroup_class(cgroup_id: u64, generation: u32) -> u32 {
             break;
         }
         // SAFETY: i < CGROUP_PATH.
-        state = automaton.step(state, unsafe { *path.add(i as usize) });
+        let Some(next) = automaton.step(state, unsafe { *path.add(i as usize) }) else {
+            return 0;
+        };
+        state = next;
     }
     automaton.finish(generation, state, cache)
 }
@@ -366,8 +372,8 @@ fn cached(cache: *mut ClassCache, generation: u32) -> Option<u32> {
 
 /// The automata of one policy.
 struct Automaton {
-    slot: u32,
     policy: &'static Policy,
+    chunks: &'static Chunks,
 }
 
 impl Automaton {
@@ -375,27 +381,33 @@ impl Automaton {
     fn open(generation: u32) -> Option<Self> {
         let slot = generation & 1;
         Some(Self {
-            slot,
             policy: POLICIES.get(slot)?,
+            chunks: TABLES.get(slot)?,
         })
     }
 
-    /// State 0 is where no pattern can match any more; unreadable tables lead there.
+    /// The next state; none if the tables cannot be read. What this costs is verified
+    /// once for each byte that a path can have.
     #[inline(always)]
-    fn step(&self, state: u32, byte: u8) -> u32 {
+    fn step(&self, state: u32, byte: u8) -> Option<u32> {
         const STATE_SHIFT: u32 = size_of::<State>().ilog2();
         let letter = self.policy.letters[byte as usize] as usize & (MAX_LETTERS - 1);
-        match entry::<State>(self.slot, self.policy.states + (state << STATE_SHIFT)) {
-            Some(state) => u32::from(state.next[letter]),
-            None => 0,
-        }
+        let place = self.policy.states + (state << STATE_SHIFT);
+        let chunk = self.chunks.get(place >> CHUNK_SHIFT)?;
+        // SAFETY: within the chunk.
+        Some(u32::from(unsafe {
+            (*in_chunk::<State>(chunk, place)).next[letter]
+        }))
     }
 
     #[inline(always)]
     fn finish(&self, generation: u32, state: u32, cache: *mut ClassCache) -> u32 {
         const CLASS_SHIFT: u32 = size_of::<StateClass>().ilog2();
         let place = self.policy.state_classes + (state << CLASS_SHIFT);
-        let class = entry::<StateClass>(self.slot, place).map_or(0, |state| u32::from(state.class));
+        let class = self.chunks.get(place >> CHUNK_SHIFT).map_or(0, |chunk| {
+            // SAFETY: within the chunk.
+            u32::from(unsafe { (*in_chunk::<StateClass>(chunk, place)).class })
+        });
         let filled = ClassCache { generation, class };
         // SAFETY: `ClassCache` is two u32 in 8 bytes without padding.
         let word = unsafe { core::mem::transmute::<ClassCache, u64>(filled) };

@@ -75,6 +75,8 @@ impl<T, const SIZE: usize> Tables<T, SIZE> {
 
 /// See [`CHUNK_BYTES`].
 pub type Chunk = [u64; CHUNK_BYTES / size_of::<u64>()];
+/// All of one generation.
+pub type Chunks = Table<Chunk, CHUNK_BYTES>;
 
 /// The chunk of a policy's tables in which a place is.
 #[inline(always)]

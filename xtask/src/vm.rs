@@ -26,8 +26,8 @@ mod image;
 /// Higher than every version that there will be.
 const NEXT_VERSION: &str = "9999";
 
-/// Machines at a time. Each has two processors, and emulating one keeps one busy.
-const AT_A_TIME: &str = "--test-threads=2";
+/// Machines at a time. Each keeps a processor busy, or waits for a time to pass.
+const AT_A_TIME: &str = "--test-threads=3";
 
 /// Arguments of `vm`.
 #[derive(Args)]
@@ -100,19 +100,19 @@ fn scenarios(filter: Option<&str>) -> Command {
 fn make_packages(directory: &Path) -> Result<()> {
     remove(directory)?;
     fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
+    let keep = |made: &Path, name: &str| {
+        fs::copy(made, directory.join(name))
+            .map(drop)
+            .with_context(|| format!("copy {}", made.display()))
+    };
+    // At once: making the next one takes the one before away.
     let package = package::debian_package(None)?;
-    for (name, made) in [
-        ("trefoil.tar.gz", package::tarball(&package)?),
-        ("trefoil.deb", package),
-        (
-            "trefoil-next.deb",
-            package::debian_package(Some(NEXT_VERSION))?,
-        ),
-    ] {
-        fs::copy(&made, directory.join(name))
-            .with_context(|| format!("copy {}", made.display()))?;
-    }
-    Ok(())
+    keep(&package, "trefoil.deb")?;
+    keep(&package::tarball(&package)?, "trefoil.tar.gz")?;
+    keep(
+        &package::debian_package(Some(NEXT_VERSION))?,
+        "trefoil-next.deb",
+    )
 }
 
 fn remove(directory: &Path) -> Result<()> {

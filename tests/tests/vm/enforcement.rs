@@ -152,7 +152,7 @@ fn after_a_reboot_the_first_packet_is_refused() -> Result<()> {
 const TRIAL_SECONDS: u32 = 30;
 
 #[test]
-fn enforcement_that_nobody_confirms_ends_by_itself() -> Result<()> {
+fn a_trial_that_nobody_confirms_ends_by_itself() -> Result<()> {
     let mut vm = installed("confirmation")?;
     vm.ok(&format!(
         "sed -i 's/^#confirm_within = .*/confirm_within = \"{TRIAL_SECONDS}s\"/' \

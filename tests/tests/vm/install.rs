@@ -1,14 +1,11 @@
 //! The package on a host for the first time, in report mode.
 
-use std::collections::BTreeSet;
-
 use anyhow::{Context, Result, ensure};
 use trefoil_lab::places::FOREIGN;
-use trefoil_lab::vm::{TARBALL, Vm};
 
 use crate::world::{
     EVERYTHING, EVERYTHING_BEFORE, OBJECTS, OBJECTS_BEFORE, arrived, enforcing, healthy, installed,
-    send_as, wait_for_violation,
+    same_files, send_as, wait_for_violation,
 };
 
 #[test]
@@ -111,35 +108,5 @@ fn purged_it_leaves_nothing() -> Result<()> {
     let before = vm.read(EVERYTHING_BEFORE)?;
     same_files(&before, &vm.ok(EVERYTHING)?);
     assert_eq!(vm.run("ls /var/lib/dpkg/info/trefoil*")?.stdout, "");
-    Ok(())
-}
-
-fn same_files(before: &str, after: &str) {
-    let (before, after): (BTreeSet<&str>, BTreeSet<&str>) =
-        (before.lines().collect(), after.lines().collect());
-    let difference: Vec<_> = after.symmetric_difference(&before).collect();
-    assert!(difference.is_empty(), "{difference:?}");
-}
-
-#[test]
-fn the_tarball_installs_the_same_and_leaves_nothing() -> Result<()> {
-    let mut vm = Vm::booted("tarball")?;
-    let (files, objects) = (vm.ok(EVERYTHING)?, vm.ok(OBJECTS)?);
-    vm.ok(&format!(
-        "tar -C /tmp -xzf {TARBALL} && mv /tmp/trefoil-* /tmp/trefoil"
-    ))?;
-    vm.ok("/tmp/trefoil/install.sh")?;
-    healthy(&mut vm)?;
-    assert_eq!(vm.ok("systemctl is-enabled trefoil")?, "enabled\n");
-    vm.ok("echo '# edited' >> /etc/trefoil/policy.toml")?;
-
-    vm.ok("/tmp/trefoil/install.sh --remove")?;
-    vm.wait_until("the kernel has freed everything", |vm| {
-        Ok((vm.ok(OBJECTS)? == objects).then_some(()))
-    })?;
-    assert!(vm.read("/etc/trefoil/policy.toml")?.ends_with("# edited\n"));
-
-    vm.ok("/tmp/trefoil/install.sh --purge")?;
-    same_files(&files, &vm.ok(EVERYTHING)?);
     Ok(())
 }

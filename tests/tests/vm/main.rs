@@ -1,7 +1,8 @@
 //! Scenarios in virtual machines: what an operator does with the package, on a
 //! stock Debian, looked at as an operator does.
 
+mod archive;
+mod bare_machine;
 mod enforcement;
 mod install;
-mod machine;
 mod world;

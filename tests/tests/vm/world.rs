@@ -1,6 +1,7 @@
 //! What the scenarios share: a host with an uplink, the package installed on it,
 //! and a far end that counts what arrives.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
@@ -50,6 +51,14 @@ pub const EVERYTHING: &str = "find / -xdev \\( -path /var/log/journal -o -path /
      cat /etc/passwd /etc/group; \
      find /run /sys/fs/bpf -xdev \\( -path /run/systemd -o -path /run/udev \\) -prune \
      -o -name '*trefoil*' -print";
+
+/// Fails if [`EVERYTHING`] was not the same before and after.
+pub fn same_files(before: &str, after: &str) {
+    let (before, after): (BTreeSet<&str>, BTreeSet<&str>) =
+        (before.lines().collect(), after.lines().collect());
+    let difference: Vec<_> = after.symmetric_difference(&before).collect();
+    assert!(difference.is_empty(), "{difference:?}");
+}
 
 /// Where [`installed`] keeps what [`OBJECTS`] and [`EVERYTHING`] said before.
 pub const OBJECTS_BEFORE: &str = "/dev/shm/objects-before";
