@@ -50,6 +50,15 @@ pub struct Compilation {
     pub source: String,
 }
 
+impl Compilation {
+    /// Makes it this generation's: what decisions under it will say, and which slot
+    /// of the tables it takes.
+    pub fn set_generation(&mut self, generation: u32) {
+        self.compiled.header.generation = generation;
+        self.image.header.generation = generation;
+    }
+}
+
 /// Everything that the running agent holds.
 pub struct Monitor {
     kernel: Kernel,

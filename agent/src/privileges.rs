@@ -9,9 +9,10 @@ use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 /// What a thread does from now on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Duty {
-    /// Reads and writes tables, makes new ones for a reload, reads the policy
-    /// whoever owns it.
+    /// Reads and writes tables, makes new ones for a reload.
     Monitor,
+    /// Reads policy and country data, whoever owns them.
+    Compiler,
     /// Reads executables of all processes.
     Hashes,
     /// Asks the user database.
@@ -21,7 +22,8 @@ pub enum Duty {
 impl Duty {
     fn needs(self) -> &'static [Capability] {
         match self {
-            Self::Monitor => &[Capability::CAP_BPF, Capability::CAP_DAC_READ_SEARCH],
+            Self::Monitor => &[Capability::CAP_BPF],
+            Self::Compiler => &[Capability::CAP_DAC_READ_SEARCH],
             Self::Hashes => &[Capability::CAP_SYS_PTRACE, Capability::CAP_DAC_READ_SEARCH],
             Self::Logins => &[],
         }

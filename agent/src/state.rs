@@ -30,9 +30,10 @@ pub struct State {
     /// When enforcement ends unless it is confirmed, microseconds since 1970.
     #[serde(default)]
     pub enforced_until_us: Option<u64>,
-    /// How often the agent was told to read everything anew, and has.
+    /// When it began to read what it was last told to read anew, and has read by
+    /// now, nanoseconds since boot.
     #[serde(default)]
-    pub reloads: u64,
+    pub read_ns: u64,
     /// What was wrong with what it read last; `None` if it is in force.
     #[serde(default)]
     pub refused: Option<String>,

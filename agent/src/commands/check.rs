@@ -77,7 +77,7 @@ pub fn check(args: &CheckArgs) -> Result<Ending, Failure> {
     let known: &dyn Geography = geo.as_ref().map_or(&Nowhere, |geo| geo);
     let compilation = sources::policy_text(&settings)
         .map_err(|failure| general(failure.to_string()))
-        .and_then(|text| sources::compile(&text, known, &sources::own_addresses(), 1));
+        .and_then(|text| sources::compile(&text, known, &sources::own_addresses()));
     let mut enforces = false;
     match compilation {
         Err(problems) => findings.complain(problems),

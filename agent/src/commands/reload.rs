@@ -14,10 +14,11 @@ use nix::{
 };
 
 use super::{Ending, Failure, say, sources};
-use crate::{cli::ReloadArgs, state::State};
+use crate::{cli::ReloadArgs, clock, state::State};
 
-/// How long the agent may take. Compiling takes well under a second.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the agent may take. Compiling takes well under a second, unless the
+/// host's processors are emulated or taken.
+const PATIENCE: Duration = Duration::from_secs(150);
 const PAUSE: Duration = Duration::from_millis(10);
 
 pub fn reload(args: &ReloadArgs) -> Result<Ending, Failure> {
@@ -32,6 +33,8 @@ pub fn reload(args: &ReloadArgs) -> Result<Ending, Failure> {
                 pin_dir.display()
             ))
         })?;
+    // What was read before may have been read before the files were changed.
+    let asked_ns = clock::since_boot_ns();
     let pid = i32::try_from(before.pid).map_err(|error| Failure::Other(error.to_string()))?;
     kill(Pid::from_raw(pid), Signal::SIGHUP).map_err(|error| match error {
         nix::Error::EPERM => {
@@ -41,7 +44,7 @@ pub fn reload(args: &ReloadArgs) -> Result<Ending, Failure> {
     })?;
     let began = Instant::now();
     while began.elapsed() < PATIENCE {
-        if let Some(state) = State::read(pin_dir).filter(|state| state.reloads > before.reloads) {
+        if let Some(state) = State::read(pin_dir).filter(|state| state.read_ns >= asked_ns) {
             return match state.refused {
                 Some(problems) => Err(Failure::Configuration(format!(
                     "the policy was refused, the one before goes on: {problems}"

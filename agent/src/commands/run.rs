@@ -15,6 +15,9 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
+mod compiler;
+
+use self::compiler::{Compiler, Refusal, Renewal, Renewed};
 use super::{
     Ending, Failure, cuts,
     sources::{self, Origins},
@@ -28,7 +31,7 @@ use crate::{
     names::Names,
     notify::{Watchdog, notify},
     owner::{executable::Hashes, users::Logins},
-    policy::{Mode, Problems},
+    policy::Mode,
     privileges::{self, Duty},
     report::{
         Context, Journal, JournalSettings, Json, Reporter, ReporterSettings, Sink, Terminal, words,
@@ -46,8 +49,9 @@ pub fn run(args: &RunArgs) -> Result<Ending, Failure> {
     let settings = merged(args)?;
     // Before anything is loaded: a policy that is not understood starts nothing.
     let origins = Origins::read(&settings)?;
-    let bad = |problems: Problems| Failure::Configuration(problems.to_string());
-    let policy = origins.compile(1).map_err(bad)?;
+    let mut policy = origins
+        .compile()
+        .map_err(|problems| Failure::Configuration(problems.to_string()))?;
 
     let load = LoadSettings {
         pin_dir: settings.pin_dir.clone(),
@@ -64,8 +68,10 @@ pub fn run(args: &RunArgs) -> Result<Ending, Failure> {
     if !cuts::may_enforce(&policy, &origins.geo, &load, args.yes)? {
         return Ok(Ending::Findings);
     }
+    // The kernel's verifier takes minutes where processors are emulated or taken.
+    notify("STATUS=Loading the kernel programs\nEXTEND_TIMEOUT_USEC=600000000");
     let kernel = Kernel::load(&load)?;
-    let policy = origins.compile(kernel.next_generation()).map_err(bad)?;
+    policy.set_generation(kernel.next_generation());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -97,7 +103,7 @@ async fn watch(
     kernel: Kernel,
     load: &LoadSettings,
     settings: &Settings,
-    mut origins: Origins,
+    origins: Origins,
     policy: Compilation,
 ) -> Result<Ending, Failure> {
     // Whoever started the agent may have blocked what it listens for.
@@ -169,6 +175,8 @@ async fn watch(
         Moment::now(),
     );
     let mut monitor = Monitor::start(kernel, parts, &origins.geo, &policy, enforcement)?;
+    let mut own_addresses = origins.own_addresses.clone();
+    let mut compiler = Compiler::start(settings.clone(), origins).map_err(failed)?;
     privileges::keep_only(Duty::Monitor);
     let mut state = State {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -215,13 +223,11 @@ async fn watch(
                     ));
                 }
                 monitor.sweep()?;
-                let own_addresses = sources::own_addresses();
-                if own_addresses != origins.own_addresses {
-                    origins.own_addresses = own_addresses;
-                    if let Ok(policy) = replace(&mut monitor, &origins, &trials, &state, false)? {
-                        describe(&mut state, &policy, &monitor);
-                        notify(&format!("STATUS={}", status_line(&state)));
-                    }
+                let addresses_now = sources::own_addresses();
+                if addresses_now != own_addresses && !compiler.is_busy() {
+                    // Tried once, also if the policy cannot be made with them.
+                    own_addresses.clone_from(&addresses_now);
+                    compiler.readdress(addresses_now);
                 }
                 if monitor.watch_trial(|| trials.confirmed_by(&state.policy)) {
                     describe_mode(&mut state, &monitor);
@@ -232,11 +238,13 @@ async fn watch(
             _ = beat.tick() => monitor.beat()?,
             _ = hangup.recv() => {
                 notify("RELOADING=1");
-                match reload(&mut monitor, settings, &mut origins, &trials, &state)? {
-                    Ok(policy) => describe(&mut state, &policy, &monitor),
-                    Err(Refused(problems)) => state.refused = Some(problems),
+                compiler.reread();
+            }
+            renewal = compiler.done() => {
+                if let Ok(renewed) = &renewal.result {
+                    own_addresses.clone_from(&renewed.own_addresses);
                 }
-                state.reloads += 1;
+                renew(&mut monitor, renewal, &trials, &mut state)?;
                 save(&mut state, &monitor, settings);
                 notify(&format!("READY=1\nSTATUS={}", status_line(&state)));
             }
@@ -273,67 +281,43 @@ fn interrupted(monitor: Monitor, settings: &Settings) -> Result<Ending, Failure>
     Ok(Ending::Fine)
 }
 
-/// What is wrong with a policy that was not put in force.
-struct Refused(String);
-
-/// Reads country data and policy anew. What cannot be used leaves everything as
-/// it was, and says so in a record.
-fn reload(
+/// Puts another policy in force, or says why not.
+fn renew(
     monitor: &mut Monitor,
-    settings: &Settings,
-    origins: &mut Origins,
+    renewal: Renewal,
     trials: &Trials,
-    state: &State,
-) -> Result<Result<Compilation, Refused>, KernelError> {
-    match Origins::read(settings) {
-        Ok(read) => {
-            let policy = replace(monitor, &read, trials, state, true)?;
-            if policy.is_ok() {
-                *origins = read;
-            }
-            Ok(policy)
-        }
-        Err(failure) => {
-            let source = settings.policy.display().to_string();
-            let problems = failure.to_string();
-            monitor.refuse_policy(&source, &problems);
-            Ok(Err(Refused(problems)))
-        }
-    }
-}
-
-/// Makes another generation of the tables and puts it in force, or says why not.
-/// `is_asked` if a person wanted it, and not an address of the host.
-fn replace(
-    monitor: &mut Monitor,
-    origins: &Origins,
-    trials: &Trials,
-    state: &State,
-    is_asked: bool,
-) -> Result<Result<Compilation, Refused>, KernelError> {
-    match origins.compile(monitor.next_generation()) {
-        Ok(policy) => {
-            let compiled = &policy.compiled;
+    state: &mut State,
+) -> Result<(), KernelError> {
+    match renewal.result {
+        Ok(Renewed {
+            mut policy, geo, ..
+        }) => {
+            policy.set_generation(monitor.next_generation());
             let before = Before {
                 policy: &state.policy,
                 enforcement: monitor.enforcement(),
             };
             let enforcement = trials.enforcement(
-                compiled.id(),
-                compiled.mode(),
+                policy.compiled.id(),
+                policy.compiled.mode(),
                 Some(before),
-                is_asked,
+                renewal.is_asked,
                 Moment::now(),
             );
-            monitor.replace_policy(&policy, &origins.geo, enforcement)?;
-            Ok(Ok(policy))
+            monitor.replace_policy(&policy, &geo, enforcement)?;
+            describe(state, &policy, monitor);
         }
-        Err(problems) => {
-            let problems = problems.to_string();
-            monitor.refuse_policy(&origins.text.source, &problems);
-            Ok(Err(Refused(problems)))
+        Err(Refusal { source, problems }) => {
+            monitor.refuse_policy(&source, &problems);
+            if renewal.is_asked {
+                state.refused = Some(problems);
+            }
         }
     }
+    if renewal.is_asked {
+        state.read_ns = renewal.began_ns;
+    }
+    Ok(())
 }
 
 /// The sinks: the journal first, since it is the report; a terminal gets lines

@@ -38,6 +38,9 @@ pub fn geo(named: &[PathBuf], settings: &Settings) -> Result<Geo, Failure> {
     Geo::load(files).map_err(|error| Failure::Configuration(with_causes(&error)))
 }
 
+/// The generation of a policy that is in force nowhere yet.
+const FIRST_GENERATION: u32 = 1;
+
 /// A policy as text, and what to call it.
 pub struct PolicyText {
     /// The text.
@@ -70,12 +73,11 @@ pub fn policy_text(settings: &Settings) -> Result<PolicyText, Failure> {
     }
 }
 
-/// Parses and compiles a policy.
+/// Parses and compiles a policy, for the first generation.
 pub fn compile(
     text: &PolicyText,
     geo: &dyn Geography,
     own_addresses: &[IpAddr],
-    generation: u32,
 ) -> Result<Compilation, Problems> {
     let users = |name: &str| users::uid(name).ok().flatten();
     let surroundings = Surroundings {
@@ -83,7 +85,7 @@ pub fn compile(
         users: &users,
         own_addresses,
     };
-    let compiled = policy::load(&text.text, &text.source, &surroundings, generation)?;
+    let compiled = policy::load(&text.text, &text.source, &surroundings, FIRST_GENERATION)?;
     let image = Image::new(&compiled)
         .map_err(|fault| Problems::new(&text.source, vec![fault.at(Place::START, "")]))?;
     Ok(Compilation {
@@ -114,9 +116,9 @@ impl Origins {
         })
     }
 
-    /// Makes the tables.
-    pub fn compile(&self, generation: u32) -> Result<Compilation, Problems> {
-        compile(&self.text, &*self.geo, &self.own_addresses, generation)
+    /// Makes the tables, for the first generation.
+    pub fn compile(&self) -> Result<Compilation, Problems> {
+        compile(&self.text, &*self.geo, &self.own_addresses)
     }
 }
 
