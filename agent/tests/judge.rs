@@ -6,32 +6,25 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use std::{collections::HashMap, net::IpAddr, path::PathBuf};
+use std::collections::HashMap;
 
 use trefoil::{
-    kernel::{Enforcement, Kernel, LoadSettings, PinDir, TableSizes, cgroup2_root, detach},
+    kernel::{Unattached, peer},
     policy::{
-        Image, Mode, compile,
+        compile,
         testing::{OwnedQuestion, Random, Scene},
     },
 };
 use trefoil_ebpf::abi::{
-    Address, ClassCache, Decision, EXECUTABLE_FOREIGN, EXECUTABLE_PATH, Executable, Peer, Question,
+    ClassCache, Decision, EXECUTABLE_FOREIGN, EXECUTABLE_PATH, Executable, Question,
 };
 
 /// Pairs of a flow and a policy.
 const N_PAIRS: usize = 100_000;
 /// Flows that are asked under one policy.
 const N_QUESTIONS: usize = 500;
-
-/// Takes its pins away, also when the test fails.
-struct Pins(PathBuf);
-
-impl Drop for Pins {
-    fn drop(&mut self) {
-        detach(&PinDir::new(&self.0)).unwrap();
-    }
-}
+/// More executables, and more control groups, than that many flows have.
+const N_NAMES: u32 = 1 << 16;
 
 /// Gives every path an id in the kernel's table, once.
 #[derive(Default)]
@@ -59,60 +52,21 @@ fn executable(path: &[u8], flags: u16) -> Executable {
     }
 }
 
-fn peer(question: &OwnedQuestion) -> Peer {
-    let address = match question.destination {
-        IpAddr::V4(v4) => Address::v4(v4.to_bits()),
-        IpAddr::V6(v6) => Address(v6.octets()),
-    };
-    Peer {
-        address,
-        port: question.port,
-        protocol: question.protocol,
-        pad: [0; 5],
-    }
-}
-
 /// What the program returns for this decision.
 fn packed(decision: &Decision) -> u32 {
     u32::from(decision.verdict) | u32::from(decision.flags) << 8 | u32::from(decision.rule) << 16
 }
 
-fn load(name: &str) -> (Kernel, Pins) {
-    let pid = std::process::id();
-    let pin_dir = PathBuf::from(format!("/sys/fs/bpf/trefoil-test-{pid}-{name}"));
-    let pins = Pins(pin_dir.clone());
-    let settings = LoadSettings {
-        pin_dir,
-        cgroup: cgroup2_root().unwrap(),
-        tables: TableSizes {
-            events_bytes: 1 << 16,
-            flows: 1,
-            ended: 1,
-            processes: 1,
-            executables: 1 << 16,
-            cgroups: 1 << 16,
-        },
-    };
-    (Kernel::load(&settings).unwrap(), pins)
-}
-
 #[test]
 fn kernel_and_evaluator_decide_the_same() {
-    let (mut kernel, _pins) = load("random");
+    let mut kernel = Unattached::load(N_NAMES).unwrap();
     let (mut executables, mut cgroups) = (Ids::default(), Ids::default());
     let mut by_verdict: HashMap<u8, usize> = HashMap::new();
     for seed in 0..(N_PAIRS / N_QUESTIONS) as u64 {
         let scene = Scene::new(seed);
         let generation = kernel.next_generation();
         let compiled = compile(&scene.policy, &scene.surroundings(), generation).unwrap();
-        kernel
-            .write_policy(&Image::new(&compiled).unwrap())
-            .unwrap();
-        let enforcement = match compiled.mode() {
-            Mode::Report => Enforcement::Never,
-            Mode::Enforce => Enforcement::Always,
-        };
-        kernel.put_in_force(generation, enforcement);
+        kernel.judge_by(&compiled).unwrap();
         let mut random = Random::new(!seed);
         let asked: Vec<OwnedQuestion> = (0..N_QUESTIONS)
             .map(|_| scene.question(&mut random))
@@ -141,7 +95,7 @@ fn kernel_and_evaluator_decide_the_same() {
                 Question {
                     exe_id,
                     cgroup_id,
-                    peer: peer(question),
+                    peer: peer(question.destination, question.port, question.protocol),
                     uid: question.uid,
                     pad: 0,
                 }
@@ -170,7 +124,7 @@ fn kernel_and_evaluator_decide_the_same() {
 
 #[test]
 fn an_executable_that_a_user_could_have_put_there_matches_no_path() {
-    let (mut kernel, _pins) = load("foreign");
+    let mut kernel = Unattached::load(N_NAMES).unwrap();
     let text = r#"
         mode = "enforce"
         [[rules]]
@@ -186,12 +140,8 @@ fn an_executable_that_a_user_could_have_put_there_matches_no_path() {
         users: &nobody,
         own_addresses: &[],
     };
-    let generation = kernel.next_generation();
-    let compiled = compile(&policy, &surroundings, generation).unwrap();
-    kernel
-        .write_policy(&Image::new(&compiled).unwrap())
-        .unwrap();
-    kernel.put_in_force(generation, Enforcement::Always);
+    let compiled = compile(&policy, &surroundings, kernel.next_generation()).unwrap();
+    kernel.judge_by(&compiled).unwrap();
     kernel
         .add_executable(1, &executable(b"/usr/bin/backup", 0))
         .unwrap();
@@ -200,12 +150,7 @@ fn an_executable_that_a_user_could_have_put_there_matches_no_path() {
         .unwrap();
     let ask = |exe_id| Question {
         exe_id,
-        peer: Peer {
-            address: Address::v4(0xcb00_7109),
-            port: 443,
-            protocol: 6,
-            pad: [0; 5],
-        },
+        peer: peer("203.0.113.9".parse().unwrap(), 443, 6),
         ..Question::default()
     };
     let (answers, _) = kernel.ask(&[ask(1), ask(2), ask(3)]).unwrap();

@@ -6,17 +6,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use std::{
-    net::{IpAddr, Ipv6Addr},
-    path::PathBuf,
-};
+use std::net::{IpAddr, Ipv6Addr};
 
 use trefoil::{
     geo::Country,
-    kernel::{Enforcement, Kernel, LoadSettings, PinDir, TableSizes, cgroup2_root, detach},
+    kernel::{Unattached, peer},
     policy::{Geography, Image, Surroundings, load, testing::Random},
 };
-use trefoil_ebpf::abi::{Address, CHUNK_BYTES, Peer, Question, verdict};
+use trefoil_ebpf::abi::{CHUNK_BYTES, Question, verdict};
 
 /// Prefixes whose borders are asked about, of each family.
 const N_ASKED: usize = 10_000;
@@ -124,50 +121,16 @@ impl Geography for World {
     }
 }
 
-/// Takes its pins away, also when the test fails.
-struct Pins(PathBuf);
-
-impl Drop for Pins {
-    fn drop(&mut self) {
-        detach(&PinDir::new(&self.0)).unwrap();
-    }
-}
-
 fn question(address: IpAddr) -> Question {
     Question {
-        peer: Peer {
-            address: match address {
-                IpAddr::V4(v4) => Address::v4(v4.to_bits()),
-                IpAddr::V6(v6) => Address(v6.octets()),
-            },
-            port: 443,
-            protocol: 6,
-            pad: [0; 5],
-        },
+        peer: peer(address, 443, 6),
         ..Question::default()
     }
 }
 
 #[test]
 fn every_border_of_a_prefix_has_the_verdict_that_the_data_says() {
-    let pin_dir = PathBuf::from(format!(
-        "/sys/fs/bpf/trefoil-test-{}-world",
-        std::process::id()
-    ));
-    let pins = Pins(pin_dir);
-    let mut kernel = Kernel::load(&LoadSettings {
-        pin_dir: pins.0.clone(),
-        cgroup: cgroup2_root().unwrap(),
-        tables: TableSizes {
-            events_bytes: 1 << 16,
-            flows: 1,
-            ended: 1,
-            processes: 1,
-            executables: 1,
-            cgroups: 1,
-        },
-    })
-    .unwrap();
+    let mut kernel = Unattached::load(1).unwrap();
     let world = World::random();
     let nobody = |_: &str| None;
     let surroundings = Surroundings {
@@ -186,8 +149,7 @@ fn every_border_of_a_prefix_has_the_verdict_that_the_data_says() {
     // Otherwise this would prove less than it is here for.
     assert!(image.n_chunks() > 6, "{} chunks", image.n_chunks());
     assert!(compiled.v6.len() * 24 > 2 * CHUNK_BYTES);
-    kernel.write_policy(&image).unwrap();
-    kernel.put_in_force(compiled.header.generation, Enforcement::Never);
+    kernel.judge_by(&compiled).unwrap();
 
     let mut random = Random::new(8);
     let mut addresses: Vec<IpAddr> = Vec::new();

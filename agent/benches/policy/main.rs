@@ -19,10 +19,10 @@ use std::{
 
 use trefoil::{
     geo::Geo,
-    kernel::{Enforcement, Kernel, LoadSettings, PinDir, TableSizes, cgroup2_root, detach},
+    kernel::{Enforcement, Unattached, peer},
     policy::{Compiled, Geography, Image, Surroundings, geography::Nowhere, testing::Random},
 };
-use trefoil_ebpf::abi::{Address, MAX_QUESTIONS, Peer, Question};
+use trefoil_ebpf::abi::{MAX_QUESTIONS, Question};
 
 /// Where `cargo xtask bench` says that the country table is.
 const TABLE: &str = "TREFOIL_BENCH_TABLE";
@@ -50,7 +50,7 @@ fn main() {
         began.elapsed()
     );
 
-    let (mut kernel, _pins) = load();
+    let mut kernel = Unattached::load(1).unwrap();
     let destinations = destinations(&geo);
     for (name, text, places) in [
         (
@@ -115,15 +115,10 @@ fn ns_a_decision(questions: &[Question], mut ask: impl FnMut(&[Question]) -> Dur
     rounds[N_ROUNDS / 2].as_nanos() as f64 / questions.len() as f64
 }
 
-fn question(address: Address) -> Question {
+fn question(address: IpAddr) -> Question {
     Question {
         uid: 1000,
-        peer: Peer {
-            address,
-            port: 443,
-            protocol: 6,
-            pad: [0; 5],
-        },
+        peer: peer(address, 443, 6),
         ..Question::default()
     }
 }
@@ -137,7 +132,7 @@ fn destinations(geo: &Geo) -> Vec<(&'static str, Vec<Question>)> {
         let one = |_| {
             let (first, last, _) = v4[random.below(v4.len())];
             let offset = random.below((last - first) as usize + 1) as u32;
-            question(Address::v4(first + offset))
+            question(IpAddr::V4((first + offset).into()))
         };
         let few: Vec<_> = (0..count).map(one).collect();
         few.iter().copied().cycle().take(N_RANDOM).collect()
@@ -148,12 +143,12 @@ fn destinations(geo: &Geo) -> Vec<(&'static str, Vec<Question>)> {
             let (first, last, _) = v6[random.below(v6.len())];
             let offset = (last - first).min(u128::from(u32::MAX)) as usize;
             let offset = random.below(offset + 1) as u128;
-            question(Address((first + offset).to_be_bytes()))
+            question(IpAddr::V6((first + offset).into()))
         };
         let few: Vec<_> = (0..count).map(one).collect();
         few.iter().copied().cycle().take(N_RANDOM).collect()
     };
-    let local = vec![question(Address::v4(0x7f00_0001)); N_RANDOM];
+    let local = vec![question(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST)); N_RANDOM];
     let (hot_v6, random_v6) = (of_v6(8), of_v6(N_RANDOM));
     vec![
         ("local", local),
@@ -225,29 +220,4 @@ fn compile(text: &str, geography: &dyn Geography, generation: u32) -> Compiled {
         Ok(compiled) => compiled,
         Err(problems) => panic!("{problems}"),
     }
-}
-
-struct Pins(PathBuf);
-
-impl Drop for Pins {
-    fn drop(&mut self) {
-        detach(&PinDir::new(&self.0)).unwrap();
-    }
-}
-
-fn load() -> (Kernel, Pins) {
-    let pin_dir = PathBuf::from(format!("/sys/fs/bpf/trefoil-bench-{}", std::process::id()));
-    let settings = LoadSettings {
-        pin_dir: pin_dir.clone(),
-        cgroup: cgroup2_root().unwrap(),
-        tables: TableSizes {
-            events_bytes: 1 << 16,
-            flows: 1,
-            ended: 1,
-            processes: 1,
-            executables: 1 << 10,
-            cgroups: 1 << 10,
-        },
-    };
-    (Kernel::load(&settings).unwrap(), Pins(pin_dir))
 }

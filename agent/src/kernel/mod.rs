@@ -19,6 +19,8 @@ mod pins;
 mod reader;
 mod tables;
 mod takeover;
+#[cfg(any(test, feature = "testing"))]
+mod unattached;
 mod wire;
 
 pub use cgroups::{cgroup_path, cgroup2_root};
@@ -28,3 +30,5 @@ pub use load::{Kernel, LoadSettings, TableSizes};
 pub use pins::{PinDir, detach};
 pub use reader::{Events, Reader};
 pub use tables::Enforcement;
+#[cfg(any(test, feature = "testing"))]
+pub use unattached::{Unattached, peer};
