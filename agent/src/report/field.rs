@@ -1,7 +1,10 @@
 //! The fields of a record: one definition for the journal, for JSON and for the
 //! manual.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, LazyLock},
+};
 
 use super::Kind;
 
@@ -332,7 +335,11 @@ impl Field {
     /// The field with this name in JSON.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|field| field.name() == name)
+        static BY_NAME: LazyLock<HashMap<&str, Field>> = LazyLock::new(|| {
+            let all = Field::ALL.iter();
+            all.map(|field| (field.name(), *field)).collect()
+        });
+        BY_NAME.get(name).copied()
     }
 }
 

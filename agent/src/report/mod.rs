@@ -29,7 +29,7 @@ pub use journal::{Journal, JournalSettings};
 pub use json::Json;
 pub use kind::{Kind, Priority};
 pub use news::{Coverage, Heartbeat, PolicyNews};
-pub use record::Record;
+pub use record::{NotARecord, Record};
 pub use reporter::{Context, Progress, Reporter, ReporterSettings, Stall};
 pub use sequence::{Origin, SequenceError};
 pub use sink::{Sealed, Sink};

@@ -140,35 +140,60 @@ impl Record {
     /// are left out, so that one version reads what another wrote.
     #[must_use]
     pub fn from_json(line: &str) -> Option<Self> {
-        let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line).ok()?;
-        let kind = Kind::parse(object.get(Field::Event.name())?.as_str()?)?;
-        let priority = Priority::parse(object.get(PRIORITY)?.as_u64()?)?;
-        let message = object.get(MESSAGE)?.as_str()?.to_owned();
+        Self::from_object(&serde_json::from_str(line).ok()?).ok()
+    }
+
+    /// A record from its JSON, already taken apart.
+    ///
+    /// # Errors
+    ///
+    /// What is missing, or is not what the field has.
+    pub fn from_object(
+        object: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<Self, NotARecord> {
+        let lacks = |name: &str| NotARecord::Lacks(name.to_owned());
+        let event = object.get(Field::Event.name()).and_then(|it| it.as_str());
+        let event = event.ok_or_else(|| lacks(Field::Event.name()))?;
+        let kind = Kind::parse(event).ok_or_else(|| NotARecord::Kind(event.to_owned()))?;
+        let priority = object.get(PRIORITY).and_then(|it| it.as_u64());
+        let priority = priority.and_then(Priority::parse);
+        let message = object.get(MESSAGE).and_then(|it| it.as_str());
         let mut record = Self {
             kind,
-            priority,
-            message,
+            priority: priority.ok_or_else(|| lacks(PRIORITY))?,
+            message: message.ok_or_else(|| lacks(MESSAGE))?.to_owned(),
             fields: Vec::new(),
         };
-        for (name, value) in &object {
+        for (name, value) in object {
             let Some(field) = Field::parse(name) else {
                 continue;
             };
             if !field.info().kinds.contains(kind) {
                 continue;
             }
-            match value {
-                serde_json::Value::String(text) if field.info().form != Form::Number => {
-                    record.set(field, text.as_str());
-                }
-                serde_json::Value::Number(number) if field.info().form == Form::Number => {
-                    record.set(field, number.as_u64()?);
-                }
-                _ => return None,
+            let is_number = field.info().form == Form::Number;
+            match (value.as_str(), value.as_u64()) {
+                (Some(text), _) if !is_number => record.set(field, text),
+                (_, Some(number)) if is_number => record.set(field, number),
+                _ => return Err(NotARecord::Form(name.clone())),
             }
         }
-        Some(record)
+        Ok(record)
     }
+}
+
+/// Why something is no record.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotARecord {
+    /// Every record has it.
+    #[error("it has no valid `{0}`, which every record has")]
+    Lacks(String),
+    /// Not a kind that this version knows.
+    #[error("this version knows no records of kind `{0}`")]
+    Kind(String),
+    /// The value has not the form that the field has.
+    #[error("`{0}` is not what records have there")]
+    Form(String),
 }
 
 /// Names of what the journal has fields of its own for.
