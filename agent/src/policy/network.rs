@@ -118,6 +118,16 @@ impl Network {
         Self::containing(address, self.prefix) == *self
     }
 
+    /// The network whose two halves these are.
+    #[must_use]
+    pub fn joined(&self, other: &Self) -> Option<Self> {
+        let whole = Self::containing(self.address, self.prefix.checked_sub(1)?);
+        let are_halves = self.prefix == other.prefix
+            && self.address != other.address
+            && whole.contains(other.address);
+        are_halves.then_some(whole)
+    }
+
     /// True when every address of `other` is one of this network's.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
@@ -214,6 +224,37 @@ mod tests {
             assert!(Network::parse(wrong).is_err(), "{wrong}");
         }
         assert!(Network::parse("::ffff:192.0.2.0/120").is_err());
+    }
+
+    #[test]
+    fn halves() {
+        let network = |text| Network::parse(text).unwrap();
+        let joined = |a, b| {
+            network(a)
+                .joined(&network(b))
+                .map(|whole| whole.to_string())
+        };
+        assert_eq!(
+            joined("192.0.2.4", "192.0.2.5").as_deref(),
+            Some("192.0.2.4/31")
+        );
+        assert_eq!(
+            joined("0.0.0.0/1", "128.0.0.0/1").as_deref(),
+            Some("0.0.0.0/0")
+        );
+        assert_eq!(
+            joined("2001:db8::/33", "2001:db8:8000::/33").as_deref(),
+            Some("2001:db8::/32")
+        );
+        for (a, b) in [
+            ("192.0.2.5", "192.0.2.6"),
+            ("192.0.2.4", "192.0.2.4"),
+            ("192.0.2.4/31", "192.0.2.6"),
+            ("0.0.0.0/0", "0.0.0.0/0"),
+            ("192.0.2.4", "2001:db8::"),
+        ] {
+            assert_eq!(joined(a, b), None, "{a} {b}");
+        }
     }
 
     #[test]

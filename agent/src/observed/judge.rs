@@ -1,0 +1,290 @@
+//! What a policy says about flows that were seen.
+//!
+//! Where the records have every fact that a rule asks for, the compiled policy
+//! decides, as for everything else. Where one is missing, every verdict that is
+//! possible is told, and none is picked.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use trefoil_ebpf::abi::{NO_RULE, verdict};
+
+use super::{Observed, Source, Target};
+use crate::{
+    policy::{
+        Compiled, Policy, Question, Surroundings,
+        explain::{RuleTrace, explain},
+        source::{Area, Rule, RuleVerdict},
+    },
+    report::words,
+};
+
+/// A policy to ask.
+#[derive(Clone, Copy)]
+pub struct Judge<'a> {
+    /// As it is written.
+    pub policy: &'a Policy,
+    /// The same, compiled.
+    pub compiled: &'a Compiled,
+    /// What both depend on.
+    pub surroundings: &'a Surroundings<'a>,
+}
+
+/// A verdict and the index of the rule that decided, if one did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ruling {
+    /// One of `abi::verdict`.
+    pub verdict: u8,
+    /// Index of the rule in the file.
+    pub rule: Option<usize>,
+}
+
+/// What a policy says.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Judgement {
+    /// This.
+    Certain(Ruling),
+    /// One of these: what decides between them is not in the records.
+    Either {
+        /// In the order of the rules.
+        possible: Vec<Ruling>,
+        /// What is not known, as words.
+        lacks: Vec<&'static str>,
+    },
+}
+
+impl Ruling {
+    /// True if the flow may leave.
+    #[must_use]
+    pub fn approves(&self) -> bool {
+        verdict::is_approved(self.verdict)
+    }
+
+    /// The verdict by its name in reports.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        words::verdict(self.verdict).unwrap_or("none")
+    }
+}
+
+impl Judgement {
+    /// Every ruling that is possible; mostly one.
+    #[must_use]
+    pub fn possible(&self) -> &[Ruling] {
+        match self {
+            Self::Certain(ruling) => std::slice::from_ref(ruling),
+            Self::Either { possible, .. } => possible,
+        }
+    }
+
+    /// True if the flow may leave, false if not, `None` if that is not certain.
+    #[must_use]
+    pub fn approves(&self) -> Option<bool> {
+        let (first, rest) = self.possible().split_first()?;
+        let alike = rest
+            .iter()
+            .all(|other| other.approves() == first.approves());
+        alike.then(|| first.approves())
+    }
+
+    /// What is not known and would decide.
+    #[must_use]
+    pub fn lacks(&self) -> &[&'static str] {
+        match self {
+            Self::Certain(_) => &[],
+            Self::Either { lacks, .. } => lacks,
+        }
+    }
+}
+
+impl Judge<'_> {
+    /// Judges. What was local when it was seen is local.
+    #[must_use]
+    pub fn judge(&self, observed: &Observed) -> Judgement {
+        if observed.is_local() {
+            return Judgement::Certain(Ruling {
+                verdict: verdict::LOCAL,
+                rule: None,
+            });
+        }
+        let lacks = Lacks::of(&observed.source, &observed.target);
+        match observed.question() {
+            Some(question) if !lacks.anything() => Judgement::Certain(self.decide(&question)),
+            question => self.every_possible(observed, question, &lacks),
+        }
+    }
+
+    /// The name of a rule.
+    #[must_use]
+    pub fn rule_name(&self, ruling: &Ruling) -> Option<&str> {
+        let rule = self.compiled.rules.get(ruling.rule?)?;
+        Some(&rule.name)
+    }
+
+    fn decide(&self, question: &Question<'_>) -> Ruling {
+        let decision = self.compiled.judge(question);
+        Ruling {
+            verdict: decision.verdict,
+            rule: (decision.rule != NO_RULE).then(|| usize::from(decision.rule)),
+        }
+    }
+
+    /// Goes through the rules as a reader would who does not know everything.
+    fn every_possible(
+        &self,
+        observed: &Observed,
+        question: Option<Question<'_>>,
+        lacks: &Lacks,
+    ) -> Judgement {
+        // Stands in where it is not known; what is asked about it is not looked at.
+        const ANYWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 0));
+        let Target {
+            protocol,
+            port,
+            country,
+            ..
+        } = observed.target;
+        let question = question.unwrap_or_else(|| {
+            let protocol = protocol.map_or(0, |protocol| protocol.0);
+            observed.source.asks(ANYWHERE, protocol, port)
+        });
+        let explanation = explain(self.policy, self.surroundings, &question);
+        if observed.target.address.is_some() && explanation.verdict == "local" {
+            return Judgement::Certain(Ruling {
+                verdict: verdict::LOCAL,
+                rule: None,
+            });
+        }
+        let mut possible = Vec::new();
+        let mut asked = Vec::new();
+        let mut is_decided = false;
+        for trace in &explanation.rules {
+            let rule = &self.policy.rules[trace.index];
+            let Some(missing) = self.may_match(rule, trace, observed, lacks) else {
+                continue;
+            };
+            let ruling = Ruling {
+                verdict: verdict_of(rule),
+                rule: Some(trace.index),
+            };
+            possible.push(ruling);
+            is_decided = missing.is_empty();
+            asked.extend(missing);
+            if is_decided {
+                break;
+            }
+        }
+        if !is_decided {
+            let known = match observed.target.address {
+                Some(address) => self.surroundings.geography.country(address),
+                None => country,
+            };
+            possible.push(Ruling {
+                verdict: match known {
+                    Some(_) => verdict::UNAPPROVED,
+                    None => verdict::UNDETERMINED,
+                },
+                rule: None,
+            });
+        }
+        match possible[..] {
+            [one] => Judgement::Certain(one),
+            _ => {
+                asked.sort_unstable();
+                asked.dedup();
+                Judgement::Either {
+                    possible,
+                    lacks: asked,
+                }
+            }
+        }
+    }
+
+    /// `None` if a rule cannot match; else what is not known that it asks for.
+    fn may_match(
+        &self,
+        rule: &Rule,
+        trace: &RuleTrace,
+        observed: &Observed,
+        lacks: &Lacks,
+    ) -> Option<Vec<&'static str>> {
+        let mut missing = Vec::new();
+        for condition in &trace.conditions {
+            let country = observed.target.country;
+            let recorded = match (condition.key, observed.target.address, country) {
+                // Where the addresses are not known, their country may be.
+                ("to.countries", None, Some(country)) => {
+                    let areas = rule.countries.iter().flatten();
+                    Some(areas.clone().any(|area| area.has_country(country)))
+                }
+                ("to.zones", None, Some(country)) => {
+                    let zones = rule.zones.iter().flatten();
+                    let mut areas = zones.flat_map(|&zone| &self.policy.zones[zone].areas);
+                    let has_country = areas.clone().any(|area| area.has_country(country));
+                    let has_networks = areas.any(|area| matches!(area, Area::Network(_)));
+                    match (has_country, has_networks) {
+                        (true, _) => Some(true),
+                        (false, true) => None,
+                        (false, false) => Some(false),
+                    }
+                }
+                (key, _, _) => match lacks.what(key) {
+                    None => Some(condition.holds),
+                    Some(_) => None,
+                },
+            };
+            match recorded {
+                Some(true) => {}
+                Some(false) => return None,
+                None => missing.push(lacks.what(condition.key).unwrap_or("the destination")),
+            }
+        }
+        Some(missing)
+    }
+}
+
+fn verdict_of(rule: &Rule) -> u8 {
+    match rule.verdict {
+        RuleVerdict::Deny => verdict::DENIED,
+        RuleVerdict::Approve if rule.gateways.is_some() => verdict::GATEWAY,
+        RuleVerdict::Approve => verdict::APPROVED,
+    }
+}
+
+/// Which facts the records do not have.
+#[derive(Clone, Copy, Debug)]
+struct Lacks {
+    cgroup: bool,
+    exe: bool,
+    uid: bool,
+    address: bool,
+    protocol: bool,
+}
+
+impl Lacks {
+    fn of(source: &Source, target: &Target) -> Self {
+        Self {
+            cgroup: source.cgroup_for_rules().is_missing(),
+            exe: source.exe_for_rules().is_missing(),
+            uid: source.uid_for_rules().is_missing(),
+            address: target.address.is_none(),
+            protocol: target.protocol.is_none(),
+        }
+    }
+
+    fn anything(&self) -> bool {
+        self.cgroup || self.exe || self.uid || self.address || self.protocol
+    }
+
+    /// What is missing to say whether a key of a rule holds.
+    fn what(&self, key: &str) -> Option<&'static str> {
+        let (is_missing, what) = match key {
+            "from.unit" => (self.cgroup, "the unit"),
+            "from.exe" => (self.exe, "the executable"),
+            "from.user" => (self.uid, "the user"),
+            "to.ports" | "to.protocols" => (self.protocol, "the protocol"),
+            // A gateway is an address with a port.
+            _ => (self.address, "the destination"),
+        };
+        is_missing.then_some(what)
+    }
+}

@@ -1,0 +1,172 @@
+//! Whose flows they were, as their records say it.
+
+use std::{borrow::Cow, fmt, net::IpAddr, sync::Arc};
+
+use trefoil_ebpf::abi::CGROUP_PATH;
+
+use crate::{
+    policy::Question,
+    report::{Field, Record, words},
+};
+
+/// Stands for bytes that were no UTF-8: what a name with it was is not known.
+const REPLACED: char = '\u{fffd}';
+
+/// An owner. A fact that the records do not have is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Source {
+    /// Unit of the system's manager.
+    pub unit: Option<Arc<str>>,
+    /// Unit of a user's manager.
+    pub user_unit: Option<Arc<str>>,
+    /// Container.
+    pub container: Option<Arc<str>>,
+    /// Path of the control group.
+    pub cgroup: Option<Arc<str>>,
+    /// Path of the executable.
+    pub exe: Option<Arc<str>>,
+    /// Why `exe` is not plainly that of a file of the host.
+    pub exe_note: Option<Arc<str>>,
+    /// User id.
+    pub uid: Option<u32>,
+    /// Name of the user.
+    pub user: Option<Arc<str>>,
+}
+
+/// A fact that rules ask for, as far as it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fact<T> {
+    /// The records say it.
+    Known(T),
+    /// The records say that no rule can match it, whatever it is.
+    MatchesNone,
+    /// The records do not say it.
+    Missing,
+}
+
+impl Source {
+    /// The owner that a record of flows names.
+    #[must_use]
+    pub fn of(record: &Record) -> Self {
+        let text = |field| record.text(field).map(Arc::from);
+        Self {
+            unit: text(Field::Unit),
+            user_unit: text(Field::UserUnit),
+            container: text(Field::Container),
+            cgroup: text(Field::Cgroup),
+            exe: text(Field::Exe),
+            exe_note: text(Field::ExeNote),
+            uid: record
+                .number(Field::Uid)
+                .and_then(|uid| u32::try_from(uid).ok()),
+            user: text(Field::User),
+        }
+    }
+
+    /// This owner with the facts of an older record of the same process that this one
+    /// lacks; `None` if that adds nothing.
+    #[must_use]
+    pub(super) fn filled_from(&self, older: &Self) -> Option<Self> {
+        let either = |own: &Option<Arc<str>>, other: &Option<Arc<str>>| {
+            own.as_ref().or(other.as_ref()).map(Arc::clone)
+        };
+        let exe = if self.exe.is_some() { self } else { older };
+        let filled = Self {
+            unit: either(&self.unit, &older.unit),
+            user_unit: either(&self.user_unit, &older.user_unit),
+            container: either(&self.container, &older.container),
+            cgroup: either(&self.cgroup, &older.cgroup),
+            exe: exe.exe.clone(),
+            exe_note: exe.exe_note.clone(),
+            uid: self.uid.or(older.uid),
+            user: either(&self.user, &older.user),
+        };
+        (filled != *self).then_some(filled)
+    }
+
+    /// The control group as rules see it. One whose path was cut matches none.
+    #[must_use]
+    pub fn cgroup_for_rules(&self) -> Fact<&str> {
+        match self.cgroup.as_deref() {
+            None => Fact::Missing,
+            Some(path) if path.ends_with("...") && path.len() >= CGROUP_PATH => Fact::MatchesNone,
+            Some(path) if path.contains(REPLACED) => Fact::Missing,
+            Some(path) => Fact::Known(path),
+        }
+    }
+
+    /// The executable as rules see it. One that is no file of the host matches none.
+    #[must_use]
+    pub fn exe_for_rules(&self) -> Fact<&str> {
+        match (self.exe.as_deref(), self.exe_note.as_deref()) {
+            (_, Some("foreign" | "truncated")) => Fact::MatchesNone,
+            (None, _) => Fact::Missing,
+            (Some(path), _) if path.contains(REPLACED) => Fact::Missing,
+            (Some(path), _) => Fact::Known(path),
+        }
+    }
+
+    /// The user as rules see it.
+    #[must_use]
+    pub fn uid_for_rules(&self) -> Fact<u32> {
+        self.uid.map_or(Fact::Missing, Fact::Known)
+    }
+
+    /// The question to a policy about a flow of this owner. What is not known matches
+    /// no rule that asks for it.
+    #[must_use]
+    pub fn asks(&self, destination: IpAddr, protocol: u8, port: u16) -> Question<'_> {
+        Question {
+            cgroup: self.cgroup_for_rules().known().map(str::as_bytes),
+            executable: self.exe_for_rules().known().map(str::as_bytes),
+            // The last number is no user's.
+            uid: self.uid.unwrap_or(u32::MAX),
+            destination,
+            protocol,
+            port,
+        }
+    }
+
+    /// The name of the program, or nothing.
+    #[must_use]
+    pub fn program(&self) -> Option<&str> {
+        let exe = self.exe.as_deref()?;
+        Some(exe.rsplit('/').next().unwrap_or(exe))
+    }
+}
+
+impl<T> Fact<T> {
+    /// What is known.
+    pub fn known(self) -> Option<T> {
+        match self {
+            Self::Known(value) => Some(value),
+            Self::MatchesNone | Self::Missing => None,
+        }
+    }
+
+    /// True if nobody knows.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Missing)
+    }
+}
+
+impl fmt::Display for Source {
+    /// `curl (shop.service, user www-data)`.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let program = self.program().unwrap_or("unknown process");
+        let mut details: Vec<Cow<'_, str>> = Vec::new();
+        if let Some(unit) = self.user_unit.as_ref().or(self.unit.as_ref()) {
+            details.push(words::clean(unit));
+        }
+        match (&self.user, self.uid) {
+            (Some(user), _) => details.push(format!("user {}", words::clean(user)).into()),
+            (None, Some(uid)) => details.push(format!("uid {uid}").into()),
+            (None, None) => {}
+        }
+        formatter.write_str(&words::clean(program))?;
+        match details.is_empty() {
+            true => Ok(()),
+            false => write!(formatter, " ({})", details.join(", ")),
+        }
+    }
+}
