@@ -28,6 +28,10 @@ pub enum Verb {
     Check(CheckArgs),
     /// Say what a policy says about one flow, and why
     Explain(ExplainArgs),
+    /// Write a policy that approves of the flows that were seen, and of nothing else
+    Learn(LearnArgs),
+    /// Say which of the flows that were seen two policies judge differently
+    Diff(DiffArgs),
     /// List the flows that are open now, from the kernel's tables
     Flows(FlowsArgs),
     /// Say whether everything is as it should be; exit status 1 if not
@@ -121,6 +125,10 @@ impl From<FlowsArg> for FlowMode {
 pub struct CheckArgs {
     /// Policy file [default: as for run]
     pub policy: Option<PathBuf>,
+    /// Say what enforcing it would have dropped of what was seen: records, as JSON of `trefoil run
+    /// --json` or `journalctl -o json`; `-` is standard input; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub against: Vec<PathBuf>,
     #[command(flatten)]
     #[allow(missing_docs, reason = "its fields have them")]
     pub sources: Sources,
@@ -150,6 +158,43 @@ pub struct ExplainArgs {
     /// Policy file [default: as for run]
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields have them")]
+    pub sources: Sources,
+    /// For programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `trefoil learn`
+#[derive(Args, Clone, Debug)]
+pub struct LearnArgs {
+    /// Records, as JSON of `trefoil run --json` or `journalctl -o json`; `-` is standard input
+    /// [default: what is open now]
+    #[arg(value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields have them")]
+    pub pins: Pins,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields have them")]
+    pub sources: Sources,
+}
+
+/// `trefoil diff`
+#[derive(Args, Clone, Debug)]
+pub struct DiffArgs {
+    /// The policy before
+    pub old: PathBuf,
+    /// The policy now
+    pub new: PathBuf,
+    /// Records, as JSON of `trefoil run --json` or `journalctl -o json`; `-` is standard input
+    /// [default: what is open now]
+    #[arg(value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields have them")]
+    pub pins: Pins,
     #[command(flatten)]
     #[allow(missing_docs, reason = "its fields have them")]
     pub sources: Sources,

@@ -1,8 +1,11 @@
 //! `trefoil check`: is everything that `run` would read right, and can this
 //! kernel do it? Changes nothing.
 
+mod against;
+
 use serde::Serialize;
 
+use self::against::Against;
 use super::{Ending, Failure, cuts::Cuts, say, say_json, sources};
 use crate::{
     cli::CheckArgs,
@@ -27,6 +30,9 @@ struct Findings {
     /// What enforcing the policy would cut, if there is one to judge by.
     #[serde(flatten)]
     cuts: Option<Cuts>,
+    /// What it would have dropped of what was seen, if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    against: Option<Against>,
 }
 
 #[derive(Debug, Serialize)]
@@ -75,9 +81,14 @@ pub fn check(args: &CheckArgs) -> Result<Ending, Failure> {
         .map_err(|failure| findings.complain(general(failure.to_string())))
         .ok();
     let known: &dyn Geography = geo.as_ref().map_or(&Nowhere, |geo| geo);
-    let compilation = sources::policy_text(&settings)
-        .map_err(|failure| general(failure.to_string()))
-        .and_then(|text| sources::compile(&text, known, &sources::own_addresses()));
+    let text = sources::policy_text(&settings).map_err(|failure| general(failure.to_string()));
+    if let Ok(text) = &text
+        && !args.against.is_empty()
+    {
+        findings.against = Against::find(&args.against, text, geo.as_ref())?;
+    }
+    let compilation =
+        text.and_then(|text| sources::compile(&text, known, &sources::own_addresses()));
     let mut enforces = false;
     match compilation {
         Err(problems) => findings.complain(problems),
@@ -104,8 +115,11 @@ pub fn check(args: &CheckArgs) -> Result<Ending, Failure> {
             .cuts
             .as_ref()
             .is_some_and(|cuts| !cuts.would_cut.is_empty());
-    findings.fine =
-        n_problems == 0 && !cuts_now && findings.kernel.iter().all(|hook| hook.supported);
+    let was_fine = findings.against.as_ref().is_none_or(Against::is_fine);
+    findings.fine = n_problems == 0
+        && !cuts_now
+        && was_fine
+        && findings.kernel.iter().all(|hook| hook.supported);
     show(&findings, args.json)?;
     if n_problems > 0 {
         return Err(Failure::Configuration(words::count(n_problems, "problem")));
@@ -185,6 +199,10 @@ fn show(findings: &Findings, json: bool) -> Result<(), Failure> {
     }
     if let (Some(policy), Some(cuts)) = (&findings.policy, &findings.cuts) {
         text += &cuts.text(policy.mode);
+    }
+    if let Some(against) = &findings.against {
+        text += &against.text();
+        against.say_faults();
     }
     let lacking: Vec<_> = findings
         .kernel

@@ -4,23 +4,17 @@ use std::{
     collections::HashMap,
     io::{self, Write},
     os::fd::AsFd,
-    sync::Arc,
     time::Duration,
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use trefoil_ebpf::abi::{FLOW_EMBRYONIC, FLOW_ENDED, Tracked, verdict};
+use trefoil_ebpf::abi::Tracked;
 
-use super::{Ending, Failure, sources};
+use super::{Ending, Failure, live::Live, sources};
 use crate::{
     cli::FlowsArgs,
-    clock::{self, BootClock},
-    flow::{FlowId, FlowReport, ReportKind, Stage, counted},
-    kernel::{KernelError, Reader},
-    names::Names,
-    owner::users::Logins,
+    flow::{FlowId, Stage},
     report::{Record, Terminal},
-    state::State,
 };
 
 /// How often `--follow` looks.
@@ -29,37 +23,20 @@ const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
 pub fn flows(args: &FlowsArgs) -> Result<Ending, Failure> {
     let settings = sources::settings(args.sources.config.as_deref())?;
     let pin_dir = args.pins.pin_dir.as_deref().unwrap_or(&settings.pin_dir);
-    let reader = Reader::open(&sources::pins(pin_dir)?)?;
-    let geo = sources::geo(&args.sources.geo, &settings)?;
-    let logins = Logins::start()
-        .map_err(|error| Failure::Other(format!("start the look-up of login names: {error}")))?;
-    let mut names = Names::new(logins, None, Arc::new(geo));
-    if let Some(state) = State::read(pin_dir) {
-        names.add_policy(state.rule_names());
-    }
+    let mut live = Live::open(pin_dir, sources::geo(&args.sources.geo, &settings)?)?;
     let mut output = Output::new(args.json)?;
     let mut shown: HashMap<FlowId, Tracked> = HashMap::new();
     loop {
-        let open = open_flows(&reader)?;
+        let open = live.open_flows()?;
         for tracked in &open {
             if shown.get(&FlowId::of(&tracked.flow)) == Some(tracked) {
                 continue;
             }
-            let facts = names.facts(&reader, tracked)?;
             let stage = match shown.contains_key(&FlowId::of(&tracked.flow)) {
                 true => Stage::Update,
                 false => Stage::Opened,
             };
-            let report = FlowReport {
-                kind: ReportKind::Flow,
-                stage,
-                time_ns: clock::since_boot_ns(),
-                tracked: *tracked,
-                counted: counted(&tracked.flow),
-                since_last: counted(&tracked.flow),
-                ending: None,
-            };
-            if !output.show(&Record::flow(&report, &facts, &BootClock::read()))? {
+            if !output.show(&live.record(tracked, stage)?)? {
                 return Ok(Ending::Fine);
             }
         }
@@ -84,25 +61,6 @@ fn has_reader_after(interval: Duration) -> bool {
     let mut ends = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
     let timeout = PollTimeout::try_from(interval).unwrap_or(PollTimeout::MAX);
     !poll(&mut ends, timeout).is_ok_and(|n_gone| n_gone > 0)
-}
-
-/// Everything that something happened on and that is not over, oldest first.
-fn open_flows(reader: &Reader) -> Result<Vec<Tracked>, KernelError> {
-    let mut open = reader.socket_flows()?;
-    open.extend(
-        reader
-            .many_peer_flows()?
-            .into_iter()
-            .map(|(_, tracked)| tracked),
-    );
-    open.retain(|tracked| {
-        let counted = counted(&tracked.flow);
-        tracked.flow.state & (FLOW_ENDED | FLOW_EMBRYONIC) == 0
-            && tracked.flow.decision.verdict != verdict::LOCAL
-            && counted.packets_out + counted.packets_in + counted.blocked_packets > 0
-    });
-    open.sort_by_key(|tracked| tracked.flow.started_ns);
-    Ok(open)
 }
 
 /// Standard output: lines of JSON for programs, lines for people.

@@ -4,8 +4,13 @@ mod check;
 mod confirm;
 mod cuts;
 mod detach;
+mod diff;
 mod explain;
 mod flows;
+mod groups;
+mod learn;
+mod live;
+mod observations;
 mod reload;
 mod run;
 mod sources;
@@ -134,6 +139,8 @@ pub fn main() -> ExitCode {
         Verb::Run(args) => run::run(&args),
         Verb::Check(args) => check::check(&args),
         Verb::Explain(args) => explain::explain(&args),
+        Verb::Learn(args) => learn::learn(&args),
+        Verb::Diff(args) => diff::diff(&args),
         Verb::Flows(args) => flows::flows(&args),
         Verb::Status(args) => status::status(&args),
         Verb::Reload(args) => reload::reload(&args),

@@ -1,0 +1,116 @@
+//! Where the verbs get what was seen: files, standard input, or what is open now.
+
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader},
+    path::{Path, PathBuf},
+};
+
+use super::{Failure, live::Live};
+use crate::{
+    flow::Stage,
+    observed::{Collector, Observed, Reading},
+};
+
+/// What was seen, and what of it could not be read.
+#[derive(Debug)]
+pub struct Observations {
+    /// Flows.
+    pub seen: Vec<Observed>,
+    /// How reading went.
+    pub reading: Reading,
+}
+
+impl Observations {
+    /// Reads files of records, `-` being standard input.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be read, or has not one record in it.
+    pub fn read(files: &[PathBuf]) -> Result<Self, Failure> {
+        let is_stdin = |file: &&PathBuf| file.as_os_str() == "-";
+        if files.iter().filter(is_stdin).count() > 1 {
+            let twice = "`-` is there twice: standard input can be read once";
+            return Err(Failure::Usage(twice.to_owned()));
+        }
+        let mut collector = Collector::default();
+        for file in files {
+            if is_stdin(&file) {
+                add_lines(&mut collector, "standard input", io::stdin().lock())?;
+            } else {
+                let name = file.display().to_string();
+                let opened = File::open(file).map_err(|error| cannot_read(&name, &error))?;
+                add_lines(&mut collector, &name, BufReader::new(opened))?;
+            }
+        }
+        let (seen, reading) = collector.finish();
+        let observations = Self { seen, reading };
+        if observations.reading.records == 0 {
+            observations.say_faults();
+            let names: Vec<_> = files
+                .iter()
+                .map(|file| file.display().to_string())
+                .collect();
+            return Err(Failure::Other(format!(
+                "there is no record of Trefoil in {}; records are what `trefoil run --json FILE` \
+                 writes, and `journalctl -u trefoil -o json`, as root",
+                names.join(", ")
+            )));
+        }
+        Ok(observations)
+    }
+
+    /// What is open now.
+    pub fn of_now(live: &mut Live) -> Result<Self, Failure> {
+        let mut collector = Collector::default();
+        for tracked in live.open_flows()? {
+            let record = live.record(&tracked, Stage::Opened)?;
+            collector
+                .add(&record)
+                .map_err(|error| Failure::Other(format!("read an open flow: {error}")))?;
+        }
+        let (seen, reading) = collector.finish();
+        Ok(Self { seen, reading })
+    }
+
+    /// Tells on standard error what was not there to be read.
+    pub fn say_faults(&self) {
+        let Reading {
+            faults, unreadable, ..
+        } = &self.reading;
+        for fault in faults {
+            eprintln!("{fault}");
+        }
+        let n_more = unreadable - faults.len() as u64;
+        if n_more > 0 {
+            eprintln!("... and {n_more} more");
+        }
+        for complaint in self.reading.complaints() {
+            eprintln!("trefoil: {complaint}");
+        }
+    }
+}
+
+/// One line at a time: a journal of a month need not fit into memory.
+fn add_lines(collector: &mut Collector, name: &str, mut file: impl BufRead) -> Result<(), Failure> {
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        let n_read = file
+            .read_until(b'\n', &mut line)
+            .map_err(|error| cannot_read(name, &error))?;
+        if n_read == 0 {
+            break;
+        }
+        collector.add_line(name, number, &line);
+    }
+    Ok(())
+}
+
+fn cannot_read(name: impl AsRef<Path>, error: &io::Error) -> Failure {
+    let text = format!("read {}: {error}", name.as_ref().display());
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => Failure::NotPermitted(text),
+        _ => Failure::Other(text),
+    }
+}
