@@ -152,6 +152,12 @@ pub struct ExplainArgs {
     /// Systemd unit, or the path of a control group
     #[arg(long, value_name = "UNIT")]
     pub unit: Option<String>,
+    /// Path of a control group, instead of a unit
+    #[arg(long, value_name = "PATH", conflicts_with = "unit")]
+    pub cgroup: Option<String>,
+    /// Container as records name it, such as docker:ID, instead of a unit
+    #[arg(long, value_name = "ENGINE:ID", conflicts_with_all = ["unit", "cgroup"])]
+    pub container: Option<String>,
     /// Login name or user id [default: root]
     #[arg(long, value_name = "NAME")]
     pub user: Option<String>,

@@ -52,6 +52,16 @@ fn inquiry(args: &ExplainArgs, users: &dyn Users) -> Result<Inquiry, Failure> {
             .from_unit(unit)
             .map_err(|fault| wrong("--unit", &fault))?;
     }
+    if let Some(path) = &args.cgroup {
+        inquiry = inquiry
+            .from_cgroup(path)
+            .map_err(|fault| wrong("--cgroup", &fault))?;
+    }
+    if let Some(container) = &args.container {
+        inquiry = inquiry
+            .from_container(container)
+            .map_err(|fault| wrong("--container", &fault))?;
+    }
     if let Some(path) = &args.exe {
         inquiry = inquiry
             .from_executable(path)

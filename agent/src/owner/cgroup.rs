@@ -111,15 +111,60 @@ fn is_user_manager(unit: &str) -> bool {
         .is_some_and(|uid| !uid.is_empty() && uid.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
+/// The container that a rule may name: that of [`Placement`], if nobody but a manager
+/// or an engine of the system can have made its group.
+///
+/// Whoever a subtree was delegated to (a user, for his manager and his containers; a
+/// service that has `Delegate=`) makes groups in it under any name, so a name in there
+/// proves nothing. What stands behind slices alone was made by the system's manager,
+/// which never delegates a slice, or by root. Engines that make groups without it have
+/// theirs below directories at the root of the hierarchy, where only root can make
+/// one: `docker`, `libpod_parent`, `lxc`, `kubepods`.
+#[must_use]
+pub fn container_for_rules(path: &str) -> Option<Container> {
+    let parts: Vec<&str> = path.strip_prefix('/')?.split('/').collect();
+    let n_above = match parts[..] {
+        ["docker" | "libpod_parent" | "lxc", ..] => 1,
+        ["kubepods", "burstable" | "besteffort", ..] => 3,
+        ["kubepods", ..] => 2,
+        _ => count_slices(&parts),
+    };
+    let part = parts.get(n_above)?;
+    let above = &parts[..n_above];
+    // The kernel's automaton does not count the digits of an id.
+    let container = container_at(above, part, &parts[n_above + 1..], is_hex)?;
+    let is_made_there = match above {
+        ["docker"] => is_hex(part),
+        ["libpod_parent"] => container.engine == "podman",
+        ["lxc"] => true,
+        ["kubepods", .., pod] => {
+            let is_named = matches!(container.engine, "systemd-nspawn" | "lxc");
+            pod.len() > "pod".len() && pod.starts_with("pod") && !is_named
+        }
+        _ => container.engine != "kubernetes",
+    };
+    // Names of machines are names of hosts. Of those, systemd escapes dashes.
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    let is_plain = match container.engine {
+        "systemd-nspawn" => {
+            container.id.bytes().all(is_name)
+                && part.matches('\\').count() == container.id.matches('-').count()
+                && part.matches("\\x2d").count() == container.id.matches('-').count()
+        }
+        _ => container.id.bytes().all(|byte| byte.is_ascii_graphic()),
+    };
+    (is_made_there && is_plain && !part.ends_with(".slice")).then_some(container)
+}
+
 /// The outermost container: only that one was named by an engine of the host.
 /// What is further in may be named by whoever is in the container.
 fn container(parts: &[&str]) -> Option<Container> {
-    (0..parts.len()).find_map(|at| container_at(&parts[..at], parts[at], &parts[at + 1..]))
+    (0..parts.len()).find_map(|at| container_at(&parts[..at], parts[at], &parts[at + 1..], is_id))
 }
 
 /// Groups of one container are called after its id. Those of an engine's own
 /// helpers have other names (`libpod-conmon-ID.scope`), which are not listed.
-const PREFIXES: &[(&str, &str)] = &[
+pub const PREFIXES: &[(&str, &str)] = &[
     ("docker-", "docker"),
     ("libpod-", "podman"),
     // Beside a `supervisor` group, in the unit of a service that runs podman.
@@ -129,13 +174,21 @@ const PREFIXES: &[(&str, &str)] = &[
     ("crio-", "cri-o"),
 ];
 
-fn container_at(above: &[&str], part: &str, below: &[&str]) -> Option<Container> {
+fn container_at(
+    above: &[&str],
+    part: &str,
+    below: &[&str],
+    is_id: impl Fn(&str) -> bool,
+) -> Option<Container> {
     let found = |engine, id: &str| {
         Some(Container {
             engine,
             id: id.to_owned(),
         })
     };
+    if above == ["lxc"] && !part.is_empty() {
+        return found("lxc", part);
+    }
     let stem = part.strip_suffix(".scope").unwrap_or(part);
     for (prefix, engine) in PREFIXES {
         if let Some(id) = stem.strip_prefix(prefix).filter(|id| is_id(id)) {
@@ -162,23 +215,25 @@ fn container_at(above: &[&str], part: &str, below: &[&str]) -> Option<Container>
             id: machine,
         });
     }
-    if let Some(name) = part
-        .strip_prefix("lxc.payload.")
-        .filter(|name| !name.is_empty())
-    {
-        return found("lxc", name);
-    }
-    (above == ["lxc"]).then(|| Container {
+    let name = part.strip_prefix("lxc.payload.")?;
+    (!name.is_empty()).then(|| Container {
         engine: "lxc",
-        id: part.to_owned(),
+        id: name.to_owned(),
     })
 }
 
-fn is_id(text: &str) -> bool {
-    text.len() == 64
-        && text
-            .bytes()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+/// Digits of the id of a container.
+pub const ID_DIGITS: usize = 64;
+
+/// True for the whole id of a container, as engines write it.
+#[must_use]
+pub fn is_id(text: &str) -> bool {
+    text.len() == ID_DIGITS && is_hex(text)
+}
+
+fn is_hex(text: &str) -> bool {
+    let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    !text.is_empty() && text.bytes().all(is_digit)
 }
 
 /// The name of the machine that an nspawn container's unit is called after.
@@ -202,7 +257,9 @@ fn unescape_unit(name: &str) -> Option<String> {
     while let Some(at) = rest.find('\\') {
         bytes.extend_from_slice(&rest.as_bytes()[..at]);
         let hex = rest[at..].strip_prefix("\\x")?.get(..2)?;
-        bytes.push(u8::from_str_radix(hex, 16).ok()?);
+        // A sign is a number to the library.
+        let is_hex = hex.bytes().all(|byte| byte.is_ascii_hexdigit());
+        bytes.push(u8::from_str_radix(hex, 16).ok().filter(|_| is_hex)?);
         rest = &rest[at + 4..];
     }
     bytes.extend_from_slice(rest.as_bytes());

@@ -4,6 +4,7 @@
 //! by byte. What a class means is the caller's: it gives one to each set of
 //! patterns that some path matches.
 
+mod containers;
 mod draft;
 
 use std::collections::HashMap;
@@ -15,7 +16,7 @@ use regex_automata::{Anchored, MatchKind};
 use trefoil_ebpf::abi::MAX_LETTERS;
 
 use self::draft::{Draft, Drawn};
-use super::pattern::{ExecutablePattern, UnitPattern};
+use super::pattern::{CgroupPattern, ContainerPattern, ExecutablePattern, UnitPattern};
 use super::problem::Fault;
 
 /// Most states of both automata together: their numbers are `u16`.
@@ -52,21 +53,36 @@ pub(super) struct Table {
     pub(super) starts: [u32; 2],
 }
 
+/// Patterns for the path of a control group. Their indexes are those of all units,
+/// then of all groups, then of all containers.
+#[derive(Default)]
+pub(super) struct PathPatterns<'p> {
+    pub(super) units: Vec<&'p UnitPattern>,
+    pub(super) cgroups: Vec<&'p CgroupPattern>,
+    pub(super) containers: Vec<&'p ContainerPattern>,
+}
+
+impl PathPatterns<'_> {
+    fn len(&self) -> usize {
+        self.units.len() + self.cgroups.len() + self.containers.len()
+    }
+}
+
 /// The automaton for control groups. `class_of` gets the indexes of the patterns
 /// that a path matches, in order.
-pub(super) fn of_units(
-    patterns: &[&UnitPattern],
+pub(super) fn of_cgroups(
+    patterns: &PathPatterns<'_>,
     class_of: impl FnMut(&[usize]) -> Result<u16, Fault>,
 ) -> Result<Automaton, Fault> {
     search(
         patterns.len(),
-        Draft::units(patterns),
+        Draft::cgroups(patterns),
         MAX_SEARCH_BYTES,
         class_of,
     )
 }
 
-/// The automaton for executables, as [`of_units`].
+/// The automaton for executables, as [`of_cgroups`].
 pub(super) fn of_executables(
     patterns: &[&ExecutablePattern],
     class_of: impl FnMut(&[usize]) -> Result<u16, Fault>,
@@ -146,10 +162,11 @@ fn search(
 }
 
 fn too_many_states() -> Fault {
-    Fault::new("the patterns for units or for executables are too complex to be one table").help(
-        "use fewer `*` at the beginning or in the middle of patterns: each doubles what all \
+    Fault::new("the patterns for control groups or for executables are too complex to be one table")
+        .help(
+            "use fewer `*` at the beginning or in the middle of patterns: each doubles what all \
          the others need",
-    )
+        )
 }
 
 impl Table {
@@ -210,7 +227,7 @@ impl Table {
         }
         if letters_in_use.len() > MAX_LETTERS {
             return Err(Fault::new(
-                "the patterns for units and executables name too many characters",
+                "the patterns for control groups and executables name too many characters",
             )
             .help(format!(
                 "they can tell {MAX_LETTERS} bytes apart: use `*` or `?` for letters beyond ASCII"

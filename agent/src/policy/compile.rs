@@ -9,8 +9,8 @@ pub mod image;
 
 use trefoil_ebpf::abi::{Clause, MAX_CLAUSES, MAX_RANGES, Range32, Row, dimension};
 
-use self::clauses::{Clauses, Test};
-use super::automaton::{self, State, Table};
+use self::clauses::{Clauses, Test, row_of_path};
+use super::automaton::{self, PathPatterns, State, Table};
 use super::geography::Surroundings;
 use super::intervals::{Cells, Intervals, is_in};
 use super::problem::{Fault, Place, Problem, Problems};
@@ -165,16 +165,29 @@ fn tables(
 
     let mut rows = Rows::default();
 
-    let mut cgroups = rows.dimension(&clauses, |test| test.units.is_some());
-    let (patterns, users_of) = clauses.patterns(|test| test.units.as_deref());
-    let units = automaton::of_units(&patterns, |matched| cgroups.of_patterns(matched, &users_of))
-        .map_err(as_a_whole)?;
+    // Units, groups and containers are all read from one path.
+    let (units, unit_use) = clauses.patterns(|test| test.units.as_deref());
+    let (groups, group_use) = clauses.patterns(|test| test.cgroups.as_deref());
+    let (containers, container_use) = clauses.patterns(|test| test.containers.as_deref());
+    let mut cgroups = rows.dimension(&clauses, |test| {
+        test.units.is_some() || test.cgroups.is_some() || test.containers.is_some()
+    });
+    let patterns = PathPatterns {
+        units,
+        cgroups: groups,
+        containers,
+    };
+    let keys = [&unit_use, &group_use, &container_use];
+    let paths = automaton::of_cgroups(&patterns, |matched| {
+        cgroups.class_of(row_of_path(&keys, matched))
+    })
+    .map_err(as_a_whole)?;
     let cgroup_rows = cgroups.finish();
 
+    let (patterns, executable_use) = clauses.patterns(|test| test.executables.as_deref());
     let mut executables = rows.dimension(&clauses, |test| test.executables.is_some());
-    let (patterns, users_of) = clauses.patterns(|test| test.executables.as_deref());
     let programs = automaton::of_executables(&patterns, |matched| {
-        executables.of_patterns(matched, &users_of)
+        executables.class_of(row_of_path(&[&executable_use], matched))
     })
     .map_err(as_a_whole)?;
     let executable_rows = executables.finish();
@@ -182,7 +195,7 @@ fn tables(
         letters,
         states,
         starts,
-    } = Table::new(&units, &programs).map_err(as_a_whole)?;
+    } = Table::new(&paths, &programs).map_err(as_a_whole)?;
 
     let mut users = rows.dimension(&clauses, |test| test.users.is_some());
     let user_ranges = users
@@ -300,16 +313,6 @@ impl Classes<'_> {
         self.known.insert(row, class);
         self.rows.push(row);
         Ok(class)
-    }
-
-    /// The class of a path that matches these patterns; `users_of` says which
-    /// clauses each pattern is in.
-    fn of_patterns(&mut self, matched: &[usize], users_of: &[Vec<usize>]) -> Result<u16, Fault> {
-        let mut row = self.unnamed;
-        for &clause in matched.iter().flat_map(|&pattern| &users_of[pattern]) {
-            set_bit(&mut row, clause);
-        }
-        self.class_of(row)
     }
 
     /// The table for a dimension of numbers, of which each clause accepts a set, or

@@ -1,6 +1,9 @@
-//! What a pattern means for executables, and for systemd units.
+//! What a pattern means for executables, control groups, and systemd units; for
+//! containers in [`container`].
 //!
-//! Owns the reading of both. How they become tables is the automaton's.
+//! Owns the reading of patterns. How they become tables is the automaton's.
+
+pub mod container;
 
 use std::fmt;
 
@@ -8,6 +11,8 @@ use trefoil_ebpf::abi::{CGROUP_PATH, EXECUTABLE_PATH};
 
 use super::glob::Glob;
 use super::problem::Fault;
+
+pub use self::container::ContainerPattern;
 
 /// A pattern for the path of an executable.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -28,13 +33,7 @@ impl ExecutablePattern {
                 )),
             );
         }
-        let odd = |part: &str| part.is_empty() || part == "." || part == "..";
-        if text[1..].split('/').any(odd) {
-            return Err(
-                Fault::new(format!("`{text}` is not how the kernel writes a path"))
-                    .help("leave out `//`, `.`, `..` and a `/` at the end"),
-            );
-        }
+        check_parts(text)?;
         if glob.shortest() > EXECUTABLE_PATH {
             return Err(Fault::new("the path is too long to be kept").help(format!(
                 "paths up to {EXECUTABLE_PATH} bytes can be matched; use `**` for the front of it"
@@ -51,6 +50,84 @@ impl ExecutablePattern {
 }
 
 impl fmt::Display for ExecutablePattern {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+/// Refuses what no path of the kernel's looks like.
+fn check_parts(text: &str) -> Result<(), Fault> {
+    let odd = |part: &str| part.is_empty() || part == "." || part == "..";
+    if text[1..].split('/').any(odd) {
+        return Err(
+            Fault::new(format!("`{text}` is not how the kernel writes a path"))
+                .help("leave out `//`, `.`, `..` and a `/` at the end"),
+        );
+    }
+    Ok(())
+}
+
+/// A pattern for the path of a control group. What a group contains belongs to it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CgroupPattern(Glob);
+
+impl CgroupPattern {
+    /// Reads a pattern.
+    ///
+    /// # Errors
+    ///
+    /// A malformed glob, or one that no path of a control group can match.
+    pub fn parse(text: &str) -> Result<Self, Fault> {
+        const MOUNT_POINT: &str = "/sys/fs/cgroup";
+        let glob = Glob::parse(text)?;
+        if !text.starts_with('/') {
+            return Err(
+                Fault::new(format!("`{text}` is not the path of a control group")).help(format!(
+                    "begin with `/`, the root of the hierarchy, as in `/system.slice/{text}`"
+                )),
+            );
+        }
+        if let Some(path) = text.strip_prefix(MOUNT_POINT)
+            && (path.is_empty() || path.starts_with('/'))
+        {
+            return Err(Fault::new(format!(
+                "`{text}` is where the hierarchy is mounted, not a path in it"
+            ))
+            .help(format!("leave out `{MOUNT_POINT}`")));
+        }
+        if text != "/" {
+            check_parts(text)?;
+        }
+        if glob.shortest() > CGROUP_PATH {
+            return Err(Fault::new("the path is too long to be kept")
+                .help(format!("paths up to {CGROUP_PATH} bytes can be matched")));
+        }
+        Ok(Self(glob))
+    }
+
+    /// True when the control group `path` is one that matches, or is within one.
+    #[must_use]
+    pub fn matches(&self, path: &[u8]) -> bool {
+        if self.is_root() {
+            return path.first() == Some(&b'/');
+        }
+        let ends = (0..path.len()).filter(|&end| path[end] == b'/');
+        ends.chain([path.len()])
+            .any(|end| self.0.matches(&path[..end]))
+    }
+
+    /// True for `/`, which everything is in.
+    pub(super) fn is_root(&self) -> bool {
+        self.0.as_str() == "/"
+    }
+
+    /// The pattern as a glob over the whole path of the outermost group that matches.
+    pub(super) fn glob(&self) -> &Glob {
+        &self.0
+    }
+}
+
+impl fmt::Display for CgroupPattern {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(formatter)
     }

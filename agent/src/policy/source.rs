@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use sha2::{Digest as _, Sha256};
 
 use super::network::Network;
-use super::pattern::{ExecutablePattern, UnitPattern};
+use super::pattern::{CgroupPattern, ContainerPattern, ExecutablePattern, UnitPattern};
 use super::problem::{Place, Problem, Problems};
 use super::service::{Ports, Protocol};
 use crate::geo::Country;
@@ -104,6 +104,10 @@ pub struct Rule {
     pub name: Located<String>,
     /// `from.unit`
     pub units: Option<Vec<UnitPattern>>,
+    /// `from.cgroup`
+    pub cgroups: Option<Vec<CgroupPattern>>,
+    /// `from.container`
+    pub containers: Option<Vec<ContainerPattern>>,
     /// `from.exe`
     pub executables: Option<Vec<ExecutablePattern>>,
     /// `from.user`

@@ -116,6 +116,7 @@ fn containers_are_known_by_the_names_of_their_groups() {
         ("/kubepods/burstable/ID", None, None),
         ("/machine.slice/machine-\\x2.scope", None, None),
         ("/machine.slice/machine-.scope", None, None),
+        ("/machine.slice/machine-\\x+d.scope", None, None),
         ("/user.slice/lxc/101", None, None),
         ("/", None, None),
     ];
@@ -136,6 +137,58 @@ fn a_container_cannot_give_itself_another_name() {
     let path = format!("/system.slice/docker-{ID}.scope/machine.slice/libpod-{other}.scope");
     let container = Placement::of(&path).container.unwrap();
     assert_eq!(container.to_string(), format!("docker:{ID}"));
+}
+
+#[test]
+fn rules_believe_only_what_the_system_has_named() {
+    let id = ID;
+    let users = "/user.slice/user-1000.slice/user@1000.service";
+    #[rustfmt::skip]
+    let believed = [
+        "/system.slice/docker-ID.scope/system.slice/nginx.service",
+        "/docker/ID/init.scope",
+        "/machine.slice/machine-libpod_pod_ID.slice/libpod-ID.scope/container",
+        "/libpod_parent/libpod-ID",
+        "/kubepods.slice/kubepods-pod3d1bf5a2.slice/crio-ID.scope",
+        "/kubepods/burstable/pod3d1bf5a2/ID",
+        "/kubepods/pod3d1bf5a2/ID/x",
+        "/kubepods/besteffort/pod3d1bf5a2/crio-ID",
+        "/machine.slice/systemd-nspawn@web.service/payload",
+        "/machine.slice/machine-web\\x2d1.scope",
+        "/lxc.payload.web1/system.slice/nginx.service",
+        "/lxc/101/ns",
+    ];
+    for path in believed {
+        let path = path.replace("ID", id);
+        let found = container_for_rules(&path);
+        assert!(found.is_some(), "{path}");
+        assert_eq!(found, Placement::of(&path).container, "{path}");
+    }
+    // What reports may name and rules must not, since somebody else than root or the
+    // system's manager can make a directory there.
+    for path in [
+        format!("{users}/user.slice/docker-{id}.scope"),
+        format!("{users}/user.slice/libpod-{id}.scope/container"),
+        format!("{users}/machine.slice/machine-web.scope"),
+        format!("{users}/lxc.payload.web1"),
+        format!("/system.slice/web.service/libpod-payload-{id}"),
+        format!("/system.slice/web.service/docker-{id}.scope"),
+        format!("/batch/docker-{id}.scope"),
+        format!("/system.slice/docker/{id}"),
+        format!("/user/docker/{id}"),
+        format!("/docker/x/{id}"),
+        format!("/docker/docker-{id}.scope"),
+        format!("/kubepods/burstable/pod1/{id}x/pod2/{id}"),
+        format!("/kubepods/burstable/x/pod2/{id}"),
+        format!("/machine.slice/machine-web.scope/supervisor/docker-{id}.scope"),
+        "/machine.slice/machine-web.scope/supervisor".to_owned(),
+        "/machine.slice/machine-a\\x2fb.scope".to_owned(),
+        format!("system.slice/docker-{id}.scope"),
+        "/".to_owned(),
+        "".to_owned(),
+    ] {
+        assert_eq!(container_for_rules(&path), None, "{path}");
+    }
 }
 
 #[test]

@@ -9,7 +9,9 @@ use regex_automata::nfa::thompson;
 use regex_automata::util::primitives::StateID;
 
 use crate::policy::glob::{Glob, NOT_SLASH, Token};
-use crate::policy::pattern::{ExecutablePattern, UnitPattern, UnitPlace};
+use crate::policy::pattern::{ExecutablePattern, UnitPlace};
+
+use super::PathPatterns;
 
 /// A nondeterministic automaton that is being drawn, beginning at its end.
 pub(super) struct Draft {
@@ -41,22 +43,21 @@ impl Draft {
         Ok(draft.builder.build(start, start)?)
     }
 
-    /// Units: the path is within one that matches.
+    /// Control groups: the path is within a unit, a group or a container that
+    /// matches.
     ///
     /// All patterns share the loops over slices: with a loop of its own for each
     /// pattern, every state would carry every pattern along.
-    pub(super) fn units(patterns: &[&UnitPattern]) -> Drawn<thompson::NFA> {
+    pub(super) fn cgroups(patterns: &PathPatterns<'_>) -> Drawn<thompson::NFA> {
         let mut draft = Self::new();
         let mut starts = Vec::new();
         // Entries of patterns that stand behind slices, by what precedes the slices.
         let mut behind_slices: HashMap<(Option<&Glob>, &[String]), Vec<StateID>> = HashMap::new();
-        for pattern in patterns {
+        for pattern in &patterns.units {
             draft.builder.start_pattern()?;
-            let anything = draft.within_unit()?;
+            let anything = draft.within()?;
             if pattern.is_root_slice() {
-                let any = draft.loop_over(&[(0, u8::MAX)], anything)?;
-                let start = draft.byte(b'/', any)?;
-                starts.push(start);
+                starts.push(draft.everything()?);
             } else {
                 let mut names = Vec::new();
                 for name in &pattern.names {
@@ -81,8 +82,28 @@ impl Draft {
                     }
                 }
             }
-            let fail = draft.builder.add_fail()?;
-            draft.builder.finish_pattern(fail)?;
+            draft.finish_pattern()?;
+        }
+        for pattern in &patterns.cgroups {
+            draft.builder.start_pattern()?;
+            starts.push(if pattern.is_root() {
+                draft.everything()?
+            } else {
+                let anything = draft.within()?;
+                draft.glob(pattern.glob(), anything)?
+            });
+            draft.finish_pattern()?;
+        }
+        for pattern in &patterns.containers {
+            draft.builder.start_pattern()?;
+            let anything = draft.within()?;
+            let entries = draft.container(pattern, anything)?;
+            starts.extend(entries.whole);
+            behind_slices
+                .entry((None, &[]))
+                .or_default()
+                .extend(entries.behind_slices);
+            draft.finish_pattern()?;
         }
         for ((manager, chain), names) in behind_slices {
             let slices = draft.slices(names)?;
@@ -93,9 +114,23 @@ impl Draft {
         Ok(draft.builder.build(start, start)?)
     }
 
+    /// Ends a pattern whose beginning is among those of all.
+    fn finish_pattern(&mut self) -> Drawn<()> {
+        let fail = self.builder.add_fail()?;
+        self.builder.finish_pattern(fail)?;
+        Ok(())
+    }
+
+    /// Any path.
+    fn everything(&mut self) -> Drawn<StateID> {
+        let end = self.end()?;
+        let any = self.loop_over(&[(0, u8::MAX)], end)?;
+        self.byte(b'/', any)
+    }
+
     /// The end of a path, or `/` and anything.
-    fn within_unit(&mut self) -> Drawn<StateID> {
-        let end = self.builder.add_match()?;
+    fn within(&mut self) -> Drawn<StateID> {
+        let end = self.end()?;
         let any = self.loop_over(&[(0, u8::MAX)], end)?;
         let slash = self.byte(b'/', any)?;
         Ok(self.builder.add_union(vec![end, slash])?)
@@ -163,14 +198,41 @@ impl Draft {
         self.set(&[(byte, byte)], next)
     }
 
-    fn set(&mut self, set: &[(u8, u8)], next: StateID) -> Drawn<StateID> {
+    /// These bytes, one after the other.
+    pub(super) fn literal(&mut self, bytes: &[u8], mut next: StateID) -> Drawn<StateID> {
+        for &byte in bytes.iter().rev() {
+            next = self.byte(byte, next)?;
+        }
+        Ok(next)
+    }
+
+    /// The end of the path.
+    pub(super) fn end(&mut self) -> Drawn<StateID> {
+        Ok(self.builder.add_match()?)
+    }
+
+    /// Any of these.
+    pub(super) fn union(&mut self, alternatives: Vec<StateID>) -> Drawn<StateID> {
+        Ok(self.builder.add_union(alternatives)?)
+    }
+
+    /// A state that is [`patch`](Self::patch)ed when it is known what it leads to.
+    pub(super) fn empty(&mut self) -> Drawn<StateID> {
+        Ok(self.builder.add_empty()?)
+    }
+
+    pub(super) fn patch(&mut self, from: StateID, to: StateID) -> Drawn<()> {
+        Ok(self.builder.patch(from, to)?)
+    }
+
+    pub(super) fn set(&mut self, set: &[(u8, u8)], next: StateID) -> Drawn<StateID> {
         let transition = |&(start, end)| thompson::Transition { start, end, next };
         let transitions = set.iter().map(transition).collect();
         Ok(self.builder.add_sparse(transitions)?)
     }
 
     /// Any number of bytes of `set`, then `next`.
-    fn loop_over(&mut self, set: &[(u8, u8)], next: StateID) -> Drawn<StateID> {
+    pub(super) fn loop_over(&mut self, set: &[(u8, u8)], next: StateID) -> Drawn<StateID> {
         let again = self.builder.add_empty()?;
         let step = self.set(set, again)?;
         let here = self.builder.add_union(vec![step, next])?;

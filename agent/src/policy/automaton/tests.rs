@@ -74,6 +74,34 @@ const EXECUTABLES: &[&str] = &[
     "/usr/lib/postgresql/*/bin/postgres",
 ];
 
+const CGROUPS: &[&str] = &[
+    "/",
+    "/system.slice/nginx.service",
+    "/user.slice/**",
+    "/*/x.scope",
+    "/**/nginx*.service",
+    "/docker/*",
+    "/kubepods/**/d*[0-9]",
+];
+const CONTAINERS: &[&str] = &[
+    "docker:*",
+    "docker:4f2a*",
+    "*",
+    "0*2",
+    "podman:????*",
+    "kubernetes:4f*",
+    "containerd:[04]*",
+    "systemd-nspawn:web-1",
+    "systemd-nspawn:*",
+    "systemd-nspawn:qemu-*",
+    "lxc:*",
+    "web*",
+    "cri-o:*2",
+];
+
+/// An id of a container that begins and ends so.
+const ID: &str = "4f2a9c01b7de4f2a9c01b7de4f2a9c01b7de4f2a9c01b7de4f2a9c01b7de0042";
+
 /// Parts that patterns are made of, put together at random, make paths that are
 /// often a match or nearly one.
 fn paths(seed: u64, parts: &[&str]) -> Vec<Vec<u8>> {
@@ -94,20 +122,131 @@ fn paths(seed: u64, parts: &[&str]) -> Vec<Vec<u8>> {
         .collect()
 }
 
+fn all<T, F>(texts: &[&str], parse: impl Fn(&str) -> Result<T, F>) -> Vec<T>
+where
+    F: std::fmt::Debug,
+{
+    texts.iter().map(|text| parse(text).unwrap()).collect()
+}
+
+/// Holds the table against the patterns. Returns how many times each matched.
+fn check(patterns: &PathPatterns<'_>, paths: Vec<Vec<u8>>) -> Vec<usize> {
+    let mut classes = Classes::new();
+    let automaton = of_cgroups(patterns, |matched| classes.class_of(matched)).unwrap();
+    let nothing = of_executables(&[], |_| Ok(0)).unwrap();
+    let table = Table::new(&automaton, &nothing).unwrap();
+    let mut n_matches = vec![0; patterns.len()];
+    for path in paths {
+        let path = &*path;
+        let by_unit = patterns.units.iter().map(|unit| unit.matches(path));
+        let by_cgroup = patterns.cgroups.iter().map(|group| group.matches(path));
+        let by_container = patterns.containers.iter().map(|one| one.matches(path));
+        let all: Vec<bool> = by_unit.chain(by_cgroup).chain(by_container).collect();
+        let expected: Vec<usize> = (0..all.len()).filter(|&index| all[index]).collect();
+        for &index in &expected {
+            n_matches[index] += 1;
+        }
+        let class = walk(&table, table.starts[0], path);
+        assert_eq!(
+            classes.sets[usize::from(class)],
+            expected,
+            "{}",
+            String::from_utf8_lossy(path)
+        );
+    }
+    n_matches
+}
+
+#[test]
+fn containers_and_groups_are_those_that_the_patterns_match() {
+    let cgroups = all(CGROUPS, CgroupPattern::parse);
+    let containers = all(CONTAINERS, ContainerPattern::parse);
+    let units = all(&["nginx.service", "user.slice"], UnitPattern::parse);
+    let patterns = PathPatterns {
+        units: units.iter().collect(),
+        cgroups: cgroups.iter().collect(),
+        containers: containers.iter().collect(),
+    };
+    let scope = format!("/docker-{ID}.scope");
+    let bare = format!("/{ID}");
+    let podman = format!("/libpod-{ID}");
+    let cri_o = format!("/crio-{}.scope", ID.replace("4f", "00"));
+    let containerd = format!("/cri-containerd-{ID}.scope");
+    let parts = [
+        &scope,
+        &bare,
+        &bare,
+        &podman,
+        &cri_o,
+        &containerd,
+        "/d-1",
+        "/docker",
+        "/lxc",
+        "/libpod_parent",
+        "/kubepods",
+        "/burstable",
+        "/pod1",
+        "/pod",
+        "/machine-web\\x2d1.scope",
+        "/machine-web-1.scope",
+        "/machine-qemu\\x2d1.scope",
+        "/machine-qem\\x75.scope",
+        "/machine-qemu.scope",
+        "/machine-qemu",
+        "/machine-\\X2d.scope",
+        "/machine-\\x+d.scope",
+        "/systemd-nspawn@web.service",
+        "/supervisor",
+        "/supervise",
+        "/lxc.payload.web",
+        "/system.slice",
+        "/user.slice",
+        "/nginx.service",
+        "/x.scope",
+        "/",
+        "x",
+        "0",
+        ".scope",
+        "\u{e4}",
+    ];
+    let mut asked = paths(3, &parts);
+    // What is rarely made by chance.
+    asked.extend(paths(4, &parts).into_iter().map(|path| {
+        let above: &[&str] = &[
+            "/kubepods/pod1",
+            "/kubepods/burstable/pod2",
+            "/lxc",
+            "/a.slice",
+        ];
+        let mut whole = above[path.len() % above.len()].as_bytes().to_vec();
+        whole.extend(path);
+        whole
+    }));
+    let n_matches = check(&patterns, asked);
+    let n_qemu = CONTAINERS.iter().position(|text| text.contains("qemu"));
+    for (index, n) in n_matches.iter().enumerate() {
+        let is_of_qemu = n_qemu.is_some_and(|at| index == units.len() + cgroups.len() + at);
+        assert!((*n > 0) != is_of_qemu, "pattern {index}: {n} matches");
+    }
+}
+
 #[test]
 fn the_table_matches_what_the_patterns_match() {
     let units: Vec<UnitPattern> = UNITS
         .iter()
         .map(|text| UnitPattern::parse(text).unwrap())
         .collect();
-    let units: Vec<&UnitPattern> = units.iter().collect();
+    let patterns = PathPatterns {
+        units: units.iter().collect(),
+        ..PathPatterns::default()
+    };
     let executables: Vec<ExecutablePattern> = EXECUTABLES
         .iter()
         .map(|text| ExecutablePattern::parse(text).unwrap())
         .collect();
     let executables: Vec<&ExecutablePattern> = executables.iter().collect();
     let (mut unit_classes, mut executable_classes) = (Classes::new(), Classes::new());
-    let first = of_units(&units, |matched| unit_classes.class_of(matched)).unwrap();
+    let first = of_cgroups(&patterns, |matched| unit_classes.class_of(matched)).unwrap();
     let second =
         of_executables(&executables, |matched| executable_classes.class_of(matched)).unwrap();
     let table = Table::new(&first, &second).unwrap();
@@ -194,7 +333,7 @@ fn the_table_matches_what_the_patterns_match() {
 fn no_pattern_needs_one_state() {
     let none = |_: &[usize]| Ok(0);
     let table = Table::new(
-        &of_units(&[], none).unwrap(),
+        &of_cgroups(&PathPatterns::default(), none).unwrap(),
         &of_executables(&[], none).unwrap(),
     )
     .unwrap();
@@ -208,12 +347,38 @@ fn a_thousand_literal_units_are_small() {
     let units: Vec<UnitPattern> = (0..1000)
         .map(|index| UnitPattern::parse(&format!("worker-{index}@*.service")).unwrap())
         .collect();
-    let units: Vec<&UnitPattern> = units.iter().collect();
+    let patterns = PathPatterns {
+        units: units.iter().collect(),
+        ..PathPatterns::default()
+    };
     let mut classes = Classes::new();
-    let first = of_units(&units, |matched| classes.class_of(matched)).unwrap();
+    let first = of_cgroups(&patterns, |matched| classes.class_of(matched)).unwrap();
     let second = of_executables(&[], |_| Ok(0)).unwrap();
     let table = Table::new(&first, &second).unwrap();
     assert!(table.states.len() < 30_000, "{}", table.states.len());
+}
+
+#[test]
+fn hundreds_of_containers_are_small() {
+    // With engine and without, ids and names.
+    let containers: Vec<ContainerPattern> = (0..300)
+        .map(|index| match index % 3 {
+            0 => format!("docker:{index:012x}*"),
+            1 => format!("{index:012x}*"),
+            _ => format!("systemd-nspawn:web-{index}-*"),
+        })
+        .map(|text| ContainerPattern::parse(&text).unwrap())
+        .collect();
+    let patterns = PathPatterns {
+        containers: containers.iter().collect(),
+        ..PathPatterns::default()
+    };
+    let mut classes = Classes::new();
+    let first = of_cgroups(&patterns, |matched| classes.class_of(matched)).unwrap();
+    let second = of_executables(&[], |_| Ok(0)).unwrap();
+    let table = Table::new(&first, &second).unwrap();
+    println!("{} states", table.states.len());
+    assert!(table.states.len() < 60_000, "{}", table.states.len());
 }
 
 #[test]
@@ -222,9 +387,12 @@ fn too_many_states_are_a_fault() {
     let units: Vec<UnitPattern> = ('a'..='z')
         .map(|letter| UnitPattern::parse(&format!("*{letter}*.service")).unwrap())
         .collect();
-    let units: Vec<&UnitPattern> = units.iter().collect();
+    let patterns = PathPatterns {
+        units: units.iter().collect(),
+        ..PathPatterns::default()
+    };
     let mut classes = Classes::new();
-    let nfa = Draft::units(&units);
+    let nfa = Draft::cgroups(&patterns);
     let limit_bytes = 1 << 20;
     let found = search(units.len(), nfa, limit_bytes, |matched| {
         classes.class_of(matched)

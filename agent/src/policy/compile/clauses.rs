@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::IpAddr;
 
-use trefoil_ebpf::abi::{self, verdict};
+use trefoil_ebpf::abi::{self, ROW_WORDS, Row, verdict};
 
+use super::set_bit;
 use crate::geo::Country;
 use crate::policy::geography::Users;
 use crate::policy::intervals::Intervals;
 use crate::policy::network::{Extent, Network};
-use crate::policy::pattern::{ExecutablePattern, UnitPattern};
+use crate::policy::pattern::{CgroupPattern, ContainerPattern, ExecutablePattern, UnitPattern};
 use crate::policy::problem::{Fault, Problem};
 use crate::policy::service::{self, PROTOCOLS_WITH_PORTS, Ports, Protocol};
 use crate::policy::source::{Area, Endpoint, Policy, Rule, RuleVerdict, User};
@@ -26,10 +27,53 @@ pub(super) struct NumberedClause<'p> {
     pub(super) test: Test<'p>,
 }
 
+/// Which clauses use the patterns of one key.
+pub(super) struct PatternUse {
+    /// The clauses that do not have this key.
+    unnamed: Row,
+    /// For each pattern, the clauses that it is in.
+    clauses_of: Vec<Vec<usize>>,
+}
+
+impl PatternUse {
+    /// The clauses that a path satisfies, as far as this key is concerned, which
+    /// matches these of the patterns.
+    fn row(&self, matched: impl Iterator<Item = usize>) -> Row {
+        let mut row = self.unnamed;
+        for &clause in matched.flat_map(|pattern| &self.clauses_of[pattern]) {
+            set_bit(&mut row, clause);
+        }
+        row
+    }
+}
+
+/// The clauses that a path satisfies which matches these patterns. The indexes of
+/// patterns go on from key to key; all keys of a clause must hold.
+pub(super) fn row_of_path(keys: &[&PatternUse], matched: &[usize]) -> Row {
+    let mut first = 0;
+    let mut common = Row {
+        words: [u64::MAX; ROW_WORDS],
+    };
+    for key in keys {
+        let end = first + key.clauses_of.len();
+        let own = matched
+            .iter()
+            .filter(|&&pattern| (first..end).contains(&pattern));
+        let row = key.row(own.map(|pattern| pattern - first));
+        for (word, own) in common.words.iter_mut().zip(row.words) {
+            *word &= own;
+        }
+        first = end;
+    }
+    common
+}
+
 /// What a flow must satisfy. `None`: anything does.
 #[derive(Clone, Default)]
 pub(super) struct Test<'p> {
     pub(super) units: Option<Vec<&'p UnitPattern>>,
+    pub(super) cgroups: Option<Vec<&'p CgroupPattern>>,
+    pub(super) containers: Option<Vec<&'p ContainerPattern>>,
     pub(super) executables: Option<Vec<&'p ExecutablePattern>>,
     pub(super) users: Option<Intervals<u32>>,
     pub(super) destination: Option<DestinationTest<'p>>,
@@ -92,16 +136,21 @@ impl<'p> Clauses<'p> {
         }
     }
 
-    /// The patterns of one dimension, each once, and the clauses that each is in.
+    /// The patterns of one key, each once, and who uses them.
     pub(super) fn patterns<P: Eq + Hash>(
         &self,
         of: impl for<'t> Fn(&'t Test<'p>) -> Option<&'t [&'p P]>,
-    ) -> (Vec<&'p P>, Vec<Vec<usize>>) {
+    ) -> (Vec<&'p P>, PatternUse) {
+        let mut unnamed = Row::default();
         let mut numbers: HashMap<&P, usize> = HashMap::new();
         let mut patterns = Vec::new();
         let mut clauses_of: Vec<Vec<usize>> = Vec::new();
         for (clause, NumberedClause { test, .. }) in self.list.iter().enumerate() {
-            for &pattern in of(test).unwrap_or_default() {
+            let Some(alternatives) = of(test) else {
+                set_bit(&mut unnamed, clause);
+                continue;
+            };
+            for &pattern in alternatives {
                 let number = *numbers.entry(pattern).or_insert_with(|| {
                     patterns.push(pattern);
                     clauses_of.push(Vec::new());
@@ -110,7 +159,13 @@ impl<'p> Clauses<'p> {
                 clauses_of[number].push(clause);
             }
         }
-        (patterns, clauses_of)
+        (
+            patterns,
+            PatternUse {
+                unnamed,
+                clauses_of,
+            },
+        )
     }
 }
 
@@ -180,6 +235,11 @@ fn clauses_of<'p>(
     };
     let test = Test {
         units: rule.units.as_ref().map(|units| units.iter().collect()),
+        cgroups: rule.cgroups.as_ref().map(|paths| paths.iter().collect()),
+        containers: rule
+            .containers
+            .as_ref()
+            .map(|containers| containers.iter().collect()),
         executables: rule
             .executables
             .as_ref()

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::policy::evaluate::Question;
 use crate::policy::geography::Users;
-use crate::policy::pattern::cgroup_of_unit;
+use crate::policy::pattern::{cgroup_of_unit, container::cgroup_of_container};
 use crate::policy::problem::Fault;
 use crate::policy::service::Protocol;
 
@@ -82,6 +82,33 @@ impl Inquiry {
         } else {
             cgroup_of_unit(unit)?
         });
+        Ok(self)
+    }
+
+    /// The same flow from the control group with this path.
+    ///
+    /// # Errors
+    ///
+    /// Not an absolute path.
+    pub fn from_cgroup(mut self, path: &str) -> Result<Self, Fault> {
+        if !path.starts_with('/') {
+            return Err(
+                Fault::new(format!("`{path}` is not the path of a control group")).help(format!(
+                    "begin with `/`, the root of the hierarchy, as in /system.slice/{path}"
+                )),
+            );
+        }
+        self.cgroup = Some(path.to_owned());
+        Ok(self)
+    }
+
+    /// The same flow from this container, an engine and a whole id or name.
+    ///
+    /// # Errors
+    ///
+    /// Not of this form.
+    pub fn from_container(mut self, container: &str) -> Result<Self, Fault> {
+        self.cgroup = Some(cgroup_of_container(container)?);
         Ok(self)
     }
 

@@ -9,6 +9,7 @@ use trefoil_ebpf::abi::verdict;
 
 use super::{Condition, RuleTrace, Ruling};
 use crate::geo::Country;
+use crate::owner::cgroup::{Placement, container_for_rules};
 use crate::policy::evaluate::Question;
 use crate::policy::geography::Surroundings;
 use crate::policy::local::always_local_network_of;
@@ -122,8 +123,8 @@ impl<'a> Reader<'a> {
         let destination = self.destination;
         let protocol = Protocol(question.protocol);
         let mut conditions = Vec::new();
+        let group = |path: &[u8]| format!("control group {}", String::from_utf8_lossy(path));
         if let Some(units) = &rule.units {
-            let group = |path: &[u8]| format!("control group {}", String::from_utf8_lossy(path));
             conditions.push(match question.cgroup {
                 None => self.unknown("from.unit", "the unit"),
                 Some(path) => self.one_of(
@@ -132,6 +133,43 @@ impl<'a> Reader<'a> {
                     |unit| unit.matches(path),
                     |unit| format!("{} is in `{unit}`", group(path)),
                     || format!("{} is in no unit", group(path)),
+                ),
+            });
+        }
+        if let Some(paths) = &rule.cgroups {
+            conditions.push(match question.cgroup {
+                None => self.unknown("from.cgroup", "the control group"),
+                Some(path) => self.one_of(
+                    "from.cgroup",
+                    paths,
+                    |pattern| pattern.matches(path),
+                    |pattern| format!("{} is in `{pattern}`", group(path)),
+                    || format!("{} is in none", group(path)),
+                ),
+            });
+        }
+        if let Some(containers) = &rule.containers {
+            conditions.push(match question.cgroup {
+                None => self.unknown("from.container", "the control group"),
+                Some(path) => self.one_of(
+                    "from.container",
+                    containers,
+                    |pattern| pattern.matches(path),
+                    |pattern| format!("{} is in `{pattern}`", group(path)),
+                    || {
+                        let path_text = String::from_utf8_lossy(path);
+                        match container_for_rules(&path_text) {
+                            Some(own) => format!("container {own} is none"),
+                            None => match Placement::of(&path_text).container {
+                                Some(named) => format!(
+                                    "{} may have been named {named} by a user or a service, so \
+                                     it is none",
+                                    group(path)
+                                ),
+                                None => format!("{} is in no container", group(path)),
+                            },
+                        }
+                    },
                 ),
             });
         }

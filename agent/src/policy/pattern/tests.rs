@@ -179,6 +179,83 @@ fn patterns_that_can_match_nothing_are_refused() {
 }
 
 #[test]
+fn control_groups_contain_what_is_in_them() {
+    let group = |pattern: &str, path: &str| {
+        CgroupPattern::parse(pattern)
+            .unwrap()
+            .matches(path.as_bytes())
+    };
+    assert!(group("/batch/*", "/batch/job-7"));
+    assert!(group("/batch/*", "/batch/job-7/worker/3"));
+    assert!(!group("/batch/*", "/batch"));
+    assert!(!group("/batch/job", "/batch/job-7"));
+    assert!(!group("/batch/job", "/x/batch/job"));
+    assert!(group("/**/job", "/a/b/job/c"));
+    assert!(group("/", "/"));
+    assert!(group("/", "/a/b"));
+    assert!(!group("/", ""));
+    let fault = |text| CgroupPattern::parse(text).unwrap_err().help.unwrap();
+    assert!(fault("x.service").contains("`/system.slice/x.service`"));
+    assert!(fault("/sys/fs/cgroup/batch").contains("leave out `/sys/fs/cgroup`"));
+    for wrong in ["", "/a/", "//", "/a/../b", "/a[", "/sys/fs/cgroup"] {
+        assert!(CgroupPattern::parse(wrong).is_err(), "{wrong}");
+    }
+    assert!(CgroupPattern::parse("/sys/fs/cgroups").is_ok());
+}
+
+#[test]
+fn containers_by_engine_id_and_name() {
+    const ID: &str = "4f2a9c01b7de4f2a9c01b7de4f2a9c01b7de4f2a9c01b7de4f2a9c01b7de0042";
+    let is_it = |pattern: &str, path: &str| {
+        ContainerPattern::parse(pattern)
+            .unwrap()
+            .matches(path.replace("ID", ID).as_bytes())
+    };
+    assert!(is_it(
+        "docker:4f2a9c01b7de*",
+        "/system.slice/docker-ID.scope/x"
+    ));
+    assert!(is_it("4f2a9c01b7de*", "/machine.slice/libpod-ID.scope"));
+    assert!(is_it(ID, "/docker/ID"));
+    assert!(is_it("*", "/lxc.payload.web1/x"));
+    assert!(is_it(
+        "systemd-nspawn:web-?",
+        "/machine.slice/systemd-nspawn@web\\x2d1.service/payload"
+    ));
+    assert!(!is_it("podman:*", "/system.slice/docker-ID.scope"));
+    assert!(!is_it("docker:*", "/system.slice/docker.service"));
+    assert!(!is_it(
+        "*",
+        "/user.slice/user-1000.slice/user@1000.service/user.slice/docker-ID.scope"
+    ));
+    let fault = |text| ContainerPattern::parse(text).unwrap_err().help.unwrap();
+    assert!(fault("4f2a9c01b7de").contains("`4f2a9c01b7de*`"));
+    assert!(fault("doker:x*").contains("docker, podman"));
+    for wrong in ["", "docker:", "docker:a/b", "a**", "docker:[b-a]"] {
+        assert!(ContainerPattern::parse(wrong).is_err(), "{wrong}");
+    }
+    assert!(ContainerPattern::parse("lxc:4f2a9c01b7de").is_ok());
+}
+
+#[test]
+fn a_container_is_found_where_its_engine_puts_it() {
+    const ID: &str = "4f2a9c01b7de4f2a9c01b7de4f2a9c01b7de4f2a9c01b7de4f2a9c01b7de0042";
+    for engine in container::ENGINES {
+        let name = match engine {
+            "systemd-nspawn" | "lxc" => "web-1",
+            _ => ID,
+        };
+        let text = format!("{engine}:{name}");
+        let path = container::cgroup_of_container(&text).unwrap();
+        let pattern = ContainerPattern::parse(&text).unwrap();
+        assert!(pattern.matches(path.as_bytes()), "{path}");
+    }
+    for wrong in [ID, "docker:web", "docker:4f2a*", "lxc:a/b", "lxc:", "x:y"] {
+        assert!(container::cgroup_of_container(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
 fn a_unit_is_found_where_systemd_puts_it() {
     for (name, path) in [
         ("nginx.service", "/system.slice/nginx.service"),

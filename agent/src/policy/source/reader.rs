@@ -12,12 +12,12 @@ use self::tables::{At, Keys, Reader, a};
 use super::recovery::{self, Document};
 use super::{Area, Gateway, Located, Mode, Policy, Rule, RuleVerdict, User, Zone, value};
 use crate::geo::{Country, groups};
-use crate::policy::pattern::{ExecutablePattern, UnitPattern};
+use crate::policy::pattern::{CgroupPattern, ContainerPattern, ExecutablePattern, UnitPattern};
 use crate::policy::problem::{Fault, Problem, nearest};
 use crate::policy::service::{Ports, Protocol};
 
-const FROM: &[&str] = &["unit", "exe", "user"];
-const FROM_LATER: &[&str] = &["group", "cgroup", "container", "interactive"];
+const FROM: &[&str] = &["unit", "exe", "user", "cgroup", "container"];
+const FROM_LATER: &[&str] = &["group", "interactive"];
 const TO: &[&str] = &[
     "networks",
     "countries",
@@ -179,6 +179,8 @@ impl Reader<'_> {
             place: self.place(at.offset),
             name: self.name(at),
             units: None,
+            cgroups: None,
+            containers: None,
             executables: None,
             users: None,
             networks: None,
@@ -194,6 +196,8 @@ impl Reader<'_> {
         if let Some(from) = from {
             self.check_keys(from, &FROM_KEYS);
             rule.units = self.values(from, "unit", UnitPattern::parse);
+            rule.cgroups = self.values(from, "cgroup", CgroupPattern::parse);
+            rule.containers = self.values(from, "container", ContainerPattern::parse);
             rule.executables = self.values(from, "exe", ExecutablePattern::parse);
             rule.users = self.located::<User>(from, "user", value::user);
         }

@@ -30,6 +30,31 @@ const UNITS: &[&str] = &[
     "-.slice",
 ];
 
+const CGROUPS: &[&str] = &[
+    "/system.slice/*",
+    "/user.slice",
+    "/user.slice/**",
+    "/docker/*",
+    "/a.slice/a-b.slice",
+    "/lxc/**/x.service",
+    "/nginx.service.?",
+    "/",
+];
+
+const CONTAINERS: &[&str] = &[
+    "*",
+    "docker:*",
+    "docker:4f2a9c01b7de*",
+    "4f2a*",
+    "podman:*",
+    "kubernetes:*2",
+    "containerd:00*",
+    "systemd-nspawn:web-?",
+    "lxc:*",
+    "lxc:web",
+    "web*",
+];
+
 const EXECUTABLES: &[&str] = &[
     "/usr/bin/curl",
     "/usr/bin/*",
@@ -57,8 +82,30 @@ const PROTOCOLS: &[&str] = &[
     "tcp", "udp", "icmp", "icmpv6", "gre", "esp", "255", "0", "sctp",
 ];
 
+/// The patterns that one policy uses. Out of all together every large policy would
+/// make the same automaton, and a large one.
+struct Patterns {
+    units: Vec<&'static str>,
+    cgroups: Vec<&'static str>,
+    containers: Vec<&'static str>,
+}
+
+impl Patterns {
+    fn random(random: &mut Random) -> Self {
+        let mut some = |all: &[&'static str], n: usize| -> Vec<&'static str> {
+            (0..n).map(|_| *random.pick(all)).collect()
+        };
+        Self {
+            units: some(UNITS, 6),
+            cgroups: some(CGROUPS, 3),
+            containers: some(CONTAINERS, 3),
+        }
+    }
+}
+
 /// A policy that compiles.
 pub(super) fn text(random: &mut Random) -> String {
+    let patterns = Patterns::random(random);
     let mut text = format!(
         "mode = \"{}\"\n[zones]\n",
         random.pick(&["report", "enforce"])
@@ -90,18 +137,36 @@ pub(super) fn text(random: &mut Random) -> String {
         random.below(10)
     };
     for rule in 0..n_rules {
-        text.push_str(&rule_text(random, rule, n_zones, n_gateways));
+        text.push_str(&rule_text(random, &patterns, rule, n_zones, n_gateways));
     }
     text
 }
 
-fn rule_text(random: &mut Random, index: usize, n_zones: usize, n_gateways: usize) -> String {
+fn rule_text(
+    random: &mut Random,
+    patterns: &Patterns,
+    index: usize,
+    n_zones: usize,
+    n_gateways: usize,
+) -> String {
     let mut from = Vec::new();
     let mut to = Vec::new();
     if random.one_in(3) {
         from.push(format!(
             "unit = {}",
-            list(random, 2, |random| of(random, UNITS))
+            list(random, 2, |random| of(random, &patterns.units))
+        ));
+    }
+    if random.one_in(6) {
+        from.push(format!(
+            "cgroup = {}",
+            list(random, 2, |random| of(random, &patterns.cgroups))
+        ));
+    }
+    if random.one_in(6) {
+        from.push(format!(
+            "container = {}",
+            list(random, 2, |random| of(random, &patterns.containers))
         ));
     }
     if random.one_in(3) {
