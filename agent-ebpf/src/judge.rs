@@ -11,7 +11,9 @@ use core::ptr;
 
 use trefoil_ebpf::abi::*;
 
-use crate::maps::{CGROUPS, EXECUTABLES, InForce, POLICIES, TABLES, lose};
+use crate::accounting::now_ns;
+use crate::atomic;
+use crate::maps::{BUDGETS, CGROUPS, EXECUTABLES, InForce, POLICIES, TABLES, lose};
 use crate::packet::protocol;
 use crate::tables::{Chunks, Words, chunk, entry, in_chunk};
 
@@ -37,23 +39,26 @@ impl Source {
     }
 }
 
-/// Judges under the policy in force, which the caller read from `CONTROL` once.
+/// Judges under the policy in force, which the caller read from `CONTROL` once, and
+/// charges a packet of `bytes` to the budget it needs, if it may leave. Before there is
+/// a packet, `bytes` is 0.
 ///
 /// Without a complete policy the answer is `undetermined`, and never a guess;
 /// nothing is blocked then, since no policy said to enforce.
 #[inline(always)]
-pub fn judge(in_force: InForce, source: &Source, peer: &Peer) -> Decision {
+pub fn judge(in_force: InForce, source: &Source, peer: &Peer, bytes: u32) -> Decision {
     let generation = in_force.generation;
     let user = user_class(generation, source.uid);
     let executable = executable_class(source.exe_id, generation);
     let cgroup = cgroup_class(source.cgroup_id, generation);
     let classes = u64::from(user) << 32 | u64::from(executable) << 16 | u64::from(cgroup);
-    let service = u32::from(peer.protocol) << 16 | u32::from(peer.port);
+    let service = u64::from(peer.protocol) << 16 | u64::from(peer.port);
+    let packet = u64::from(bytes) << 32 | u64::from(in_force.flags) << ENFORCED_SHIFT | service;
     let (high, low) = peer.address.halves();
-    let word = judge_classes(generation, classes, service, high, low);
+    let word = judge_classes(generation, classes, packet, high, low);
     // SAFETY: `Decision` is 8 bytes of integers; `judge_classes` made it from one.
     let mut decision = unsafe { core::mem::transmute::<u64, Decision>(word) };
-    decision.flags &= in_force.flags;
+    decision.flags &= in_force.flags | DECISION_LIMITED;
     decision
 }
 
@@ -68,19 +73,24 @@ pub const fn undetermined(in_force: InForce) -> Decision {
     }
 }
 
-/// Judges by classes of the source, `user << 32 | executable << 16 | cgroup`, and
-/// returns a `Decision`, as of a policy that enforces.
+/// Where [`DECISION_ENFORCED`] is in the third argument of [`judge_classes`].
+const ENFORCED_SHIFT: u32 = 31;
+const _: () = assert!(DECISION_ENFORCED == 1);
+
+/// Judges by classes of the source, `user << 32 | executable << 16 | cgroup`, and by
+/// `bytes << 32 | enforced << 31 | protocol << 16 | port`. Returns a `Decision`, as of a
+/// policy that enforces.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn judge_classes(
     generation: u32,
     classes: u64,
-    service: u32,
+    packet: u64,
     address_high: u64,
     address_low: u64,
 ) -> u64 {
     let decision =
-        decide(generation, classes, service, address_high, address_low).unwrap_or_else(|| {
+        decide(generation, classes, packet, address_high, address_low).unwrap_or_else(|| {
             lose(LOSS_POLICY_MISSING, 1);
             Decision {
                 generation,
@@ -94,7 +104,7 @@ extern "C" fn judge_classes(
 }
 
 #[inline(always)]
-fn decide(generation: u32, classes: u64, service: u32, high: u64, low: u64) -> Option<Decision> {
+fn decide(generation: u32, classes: u64, packet: u64, high: u64, low: u64) -> Option<Decision> {
     let slot = generation & 1;
     let policy = POLICIES.get(slot)?;
     let mut decision = Decision {
@@ -128,7 +138,7 @@ fn decide(generation: u32, classes: u64, service: u32, high: u64, low: u64) -> O
         0 => Some(first),
         _ => chunk(slot, place),
     };
-    let service = service_class(slot, policy, service)?;
+    let service = service_class(slot, policy, packet as u32 & 0xff_ffff)?;
     let classes = [
         (dimension::DESTINATION, destination),
         (dimension::SERVICE, service),
@@ -161,24 +171,116 @@ fn decide(generation: u32, classes: u64, service: u32, high: u64, low: u64) -> O
         row(classes[3])?,
         row(classes[4])?,
     ];
-    for _ in 0..ROW_WORDS {
-        if candidates == 0 {
-            break;
+    let mut i = 0;
+    let mut clauses = 0;
+    // Each round takes a word, or skips a clause whose time has not come or is over.
+    for _ in 0..ROW_WORDS + MAX_TIMED_CLAUSES {
+        if clauses == 0 {
+            if candidates == 0 {
+                break;
+            }
+            i = candidates.trailing_zeros();
+            candidates &= candidates - 1;
+            clauses =
+                rows[0].get(i) & rows[1].get(i) & rows[2].get(i) & rows[3].get(i) & rows[4].get(i);
+            if clauses == 0 {
+                continue;
+            }
         }
-        let i = candidates.trailing_zeros();
-        candidates &= candidates - 1;
-        let clauses =
-            rows[0].get(i) & rows[1].get(i) & rows[2].get(i) & rows[3].get(i) & rows[4].get(i);
-        if clauses != 0 {
-            let place = policy.clauses + ((i << 6 | clauses.trailing_zeros()) << CLAUSE_SHIFT);
-            // SAFETY: within the chunk.
-            let clause = unsafe { &*in_chunk::<Clause>(chunk_of(place)?, place) };
-            decision.rule = clause.rule;
-            decision.verdict = clause.verdict;
-            break;
+        let place = policy.clauses + ((i << 6 | clauses.trailing_zeros()) << CLAUSE_SHIFT);
+        // SAFETY: within the chunk.
+        let clause = unsafe { &*in_chunk::<Clause>(chunk_of(place)?, place) };
+        if clause.limits & CLAUSE_TIMED != 0 {
+            let now_ns = now_ns();
+            if now_ns >= clause.expires_ns {
+                clauses &= clauses - 1;
+                continue;
+            }
+            decision.flags |= DECISION_LIMITED;
+            if now_ns < clause.starts_ns {
+                clauses &= clauses - 1;
+                continue;
+            }
         }
+        decision.rule = clause.rule;
+        decision.verdict = clause.verdict;
+        if clause.limits & CLAUSE_COUNTED != 0 {
+            decision.flags |= DECISION_LIMITED;
+            let charge = (packet >> 32) << 1 | packet >> ENFORCED_SHIFT & 1;
+            if !is_within(clause.budget, clause.budget_bytes, charge) {
+                decision.verdict = verdict::OVER_BUDGET;
+            }
+        }
+        break;
     }
     Some(decision)
+}
+
+/// Charges a packet to a budget, `bytes << 1 | enforced`, and says whether it is within
+/// `limit_bytes`.
+#[inline(always)]
+fn is_within(index: u32, limit_bytes: u64, charge: u64) -> bool {
+    charge_budget(index, limit_bytes, charge) == 0
+}
+
+/// Returns 1 when the packet is over the budget, as is all when there is none.
+///
+/// Several CPUs may charge one budget at once. Each adds first and looks then, so
+/// together they may refuse what would just have fitted, and never let pass what does
+/// not. A packet that is dropped is charged with what there was left, so that it is the
+/// budget that is used up, and not one size of packets after the other.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn charge_budget(index: u32, limit_bytes: u64, charge: u64) -> u32 {
+    let (bytes, enforced) = (charge >> 1, charge & 1 != 0);
+    let Some(budget) = BUDGETS.get_ptr_mut(index) else {
+        return 1;
+    };
+    // SAFETY: a map value; the verifier checks the access. So below.
+    let used = unsafe { &raw mut (*budget).used_bytes };
+    let step_ns = unsafe { ptr::read_volatile(&raw const (*budget).step_ns) };
+    let mark = match step_ns {
+        0 => 0,
+        _ => {
+            // Read before the step is: whoever has entered a new step has written its
+            // marks before it charges, so what is read here is never too much.
+            let used_before = unsafe { ptr::read_volatile(used) };
+            let step = now_ns() / step_ns;
+            let marks = unsafe { (&raw mut (*budget).marks).cast::<u64>() };
+            let last = unsafe { ptr::read_volatile(&raw const (*budget).step) };
+            if last < step {
+                let passed = step - last;
+                for back in 0..BUDGET_MARKS as u64 {
+                    if back >= passed {
+                        break;
+                    }
+                    let at = (step - back) as usize & (BUDGET_MARKS - 1);
+                    unsafe { ptr::write_volatile(marks.add(at), used_before) };
+                }
+                unsafe { ptr::write_volatile(&raw mut (*budget).step, step) };
+            }
+            let first = step.saturating_sub(BUDGET_STEPS) as usize & (BUDGET_MARKS - 1);
+            unsafe { ptr::read_volatile(marks.add(first)) }
+        }
+    };
+    if bytes == 0 {
+        // Before there is a packet, it must have room for one.
+        let window = unsafe { ptr::read_volatile(used) }.wrapping_sub(mark);
+        return u32::from(window >= limit_bytes);
+    }
+    atomic::add(used, bytes);
+    let window = unsafe { ptr::read_volatile(used) }.wrapping_sub(mark);
+    if window <= limit_bytes {
+        atomic::add(unsafe { &raw mut (*budget).used_packets }, 1);
+        return 0;
+    }
+    if enforced {
+        let excess = (window - limit_bytes).min(bytes);
+        atomic::add(used, excess.wrapping_neg());
+    } else {
+        atomic::add(unsafe { &raw mut (*budget).used_packets }, 1);
+    }
+    1
 }
 
 /// Class of `protocol << 16 | port`.

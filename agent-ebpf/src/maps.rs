@@ -144,6 +144,11 @@ pub static POLICIES: Array<Policy, 2> = Array::new();
 #[btf_map]
 pub static TABLES: Tables<Chunk, CHUNK_BYTES> = Tables::new();
 
+/// What has left by the rules that count. Entries are given out and taken back by the
+/// agent, which refuses a policy that would need more; written by the judge.
+#[btf_map]
+pub static BUDGETS: Array<Budget, MAX_BUDGETS, { BPF_F_MMAPABLE as usize }> = Array::new();
+
 /// An empty flow, source of inserts: a value of this size does not belong on
 /// the stack. Never written.
 #[btf_map]
@@ -190,6 +195,7 @@ impl InForce {
     /// True if a decision was made under this and holds.
     #[inline(always)]
     pub fn made(&self, decision: &Decision) -> bool {
+        // One that is limited has a flag of its own, so it is never the same.
         decision.generation == self.generation && decision.flags == self.flags
     }
 }

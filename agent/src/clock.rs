@@ -31,6 +31,19 @@ impl BootClock {
         }
     }
 
+    /// Nanoseconds since boot of a moment given in microseconds since 1970; 0 before boot.
+    #[must_use]
+    pub fn since_boot_ns(&self, unix_us: u64) -> u64 {
+        let since_boot_ns = i128::from(unix_us) * 1000 - self.booted_unix_ns;
+        u64::try_from(since_boot_ns.max(0)).unwrap_or(u64::MAX)
+    }
+
+    /// How far apart the two clocks have moved since, in nanoseconds.
+    #[must_use]
+    pub fn drift_ns(&self, since: &Self) -> u64 {
+        u64::try_from((self.booted_unix_ns - since.booted_unix_ns).abs()).unwrap_or(u64::MAX)
+    }
+
     /// Microseconds since 1970 of a moment given in nanoseconds since boot.
     #[must_use]
     pub fn unix_us(&self, since_boot_ns: u64) -> u64 {
@@ -69,6 +82,26 @@ pub fn rfc3339(unix_us: u64) -> String {
     )
 }
 
+/// Microseconds since 1970 of what [`rfc3339`] has written; `None` for anything else.
+#[must_use]
+pub fn unix_us_of(rfc3339: &str) -> Option<u64> {
+    const FORM: &[u8; 27] = b"0000-00-00T00:00:00.000000Z";
+    let text = rfc3339.as_bytes();
+    let is_of_this_form = text.len() == FORM.len()
+        && text.iter().zip(FORM).all(|(byte, form)| match form {
+            b'0' => byte.is_ascii_digit(),
+            _ => byte == form,
+        });
+    if !is_of_this_form {
+        return None;
+    }
+    let number = |from: usize, to: usize| rfc3339[from..to].parse::<u64>().ok();
+    let (month, day) = (number(5, 7)?, number(8, 10)?);
+    let day = days_since_1970(number(0, 4)? as u16, month as u8, day as u8);
+    let second = number(11, 13)? * 3_600 + number(14, 16)? * 60 + number(17, 19)?;
+    Some((u64::try_from(day).ok()? * 86_400 + second) * 1_000_000 + number(20, 26)?)
+}
+
 /// `2026-11-21` (UTC), from seconds since 1970.
 #[must_use]
 pub fn date(unix_s: u64) -> String {
@@ -91,6 +124,22 @@ pub fn date(unix_s: u64) -> String {
     };
     let year = cycle * 400 + year_of_cycle + u64::from(month <= 2);
     format!("{year:04}-{month:02}-{day:02}")
+}
+
+/// Days from 1970-01-01 to this day of the Gregorian calendar, the inverse of [`date`].
+#[must_use]
+pub fn days_since_1970(year: u16, month: u8, day: u8) -> i64 {
+    const DAYS_FROM_MARCH_0000_TO_1970: i64 = 719_468;
+    // As in `date`, a year begins in March.
+    let (year, month) = (i64::from(year), i64::from(month));
+    let (year, month_from_march) = if month > 2 {
+        (year, month - 3)
+    } else {
+        (year - 1, month + 9)
+    };
+    let day_of_year = (153 * month_from_march + 2) / 5 + i64::from(day) - 1;
+    let leap_days = year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400);
+    365 * year + leap_days + day_of_year - DAYS_FROM_MARCH_0000_TO_1970
 }
 
 #[cfg(test)]
@@ -126,7 +175,26 @@ mod tests {
     proptest! {
         #[test]
         fn dates_are_those_of_the_calendar(unix_s in 0_u64..16_725_225_600) {
-            prop_assert_eq!(date(unix_s), counted_date(unix_s));
+            let date = date(unix_s);
+            prop_assert_eq!(&date, &counted_date(unix_s));
+            let [year, month, day]: [u16; 3] = date
+                .split('-')
+                .map(|part| part.parse().unwrap())
+                .collect::<Vec<_>>()
+                .try_into()
+                .unwrap();
+            let days = days_since_1970(year, month as u8, day as u8);
+            prop_assert_eq!(days, (unix_s / 86_400) as i64);
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        for unix_us in [0, 1_709_251_199_999_999, 1_795_298_020_000_007] {
+            assert_eq!(unix_us_of(&rfc3339(unix_us)), Some(unix_us));
+        }
+        for text in ["", "2026-11-21", "2026-11-21T21:53:40.00000\u{e9}", "x"] {
+            assert_eq!(unix_us_of(text), None, "{text}");
         }
     }
 

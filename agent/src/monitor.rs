@@ -17,6 +17,7 @@ use crate::{
     flow::{FlowSettings, FlowStats, FlowTable, Report, Sweep},
     geo::Geo,
     kernel::{Enforcement, Events, Kernel, KernelError, LoadSettings, Reader},
+    limits::Said,
     losses::Losses,
     names::Names,
     policy::{Compiled, Image},
@@ -24,8 +25,10 @@ use crate::{
 };
 
 mod in_force;
+mod limits;
 
 use in_force::PolicyInForce;
+use limits::Limits;
 
 /// Events that are taken before anything else gets its turn.
 const EVENTS_A_TURN: usize = 4_096;
@@ -72,6 +75,7 @@ pub struct Monitor {
     /// Country data, shared with the flow table.
     places: Rc<RefCell<Arc<Geo>>>,
     losses: Losses,
+    limits: Limits,
     /// Peers of open flows by socket, for those in the table of many peers.
     peers: HashMap<u64, Vec<Peer>>,
     /// Control groups that are gone, and since when that is known.
@@ -96,6 +100,8 @@ pub struct Parts<'a> {
     pub heartbeat_s: u64,
     /// Losses that an agent before has reported.
     pub reported_losses: BTreeMap<String, u64>,
+    /// What an agent before has said of budgets and exceptions.
+    pub said: Said,
     /// When an agent before was last seen, microseconds since 1970.
     pub last_seen_us: Option<u64>,
 }
@@ -110,7 +116,8 @@ impl Monitor {
         policy: &Compilation,
         enforcement: Enforcement,
     ) -> Result<Self, KernelError> {
-        kernel.come_into_force(parts.load, &policy.image, enforcement)?;
+        let clock = BootClock::read();
+        let budgets = kernel.come_into_force(parts.load, &policy.image, &clock, enforcement)?;
         let reader = kernel.reader()?;
         let events = reader.events()?;
         let places = Rc::new(RefCell::new(Arc::clone(geo)));
@@ -119,6 +126,7 @@ impl Monitor {
         let mut monitor = Self {
             table: FlowTable::new(parts.flow_settings, country),
             losses: Losses::since(parts.reported_losses),
+            limits: Limits::new(parts.said),
             kernel,
             reader,
             events,
@@ -135,6 +143,7 @@ impl Monitor {
             has_no_reader: false,
         };
         monitor.in_force(policy, enforcement);
+        monitor.limit(policy, budgets, clock)?;
         monitor.report_coverage(parts.last_seen_us);
         Ok(monitor)
     }
@@ -201,6 +210,7 @@ impl Monitor {
             self.take(&key, began_ns)?;
         }
         self.report()?;
+        self.report_limits();
         for record in self.losses.news(&self.reader.losses()?, clock::unix_us()) {
             self.reporter.emit(record);
         }

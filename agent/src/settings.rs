@@ -18,6 +18,7 @@ pub use values::{Uplinks, ValueError};
 
 use crate::flow::FlowMode;
 use crate::policy::Problems;
+use crate::quantity;
 
 /// The settings file that is read if none is named and it is there.
 pub const DEFAULT_FILE: &str = "/etc/trefoil/trefoil.toml";
@@ -232,7 +233,7 @@ impl Settings {
         if let Some(text) = flags.confirm_within {
             self.confirm_within = match text.as_str() {
                 "none" => Duration::ZERO,
-                text => values::duration(text)?,
+                text => quantity::duration(text).map_err(ValueError::from)?,
             };
         }
         Ok(self)

@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::names::RuleNames;
+use crate::{limits::Said, names::RuleNames};
 
 /// Contents of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -54,6 +54,9 @@ pub struct State {
     /// Losses that were reported, by counter.
     #[serde(default)]
     pub losses: BTreeMap<String, u64>,
+    /// What was said of budgets and exceptions.
+    #[serde(default)]
+    pub said: Said,
     /// Records that wait for the journal.
     pub pending: u64,
     /// Why they wait, if they do.

@@ -6,17 +6,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use std::collections::HashMap;
+use std::{cell::RefCell, collections::HashMap};
 
 use trefoil::{
+    clock::{self, BootClock},
     kernel::{Unattached, peer},
     policy::{
-        compile,
-        testing::{OwnedQuestion, Random, Scene},
+        Compiled, Mode, compile,
+        evaluate::Question as Flow,
+        testing::{NOW_US, OwnedQuestion, Random, Scene},
     },
 };
 use trefoil_ebpf::abi::{
-    ClassCache, Decision, EXECUTABLE_FOREIGN, EXECUTABLE_PATH, Executable, Question,
+    ClassCache, DECISION_LIMITED, Decision, EXECUTABLE_FOREIGN, EXECUTABLE_PATH, Executable,
+    Question,
 };
 
 /// Pairs of a flow and a policy.
@@ -52,6 +55,33 @@ fn executable(path: &[u8], flags: u16) -> Executable {
     }
 }
 
+/// Bytes that have left by each budget, by its id: as the kernel counts, which remembers
+/// them from policy to policy.
+#[derive(Default)]
+struct Accounts(RefCell<HashMap<u64, u64>>);
+
+impl Accounts {
+    /// Judges a packet of this many bytes, or before there is one.
+    fn judge(&self, policy: &Compiled, flow: &Flow<'_>, bytes: u64) -> Decision {
+        policy.judge_within(flow, |budget| {
+            let budget = &policy.budgets[budget];
+            let mut accounts = self.0.borrow_mut();
+            let used = accounts.entry(budget.id).or_default();
+            if bytes == 0 {
+                return *used < budget.bytes;
+            }
+            let after = *used + bytes;
+            let is_within = after <= budget.bytes;
+            *used = match policy.mode() {
+                // What does not fit into the rest takes the rest.
+                Mode::Enforce if !is_within => budget.bytes.max(*used),
+                _ => after,
+            };
+            is_within
+        })
+    }
+}
+
 /// What the program returns for this decision.
 fn packed(decision: &Decision) -> u32 {
     u32::from(decision.verdict) | u32::from(decision.flags) << 8 | u32::from(decision.rule) << 16
@@ -61,19 +91,27 @@ fn packed(decision: &Decision) -> u32 {
 fn kernel_and_evaluator_decide_the_same() {
     let mut kernel = Unattached::load(N_NAMES).unwrap();
     let (mut executables, mut cgroups) = (Ids::default(), Ids::default());
+    let accounts = Accounts::default();
     let mut by_verdict: HashMap<u8, usize> = HashMap::new();
     for seed in 0..(N_PAIRS / N_QUESTIONS) as u64 {
         let scene = Scene::new(seed);
         let generation = kernel.next_generation();
         let compiled = compile(&scene.policy, &scene.surroundings(), generation).unwrap();
-        kernel.judge_by(&compiled).unwrap();
+        // The flows happen now, whatever they think of the time.
+        let since_boot_us = clock::since_boot_ns() / 1_000;
+        let clock = BootClock::booted_at(NOW_US - since_boot_us);
+        kernel.judge_by(&compiled, &clock).unwrap();
         let mut random = Random::new(!seed);
         let asked: Vec<OwnedQuestion> = (0..N_QUESTIONS)
             .map(|_| scene.question(&mut random))
             .collect();
+        let sizes: Vec<u32> = asked.iter().map(|_| random.below(90) as u32).collect();
         let questions: Vec<Question> = asked
             .iter()
-            .map(|question| {
+            .zip(&sizes)
+            .map(|(question, &bytes)| {
+                // What is less than a packet is none.
+                let bytes = bytes.saturating_sub(30);
                 let mut exe_id = 0;
                 if let Some(path) = &question.executable {
                     let is_new;
@@ -97,14 +135,15 @@ fn kernel_and_evaluator_decide_the_same() {
                     cgroup_id,
                     peer: peer(question.destination, question.port, question.protocol),
                     uid: question.uid,
-                    pad: 0,
+                    bytes,
                 }
             })
             .collect();
 
         let (answers, _) = kernel.ask(&questions).unwrap();
-        for (question, answer) in asked.iter().zip(answers) {
-            let expected = compiled.judge(&question.question());
+        for ((question, sent), answer) in asked.iter().zip(&questions).zip(answers) {
+            let expected = accounts.judge(&compiled, &question.question(), sent.bytes.into());
+            let answer = answer & !(u32::from(DECISION_LIMITED) << 8);
             assert_eq!(
                 answer,
                 packed(&expected),
@@ -119,7 +158,7 @@ fn kernel_and_evaluator_decide_the_same() {
     }
     println!("{N_PAIRS} decisions, by verdict: {by_verdict:?}");
     // A generator that asks about one kind of flow only would prove nothing.
-    assert!(by_verdict.len() >= 6, "{by_verdict:?}");
+    assert!(by_verdict.len() >= 8, "{by_verdict:?}");
 }
 
 #[test]
@@ -141,7 +180,7 @@ fn an_executable_that_a_user_could_have_put_there_matches_no_path() {
         own_addresses: &[],
     };
     let compiled = compile(&policy, &surroundings, kernel.next_generation()).unwrap();
-    kernel.judge_by(&compiled).unwrap();
+    kernel.judge_by(&compiled, &BootClock::read()).unwrap();
     kernel
         .add_executable(1, &executable(b"/usr/bin/backup", 0))
         .unwrap();

@@ -9,6 +9,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use trefoil::{
+    clock::BootClock,
     geo::Country,
     kernel::{Unattached, peer},
     policy::{Geography, Image, Surroundings, load, testing::Random},
@@ -149,7 +150,7 @@ fn every_border_of_a_prefix_has_the_verdict_that_the_data_says() {
     // Otherwise this would prove less than it is here for.
     assert!(image.n_chunks() > 6, "{} chunks", image.n_chunks());
     assert!(compiled.v6.len() * 24 > 2 * CHUNK_BYTES);
-    kernel.judge_by(&compiled).unwrap();
+    kernel.judge_by(&compiled, &BootClock::read()).unwrap();
 
     let mut random = Random::new(8);
     let mut addresses: Vec<IpAddr> = Vec::new();

@@ -69,6 +69,9 @@ pub mod verdict {
 pub const NO_RULE: u16 = u16::MAX;
 /// [`Decision::flags`]: the policy was in enforce mode.
 pub const DECISION_ENFORCED: u8 = 1;
+/// [`Decision::flags`]: it depends on the clock or on a budget, so it holds for one
+/// packet and is not kept.
+pub const DECISION_LIMITED: u8 = 2;
 
 /// What the judge said, and under which policy.
 #[repr(C, align(8))]
@@ -254,7 +257,7 @@ pub struct StateClass {
     pub pad: [u16; 3],
 }
 
-/// What a clause decides.
+/// What a clause decides, and within what limits.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Clause {
@@ -262,8 +265,71 @@ pub struct Clause {
     pub rule: u16,
     /// One of [`verdict`].
     pub verdict: u8,
-    /// Zero.
-    pub pad: [u8; 5],
+    /// `CLAUSE_*` bits.
+    pub limits: u8,
+    /// With [`CLAUSE_COUNTED`]: index of its [`Budget`].
+    pub budget: u32,
+    /// With [`CLAUSE_COUNTED`]: bytes that may leave within the budget's window. What
+    /// is beyond is [`verdict::OVER_BUDGET`].
+    pub budget_bytes: u64,
+    /// With [`CLAUSE_TIMED`]: before this many nanoseconds after boot it matches nothing.
+    pub starts_ns: u64,
+    /// With [`CLAUSE_TIMED`]: from this many nanoseconds after boot on it matches nothing.
+    pub expires_ns: u64,
+}
+
+/// [`Clause::limits`]: it holds for a time.
+pub const CLAUSE_TIMED: u8 = 1;
+/// [`Clause::limits`]: the bytes that leave by it are counted in a [`Budget`].
+pub const CLAUSE_COUNTED: u8 = 2;
+/// Most clauses of a policy that are [`CLAUSE_TIMED`].
+pub const MAX_TIMED_CLAUSES: usize = 128;
+
+/// Entries of map `BUDGETS`.
+pub const MAX_BUDGETS: usize = 1024;
+/// A window is as long as this many steps, and rolls by one step at a time.
+pub const BUDGET_STEPS: u64 = 60;
+/// Steps of which a [`Budget`] remembers the beginning.
+pub const BUDGET_MARKS: usize = 64;
+
+/// What has left by one rule, over a window of time that rolls. It is the rule's and
+/// no generation's: a reload does not set it back.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Whose it is: a hash that the agent makes; 0 for nobody's.
+    pub id: u64,
+    /// Nanoseconds of a step, the window's length / [`BUDGET_STEPS`]; 0 for a budget
+    /// whose window never ends.
+    pub step_ns: u64,
+    /// The step, since boot, in which it was last used.
+    pub step: u64,
+    /// Bytes since the beginning, without what was dropped.
+    pub used_bytes: u64,
+    /// Packets, likewise.
+    pub used_packets: u64,
+    /// `used_bytes` at the beginning of step `n`, at `n % BUDGET_MARKS`, for the last
+    /// [`BUDGET_MARKS`] steps.
+    pub marks: [u64; BUDGET_MARKS],
+}
+
+impl Budget {
+    /// Bytes that have left within the window that ends now: since the beginning of
+    /// the step [`BUDGET_STEPS`] before the present one, so never too few.
+    #[must_use]
+    pub fn window_bytes(&self, now_ns: u64) -> u64 {
+        if self.step_ns == 0 {
+            return self.used_bytes;
+        }
+        let now = now_ns / self.step_ns;
+        // Nothing has left since `step`, so later steps begin with what there is now.
+        let first = now.saturating_sub(BUDGET_STEPS);
+        if first > self.step {
+            return 0;
+        }
+        let mark = self.marks[(first % BUDGET_MARKS as u64) as usize];
+        self.used_bytes.wrapping_sub(mark)
+    }
 }
 
 /// Most questions that `judge_question` answers at a time: what fits into the page
@@ -283,8 +349,8 @@ pub struct Question {
     pub peer: super::Peer,
     /// As in [`super::Owner`].
     pub uid: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Bytes of the packet; 0 for none yet.
+    pub bytes: u32,
 }
 
 #[cfg(not(target_arch = "bpf"))]
@@ -301,6 +367,8 @@ const _: () = {
     // The span of one index entry has up to one range for each address.
     assert!((1 << 16) * size_of::<Range32>() <= CHUNK_BYTES);
     assert!((1 << 16) * size_of::<Span>() == CHUNK_BYTES);
-    assert!(size_of::<Clause>() == 8);
+    assert!(size_of::<Clause>() == 32);
+    assert!(size_of::<Budget>() == 40 + 8 * BUDGET_MARKS);
+    assert!(BUDGET_STEPS < BUDGET_MARKS as u64);
     assert!(size_of::<Question>() == 48);
 };

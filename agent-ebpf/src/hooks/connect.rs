@@ -46,7 +46,7 @@ fn connect(ctx: &SockAddrContext, peer: Peer) -> Option<i32> {
     }
     let owner = unsafe { &raw mut (*tracked).owner };
     set_current(owner);
-    let decision = judge(in_force, &Source::of(owner), &peer);
+    let decision = judge(in_force, &Source::of(owner), &peer, 0);
     if decision.blocks() {
         refuse(owner, cookie, &peer, decision);
         return Some(REFUSE);

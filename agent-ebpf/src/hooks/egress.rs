@@ -58,7 +58,7 @@ fn egress(ctx: SkBuffContext) -> i32 {
             cgroup_id: cgroup_of(skb),
             uid: uid_of(skb),
         };
-        let decision = judge(in_force, &source, &ends.destination);
+        let decision = judge(in_force, &source, &ends.destination, bytes as u32);
         return without_flow(&decision, bytes);
     };
     settle(in_force, tracked, &ends, bytes)
@@ -219,7 +219,7 @@ fn settle(in_force: InForce, tracked: *mut Tracked, ends: &Ends, bytes: u64) -> 
     let mut decision = unsafe { (*flow).decision };
     if !in_force.made(&decision) {
         let source = Source::of(unsafe { &raw const (*tracked).owner });
-        let anew = judge(in_force, &source, &ends.destination);
+        let anew = judge(in_force, &source, &ends.destination, bytes as u32);
         if decision.verdict != verdict::NONE && !decision.agrees(&anew) {
             // Another verdict is another flow.
             end(tracked);

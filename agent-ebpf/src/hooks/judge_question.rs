@@ -36,7 +36,7 @@ fn judge_question(ctx: TcContext) -> i32 {
             cgroup_id: question.cgroup_id,
             uid: question.uid,
         };
-        let decision = judge(in_force, &source, &question.peer);
+        let decision = judge(in_force, &source, &question.peer, question.bytes);
         let answer = u32::from(decision.verdict)
             | u32::from(decision.flags) << 8
             | u32::from(decision.rule) << 16;

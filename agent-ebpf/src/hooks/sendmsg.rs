@@ -51,7 +51,7 @@ fn send(ctx: &SockAddrContext, peer: Peer) -> Option<i32> {
             if in_force.made(unsafe { &(*tracked).flow.decision })
                 && unsafe { (*tracked).flow.state } & FLOW_SHARED == 0 =>
         unsafe { (*tracked).flow.decision },
-        _ => judge(in_force, &Source::of(owner), &peer),
+        _ => judge(in_force, &Source::of(owner), &peer, 0),
     };
     if decision.blocks() {
         refuse(owner, cookie, &peer, decision);

@@ -18,6 +18,7 @@ use std::{
 };
 
 use trefoil::{
+    clock::BootClock,
     geo::Geo,
     kernel::{Enforcement, Unattached, peer},
     policy::{Compiled, Geography, Image, Surroundings, geography::Nowhere, testing::Random},
@@ -80,7 +81,7 @@ fn main() {
             2.0 * size_of_val(&image.words[..]) as f64 / f64::from(1 << 20)
         );
         let began = Instant::now();
-        kernel.write_policy(&image).unwrap();
+        kernel.write_policy(&image, &BootClock::read()).unwrap();
         let written = began.elapsed();
         let began = Instant::now();
         kernel.put_in_force(compiled.header.generation, Enforcement::Never);

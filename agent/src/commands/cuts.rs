@@ -176,6 +176,7 @@ impl Judge<'_> {
             destination: connection.peer.ip(),
             protocol: connection.protocol,
             port: connection.peer.port(),
+            time_us: clock::unix_us(),
         })
     }
 

@@ -3,6 +3,7 @@
 use super::{Ending, Failure, say, say_json, sources};
 use crate::{
     cli::ExplainArgs,
+    clock,
     owner::users,
     policy::{self, Inquiry, Policy, Problems, Surroundings, Users, problem::Fault},
     settings::Flags,
@@ -41,7 +42,9 @@ pub fn explain(args: &ExplainArgs) -> Result<Ending, Failure> {
 }
 
 fn inquiry(args: &ExplainArgs, users: &dyn Users) -> Result<Inquiry, Failure> {
-    let mut inquiry = Inquiry::to(&args.to).map_err(|fault| wrong("--to", &fault))?;
+    let mut inquiry = Inquiry::to(&args.to)
+        .map_err(|fault| wrong("--to", &fault))?
+        .at(clock::unix_us());
     if let Some(protocol) = &args.protocol {
         inquiry = inquiry
             .by(protocol)

@@ -27,6 +27,7 @@ use crate::{
     clock::{self, BootClock},
     flow::FlowSettings,
     kernel::{Enforcement, Kernel, KernelError, LoadSettings, TableSizes},
+    limits::Said,
     monitor::{Compilation, Monitor, Parts},
     names::Names,
     notify::{Watchdog, notify},
@@ -156,6 +157,9 @@ async fn watch(
         reporter,
         heartbeat_s: settings.heartbeat_interval.as_secs(),
         last_seen_us: before.as_ref().map(|before| before.written_us),
+        said: before
+            .as_ref()
+            .map_or_else(Said::default, |before| before.said.clone()),
         // Counters of tables that are new say nothing about an agent before.
         reported_losses: before
             .filter(|_| kernel.took_over())
@@ -224,7 +228,8 @@ async fn watch(
                 }
                 monitor.sweep()?;
                 let addresses_now = sources::own_addresses();
-                if addresses_now != own_addresses && !compiler.is_busy() {
+                let is_outdated = addresses_now != own_addresses || monitor.has_wrong_times();
+                if is_outdated && !compiler.is_busy() {
                     // Tried once, also if the policy cannot be made with them.
                     own_addresses.clone_from(&addresses_now);
                     compiler.readdress(addresses_now);
@@ -402,6 +407,7 @@ fn save(state: &mut State, monitor: &Monitor, settings: &Settings) {
     state.written_us = clock::unix_us();
     state.owners = [stats.owner_direct, stats.owner_inferred, stats.owner_none];
     state.losses.clone_from(monitor.reported_losses());
+    state.said.clone_from(monitor.said());
     state.pending = monitor.pending() as u64;
     state.stalled = monitor.stalled();
     if let Err(error) = state.write(&settings.pin_dir) {

@@ -310,7 +310,9 @@ impl FlowTable {
             quality::INFERRED => self.stats.owner_inferred += 1,
             _ => self.stats.owner_none += 1,
         }
-        let single = if is_violation(tracked) {
+        // Each use of an exception is somebody's business, as each violation is.
+        let is_exception = tracked.flow.decision.verdict == verdict::EXCEPTION;
+        let single = if is_violation(tracked) || is_exception {
             self.violations_pace.take(self.now_ns)
         } else {
             match self.settings.mode {

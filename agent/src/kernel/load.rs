@@ -17,7 +17,7 @@ use super::{
     tables::{self, ControlWords},
     wire::{bytes_of, value_of},
 };
-use crate::policy::Image;
+use crate::{clock::BootClock, policy::Image};
 
 /// The object with all kernel programs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/trefoil.o"));
@@ -159,9 +159,10 @@ impl Kernel {
         self.control.get().generation.wrapping_add(1).max(1)
     }
 
-    /// Writes a policy where it is not in force yet.
-    pub fn write_policy(&self, policy: &Image) -> Result<(), KernelError> {
-        tables::write(&self.pins, policy)
+    /// Writes a policy where it is not in force yet. Its times are told by `clock`;
+    /// returns where each of its budgets is counted.
+    pub fn write_policy(&self, policy: &Image, clock: &BootClock) -> Result<Vec<u32>, KernelError> {
+        tables::write(&self.pins, policy, clock)
     }
 
     /// Where the pins are.

@@ -8,6 +8,7 @@
 
 mod bpf_syscall;
 mod btf;
+mod budgets;
 mod cgroups;
 mod error;
 mod hooks;
@@ -23,6 +24,7 @@ mod takeover;
 mod unattached;
 mod wire;
 
+pub use budgets::Budgets;
 pub use cgroups::{cgroup_path, cgroup2_root};
 pub use error::KernelError;
 pub use hooks::{HOOKS, HookStatus, HookSupport, support};

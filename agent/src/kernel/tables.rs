@@ -5,8 +5,14 @@ use std::{mem::offset_of, os::fd::AsFd};
 use aya::maps::{Array, ArrayOfMaps, MapData};
 use trefoil_ebpf::abi::{CHUNK_BYTES, Control, ControlPage, ENFORCE_ALWAYS, ENFORCE_NEVER, Policy};
 
-use super::{KernelError, mapped::Mapped, pins::PinDir, wire::Wire};
-use crate::policy::Image;
+use super::{
+    KernelError,
+    budgets::{Budgets, Places},
+    mapped::Mapped,
+    pins::PinDir,
+    wire::Wire,
+};
+use crate::{clock::BootClock, policy::Image};
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 const BPF_F_INNER_MAP: u32 = 1 << 12;
@@ -101,9 +107,10 @@ fn enforce_offset(generation: u32) -> usize {
 /// force, and puts nothing in force.
 ///
 /// The slot may still be read by a program that started under the generation
-/// before the present one, so those are waited for first.
-pub fn write(pins: &PinDir, image: &Image) -> Result<(), KernelError> {
+/// before the present one, so those are waited for first. Returns where its budgets are.
+pub fn write(pins: &PinDir, image: &Image, clock: &BootClock) -> Result<Places, KernelError> {
     wait_for_programs();
+    let places = Budgets::open(pins)?.allot(&image.budgets)?;
     let slot = image.header.generation & 1;
     let failed = |error| KernelError::failed("write map TABLES", error);
     let layout = aya_obj::Map::new_from_params(
@@ -114,9 +121,14 @@ pub fn write(pins: &PinDir, image: &Image) -> Result<(), KernelError> {
         BPF_F_INNER_MAP | BPF_F_MMAPABLE,
     );
     let chunks = MapData::create(layout, "TABLES", None).map_err(failed)?;
-    Mapped::new(chunks.fd().as_fd(), size_of_val(&image.words[..]))
-        .map_err(|error| KernelError::failed("map TABLES", error))?
-        .write(&image.words);
+    let mut mapped = Mapped::new(chunks.fd().as_fd(), size_of_val(&image.words[..]))
+        .map_err(|error| KernelError::failed("map TABLES", error))?;
+    mapped.write(&image.words);
+    for (offset, words) in image.limits(clock, &places) {
+        for (word, offset) in words.into_iter().zip((offset..).step_by(size_of::<u64>())) {
+            mapped.set_word(offset, word);
+        }
+    }
     // The kernel frees the chunks that were there when no program reads them any more.
     let mut slots =
         ArrayOfMaps::<MapData>::try_from(aya::maps::Map::ArrayOfMaps(pins.open_map("TABLES")?))
@@ -126,7 +138,8 @@ pub fn write(pins: &PinDir, image: &Image) -> Result<(), KernelError> {
     let mut policies =
         Array::<_, Wire<Policy>>::try_from(aya::maps::Map::Array(pins.open_map("POLICIES")?))
             .map_err(failed)?;
-    policies.set(slot, Wire(image.header), 0).map_err(failed)
+    policies.set(slot, Wire(image.header), 0).map_err(failed)?;
+    Ok(places)
 }
 
 /// Waits until every program that runs now has returned.

@@ -15,18 +15,20 @@ use super::{
     load::with_causes,
     tables::Enforcement,
 };
-use crate::policy::Image;
+use crate::{clock::BootClock, policy::Image};
 
 impl Kernel {
     /// Attaches everything and puts a first policy in force. If that fails, what
-    /// was in the kernel before is there again, and nothing else.
+    /// was in the kernel before is there again, and nothing else. Returns as
+    /// [`write_policy`](Self::write_policy) does.
     pub fn come_into_force(
         &mut self,
         load: &LoadSettings,
         policy: &Image,
+        clock: &BootClock,
         enforcement: Enforcement,
-    ) -> Result<(), KernelError> {
-        let done = self.take_place(load, policy, enforcement);
+    ) -> Result<Vec<u32>, KernelError> {
+        let done = self.take_place(load, policy, clock, enforcement);
         if done.is_err() {
             self.abandon();
         }
@@ -37,18 +39,20 @@ impl Kernel {
         &mut self,
         load: &LoadSettings,
         policy: &Image,
+        clock: &BootClock,
         enforcement: Enforcement,
-    ) -> Result<(), KernelError> {
+    ) -> Result<Vec<u32>, KernelError> {
         // Tells whose root directory is the host's before any hook wants to know.
         self.run_iterator("iter_task")?;
-        self.write_policy(policy)?;
+        let budgets = self.write_policy(policy, clock)?;
         self.attach(load)?;
         // From here on the hooks see who comes; these are those who were there.
         self.run_iterator("iter_task")?;
         self.adopt_cgroups()?;
         self.run_iterator("iter_task_file")?;
         self.put_in_force(policy.header.generation, enforcement);
-        self.pins.remove_links_except(self.instance)
+        self.pins.remove_links_except(self.instance)?;
+        Ok(budgets)
     }
 
     /// Attaches every hook. Those that learn who is there begin to; those that

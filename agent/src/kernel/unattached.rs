@@ -13,7 +13,10 @@ use std::{
 use trefoil_ebpf::abi::{Address, Peer};
 
 use super::{Enforcement, Kernel, KernelError, LoadSettings, TableSizes, cgroup2_root, detach};
-use crate::policy::{Compiled, Image, Mode};
+use crate::{
+    clock::BootClock,
+    policy::{Compiled, Image, Mode},
+};
 
 /// A [`Kernel`] with pins of its own. Dropping it takes everything out again.
 pub struct Unattached(Kernel);
@@ -44,10 +47,12 @@ impl Unattached {
 
     /// Puts a policy in force that was compiled for the
     /// [next generation](Kernel::next_generation).
-    pub fn judge_by(&self, policy: &Compiled) -> Result<(), KernelError> {
+    ///
+    /// Its moments are those of `clock`.
+    pub fn judge_by(&self, policy: &Compiled, clock: &BootClock) -> Result<(), KernelError> {
         let image = Image::new(policy)
             .map_err(|fault| KernelError::failed("lay out a policy", fault.message))?;
-        self.write_policy(&image)?;
+        self.write_policy(&image, clock)?;
         let enforcement = match policy.mode() {
             Mode::Report => Enforcement::Never,
             Mode::Enforce => Enforcement::Always,

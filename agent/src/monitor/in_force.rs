@@ -55,7 +55,8 @@ impl Monitor {
         geo: &Arc<Geo>,
         enforcement: Enforcement,
     ) -> Result<(), KernelError> {
-        self.kernel.write_policy(&policy.image)?;
+        let clock = BootClock::read();
+        let places = self.kernel.write_policy(&policy.image, &clock)?;
         // Events under the former policy first, so that they are named by it.
         self.drain_all()?;
         let generation = policy.compiled.header.generation;
@@ -63,6 +64,7 @@ impl Monitor {
         self.names.set_geo(Arc::clone(geo));
         *self.places.borrow_mut() = Arc::clone(geo);
         self.in_force(policy, enforcement);
+        self.limit(policy, places, clock)?;
         self.hand_over();
         Ok(())
     }

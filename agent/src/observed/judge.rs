@@ -145,7 +145,9 @@ impl Judge<'_> {
         } = observed.target;
         let question = question.unwrap_or_else(|| {
             let protocol = protocol.map_or(0, |protocol| protocol.0);
-            observed.source.asks(ANYWHERE, protocol, port)
+            observed
+                .source
+                .asks(ANYWHERE, protocol, port, observed.amount.last_us())
         });
         let explanation = explain(self.policy, self.surroundings, &question);
         if observed.target.address.is_some() && explanation.verdict == "local" {

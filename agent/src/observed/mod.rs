@@ -16,6 +16,7 @@ pub(crate) mod tests;
 use std::{fmt, net::IpAddr, sync::Arc};
 
 use crate::{
+    clock,
     geo::Country,
     policy::{Question, service::Protocol},
     report::words,
@@ -101,7 +102,7 @@ impl Observed {
         &*self.said.verdict == "local"
     }
 
-    /// The question to a policy; a fact that is not known matches no rule. `None` if
+    /// The question to a policy, about the last of them; a fact that is not known matches no rule. `None` if
     /// it is not known where the flows went.
     #[must_use]
     pub fn question(&self) -> Option<Question<'_>> {
@@ -109,6 +110,7 @@ impl Observed {
             self.target.address?,
             self.target.protocol?.0,
             self.target.port,
+            self.amount.last_us(),
         ))
     }
 }
@@ -122,6 +124,13 @@ impl Amount {
         self.blocked = self.blocked.saturating_add(other.blocked);
         self.see(other.first.as_ref());
         self.see(other.last.as_ref());
+    }
+
+    /// The last time, in microseconds since 1970; 0 if it is not known.
+    #[must_use]
+    pub fn last_us(&self) -> u64 {
+        let last = self.last.as_deref().and_then(clock::unix_us_of);
+        last.unwrap_or(0)
     }
 
     /// Widens the time to this moment. Moments have one form, so that they compare as

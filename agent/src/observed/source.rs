@@ -112,10 +112,11 @@ impl Source {
         self.uid.map_or(Fact::Missing, Fact::Known)
     }
 
-    /// The question to a policy about a flow of this owner. What is not known matches
+    /// The question to a policy about a flow of this owner at this moment, in microseconds
+    /// since 1970. What is not known matches
     /// no rule that asks for it.
     #[must_use]
-    pub fn asks(&self, destination: IpAddr, protocol: u8, port: u16) -> Question<'_> {
+    pub fn asks(&self, destination: IpAddr, protocol: u8, port: u16, time_us: u64) -> Question<'_> {
         Question {
             cgroup: self.cgroup_for_rules().known().map(str::as_bytes),
             executable: self.exe_for_rules().known().map(str::as_bytes),
@@ -124,6 +125,7 @@ impl Source {
             destination,
             protocol,
             port,
+            time_us,
         }
     }
 

@@ -6,10 +6,14 @@
 mod clauses;
 mod destinations;
 pub mod image;
+mod limits;
 
-use trefoil_ebpf::abi::{Clause, MAX_CLAUSES, MAX_RANGES, Range32, Row, dimension};
+use trefoil_ebpf::abi::{
+    MAX_BUDGETS, MAX_CLAUSES, MAX_RANGES, MAX_TIMED_CLAUSES, Range32, Row, dimension,
+};
 
 use self::clauses::{Clauses, Test, row_of_path};
+pub use self::limits::{Budget, Clause, Period};
 use super::automaton::{self, PathPatterns, State, Table};
 use super::geography::Surroundings;
 use super::intervals::{Cells, Intervals, is_in};
@@ -36,6 +40,8 @@ pub struct Compiled {
     pub states: Vec<State>,
     /// What the clauses decide.
     pub clauses: Vec<Clause>,
+    /// What is counted, by rule.
+    pub budgets: Vec<Budget>,
     /// The rules, in the order of the file.
     pub rules: Vec<RuleSummary>,
     mode: Mode,
@@ -160,6 +166,29 @@ fn tables(
             .help("list alternatives in one rule; a gateway counts once for each of its services");
         return Err(vec![fault.at(place, "rules")]);
     }
+    let budgets = limits::budgets(policy);
+    // Half of the table, since two policies can be there at a time.
+    if let Some(budget) = budgets.get(MAX_BUDGETS / 2) {
+        let place = policy.rules[usize::from(budget.rule)].place;
+        let fault = Fault::new(format!(
+            "the policy has more than {} budgets and exceptions",
+            MAX_BUDGETS / 2
+        ))
+        .help("list alternatives in one rule, and take out exceptions that have expired");
+        return Err(vec![fault.at(place, "rules")]);
+    }
+    let mut timed = clauses
+        .list
+        .iter()
+        .map(|clause| &policy.rules[clause.rule])
+        .filter(|rule| rule.exception.is_some());
+    if let Some(rule) = timed.nth(MAX_TIMED_CLAUSES) {
+        let fault = Fault::new(format!(
+            "the policy has more than {MAX_TIMED_CLAUSES} exceptions"
+        ))
+        .help("take out those that have expired; a gateway counts once for each of its services");
+        return Err(vec![fault.at(rule.place, "rules")]);
+    }
     // What remains can go wrong by size alone, which no single line is to blame for.
     let as_a_whole = |fault: Fault| vec![fault.at(Place::START, "")];
 
@@ -250,8 +279,9 @@ fn tables(
         clauses: clauses
             .list
             .iter()
-            .map(|clause| clause.abi(policy))
+            .map(|clause| clause.decides(policy, &budgets))
             .collect(),
+        budgets,
         rules: policy.rules.iter().map(summary).collect(),
         mode: policy.mode,
         fingerprint: policy.fingerprint.clone(),

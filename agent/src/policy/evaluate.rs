@@ -27,12 +27,22 @@ pub struct Question<'a> {
     pub protocol: u8,
     /// Port, 0 where the protocol has none.
     pub port: u16,
+    /// When, in microseconds since 1970.
+    pub time_us: u64,
 }
 
 impl Compiled {
-    /// Decides.
+    /// Decides, as long as every budget lasts.
     #[must_use]
     pub fn judge(&self, question: &Question<'_>) -> Decision {
+        self.judge_within(question, |_| true)
+    }
+
+    /// Decides. `lasts` says whether there is room in a budget, given by its index.
+    ///
+    /// What the kernel marks as limited is not marked here.
+    #[must_use]
+    pub fn judge_within(&self, question: &Question<'_>, lasts: impl Fn(usize) -> bool) -> Decision {
         let header = &self.header;
         let decision = |verdict, rule| Decision {
             generation: header.generation,
@@ -60,10 +70,18 @@ impl Compiled {
             &self.rows[header.rows[dimension] as usize + usize::from(classes[dimension])]
         };
         for word in 0..header.n_words as usize {
-            let matching = (0..dimension::N).fold(u64::MAX, |all, at| all & row(at).words[word]);
-            if matching != 0 {
+            let mut matching =
+                (0..dimension::N).fold(u64::MAX, |all, at| all & row(at).words[word]);
+            while matching != 0 {
                 let clause = &self.clauses[word * 64 + matching.trailing_zeros() as usize];
-                return decision(clause.verdict, clause.rule);
+                matching &= matching - 1;
+                match (clause.holds, clause.budget) {
+                    (Some(period), _) if !period.contains(question.time_us) => {}
+                    (_, Some(budget)) if !lasts(budget) => {
+                        return decision(verdict::OVER_BUDGET, clause.rule);
+                    }
+                    _ => return decision(clause.verdict, clause.rule),
+                }
             }
         }
         decision(fallback, NO_RULE)

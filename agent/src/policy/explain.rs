@@ -160,6 +160,8 @@ fn verdict_name(verdict: u8) -> &'static str {
         verdict::LOCAL => "local",
         verdict::GATEWAY => "gateway",
         verdict::APPROVED => "approved",
+        verdict::EXCEPTION => "exception",
+        verdict::OVER_BUDGET => "over-budget",
         verdict::DENIED => "denied",
         verdict::UNAPPROVED => "unapproved",
         verdict::UNDETERMINED => "undetermined",

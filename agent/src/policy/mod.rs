@@ -25,7 +25,7 @@ pub mod source;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
-pub use compile::{Compiled, RuleSummary, compile, image::Image, load};
+pub use compile::{Budget, Clause, Compiled, Period, RuleSummary, compile, image::Image, load};
 pub use evaluate::Question;
 pub use explain::{Explanation, Inquiry, explain};
 pub use geography::{Geography, Surroundings, Users};

@@ -117,6 +117,12 @@ pub struct Fault {
     pub help: Option<String>,
 }
 
+impl From<crate::quantity::QuantityError> for Fault {
+    fn from(error: crate::quantity::QuantityError) -> Self {
+        Self::new(error.message).help(error.help)
+    }
+}
+
 impl Fault {
     /// A fault without advice.
     pub fn new(message: impl Into<String>) -> Self {

@@ -4,6 +4,7 @@
 //! with the place of each, or else every problem of the file at once. What a
 //! policy means for a flow is in [`mod@super::explain`] and [`mod@super::compile`].
 
+mod limit;
 mod reader;
 mod recovery;
 mod value;
@@ -12,7 +13,9 @@ use std::fmt;
 use std::net::IpAddr;
 
 use sha2::{Digest as _, Sha256};
+use trefoil_ebpf::abi::verdict;
 
+pub use self::limit::{Budget, Exception};
 use super::network::Network;
 use super::pattern::{CgroupPattern, ContainerPattern, ExecutablePattern, UnitPattern};
 use super::problem::{Place, Problem, Problems};
@@ -126,6 +129,10 @@ pub struct Rule {
     pub protocols: Option<Vec<Protocol>>,
     /// `verdict`
     pub verdict: RuleVerdict,
+    /// `budget`
+    pub budget: Option<Budget>,
+    /// `exception`
+    pub exception: Option<Exception>,
 }
 
 /// A user of the host.
@@ -191,6 +198,20 @@ impl Policy {
 fn fingerprint(text: &str) -> String {
     let digest = Sha256::digest(text.as_bytes());
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Rule {
+    /// The verdict about a flow for which this rule is the first that matches, one of
+    /// `abi::verdict`, as long as its budget lasts.
+    #[must_use]
+    pub fn approval(&self) -> u8 {
+        match self.verdict {
+            RuleVerdict::Deny => verdict::DENIED,
+            RuleVerdict::Approve if self.exception.is_some() => verdict::EXCEPTION,
+            RuleVerdict::Approve if self.gateways.is_some() => verdict::GATEWAY,
+            RuleVerdict::Approve => verdict::APPROVED,
+        }
+    }
 }
 
 impl Area {

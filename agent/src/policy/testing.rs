@@ -9,7 +9,7 @@ mod policies;
 mod questions;
 
 pub use places::Places;
-pub use questions::OwnedQuestion;
+pub use questions::{NOW_US, OwnedQuestion};
 
 use super::geography::{Surroundings, Users};
 use super::network::{Extent, Network};

@@ -4,10 +4,12 @@ use std::collections::HashMap;
 
 use trefoil_ebpf::abi::{Totals, Tracked, verdict};
 
-use super::{Coverage, Field, FlowFacts, Heartbeat, Kind, PolicyNews, Priority, Record};
+use super::{Coverage, Field, FlowFacts, Heartbeat, Kind, PolicyNews, Record};
 use crate::{
     clock::BootClock,
     flow::{FlowReport, FlowStats, ReportKind, Stage},
+    limits::{self, Used},
+    policy::{Budget, source::Exception},
 };
 
 const CATALOG: &str = include_str!(concat!(
@@ -99,7 +101,36 @@ fn least(kind: Kind) -> Record {
             Record::heartbeat(&beat, 0)
         }
         Kind::Tamper => Record::tamper("x", "x", 0),
-        Kind::Budget | Kind::Exception => Record::new(kind, Priority::Notice, 0, ""),
+        Kind::Budget => Record::limit(&limit(None), limits::Stage::Near, Used::default(), 0),
+        Kind::Exception => {
+            let exception = Exception {
+                id: "x".to_owned(),
+                basis: "x".to_owned(),
+                reason: "x".to_owned(),
+                approved_by: vec!["x".to_owned()],
+                starts_us: None,
+                expires_us: 0,
+                bytes: None,
+            };
+            Record::limit(
+                &limit(Some(exception)),
+                limits::Stage::Used,
+                Used::default(),
+                0,
+            )
+        }
+    }
+}
+
+fn limit(exception: Option<Exception>) -> Budget {
+    Budget {
+        id: 1,
+        rule: 0,
+        name: "x".to_owned(),
+        bytes: 1,
+        per_ns: 1,
+        written: "x".to_owned(),
+        exception,
     }
 }
 

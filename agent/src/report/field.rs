@@ -156,7 +156,17 @@ const NEWS: Kinds = Kinds::of(&[
 ]);
 const LOSS: Kinds = Kinds::of(&[Kind::Loss]);
 const POLICY: Kinds = Kinds::of(&[Kind::Policy]);
-const BYTES: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation, Kind::Budget, Kind::Loss]);
+const BYTES: Kinds = Kinds::of(&[
+    Kind::Flow,
+    Kind::Violation,
+    Kind::Budget,
+    Kind::Exception,
+    Kind::Loss,
+]);
+const PACKETS: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation, Kind::Exception]);
+const LIMITS: Kinds = Kinds::of(&[Kind::Budget, Kind::Exception]);
+const BUDGET: Kinds = Kinds::of(&[Kind::Budget]);
+const EXCEPTION: Kinds = Kinds::of(&[Kind::Exception]);
 const OPEN: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation, Kind::Heartbeat]);
 const HEARTBEAT: Kinds = Kinds::of(&[Kind::Heartbeat]);
 
@@ -181,7 +191,8 @@ fields! {
     State "state" Text "" STATES
         "flow, violation: `opened`, `update`, `closed` (last numbers) or `rollup`; policy: \
          `in-force`, `confirmed`, `reverted` or `refused`; coverage: `covered`, `partly` or \
-         `uncovered`";
+         `uncovered`; budget: `near` (four fifths), `used-up` or `renewed`; exception: those, and \
+         `in-force`, `used` (for the first time), `ends-soon` (within a day) or `expired`";
     Flow "flow" Text "" FLOWS
         "names the flow within the boot, the same in all its records";
     CommunityId "community_id" Text "" FLOWS
@@ -208,14 +219,15 @@ fields! {
         "where that name is from; reserved as well";
     Verdict "verdict" Text "" JUDGED
         "`local`, `gateway`, `approved`, `exception`, `over-budget`, `denied`, `unapproved` or \
-         `undetermined`; this version does not use `exception` and `over-budget`";
+         `undetermined`";
     Rule "rule" Text "" JUDGED
         "name of the rule that decided";
     Outcome "outcome" Text "" FLOWS
         "`passed`, `refused` (the call failed with EPERM), `dropped` or `would-drop` (report mode)";
     BytesOut "bytes_out" Number "byte" BYTES
-        "IP packets handed to the link, headers included, since the flow began";
-    PacketsOut "packets_out" Number "packet" FLOWS
+        "IP packets handed to the link, headers included, since the flow began; budget: within the \
+         window that ends now; exception: in all";
+    PacketsOut "packets_out" Number "packet" PACKETS
         "packets that these bytes were in";
     BytesIn "bytes_in" Number "byte" FLOWS
         "IP packets delivered to the socket, headers included, since the flow began";
@@ -283,6 +295,18 @@ fields! {
         "what it is about: a hook, a counter of losses, a budget, an exception, a file";
     Reason "reason" Text "" NEWS
         "why";
+    BytesLimit "bytes_limit" Number "byte" LIMITS
+        "how much may leave; an exception may have no limit";
+    WindowS "window_s" Number "second" BUDGET
+        "within any time of this length";
+    Basis "basis" Text "" EXCEPTION
+        "its legal basis";
+    ApprovedBy "approved_by" Text "" EXCEPTION
+        "who did";
+    Starts "starts" Time "" EXCEPTION
+        "from when on it holds";
+    Expires "expires" Time "" EXCEPTION
+        "from when on it does not hold any more";
     Rules "rules" Number "rule" POLICY
         "rules of the policy";
     Count "count" Number "" LOSS

@@ -10,9 +10,9 @@ pub enum Kind {
     Flow,
     /// Something left, or tried to, that the policy does not approve.
     Violation,
-    /// A budget is used up, or begins anew.
+    /// A budget is nearly or wholly used up, or has room again.
     Budget,
-    /// An exception came into force, was used for the first time, or expired.
+    /// An exception came into force, was used, ends soon, or expired.
     Exception,
     /// A policy came into force, or was refused.
     Policy,
@@ -68,7 +68,10 @@ impl Kind {
                 (Priority::Error, "a rule denies it"),
                 (Priority::Warning, "no rule approves of it"),
             ],
-            Self::Budget | Self::Exception => &[(Priority::Notice, "")],
+            Self::Budget | Self::Exception => &[
+                (Priority::Warning, "nothing more may leave by it"),
+                (Priority::Notice, "else"),
+            ],
             Self::Policy => &[
                 (Priority::Error, "it was refused"),
                 (Priority::Warning, "it is not enforced any more"),
@@ -81,13 +84,6 @@ impl Kind {
             Self::Loss => &[(Priority::Warning, "")],
             Self::Tamper => &[(Priority::Critical, "")],
         }
-    }
-
-    /// True for a kind whose name and id are fixed, but of which this version makes
-    /// no records.
-    #[must_use]
-    pub const fn is_reserved(self) -> bool {
-        matches!(self, Self::Budget | Self::Exception)
     }
 
     const fn row(self) -> (&'static str, &'static str) {

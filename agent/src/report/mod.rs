@@ -11,6 +11,7 @@ mod flow_record;
 mod journal;
 mod json;
 mod kind;
+mod limit_record;
 mod news;
 mod record;
 mod reporter;

@@ -11,6 +11,7 @@ use super::values::{self, Uplinks};
 use super::{Settings, Tables};
 use crate::flow::FlowMode;
 use crate::policy::problem::{Fault, Lines, Problem, Problems, nearest};
+use crate::quantity;
 
 /// Largest size of a table in entries: what 4 GiB of kernel memory hold of the
 /// smallest of them.
@@ -274,8 +275,10 @@ fn number(value: &DeValue<'_>, range: RangeInclusive<u32>) -> Result<u32, Fault>
 
 fn bytes(value: &DeValue<'_>) -> Result<u64, Fault> {
     match value {
-        DeValue::String(text) => Ok(values::bytes(text)?),
-        DeValue::Integer(integer) if integer.radix() == 10 => Ok(values::bytes(integer.as_str())?),
+        DeValue::String(text) => Ok(quantity::bytes(text)?),
+        DeValue::Integer(integer) if integer.radix() == 10 => {
+            Ok(quantity::bytes(integer.as_str())?)
+        }
         other => Err(expected(other, "a size, as in `\"8 MiB\"`")),
     }
 }
@@ -284,8 +287,8 @@ fn duration(value: &DeValue<'_>, range: RangeInclusive<&str>) -> Result<Duration
     let DeValue::String(text) = value else {
         return Err(expected(value, "a duration with its unit, as in `\"10s\"`"));
     };
-    let duration = values::duration(text)?;
-    let limit = |text| values::duration(text).expect("limits are durations");
+    let duration = quantity::duration(text)?;
+    let limit = |text| quantity::duration(text).expect("limits are durations");
     if (limit(range.start())..=limit(range.end())).contains(&duration) {
         Ok(duration)
     } else {

@@ -318,57 +318,6 @@ fn a_file_that_is_named_has_to_be_there() {
 }
 
 #[test]
-fn durations_and_sizes() {
-    for (text, ms) in [
-        ("1ms", 1),
-        ("10s", 10_000),
-        ("2 m", 120_000),
-        ("2min", 120_000),
-        ("1h", 3_600_000),
-        ("0s", 0),
-    ] {
-        assert_eq!(
-            values::duration(text),
-            Ok(Duration::from_millis(ms)),
-            "{text}"
-        );
-    }
-    for text in [
-        "",
-        "s",
-        "10",
-        "-1s",
-        "1.5s",
-        "1 week",
-        "1s1s",
-        "99999999999999999999s",
-        "9999999999999999d",
-    ] {
-        assert!(values::duration(text).is_err(), "{text}");
-    }
-    for (text, bytes) in [
-        ("0", 0),
-        ("4096", 4096),
-        ("1B", 1),
-        ("8 MiB", 8 << 20),
-        ("1GiB", 1 << 30),
-    ] {
-        assert_eq!(values::bytes(text), Ok(bytes), "{text}");
-    }
-    for text in [
-        "",
-        "MiB",
-        "1 MB",
-        "1M",
-        "-1",
-        "1.5 GiB",
-        "99999999999999 GiB",
-    ] {
-        assert!(values::bytes(text).is_err(), "{text}");
-    }
-}
-
-#[test]
 fn names_of_interfaces() {
     let parse = |names: &[&str]| Uplinks::parse(names.iter().copied());
     assert_eq!(parse(&["auto"]), Ok(Uplinks::Auto));

@@ -4,9 +4,9 @@
 //! same in both.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use crate::policy::problem::Fault;
+use crate::quantity::QuantityError;
 
 /// A value that is not written as it should be, with what would be right.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,6 +22,12 @@ impl ValueError {
             message: message.into(),
             help,
         }
+    }
+}
+
+impl From<QuantityError> for ValueError {
+    fn from(error: QuantityError) -> Self {
+        Self::new(error.message, error.help)
     }
 }
 
@@ -75,46 +81,6 @@ impl Uplinks {
 /// `none` where a path is expected, as typed.
 pub fn unless_none(path: PathBuf) -> Option<PathBuf> {
     (path != Path::new("none")).then_some(path)
-}
-
-/// `10s`; units are `ms`, `s`, `m`, `h`, `d`, and there is no bare number.
-pub fn duration(text: &str) -> Result<Duration, ValueError> {
-    const HELP: &str = "write a whole number and a unit: `500ms`, `10s`, `5m`, `2h`, `1d`";
-    let wrong = || ValueError::new(format!("`{text}` is not a duration"), HELP);
-    let (number, unit) = number_and_unit(text).ok_or_else(wrong)?;
-    let unit_ms = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" | "min" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return Err(wrong()),
-    };
-    number
-        .checked_mul(unit_ms)
-        .map(Duration::from_millis)
-        .ok_or_else(wrong)
-}
-
-/// `8 MiB`; units are `B`, `KiB`, `MiB`, `GiB`.
-pub fn bytes(text: &str) -> Result<u64, ValueError> {
-    const HELP: &str = "write a whole number and a unit: `512 KiB`, `8 MiB`, `1 GiB`, or bytes";
-    let wrong = || ValueError::new(format!("`{text}` is not a size"), HELP);
-    let (number, unit) = number_and_unit(text).ok_or_else(wrong)?;
-    let shift = match unit {
-        "" | "B" => 0,
-        "KiB" => 10,
-        "MiB" => 20,
-        "GiB" => 30,
-        _ => return Err(wrong()),
-    };
-    number.checked_mul(1 << shift).ok_or_else(wrong)
-}
-
-fn number_and_unit(text: &str) -> Option<(u64, &str)> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    Some((number.parse().ok()?, unit.trim_start_matches(' ')))
 }
 
 /// A path in a settings file: the directory that the agent is started in means

@@ -13,11 +13,6 @@ pub fn kinds() -> Result<String> {
     for kind in Kind::ALL {
         out += &format!(".Ss {kind}\n");
         out += &format!(".D1 Ev MESSAGE_ID Ns = Ns {}\n", kind.message_id());
-        if kind.is_reserved() {
-            out += ".Pp\n";
-            out += &roff::prose("Reserved: this version makes no records of this kind.");
-            continue;
-        }
         let priorities: Vec<String> = kind
             .priorities()
             .iter()
@@ -80,15 +75,10 @@ fn form(field: &FieldInfo) -> String {
 fn kinds_of(field: &FieldInfo) -> String {
     let kinds: Vec<String> = Kind::ALL
         .into_iter()
-        .filter(|kind| field.kinds.contains(*kind) && !kind.is_reserved())
+        .filter(|kind| field.kinds.contains(*kind))
         .map(|kind| kind.to_string())
         .collect();
-    if kinds.len()
-        == Kind::ALL
-            .into_iter()
-            .filter(|kind| !kind.is_reserved())
-            .count()
-    {
+    if kinds.len() == Kind::ALL.len() {
         "in every record".to_owned()
     } else {
         format!("in {}", kinds.join(", "))

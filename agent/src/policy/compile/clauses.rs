@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::IpAddr;
 
-use trefoil_ebpf::abi::{self, ROW_WORDS, Row, verdict};
+use trefoil_ebpf::abi::{ROW_WORDS, Row};
 
+use super::limits::{Budget, Clause, Period};
 use super::set_bit;
 use crate::geo::Country;
 use crate::policy::geography::Users;
@@ -14,7 +15,7 @@ use crate::policy::network::{Extent, Network};
 use crate::policy::pattern::{CgroupPattern, ContainerPattern, ExecutablePattern, UnitPattern};
 use crate::policy::problem::{Fault, Problem};
 use crate::policy::service::{self, PROTOCOLS_WITH_PORTS, Ports, Protocol};
-use crate::policy::source::{Area, Endpoint, Policy, Rule, RuleVerdict, User};
+use crate::policy::source::{Area, Endpoint, Policy, Rule, User};
 
 /// All clauses, in the order of their rules.
 pub(super) struct Clauses<'p> {
@@ -170,18 +171,19 @@ impl<'p> Clauses<'p> {
 }
 
 impl NumberedClause<'_> {
-    /// What the kernel knows of the clause.
-    pub(super) fn abi(&self, policy: &Policy) -> abi::Clause {
+    /// What the clause decides. `budgets` are those of the policy.
+    pub(super) fn decides(&self, policy: &Policy, budgets: &[Budget]) -> Clause {
         let rule = &policy.rules[self.rule];
-        abi::Clause {
-            // A rule has a clause, and clauses are fewer than u16 numbers.
-            rule: self.rule as u16,
-            verdict: match rule.verdict {
-                RuleVerdict::Deny => verdict::DENIED,
-                RuleVerdict::Approve if rule.gateways.is_some() => verdict::GATEWAY,
-                RuleVerdict::Approve => verdict::APPROVED,
-            },
-            pad: [0; 5],
+        // A rule has a clause, and clauses are fewer than u16 numbers.
+        let number = self.rule as u16;
+        Clause {
+            rule: number,
+            verdict: rule.approval(),
+            holds: rule.exception.as_ref().map(|exception| Period {
+                starts_us: exception.starts_us.unwrap_or(0),
+                expires_us: exception.expires_us,
+            }),
+            budget: budgets.iter().position(|budget| budget.rule == number),
         }
     }
 }

@@ -3,11 +3,12 @@
 //! Owns the layout that `trefoil_ebpf::abi::CHUNK_BYTES` describes, and no meaning.
 
 use trefoil_ebpf::abi::{
-    self, CHUNK_BYTES, Clause, MAX_CHUNKS, MODE_ENFORCE, MODE_REPORT, Range32, Row, Span,
-    StateClass, Summary, Tail128,
+    self, CHUNK_BYTES, CLAUSE_COUNTED, CLAUSE_TIMED, MAX_CHUNKS, MODE_ENFORCE, MODE_REPORT,
+    Range32, Row, Span, StateClass, Summary, Tail128,
 };
 
-use super::{Compiled, Mode, Range128};
+use super::{Budget, Clause, Compiled, Mode, Period, Range128};
+use crate::clock::BootClock;
 use crate::policy::{
     problem::Fault,
     service::{self, Protocol},
@@ -20,6 +21,10 @@ pub struct Image {
     pub header: abi::Policy,
     /// All chunks, one behind the other, as words in host byte order.
     pub words: Vec<u64>,
+    /// Clauses that have limits, and their places in the table.
+    limited: Vec<(usize, Clause)>,
+    /// What is counted.
+    pub budgets: Vec<Budget>,
 }
 
 impl Image {
@@ -32,7 +37,8 @@ impl Image {
         let mut layout = Layout::default();
         // What every decision reads comes first, and mostly is in one chunk.
         let users = layout.span(&compiled.users);
-        let clauses = layout.table(&compiled.clauses);
+        let decides: Vec<_> = compiled.clauses.iter().map(unlimited).collect();
+        let clauses = layout.table(&decides);
         let first_summary = layout.summaries(&compiled.rows);
 
         // Rows of no more words than there are, so that one decision reads little.
@@ -112,7 +118,52 @@ impl Image {
                 letters: compiled.header.letters,
             },
             words: layout.words,
+            limited: compiled
+                .clauses
+                .iter()
+                .copied()
+                .enumerate()
+                .filter(|(_, clause)| clause.holds.is_some() || clause.budget.is_some())
+                .collect(),
+            budgets: compiled.budgets.clone(),
         })
+    }
+
+    /// True if the clock decides about anything.
+    #[must_use]
+    pub fn is_timed(&self) -> bool {
+        self.limited
+            .iter()
+            .any(|(_, clause)| clause.holds.is_some())
+    }
+
+    /// Limits in the terms of the kernel that is running: moments since boot, and where
+    /// each budget is, by its index in [`budgets`](Self::budgets). Offsets in bytes from
+    /// the beginning of the first chunk, and words to be written there.
+    #[must_use]
+    pub fn limits(&self, clock: &BootClock, budget_places: &[u32]) -> Vec<(usize, Vec<u64>)> {
+        let limits = self.limited.iter().map(|&(number, clause)| {
+            let mut limited = unlimited(&clause);
+            if let Some(Period {
+                starts_us,
+                expires_us,
+            }) = clause.holds
+            {
+                limited.limits |= CLAUSE_TIMED;
+                limited.starts_ns = clock.since_boot_ns(starts_us);
+                limited.expires_ns = clock.since_boot_ns(expires_us);
+            }
+            if let Some(budget) = clause.budget {
+                limited.limits |= CLAUSE_COUNTED;
+                limited.budget = budget_places[budget];
+                limited.budget_bytes = self.budgets[budget].bytes;
+            }
+            let mut words = Vec::new();
+            limited.write(&mut words);
+            let first = self.header.clauses as usize + number * size_of::<abi::Clause>();
+            (first, words)
+        });
+        limits.collect()
     }
 
     /// Number of chunks.
@@ -273,6 +324,15 @@ impl Layout {
     }
 }
 
+/// A clause whose limits are not known yet.
+fn unlimited(clause: &Clause) -> abi::Clause {
+    abi::Clause {
+        rule: clause.rule,
+        verdict: clause.verdict,
+        ..abi::Clause::default()
+    }
+}
+
 /// What a table is made of, as it lies in memory.
 trait Element {
     /// Size, a power of two.
@@ -330,12 +390,14 @@ impl Element for Span {
     }
 }
 
-impl Element for Clause {
+impl Element for abi::Clause {
     const BYTES: usize = size_of::<Self>();
 
     fn write(&self, words: &mut Vec<u64>) {
-        let verdict = u16::from_ne_bytes([self.verdict, 0]);
-        words.push(word_of_four(&[self.rule, verdict, 0, 0]));
+        let [rule_low, rule_high] = self.rule.to_ne_bytes();
+        let first = [rule_low, rule_high, self.verdict, self.limits];
+        words.push(word([first, self.budget.to_ne_bytes()]));
+        words.extend([self.budget_bytes, self.starts_ns, self.expires_ns]);
     }
 }
 

@@ -80,6 +80,7 @@ fn judge(policy: &Compiled, destination: &str, protocol: u8, port: u16) -> (u8, 
         destination: destination.parse().unwrap(),
         protocol,
         port,
+        time_us: 0,
     });
     assert_eq!(generation, 7);
     (verdict, rule)
@@ -200,6 +201,7 @@ fn the_first_rule_that_matches_decides() {
         destination: "192.0.2.1".parse().unwrap(),
         protocol: 6,
         port: 443,
+        time_us: 0,
     };
     assert_eq!(policy.judge(&unknown).verdict, verdict::UNAPPROVED);
     assert_eq!(policy.judge(&Question { uid: 26, ..unknown }).rule, 2);
@@ -336,6 +338,7 @@ fn judge_at(policy: &Compiled, destination: &str) -> (u8, u16) {
         destination: destination.parse().unwrap(),
         protocol: 6,
         port: 1,
+        time_us: 0,
     });
     (decision.verdict, decision.rule)
 }

@@ -23,6 +23,8 @@ pub struct Inquiry {
     pub protocol: Protocol,
     /// The port, 0 for none.
     pub port: u16,
+    /// When, in microseconds since 1970.
+    pub time_us: u64,
 }
 
 impl Inquiry {
@@ -53,7 +55,15 @@ impl Inquiry {
             destination,
             protocol: Protocol(6),
             port,
+            time_us: 0,
         })
+    }
+
+    /// The same flow at this moment, in microseconds since 1970.
+    #[must_use]
+    pub fn at(mut self, time_us: u64) -> Self {
+        self.time_us = time_us;
+        self
     }
 
     /// The same flow by this protocol, a name or a number.
@@ -150,6 +160,7 @@ impl Inquiry {
             destination: self.destination,
             protocol: self.protocol.0,
             port: self.port,
+            time_us: self.time_us,
         }
     }
 }

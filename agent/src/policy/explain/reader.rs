@@ -8,13 +8,14 @@ use std::net::IpAddr;
 use trefoil_ebpf::abi::verdict;
 
 use super::{Condition, RuleTrace, Ruling};
+use crate::clock;
 use crate::geo::Country;
 use crate::owner::cgroup::{Placement, container_for_rules};
 use crate::policy::evaluate::Question;
 use crate::policy::geography::Surroundings;
 use crate::policy::local::always_local_network_of;
 use crate::policy::service::Protocol;
-use crate::policy::source::{Area, Policy, Rule, RuleVerdict, User, Zone};
+use crate::policy::source::{Area, Exception, Policy, Rule, User, Zone};
 
 /// Goes through rules with one flow in mind.
 pub(super) struct Reader<'a> {
@@ -57,14 +58,7 @@ impl<'a> Reader<'a> {
         }
         let rule = first_match();
         let verdict = match rule.map(|index| &self.policy.rules[index]) {
-            Some(Rule {
-                verdict: RuleVerdict::Deny,
-                ..
-            }) => verdict::DENIED,
-            Some(Rule {
-                gateways: Some(_), ..
-            }) => verdict::GATEWAY,
-            Some(_) => verdict::APPROVED,
+            Some(rule) => rule.approval(),
             None if self.country.is_none() => verdict::UNDETERMINED,
             None => verdict::UNAPPROVED,
         };
@@ -83,8 +77,20 @@ impl<'a> Reader<'a> {
                 rule: Some(index), ..
             } => {
                 let rule = &self.policy.rules[index];
+                let limit = match (&rule.budget, &rule.exception) {
+                    (Some(budget), _) => format!(", as long as its budget of {budget} lasts"),
+                    (
+                        _,
+                        Some(Exception {
+                            bytes: Some(bytes), ..
+                        }),
+                    ) => {
+                        format!(", as long as its {bytes} bytes last")
+                    }
+                    _ => String::new(),
+                };
                 format!(
-                    "rule `{}` on line {} matches first",
+                    "rule `{}` on line {} matches first{limit}",
                     rule.name.value, rule.place.line
                 )
             }
@@ -270,7 +276,32 @@ impl<'a> Reader<'a> {
                 || format!("{protocol} is no protocol"),
             ));
         }
+        if let Some(exception) = &rule.exception {
+            conditions.push(self.exception(exception));
+        }
         conditions
+    }
+
+    fn exception(&self, exception: &Exception) -> Condition {
+        let time_us = self.question.time_us;
+        self.condition("exception", exception.holds_at(time_us), || {
+            let id = &exception.id;
+            match exception.starts_us {
+                Some(starts_us) if time_us < starts_us => {
+                    format!("`{id}` begins at {}", clock::rfc3339(starts_us))
+                }
+                _ if exception.holds_at(time_us) => {
+                    format!(
+                        "`{id}` holds until {}",
+                        clock::rfc3339(exception.expires_us)
+                    )
+                }
+                _ => format!(
+                    "`{id}` has expired at {}",
+                    clock::rfc3339(exception.expires_us)
+                ),
+            }
+        })
     }
 
     fn zone(&self, zones: &[&Zone]) -> Condition {

@@ -3,6 +3,7 @@
 //! Owns which keys there are and what they hold. Reading goes on after a problem:
 //! the value is left out and the rest is read, so that one run shows everything.
 
+mod limits;
 mod tables;
 
 use toml::Spanned;
@@ -39,8 +40,8 @@ const GATEWAY_KEYS: Keys = Keys {
     elsewhere: &[],
 };
 const RULE_KEYS: Keys = Keys {
-    known: &["name", "from", "to", "verdict"],
-    later: &["budget", "exception"],
+    known: &["name", "from", "to", "verdict", "budget", "exception"],
+    later: &[],
     elsewhere: &[
         (FROM, "from"),
         (FROM_LATER, "from"),
@@ -90,6 +91,7 @@ impl Reader<'_> {
         self.check_names("gateways", gateways.iter().map(|gateway| &gateway.name));
         let rules = self.tables(at, "rules", |reader, at| reader.rule(at, &zones, &gateways));
         self.check_names("rules", rules.iter().map(|rule| &rule.name));
+        self.check_exceptions(&rules);
         Policy {
             mode,
             zones,
@@ -190,6 +192,8 @@ impl Reader<'_> {
             ports: None,
             protocols: None,
             verdict: self.verdict(at),
+            budget: None,
+            exception: None,
         };
         let from_path = format!("{}.from", at.path);
         let from = self.sub_table(at, "from", &from_path);
@@ -217,6 +221,7 @@ impl Reader<'_> {
             rule.ports = self.values(to, "ports", Ports::parse);
             rule.protocols = self.values(to, "protocols", Protocol::parse);
         }
+        self.limits(at, &mut rule);
         let is_there = |key| at.table.contains_key(key) || self.is_misspelt(at, key);
         if !is_there("from") && !is_there("to") && !self.is_damaged(at.offset) {
             let fault = Fault::new(

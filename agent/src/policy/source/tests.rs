@@ -150,7 +150,10 @@ to = { ports = "1/icmp" }
 verdict = "deny"
 budget = { bytes = "50 GiB" }
 "#;
-    assert_eq!(lines(text), [1, 3, 4, 7, 10, 11, 12, 14, 15, 16, 17, 19]);
+    assert_eq!(
+        lines(text),
+        [1, 3, 4, 7, 10, 11, 12, 14, 15, 16, 17, 19, 19]
+    );
 }
 
 #[test]
@@ -231,8 +234,6 @@ fn keys_of_later_versions_are_refused_by_name() {
         ("from = { interactive = true }", "interactive"),
         ("to = { asns = [1] }", "asns"),
         ("to = { domains = [\"x\"] }", "domains"),
-        ("budget = {}\nto = { ports = 1 }", "budget"),
-        ("exception = {}\nto = { ports = 1 }", "exception"),
     ] {
         let problem = rule_problem(line);
         assert!(
@@ -425,4 +426,104 @@ proptest! {
             }
         }
     }
+}
+
+/// A rule that approves, with this line.
+fn approving(line: &str) -> Result<Policy, Problems> {
+    let text = format!(
+        "mode = \"report\"\n[[rules]]\nname = \"a\"\nto = {{ ports = \"22/tcp\" }}\n\
+         verdict = \"approve\"\n{line}\n"
+    );
+    Policy::parse(&text, "policy.toml")
+}
+
+const EXCEPTION: &str = "id = \"EX-1\", basis = \"b\", reason = \"r\", \
+                         approved_by = [\"dpo\", \"auditor\"], expires = 2027-01-31T01:00:00+01:00";
+
+#[test]
+fn limits_are_read_with_their_units() {
+    let policy = approving("budget = { bytes = \"50 GiB\", per = \"24h\" }").unwrap();
+    let budget = policy.rules[0].budget.as_ref().unwrap();
+    assert_eq!(budget.bytes, 50 << 30);
+    assert_eq!(budget.per.as_secs(), 86_400);
+    assert_eq!(budget.written, "50 GiB per 24h");
+
+    let line = format!("exception = {{ {EXCEPTION}, bytes = \"2 TiB\" }}");
+    let policy = approving(&line).unwrap();
+    let exception = policy.rules[0].exception.as_ref().unwrap();
+    assert_eq!(exception.expires_us, 1_801_353_600_000_000);
+    assert_eq!(exception.bytes, Some(2 << 40));
+    assert!(exception.holds_at(exception.expires_us - 1));
+    assert!(!exception.holds_at(exception.expires_us));
+}
+
+#[test]
+fn limits_that_cannot_be_meant_are_refused() {
+    let without = |part: &str| format!("exception = {{ {} }}", EXCEPTION.replacen(part, "", 1));
+    for (line, problem) in [
+        (
+            "budget = { bytes = \"50 GiB\" }".to_owned(),
+            "`per` is missing",
+        ),
+        (
+            "budget = { bytes = \"0 B\", per = \"1h\" }".to_owned(),
+            "nothing could ever leave",
+        ),
+        (
+            "budget = { bytes = \"1 GB\", per = \"1h\" }".to_owned(),
+            "is not a size",
+        ),
+        (
+            "budget = { bytes = \"1 B\", per = \"10ms\" }".to_owned(),
+            "no length for a window",
+        ),
+        (
+            "budget = { bytes = \"1 B\", per = \"1h\", of = 1 }".to_owned(),
+            "not a known key",
+        ),
+        (without("id = \"EX-1\", "), "`id` is missing"),
+        (without("basis = \"b\", "), "`basis` is missing"),
+        (without("reason = \"r\", "), "`reason` is missing"),
+        (
+            without("approved_by = [\"dpo\", \"auditor\"], "),
+            "`approved_by` is missing",
+        ),
+        (
+            without(", expires = 2027-01-31T01:00:00+01:00"),
+            "`expires` is missing",
+        ),
+        (
+            without(", \"auditor\""),
+            "nobody approves of an exception alone",
+        ),
+        (without("+01:00"), "in every time zone"),
+        (
+            format!("exception = {{ {EXCEPTION}, starts = 2027-02-01T00:00:00Z }}"),
+            "expires before it starts",
+        ),
+        (
+            format!("exception = {{ {EXCEPTION} }}\nbudget = {{ bytes = \"1 B\", per = \"1h\" }}"),
+            "has a budget as well",
+        ),
+        (
+            format!(
+                "exception = {{ {} }}",
+                EXCEPTION.replace("\"auditor\"", "\"DPO\"")
+            ),
+            "nobody approves of an exception alone",
+        ),
+    ] {
+        let problems = approving(&line).unwrap_err().to_string();
+        assert!(problems.contains(problem), "{line}: {problems}");
+        assert_eq!(problems.matches("error:").count(), 1, "{line}: {problems}");
+    }
+    let twice = format!(
+        "exception = {{ {EXCEPTION} }}\n[[rules]]\nname = \"b\"\nto = {{ ports = \"23/tcp\" }}\n\
+         verdict = \"approve\"\nexception = {{ {EXCEPTION} }}"
+    );
+    let problems = approving(&twice).unwrap_err().to_string();
+    assert!(
+        problems.contains("the one of rule `a` as well"),
+        "{problems}"
+    );
 }

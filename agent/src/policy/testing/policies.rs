@@ -219,7 +219,35 @@ fn rule_text(
     }
     let verdict = if random.one_in(3) { "deny" } else { "approve" };
     writeln!(text, "verdict = \"{verdict}\"").expect("strings take everything");
+    if verdict == "approve" {
+        text.push_str(&limit(random, index));
+    }
     text
+}
+
+/// A budget or an exception, at times. Moments are around [`super::questions::NOW_US`].
+fn limit(random: &mut Random, index: usize) -> String {
+    match random.below(16) {
+        0 => {
+            let bytes = random.pick(&["100 B", "2 KiB", "1 TiB"]);
+            format!("budget = {{ bytes = \"{bytes}\", per = \"1d\" }}\n")
+        }
+        1 => {
+            let period = random.pick(&[
+                "expires = 2027-01-15T07:00:00Z",
+                "expires = 2027-01-15T10:00:00+01:00",
+                "starts = 2027-01-15T06:00:00Z, expires = 2027-01-15T07:00:00Z",
+                "starts = 2027-01-15T06:00:00Z, expires = 2027-01-15T09:00:00Z",
+                "starts = 2027-01-15T08:30:00Z, expires = 2027-01-15T09:00:00Z",
+            ]);
+            let bytes = random.pick(&["", ", bytes = \"200 B\""]);
+            format!(
+                "exception = {{ id = \"EX-{index}\", basis = \"a\", reason = \"b\", \
+                 approved_by = [\"c\", \"d\"], {period}{bytes} }}\n"
+            )
+        }
+        _ => String::new(),
+    }
 }
 
 /// Between 1 and `most` values, as TOML.

@@ -43,6 +43,7 @@ fn a_hundred_thousand_flows_are_judged_as_the_policy_reads() {
         verdict::LOCAL,
         verdict::GATEWAY,
         verdict::APPROVED,
+        verdict::EXCEPTION,
         verdict::DENIED,
         verdict::UNAPPROVED,
         verdict::UNDETERMINED,
@@ -54,7 +55,7 @@ fn a_hundred_thousand_flows_are_judged_as_the_policy_reads() {
         );
     }
     assert!(
-        n_late_rules > 100,
+        n_late_rules > 10,
         "{n_late_rules} times did a rule behind the first word of a row decide"
     );
 }

@@ -62,6 +62,10 @@ impl Reader<'_> {
         self.problems.push(fault.at(self.lines.place(offset), key));
     }
 
+    pub(super) fn problem_at(&mut self, fault: Fault, place: Place, key: impl Into<String>) {
+        self.problems.push(fault.at(place, key));
+    }
+
     /// True when something that should be in the table beginning at `offset` may
     /// be missing only because its statement could not be parsed.
     pub(super) fn is_damaged(&self, offset: usize) -> bool {

@@ -1,0 +1,251 @@
+//! Budgets and exceptions: the kernel counts and stops, with nobody there to do it.
+
+mod world;
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
+use nix::time::{ClockId, clock_gettime};
+use trefoil_lab::agent::detach;
+use trefoil_lab::sink::UdpSink;
+use trefoil_lab::{Lab, Record, places, wait_for};
+use world::{REFUSED, at, traffic};
+
+const PORT: u16 = 9;
+/// Bytes of a datagram with its headers, IP and UDP.
+const PACKET: u64 = 1_000;
+const PAYLOAD: &str = "972";
+
+/// A policy that approves the foreign host within a limit, and denies it beyond.
+fn limited(limit: &str) -> String {
+    format!(
+        r#"mode = "enforce"
+
+[[rules]]
+name    = "a little"
+to      = {{ networks = ["{}/32"] }}
+verdict = "approve"
+{limit}
+
+[[rules]]
+name    = "never there"
+to      = {{ networks = ["{}/32"] }}
+verdict = "deny"
+"#,
+        places::FOREIGN,
+        places::FOREIGN
+    )
+}
+
+/// Sends datagrams of [`PACKET`] bytes to the foreign host, one process for each, until
+/// one is refused; at most this many.
+fn send(lab: &Lab, most: usize) -> Result<usize> {
+    for n_sent in 0..most {
+        let outcome = traffic(lab)?
+            .args(["udp", &at(places::FOREIGN, PORT), "--size", PAYLOAD])
+            .run()?;
+        match outcome.code {
+            0 => {}
+            REFUSED => return Ok(n_sent),
+            _ => anyhow::bail!("neither sent nor refused: {outcome:?}"),
+        }
+    }
+    Ok(most)
+}
+
+fn is_about(record: &Record, event: &str, state: &str) -> bool {
+    record.is("event", event) && record.is("state", state)
+}
+
+/// Nanoseconds since 1970.
+fn unix_ns() -> Result<i64> {
+    let now = clock_gettime(ClockId::CLOCK_REALTIME)?;
+    Ok(now.tv_sec() * 1_000_000_000 + now.tv_nsec())
+}
+
+/// A second since 1970, as TOML writes it.
+fn moment(at: i64) -> Result<String> {
+    let date = std::process::Command::new("date")
+        .args(["--utc", "--date", &format!("@{at}"), "+%Y-%m-%dT%H:%M:%SZ"])
+        .output()?;
+    Ok(String::from_utf8(date.stdout)?.trim().to_owned())
+}
+
+#[test]
+fn a_budget_holds_with_the_agent_killed_and_rolls() -> Result<()> {
+    let lab = Lab::new()?;
+    let sink = UdpSink::new(&lab.foreign, PORT)?;
+    let policy = limited(r#"budget = { bytes = "10500 B", per = "60s" }"#);
+    let mut agent = lab
+        .agent()
+        .policy(&policy)
+        .settings("sweep_interval = \"100ms\"\n")
+        .start()?;
+    ensure!(send(&lab, 9)? == 9, "refused within the budget");
+    agent.wait_for("four fifths are used", |records| {
+        let near = records
+            .iter()
+            .find(|record| is_about(record, "budget", "near"))?;
+        Some((near.text("subject"), near.number("bytes_out").ok()?))
+    })?;
+    // A reload sets nothing back, and neither does a killed agent.
+    agent.reload(&format!("{policy}# the same\n"))?;
+    agent.stop(Signal::SIGKILL)?;
+    let n_sent = send(&lab, 50)?;
+    // The second does not fit, is dropped, and takes the rest.
+    ensure!(n_sent == 1, "{n_sent} more were sent");
+    ensure!(
+        sink.wait_for_packets(10)?.packets == 10,
+        "something was let go beyond the budget"
+    );
+    ensure!(send(&lab, 1)? == 0, "the budget was not used up");
+
+    let mut agent = lab
+        .agent()
+        .policy(&policy)
+        .settings("sweep_interval = \"100ms\"\n")
+        .start()?;
+    ensure!(send(&lab, 1)? == 0, "a new agent set the budget back");
+    agent.wait_for("it is used up", |records| {
+        let used_up = records
+            .iter()
+            .find(|record| is_about(record, "budget", "used-up"))?;
+        (used_up.is("rule", "a little") && used_up.is("bytes_limit", 10_500)).then_some(())
+    })?;
+    agent.wait_for("the violation names it", |records| {
+        let over = records
+            .iter()
+            .find(|record| record.is("verdict", "over-budget"))?;
+        (over.is("event", "violation") && over.is("rule", "a little")).then_some(())
+    })?;
+
+    // The window rolls on with nobody there.
+    agent.stop(Signal::SIGKILL)?;
+    wait_for("there is room again", || {
+        Ok((send(&lab, 1)? == 1).then_some(()))
+    })?;
+    let arrived = sink.wait_for_packets(11)?;
+    ensure!(arrived.packets == 11, "{} packets", arrived.packets);
+    lab.agent().policy(&policy).start()?.stop(Signal::SIGTERM)?;
+    detach(&lab)?;
+    lab.close()
+}
+
+#[test]
+fn in_report_mode_a_budget_is_counted_and_nothing_is_dropped() -> Result<()> {
+    let lab = Lab::new()?;
+    let sink = UdpSink::new(&lab.foreign, PORT)?;
+    let policy = limited(r#"budget = { bytes = "2 KiB", per = "1h" }"#)
+        .replace("mode = \"enforce\"", "mode = \"report\"");
+    let mut agent = lab
+        .agent()
+        .policy(&policy)
+        .settings("sweep_interval = \"100ms\"\n")
+        .start()?;
+    ensure!(send(&lab, 5)? == 5, "report mode refused something");
+    ensure!(sink.wait_for_packets(5)?.bytes == 5 * (PACKET - 28));
+    agent.wait_for("it would have been dropped", |records| {
+        let over = records.iter().find(|record| {
+            record.is("verdict", "over-budget") && record.is("outcome", "would-drop")
+        })?;
+        over.is("rule", "a little").then_some(())
+    })?;
+    agent.wait_for("all bytes are counted", |records| {
+        records
+            .iter()
+            .find(|record| is_about(record, "budget", "used-up"))
+            .map(|_| ())
+    })?;
+    agent.stop(Signal::SIGTERM)?;
+    detach(&lab)?;
+    lab.close()
+}
+
+#[test]
+fn an_exception_ends_on_time_with_the_agent_killed() -> Result<()> {
+    let lab = Lab::new()?;
+    let sink = UdpSink::new(&lab.foreign, PORT)?;
+    let end = unix_ns()? / 1_000_000_000 + 40;
+    let (end_ns, expires) = (end * 1_000_000_000, moment(end)?);
+    let policy = limited(&format!(
+        r#"exception = {{ id = "EX-12", basis = "Art. 49(1)(e)", reason = "disk array failure",
+              approved_by = ["dpo", "auditor"], expires = {expires} }}"#
+    ));
+    let mut agent = lab
+        .agent()
+        .policy(&policy)
+        .settings("sweep_interval = \"100ms\"\n")
+        .start()?;
+    // A socket that lives longer than the exception, and keeps what was decided for it.
+    let mut older = traffic(&lab)?
+        .args(["udp", &at(places::FOREIGN, PORT), "--connected", "--hold"])
+        .args(["--size", PAYLOAD])
+        .start()?;
+    older.line()?;
+    older.proceed()?;
+    older.line()?;
+    for state in ["in-force", "used", "ends-soon"] {
+        agent.wait_for(state, |records| {
+            let record = records
+                .iter()
+                .find(|record| is_about(record, "exception", state))?;
+            let is_whole = record.is("subject", "EX-12")
+                && record.is("basis", "Art. 49(1)(e)")
+                && record.is("reason", "disk array failure")
+                && record.is("approved_by", "dpo, auditor")
+                && record.is("rule", "a little");
+            is_whole.then_some(())
+        })?;
+    }
+    agent.wait_for("each use has a record of its own", |records| {
+        let flow = records
+            .iter()
+            .find(|record| record.is("event", "flow") && record.is("verdict", "exception"))?;
+        flow.is("rule", "a little").then_some(())
+    })?;
+    agent.stop(Signal::SIGKILL)?;
+
+    // Attempt by attempt, with room for what reading two clocks takes.
+    const SLACK_NS: i64 = 20_000_000;
+    let (mut n_sent, mut n_refused) = (0, 0);
+    wait_for("it ends", || {
+        let began_ns = unix_ns()?;
+        let left = send(&lab, 1)? == 1;
+        if unix_ns()? < end_ns - SLACK_NS {
+            ensure!(left, "it has ended too early");
+            n_sent += 1;
+        } else if began_ns > end_ns + SLACK_NS {
+            ensure!(!left, "it has not ended in time");
+            n_refused += 1;
+        }
+        Ok((n_refused >= 3).then_some(()))
+    })?;
+    ensure!(n_sent > 0, "it was never used with the agent killed");
+    // What the older socket sends from now on is dropped on its way, and it is told so.
+    let before = sink.arrived().packets;
+    older.proceed()?;
+    let older = older.finish()?;
+    ensure!(older.code == REFUSED, "{older:?}");
+    ensure!(send(&lab, 1)? == 0);
+    ensure!(
+        sink.arrived().packets == before,
+        "the older socket sends on"
+    );
+
+    // The next agent says so, and the rule behind it decides.
+    let mut agent = lab.agent().policy(&policy).start()?;
+    agent.wait_for("it has expired", |records| {
+        let expired = records
+            .iter()
+            .find(|record| is_about(record, "exception", "expired"))?;
+        (expired.number("bytes_out").ok()? >= 2 * PACKET).then_some(())
+    })?;
+    agent.wait_for("the next rule decides", |records| {
+        let denied = records
+            .iter()
+            .find(|record| record.is("verdict", "denied"))?;
+        denied.is("rule", "never there").then_some(())
+    })?;
+    agent.stop(Signal::SIGTERM)?;
+    detach(&lab)?;
+    lab.close()
+}
