@@ -15,7 +15,7 @@ use crate::accounting::now_ns;
 use crate::atomic;
 use crate::maps::{BUDGETS, CGROUPS, EXECUTABLES, InForce, POLICIES, TABLES, lose};
 use crate::packet::protocol;
-use crate::tables::{Chunks, Words, chunk, entry, in_chunk};
+use crate::tables::{Chunks, chunk, entry, in_chunk};
 
 /// What the judge needs to know about the source.
 #[derive(Clone, Copy)]
@@ -23,6 +23,10 @@ pub struct Source {
     pub exe_id: u64,
     pub cgroup_id: u64,
     pub uid: u32,
+    /// The last number if it is not known.
+    pub gid: u32,
+    /// The audit session; 0, which is none's, if it is not known.
+    pub session: u32,
 }
 
 impl Source {
@@ -30,10 +34,14 @@ impl Source {
     pub fn of(owner: *const Owner) -> Self {
         // SAFETY: a map value; the verifier checks the access.
         unsafe {
+            // Without a process, only the socket's own facts are known.
+            let is_known = (*owner).pid != 0;
             Self {
                 exe_id: (*owner).exe_id,
                 cgroup_id: (*owner).cgroup_id,
                 uid: (*owner).uid,
+                gid: if is_known { (*owner).gid } else { u32::MAX },
+                session: if is_known { (*owner).session } else { 0 },
             }
         }
     }
@@ -48,10 +56,10 @@ impl Source {
 #[inline(always)]
 pub fn judge(in_force: InForce, source: &Source, peer: &Peer, bytes: u32) -> Decision {
     let generation = in_force.generation;
-    let user = user_class(generation, source.uid);
+    let who = who_classes(generation, source.uid, source.gid, source.session);
     let executable = executable_class(source.exe_id, generation);
     let cgroup = cgroup_class(source.cgroup_id, generation);
-    let classes = u64::from(user) << 32 | u64::from(executable) << 16 | u64::from(cgroup);
+    let classes = u64::from(who) << 32 | u64::from(executable) << 16 | u64::from(cgroup);
     let service = u64::from(peer.protocol) << 16 | u64::from(peer.port);
     let packet = u64::from(bytes) << 32 | u64::from(in_force.flags) << ENFORCED_SHIFT | service;
     let (high, low) = peer.address.halves();
@@ -77,9 +85,9 @@ pub const fn undetermined(in_force: InForce) -> Decision {
 const ENFORCED_SHIFT: u32 = 31;
 const _: () = assert!(DECISION_ENFORCED == 1);
 
-/// Judges by classes of the source, `user << 32 | executable << 16 | cgroup`, and by
-/// `bytes << 32 | enforced << 31 | protocol << 16 | port`. Returns a `Decision`, as of a
-/// policy that enforces.
+/// Judges by classes of the source, `user << 48 | group << 32 | executable << 16 |
+/// cgroup`, and by `bytes << 32 | enforced << 31 | protocol << 16 | port`. Returns a
+/// `Decision`, as of a policy that enforces.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn judge_classes(
@@ -134,43 +142,41 @@ fn decide(generation: u32, classes: u64, packet: u64, high: u64, low: u64) -> Op
 
     // What is small is in the first chunk, unless the policy is huge.
     let first = chunk(slot, 0)?;
-    let chunk_of = |place: u32| match place >> CHUNK_SHIFT {
-        0 => Some(first),
-        _ => chunk(slot, place),
-    };
     let service = service_class(slot, policy, packet as u32 & 0xff_ffff)?;
-    let classes = [
-        (dimension::DESTINATION, destination),
-        (dimension::SERVICE, service),
-        (dimension::USER, (classes >> 32) as u16),
-        (dimension::EXECUTABLE, (classes >> 16) as u16),
-        (dimension::CGROUP, classes as u16),
-    ];
-    let summary = |(dimension, class): (usize, u16)| {
+    // Where the rows are: numbers, because there is little room on the stack.
+    let (user, group) = ((classes >> 48) as u16, (classes >> 32) as u16);
+    let (executable, cgroup) = ((classes >> 16) as u16, classes as u16);
+    let summary = |dimension: usize, class: u16| {
         let place = policy.summaries[dimension] + (u32::from(class) << SUMMARY_SHIFT);
-        // SAFETY: within the chunk.
-        Some(unsafe { (*in_chunk::<Summary>(chunk_of(place)?, place)).words })
+        match place >> CHUNK_SHIFT {
+            // SAFETY: within the chunk. So below.
+            0 => unsafe { (*in_chunk::<Summary>(first, place)).words },
+            _ => far_summary(slot, place),
+        }
     };
-    let row = |(dimension, class): (usize, u16)| {
-        let place = policy.rows[dimension] + (u32::from(class) << (policy.row_shift & 31));
-        Some(Words {
-            chunk: chunk_of(place)?,
-            place,
-        })
+    let row = |dimension: usize, class: u16| {
+        policy.rows[dimension] + (u32::from(class) << (policy.row_shift & 31))
+    };
+    let word = |row: u32, index: u32| {
+        let place = row + index * size_of::<u64>() as u32;
+        match place >> CHUNK_SHIFT {
+            0 => unsafe { *in_chunk::<u64>(first, place) },
+            _ => far_word(slot, place),
+        }
     };
     // Words that can have a clause in common: mostly one or two.
-    let mut candidates = summary(classes[0])?
-        & summary(classes[1])?
-        & summary(classes[2])?
-        & summary(classes[3])?
-        & summary(classes[4])?;
-    let rows = [
-        row(classes[0])?,
-        row(classes[1])?,
-        row(classes[2])?,
-        row(classes[3])?,
-        row(classes[4])?,
-    ];
+    let mut candidates = summary(dimension::DESTINATION, destination)
+        & summary(dimension::SERVICE, service)
+        & summary(dimension::USER, user)
+        & summary(dimension::GROUP, group)
+        & summary(dimension::EXECUTABLE, executable)
+        & summary(dimension::CGROUP, cgroup);
+    let destinations = row(dimension::DESTINATION, destination);
+    let services = row(dimension::SERVICE, service);
+    let users = row(dimension::USER, user);
+    let groups = row(dimension::GROUP, group);
+    let executables = row(dimension::EXECUTABLE, executable);
+    let cgroups = row(dimension::CGROUP, cgroup);
     let mut i = 0;
     let mut clauses = 0;
     // Each round takes a word, or skips a clause whose time has not come or is over.
@@ -181,15 +187,22 @@ fn decide(generation: u32, classes: u64, packet: u64, high: u64, low: u64) -> Op
             }
             i = candidates.trailing_zeros();
             candidates &= candidates - 1;
-            clauses =
-                rows[0].get(i) & rows[1].get(i) & rows[2].get(i) & rows[3].get(i) & rows[4].get(i);
+            clauses = word(destinations, i)
+                & word(services, i)
+                & word(users, i)
+                & word(groups, i)
+                & word(executables, i)
+                & word(cgroups, i);
             if clauses == 0 {
                 continue;
             }
         }
         let place = policy.clauses + ((i << 6 | clauses.trailing_zeros()) << CLAUSE_SHIFT);
-        // SAFETY: within the chunk.
-        let clause = unsafe { &*in_chunk::<Clause>(chunk_of(place)?, place) };
+        let clause = match place >> CHUNK_SHIFT {
+            0 => first,
+            _ => chunk(slot, place)?,
+        };
+        let clause = unsafe { &*in_chunk::<Clause>(clause, place) };
         if clause.limits & CLAUSE_TIMED != 0 {
             let now_ns = now_ns();
             if now_ns >= clause.expires_ns {
@@ -214,6 +227,20 @@ fn decide(generation: u32, classes: u64, packet: u64, high: u64, low: u64) -> Op
         break;
     }
     Some(decision)
+}
+
+/// A summary that is not in the first chunk; of no words if it cannot be read.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn far_summary(slot: u32, place: u32) -> u32 {
+    entry::<Summary>(slot, place).map_or(0, |summary| summary.words)
+}
+
+/// A word of a row that is not in the first chunk, as [`far_summary`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn far_word(slot: u32, place: u32) -> u64 {
+    entry::<u64>(slot, place).copied().unwrap_or(0)
 }
 
 /// Charges a packet to a budget, `bytes << 1 | enforced`, and says whether it is within
@@ -365,15 +392,29 @@ extern "C" fn search128(slot: u32, start: u32, len: u32, high: u64, low: u64) ->
     unsafe { (*tail(base)).value }
 }
 
-/// Class of a user.
+/// Classes of a user, and of a group and a login session: `user << 16 | group`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn user_class(generation: u32, uid: u32) -> u32 {
+extern "C" fn who_classes(generation: u32, uid: u32, gid: u32, session: u32) -> u32 {
     let slot = generation & 1;
     let Some(policy) = POLICIES.get(slot) else {
         return 0;
     };
-    search32(slot, policy.users.start, policy.users.len, uid) & 0xffff
+    let groups = match session {
+        0 => policy.groups[login::UNKNOWN],
+        NOBODY_LOGGED_IN => policy.groups[login::NONE],
+        _ => policy.groups[login::SESSION],
+    };
+    number_class(slot, policy.users, uid) << 16 | number_class(slot, groups, gid)
+}
+
+/// Class of a number; no search where no clause asks.
+#[inline(always)]
+fn number_class(slot: u32, span: Span, number: u32) -> u32 {
+    match span.len {
+        0 => 0,
+        len => search32(slot, span.start, len, number) & 0xffff,
+    }
 }
 
 /// Class of an executable: that of its path, computed on first use under a policy.

@@ -105,23 +105,6 @@ pub fn in_chunk<T>(chunk: *const Chunk, place: u32) -> *const T {
     chunk.cast::<u8>().wrapping_add(offset).cast()
 }
 
-/// Words from a place on, all in one chunk.
-#[derive(Clone, Copy)]
-pub struct Words {
-    pub chunk: *const Chunk,
-    pub place: u32,
-}
-
-impl Words {
-    /// One of them.
-    #[inline(always)]
-    pub fn get(self, index: u32) -> u64 {
-        let place = self.place + index * size_of::<u64>() as u32;
-        // SAFETY: within the chunk.
-        unsafe { *in_chunk::<u64>(self.chunk, place) }
-    }
-}
-
 /// Null if there is nothing at `index`.
 #[inline(always)]
 fn look_up<T>(map: *const c_void, index: u32) -> *const T {

@@ -161,6 +161,12 @@ pub struct ExplainArgs {
     /// Login name or user id [default: root]
     #[arg(long, value_name = "NAME")]
     pub user: Option<String>,
+    /// Group or group id [default: root; not known with --user]
+    #[arg(long, value_name = "NAME")]
+    pub group: Option<String>,
+    /// From a process that somebody logged in to start
+    #[arg(long)]
+    pub interactive: bool,
     /// Policy file [default: as for run]
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,

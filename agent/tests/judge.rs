@@ -19,7 +19,7 @@ use trefoil::{
 };
 use trefoil_ebpf::abi::{
     ClassCache, DECISION_LIMITED, Decision, EXECUTABLE_FOREIGN, EXECUTABLE_PATH, Executable,
-    Question,
+    NOBODY_LOGGED_IN, Question,
 };
 
 /// Pairs of a flow and a policy.
@@ -136,6 +136,12 @@ fn kernel_and_evaluator_decide_the_same() {
                     peer: peer(question.destination, question.port, question.protocol),
                     uid: question.uid,
                     bytes,
+                    gid: question.gid.unwrap_or(u32::MAX),
+                    session: match question.interactive {
+                        None => 0,
+                        Some(false) => NOBODY_LOGGED_IN,
+                        Some(true) => 1 + random.next_u64() as u32 % 1000,
+                    },
                 }
             })
             .collect();

@@ -2,11 +2,11 @@
 //!
 //! A policy is a list of *clauses*, in order; a rule is one clause, or several
 //! when it names a gateway with different ports. Each clause says something
-//! about five dimensions: control group, executable, user, destination, service
-//! (protocol and port). In every dimension, values that no clause can tell
+//! about six dimensions: control group, executable, user, group and login session,
+//! destination, service (protocol and port). In every dimension, values that no clause can tell
 //! apart form a *class*, and every class has a [`Row`]: the set of clauses that
-//! a value of this class satisfies, one bit a clause. A decision looks up five
-//! classes, intersects five rows, and takes the lowest bit: the first clause
+//! a value of this class satisfies, one bit a clause. A decision looks up six
+//! classes, intersects six rows, and takes the lowest bit: the first clause
 //! that matches. The number of lookups does not depend on the number of rules
 //! or prefixes.
 //!
@@ -112,9 +112,9 @@ pub struct ClassCache {
     pub class: u32,
 }
 
-/// The five things a clause can name. Also the index into [`Policy::rows`].
+/// The six things a clause can name. Also the index into [`Policy::rows`].
 pub mod dimension {
-    /// Path of the control group (unit, slice, container).
+    /// Path of the control group (unit, slice, group, container).
     pub const CGROUP: usize = 0;
     /// Path of the executable.
     pub const EXECUTABLE: usize = 1;
@@ -124,8 +124,22 @@ pub mod dimension {
     pub const DESTINATION: usize = 3;
     /// `protocol << 16 | port`.
     pub const SERVICE: usize = 4;
+    /// Group id, and whether somebody logged in to start the process.
+    pub const GROUP: usize = 5;
     /// Number of dimensions.
-    pub const N: usize = 5;
+    pub const N: usize = 6;
+}
+
+/// What is known of the login session of a source: index into [`Policy::groups`].
+pub mod login {
+    /// Nothing.
+    pub const UNKNOWN: usize = 0;
+    /// There is none.
+    pub const NONE: usize = 1;
+    /// There is one.
+    pub const SESSION: usize = 2;
+    /// Number of cases.
+    pub const N: usize = 3;
 }
 
 /// A part of a table that is within one chunk.
@@ -134,7 +148,8 @@ pub mod dimension {
 pub struct Span {
     /// Where the first entry is, see [`CHUNK_BYTES`].
     pub start: u32,
-    /// Number of entries; never 0 where something is searched.
+    /// Number of entries. In a table of numbers, 0 if all of them have class 0; never 0
+    /// where anything else is searched.
     pub len: u32,
 }
 
@@ -171,6 +186,8 @@ pub struct Policy {
     pub services: Span,
     /// [`Range32`]; key: user id.
     pub users: Span,
+    /// For each case of [`login`], [`Range32`]; key: group id.
+    pub groups: [Span; login::N],
     /// Where the row of class 0 of each [`dimension`] is.
     pub rows: [u32; dimension::N],
     /// Where the [`Summary`] of that row is.
@@ -351,13 +368,17 @@ pub struct Question {
     pub uid: u32,
     /// Bytes of the packet; 0 for none yet.
     pub bytes: u32,
+    /// As in [`super::Owner`]; the last number if it is not known.
+    pub gid: u32,
+    /// As in [`super::Owner`]; 0, which is no session's, if it is not known.
+    pub session: u32,
 }
 
 #[cfg(not(target_arch = "bpf"))]
 const _: () = {
     assert!(size_of::<Decision>() == 8);
     assert!(size_of::<ClassCache>() == 8);
-    assert!(size_of::<Policy>() == 16 + 8 + 8 + 8 + 16 + 40 + 24 + 256);
+    assert!(size_of::<Policy>() == 16 + 8 + 8 + 8 + 16 + 24 + 48 + 24 + 256);
     assert!(ROW_WORDS <= u32::BITS as usize);
     assert!(size_of::<Range32>() == 8);
     assert!(size_of::<Tail128>() == 16);
@@ -370,5 +391,5 @@ const _: () = {
     assert!(size_of::<Clause>() == 32);
     assert!(size_of::<Budget>() == 40 + 8 * BUDGET_MARKS);
     assert!(BUDGET_STEPS < BUDGET_MARKS as u64);
-    assert!(size_of::<Question>() == 48);
+    assert!(size_of::<Question>() == 56);
 };

@@ -5,6 +5,8 @@
 //! fragmentation and segmentation, for what has a full socket; acknowledgements
 //! of sockets in TIME_WAIT and resets come from a socket of the kernel's own.
 
+use core::ptr;
+
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
     helpers::generated::{
@@ -52,15 +54,18 @@ fn egress(ctx: SkBuffContext) -> i32 {
         lose(LOSS_PACKETS_UNPARSED, 1);
         return without_flow(&undetermined(in_force), bytes);
     };
-    let Some(tracked) = slot(skb, &ends) else {
+    let tracked = slot(skb, &ends);
+    if tracked.is_null() {
         let source = Source {
             exe_id: 0,
             cgroup_id: cgroup_of(skb),
             uid: uid_of(skb),
+            gid: u32::MAX,
+            session: 0,
         };
         let decision = judge(in_force, &source, &ends.destination, bytes as u32);
         return without_flow(&decision, bytes);
-    };
+    }
     settle(in_force, tracked, &ends, bytes)
 }
 
@@ -72,9 +77,17 @@ fn without_flow(decision: &Decision, bytes: u64) -> i32 {
     if blocked { DROP } else { PASS }
 }
 
-/// Finds or makes the flow that a packet belongs to.
+/// Finds or makes the flow that a packet belongs to; null if there is none.
+///
+/// A function of its own, so that what it needs of the stack is free again when the
+/// judge is asked.
+#[inline(never)]
+fn slot(skb: *mut __sk_buff, ends: &Ends) -> *mut Tracked {
+    find(skb, ends).unwrap_or(ptr::null_mut())
+}
+
 #[inline(always)]
-fn slot(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
+fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
     // SAFETY: a field of the context; the verifier checks the access. So below.
     let socket = unsafe { (*skb).__bindgen_anon_2.sk };
     if socket.is_null() {

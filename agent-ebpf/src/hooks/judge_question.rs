@@ -35,6 +35,8 @@ fn judge_question(ctx: TcContext) -> i32 {
             exe_id: question.exe_id,
             cgroup_id: question.cgroup_id,
             uid: question.uid,
+            gid: question.gid,
+            session: question.session,
         };
         let decision = judge(in_force, &source, &question.peer, question.bytes);
         let answer = u32::from(decision.verdict)

@@ -173,6 +173,8 @@ impl Judge<'_> {
                 .and_then(|holder| holder.executable.as_ref())
                 .and_then(|executable| executable.for_rules()),
             uid: uid(connection, holder),
+            gid: holder.and_then(|holder| holder.gid),
+            interactive: holder.and_then(|holder| holder.interactive),
             destination: connection.peer.ip(),
             protocol: connection.protocol,
             port: connection.peer.port(),

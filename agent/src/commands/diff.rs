@@ -15,8 +15,8 @@ use super::{
 use crate::{
     cli::DiffArgs,
     observed::{Judge, Judgement, Reading},
-    owner::users,
-    policy::{self, Compiled, Geography, Mode, Policy, Surroundings, Users},
+    owner::users::OfHost,
+    policy::{self, Compiled, Geography, Mode, Policy, Surroundings},
     settings::{Flags, Settings},
 };
 
@@ -62,11 +62,10 @@ impl Both {
 pub fn diff(args: &DiffArgs) -> Result<Ending, Failure> {
     let settings = sources::settings(args.sources.config.as_deref())?;
     let geo = sources::geo(&args.sources.geo, &settings)?;
-    let by_name = |name: &str| users::uid(name).ok().flatten();
     // What was seen to leave was not local then, whatever is today.
     let surroundings = Surroundings {
         geography: &geo as &dyn Geography,
-        users: &by_name as &dyn Users,
+        users: &OfHost,
         own_addresses: &[],
     };
     let old = load(&args.old, &settings, &surroundings)?;

@@ -4,14 +4,13 @@ use super::{Ending, Failure, say, say_json, sources};
 use crate::{
     cli::ExplainArgs,
     clock,
-    owner::users,
+    owner::users::OfHost,
     policy::{self, Inquiry, Policy, Problems, Surroundings, Users, problem::Fault},
     settings::Flags,
 };
 
 pub fn explain(args: &ExplainArgs) -> Result<Ending, Failure> {
-    let by_name = |name: &str| users::uid(name).ok().flatten();
-    let inquiry = inquiry(args, &by_name)?;
+    let inquiry = inquiry(args, &OfHost)?;
     let flags = Flags {
         policy: args.policy.clone(),
         geo: args.sources.geo.clone(),
@@ -26,7 +25,7 @@ pub fn explain(args: &ExplainArgs) -> Result<Ending, Failure> {
     let own = sources::own_addresses();
     let surroundings = Surroundings {
         geography: &geo,
-        users: &by_name,
+        users: &OfHost,
         own_addresses: &own,
     };
     // A policy that `run` would refuse says nothing about any flow.
@@ -74,6 +73,14 @@ fn inquiry(args: &ExplainArgs, users: &dyn Users) -> Result<Inquiry, Failure> {
         inquiry = inquiry
             .from_user(user, users)
             .map_err(|fault| wrong("--user", &fault))?;
+    }
+    if let Some(group) = &args.group {
+        inquiry = inquiry
+            .from_group(group, users)
+            .map_err(|fault| wrong("--group", &fault))?;
+    }
+    if args.interactive {
+        inquiry = inquiry.logged_in();
     }
     Ok(inquiry)
 }

@@ -1,7 +1,7 @@
 //! `trefoil learn`: from what was seen, a policy that approves of exactly that.
 
 use super::{Ending, Failure, live::Live, observations::Observations, say, sources};
-use crate::{cli::LearnArgs, learn, owner::users, policy::geography::Nowhere};
+use crate::{cli::LearnArgs, learn, owner::users::OfHost, policy::geography::Nowhere};
 
 pub fn learn(args: &LearnArgs) -> Result<Ending, Failure> {
     let observations = if args.files.is_empty() {
@@ -12,8 +12,7 @@ pub fn learn(args: &LearnArgs) -> Result<Ending, Failure> {
     } else {
         Observations::read(&args.files)?
     };
-    let by_name = |name: &str| users::uid(name).ok().flatten();
-    let learned = learn::learn(&observations.seen, &observations.reading, &by_name);
+    let learned = learn::learn(&observations.seen, &observations.reading, &OfHost);
     let text = sources::PolicyText {
         text: learned.text,
         source: "what was learned".to_owned(),

@@ -14,7 +14,7 @@ use crate::{
     geo::Geo,
     kernel::{KernelError, PinDir},
     monitor::Compilation,
-    owner::users,
+    owner::users::OfHost,
     policy::{self, Geography, Image, Place, Problems, Surroundings},
     settings::Settings,
 };
@@ -79,10 +79,9 @@ pub fn compile(
     geo: &dyn Geography,
     own_addresses: &[IpAddr],
 ) -> Result<Compilation, Problems> {
-    let users = |name: &str| users::uid(name).ok().flatten();
     let surroundings = Surroundings {
         geography: geo,
-        users: &users,
+        users: &OfHost,
         own_addresses,
     };
     let compiled = policy::load(&text.text, &text.source, &surroundings, FIRST_GENERATION)?;

@@ -27,6 +27,10 @@ pub struct Holder {
     pub comm: String,
     /// Real user id; that of the socket counts if it is not known.
     pub uid: Option<u32>,
+    /// Real group id; `None` if it is not known.
+    pub gid: Option<u32>,
+    /// Whether somebody logged in to start it; `None` if it is not known.
+    pub interactive: Option<bool>,
     /// Audit session, if somebody logged in to start it.
     pub session: Option<u32>,
     /// What it runs; none if it may not be read.
@@ -75,10 +79,13 @@ impl Holder {
         let dir = proc.join(pid.to_string());
         let text = |name| fs::read(dir.join(name)).map(|bytes| lossy(&bytes));
         let stat = Stat::parse(&text("stat").ok()?)?;
+        let status = text("status").ok();
         Some(Self {
             pid,
             comm: stat.comm,
-            uid: text("status").ok().as_deref().and_then(real_uid),
+            uid: status.as_deref().and_then(|text| real_id(text, "Uid:")),
+            gid: status.as_deref().and_then(|text| real_id(text, "Gid:")),
+            interactive: session_id(&dir).map(|id| logged_in(id).is_some()),
             session: audit_session(&dir),
             executable: executable(&dir, host),
             cgroup: text("cgroup").ok().as_deref().and_then(cgroup),
@@ -230,8 +237,13 @@ pub fn ancestors(proc: &Path, pid: u32) -> Vec<u32> {
 
 /// The audit session of the process with this directory.
 pub fn audit_session(dir: &Path) -> Option<u32> {
+    session_id(dir).and_then(logged_in)
+}
+
+/// What the kernel says of it.
+fn session_id(dir: &Path) -> Option<u32> {
     let text = fs::read_to_string(dir.join("sessionid")).ok()?;
-    logged_in(text.trim_end().parse().ok()?)
+    text.trim_end().parse().ok()
 }
 
 /// `stat` of a process.
@@ -266,9 +278,9 @@ impl Stat {
 }
 
 /// From `status`: `Uid:` real, effective, saved, of the file system.
-fn real_uid(text: &str) -> Option<u32> {
+fn real_id(text: &str, key: &str) -> Option<u32> {
     text.lines()
-        .find_map(|line| line.strip_prefix("Uid:"))?
+        .find_map(|line| line.strip_prefix(key))?
         .split_ascii_whitespace()
         .next()?
         .parse()
@@ -311,10 +323,11 @@ mod tests {
     #[test]
     fn the_real_user_and_the_unified_hierarchy_count() {
         assert_eq!(
-            real_uid("Name:\tsu\nUid:\t1000\t0\t0\t0\nGid:\t5\t5\t5\t5\n"),
+            real_id("Name:\tsu\nUid:\t1000\t0\t0\t0\nGid:\t5\t6\t6\t6\n", "Uid:"),
             Some(1000)
         );
-        assert_eq!(real_uid("Name:\tsu\n"), None);
+        assert_eq!(real_id("Uid:\t1000\nGid:\t5\t6\t6\t6\n", "Gid:"), Some(5));
+        assert_eq!(real_id("Name:\tsu\n", "Uid:"), None);
         let mixed = "9:name=systemd:/a\n4:memory:/b\n0::/system.slice/nginx.service\n";
         assert_eq!(
             cgroup(mixed).as_deref(),

@@ -57,6 +57,8 @@ fn holder(pid: u32) -> Arc<Holder> {
         pid,
         comm: "x".to_owned(),
         uid: Some(0),
+        gid: Some(0),
+        interactive: None,
         session: None,
         executable: None,
         cgroup: None,

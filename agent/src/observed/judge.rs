@@ -106,7 +106,7 @@ impl Judge<'_> {
                 rule: None,
             });
         }
-        let lacks = Lacks::of(&observed.source, &observed.target);
+        let lacks = Lacks::of(self.policy, &observed.source, &observed.target);
         match observed.question() {
             Some(question) if !lacks.anything() => Judgement::Certain(self.decide(&question)),
             question => self.every_possible(observed, question, &lacks),
@@ -258,13 +258,19 @@ struct Lacks {
     cgroup: bool,
     exe: bool,
     uid: bool,
+    gid: bool,
+    interactive: bool,
     address: bool,
     protocol: bool,
 }
 
 impl Lacks {
-    fn of(source: &Source, target: &Target) -> Self {
+    fn of(policy: &Policy, source: &Source, target: &Target) -> Self {
         Self {
+            // What no rule asks for need not be known.
+            gid: policy.rules.iter().any(|rule| rule.groups.is_some()),
+            interactive: source.interactive.is_none()
+                && policy.rules.iter().any(|rule| rule.interactive.is_some()),
             cgroup: source.cgroup_for_rules().is_missing(),
             exe: source.exe_for_rules().is_missing(),
             uid: source.uid_for_rules().is_missing(),
@@ -274,13 +280,17 @@ impl Lacks {
     }
 
     fn anything(&self) -> bool {
-        self.cgroup || self.exe || self.uid || self.address || self.protocol
+        let of_source = self.cgroup || self.exe || self.uid || self.gid || self.interactive;
+        of_source || self.address || self.protocol
     }
 
     /// What is missing to say whether a key of a rule holds.
     fn what(&self, key: &str) -> Option<&'static str> {
         let (is_missing, what) = match key {
             "from.unit" => (self.cgroup, "the unit"),
+            "from.cgroup" | "from.container" => (self.cgroup, "the control group"),
+            "from.group" => (self.gid, "the group"),
+            "from.interactive" => (self.interactive, "whether somebody was logged in"),
             "from.exe" => (self.exe, "the executable"),
             "from.user" => (self.uid, "the user"),
             "to.ports" | "to.protocols" => (self.protocol, "the protocol"),

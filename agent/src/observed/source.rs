@@ -31,6 +31,8 @@ pub struct Source {
     pub uid: Option<u32>,
     /// Name of the user.
     pub user: Option<Arc<str>>,
+    /// Whether somebody logged in to start the process.
+    pub interactive: Option<bool>,
 }
 
 /// A fact that rules ask for, as far as it is known.
@@ -60,6 +62,10 @@ impl Source {
                 .number(Field::Uid)
                 .and_then(|uid| u32::try_from(uid).ok()),
             user: text(Field::User),
+            // A process has a session, or nobody logged in to start it.
+            interactive: record
+                .number(Field::Pid)
+                .map(|_| record.number(Field::Session).is_some()),
         }
     }
 
@@ -80,6 +86,7 @@ impl Source {
             exe_note: exe.exe_note.clone(),
             uid: self.uid.or(older.uid),
             user: either(&self.user, &older.user),
+            interactive: self.interactive.or(older.interactive),
         };
         (filled != *self).then_some(filled)
     }
@@ -122,6 +129,9 @@ impl Source {
             executable: self.exe_for_rules().known().map(str::as_bytes),
             // The last number is no user's.
             uid: self.uid.unwrap_or(u32::MAX),
+            // Records do not have it.
+            gid: None,
+            interactive: self.interactive,
             destination,
             protocol,
             port,

@@ -12,8 +12,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::unistd::{Uid, User};
+use nix::unistd::{Group, Uid, User};
 
+use crate::policy::Users;
 use crate::privileges::{self, Duty};
 
 /// How long a name is believed without asking again.
@@ -165,6 +166,30 @@ pub fn uid(name: &str) -> io::Result<Option<u32>> {
     Ok(User::from_name(name)?.map(|user| user.uid.as_raw()))
 }
 
+/// The id of the group with this name, as [`uid`].
+///
+/// # Errors
+///
+/// The user database cannot be asked.
+pub fn gid(name: &str) -> io::Result<Option<u32>> {
+    Ok(Group::from_name(name)?.map(|group| group.gid.as_raw()))
+}
+
+/// This host's users and groups, as its database has them. Where that cannot be
+/// asked, nobody is known.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OfHost;
+
+impl Users for OfHost {
+    fn uid(&self, name: &str) -> Option<u32> {
+        uid(name).ok().flatten()
+    }
+
+    fn gid(&self, name: &str) -> Option<u32> {
+        gid(name).ok().flatten()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,6 +205,8 @@ mod tests {
         assert_eq!(logins.name(4_000_000_001), None);
         assert_eq!(uid("root").unwrap(), Some(0));
         assert_eq!(uid("no-user-is-called-like-this").unwrap(), None);
+        assert_eq!(gid("root").unwrap(), Some(0));
+        assert_eq!(OfHost.gid("no-group-is-called-like-this"), None);
     }
 
     #[test]

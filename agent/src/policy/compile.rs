@@ -9,7 +9,7 @@ pub mod image;
 mod limits;
 
 use trefoil_ebpf::abi::{
-    MAX_BUDGETS, MAX_CLAUSES, MAX_RANGES, MAX_TIMED_CLAUSES, Range32, Row, dimension,
+    MAX_BUDGETS, MAX_CLAUSES, MAX_RANGES, MAX_TIMED_CLAUSES, Range32, Row, dimension, login,
 };
 
 use self::clauses::{Clauses, Test, row_of_path};
@@ -34,6 +34,8 @@ pub struct Compiled {
     pub services: Vec<Range32>,
     /// Users.
     pub users: Vec<Range32>,
+    /// Groups, for each case of [`login`].
+    pub groups: [Vec<Range32>; login::N],
     /// The clauses that each class satisfies.
     pub rows: Vec<Row>,
     /// The automata for paths.
@@ -232,6 +234,26 @@ fn tables(
         .map_err(as_a_whole)?;
     let user_rows = users.finish();
 
+    let mut groups = rows.dimension(&clauses, |test| {
+        test.groups.is_some() || test.interactive.is_some()
+    });
+    let mut group_ranges = <[Vec<Range32>; login::N]>::default();
+    for (known, interactive) in [
+        (login::UNKNOWN, None),
+        (login::NONE, Some(false)),
+        (login::SESSION, Some(true)),
+    ] {
+        let sets: Vec<_> = clauses
+            .list
+            .iter()
+            .map(|clause| clause.test.groups_where(interactive))
+            .collect();
+        group_ranges[known] = groups
+            .of_numbers(sets.iter().map(Option::as_ref))
+            .map_err(as_a_whole)?;
+    }
+    let group_rows = groups.finish();
+
     let mut destinations = rows.dimension(&clauses, |test| test.destination.is_some());
     let (v4, v6) = destinations::ranges(policy, &clauses, surroundings, &mut destinations)
         .map_err(as_a_whole)?;
@@ -252,6 +274,7 @@ fn tables(
     first_rows[dimension::CGROUP] = cgroup_rows;
     first_rows[dimension::EXECUTABLE] = executable_rows;
     first_rows[dimension::USER] = user_rows;
+    first_rows[dimension::GROUP] = group_rows;
     first_rows[dimension::DESTINATION] = destination_rows;
     first_rows[dimension::SERVICE] = service_rows;
 
@@ -274,6 +297,7 @@ fn tables(
         v6,
         services: service_ranges,
         users: user_ranges,
+        groups: group_ranges,
         rows: rows.rows,
         states,
         clauses: clauses
@@ -338,7 +362,7 @@ impl Classes<'_> {
         }
         let class = u16::try_from(self.known.len()).map_err(|_| {
             Fault::new("the rules overlap in more than 65,536 ways")
-                .help("use fewer rules, or networks, users and ports that overlap less")
+                .help("use fewer rules, or networks, users, groups and ports that overlap less")
         })?;
         self.known.insert(row, class);
         self.rows.push(row);
@@ -381,7 +405,7 @@ impl Classes<'_> {
                 });
             }
         }
-        check_size(ranges.len(), "users or ports")?;
+        check_size(ranges.len(), "users, groups or ports")?;
         Ok(ranges)
     }
 

@@ -5,7 +5,9 @@
 
 use std::net::IpAddr;
 
-use trefoil_ebpf::abi::{DECISION_ENFORCED, Decision, NO_RULE, Range32, Row, dimension, verdict};
+use trefoil_ebpf::abi::{
+    DECISION_ENFORCED, Decision, NO_RULE, Range32, Row, dimension, login, verdict,
+};
 
 use super::automaton::State;
 use super::compile::Compiled;
@@ -21,6 +23,10 @@ pub struct Question<'a> {
     pub executable: Option<&'a [u8]>,
     /// User id.
     pub uid: u32,
+    /// Group id; `None` when not known.
+    pub gid: Option<u32>,
+    /// Whether the process has a login session; `None` when not known.
+    pub interactive: Option<bool>,
     /// Where to. A mapped IPv4 address is an IPv4 address.
     pub destination: IpAddr,
     /// IP protocol number.
@@ -62,6 +68,13 @@ impl Compiled {
         classes[dimension::EXECUTABLE] =
             self.class_of_path(header.executable_start, question.executable);
         classes[dimension::USER] = range_of(&self.users, question.uid).class;
+        let known = match question.interactive {
+            None => login::UNKNOWN,
+            Some(false) => login::NONE,
+            Some(true) => login::SESSION,
+        };
+        let gid = question.gid.unwrap_or(u32::MAX);
+        classes[dimension::GROUP] = range_of(&self.groups[known], gid).class;
         classes[dimension::DESTINATION] = destination;
         let service = service::key(question.protocol, question.port);
         classes[dimension::SERVICE] = range_of(&self.services, service).class;

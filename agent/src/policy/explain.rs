@@ -62,6 +62,10 @@ pub struct FlowFacts {
     pub exe: Option<String>,
     /// User id.
     pub uid: u32,
+    /// Group id; none if it is not known.
+    pub gid: Option<u32>,
+    /// Whether there is a login session; none if it is not known.
+    pub interactive: Option<bool>,
 }
 
 /// How one rule stands to the flow.
@@ -145,6 +149,8 @@ pub fn explain(
             cgroup: question.cgroup.map(text),
             exe: question.executable.map(text),
             uid: question.uid,
+            gid: question.gid,
+            interactive: question.interactive,
         },
         verdict: verdict_name(ruling.verdict),
         outcome: outcome(policy.mode, ruling.verdict, question.protocol),

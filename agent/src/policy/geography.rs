@@ -44,10 +44,15 @@ impl Geography for Nowhere {
     }
 }
 
-/// The host's users.
+/// The host's users and groups.
 pub trait Users {
     /// The id of the user with this login name.
     fn uid(&self, name: &str) -> Option<u32>;
+
+    /// The id of the group with this name.
+    fn gid(&self, _name: &str) -> Option<u32> {
+        None
+    }
 }
 
 impl<F: Fn(&str) -> Option<u32>> Users for F {

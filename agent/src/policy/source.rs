@@ -115,6 +115,10 @@ pub struct Rule {
     pub executables: Option<Vec<ExecutablePattern>>,
     /// `from.user`
     pub users: Option<Vec<Located<User>>>,
+    /// `from.group`
+    pub groups: Option<Vec<Located<Group>>>,
+    /// `from.interactive`
+    pub interactive: Option<bool>,
     /// `to.networks`
     pub networks: Option<Vec<Network>>,
     /// `to.countries`: countries and groups
@@ -141,6 +145,15 @@ pub enum User {
     /// By number.
     Id(u32),
     /// By login name.
+    Name(String),
+}
+
+/// A group of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// By number.
+    Id(u32),
+    /// By name.
     Name(String),
 }
 
@@ -251,6 +264,15 @@ impl fmt::Display for User {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Id(uid) => write!(formatter, "{uid}"),
+            Self::Name(name) => formatter.pad(name),
+        }
+    }
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(gid) => write!(formatter, "{gid}"),
             Self::Name(name) => formatter.pad(name),
         }
     }

@@ -77,12 +77,20 @@ pub const USERS: &[(&str, u32)] = &[
 
 struct KnownUsers;
 
+/// Names of groups of every scene, and their ids.
+pub const GROUPS: &[(&str, u32)] = &[("root", 0), ("adm", 4), ("staff", 50), ("support", 1000)];
+
 impl Users for KnownUsers {
     fn uid(&self, name: &str) -> Option<u32> {
         USERS
             .iter()
             .find(|(known, _)| *known == name)
             .map(|(_, uid)| *uid)
+    }
+
+    fn gid(&self, name: &str) -> Option<u32> {
+        let known = GROUPS.iter().find(|(known, _)| *known == name);
+        known.map(|(_, gid)| *gid)
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
     },
     geo::Geo,
     observed::{Judge, Reading},
-    owner::users,
+    owner::users::OfHost,
     policy::{self, Geography, Policy, Surroundings, geography::Nowhere},
 };
 
@@ -46,10 +46,9 @@ impl Against {
         geo: Option<&Geo>,
     ) -> Result<Option<Self>, Failure> {
         let observations = Observations::read(files)?;
-        let by_name = |name: &str| users::uid(name).ok().flatten();
         let surroundings = Surroundings {
             geography: geo.map_or(&Nowhere as &dyn Geography, |geo| geo),
-            users: &by_name,
+            users: &OfHost,
             // What was seen to leave was not local then, whatever is today.
             own_addresses: &[],
         };

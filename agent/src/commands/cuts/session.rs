@@ -104,6 +104,8 @@ mod tests {
                 pid,
                 comm: "x".to_owned(),
                 uid: Some(0),
+                gid: Some(0),
+                interactive: None,
                 session,
                 executable: Some(Executable {
                     path: exe.into(),

@@ -104,6 +104,8 @@ impl Holders<'_> {
             pid: owner.pid,
             comm: comm(&owner.comm),
             uid: Some(owner.uid),
+            gid: Some(owner.gid),
+            interactive: Some(logged_in(owner.session).is_some()),
             session: logged_in(owner.session),
             executable,
             cgroup: cgroup.as_ref().and_then(cgroup_path),

@@ -36,6 +36,8 @@ fn holder(pid: u32, exe: &str, unit: &str) -> Arc<Holder> {
         pid,
         comm: "x".to_owned(),
         uid: Some(1000),
+        gid: Some(1000),
+        interactive: Some(false),
         session: None,
         executable: Some(Executable {
             path: exe.into(),

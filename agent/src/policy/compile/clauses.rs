@@ -15,7 +15,7 @@ use crate::policy::network::{Extent, Network};
 use crate::policy::pattern::{CgroupPattern, ContainerPattern, ExecutablePattern, UnitPattern};
 use crate::policy::problem::{Fault, Problem};
 use crate::policy::service::{self, PROTOCOLS_WITH_PORTS, Ports, Protocol};
-use crate::policy::source::{Area, Endpoint, Policy, Rule, User};
+use crate::policy::source::{Area, Endpoint, Group, Policy, Rule, User};
 
 /// All clauses, in the order of their rules.
 pub(super) struct Clauses<'p> {
@@ -77,8 +77,23 @@ pub(super) struct Test<'p> {
     pub(super) containers: Option<Vec<&'p ContainerPattern>>,
     pub(super) executables: Option<Vec<&'p ExecutablePattern>>,
     pub(super) users: Option<Intervals<u32>>,
+    pub(super) groups: Option<Intervals<u32>>,
+    pub(super) interactive: Option<bool>,
     pub(super) destination: Option<DestinationTest<'p>>,
     pub(super) services: Option<Intervals<u32>>,
+}
+
+impl Test<'_> {
+    /// The groups that satisfy the clause where this is known of a login session;
+    /// `None` if it asks for neither.
+    pub(super) fn groups_where(&self, interactive: Option<bool>) -> Option<Intervals<u32>> {
+        match (&self.groups, self.interactive) {
+            (groups, None) => groups.clone(),
+            (_, asked) if asked != interactive => Some(Intervals::default()),
+            (Some(groups), _) => Some(groups.clone()),
+            (None, _) => Some(Intervals::union([(0, u32::MAX)])),
+        }
+    }
 }
 
 /// All of these must hold for a destination; one that is `None` does.
@@ -188,7 +203,7 @@ impl NumberedClause<'_> {
     }
 }
 
-/// Users whom rules name and the host does not know. A rule for nobody would look
+/// Users and groups that rules name and the host does not know. A rule for nobody would look
 /// as if it were in force.
 pub(super) fn unknown_users(policy: &Policy, users: &dyn Users) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -200,6 +215,15 @@ pub(super) fn unknown_users(policy: &Policy, users: &dyn Users) -> Vec<Problem> 
                 let fault = Fault::new(format!("this host has no user `{name}`"))
                     .help("write the login name of a user, or the number");
                 problems.push(fault.at(user.place, format!("rules[{index}].from.user")));
+            }
+        }
+        for group in rule.groups.iter().flatten() {
+            if let Group::Name(name) = &group.value
+                && users.gid(name).is_none()
+            {
+                let fault = Fault::new(format!("this host has no group `{name}`"))
+                    .help("write the name of a group, or the number");
+                problems.push(fault.at(group.place, format!("rules[{index}].from.group")));
             }
         }
     }
@@ -235,6 +259,10 @@ fn clauses_of<'p>(
         User::Id(uid) => Some(*uid),
         User::Name(name) => users.uid(name),
     };
+    let gid = |group: &Group| match group {
+        Group::Id(gid) => Some(*gid),
+        Group::Name(name) => users.gid(name),
+    };
     let test = Test {
         units: rule.units.as_ref().map(|units| units.iter().collect()),
         cgroups: rule.cgroups.as_ref().map(|paths| paths.iter().collect()),
@@ -254,6 +282,15 @@ fn clauses_of<'p>(
                     .map(|uid| (uid, uid)),
             )
         }),
+        groups: rule.groups.as_ref().map(|groups| {
+            Intervals::union(
+                groups
+                    .iter()
+                    .filter_map(|group| gid(&group.value))
+                    .map(|gid| (gid, gid)),
+            )
+        }),
+        interactive: rule.interactive,
         destination: names_destination.then(|| destination.clone()),
         services,
     };

@@ -36,7 +36,11 @@ impl Image {
     pub fn new(compiled: &Compiled) -> Result<Self, Fault> {
         let mut layout = Layout::default();
         // What every decision reads comes first, and mostly is in one chunk.
-        let users = layout.span(&compiled.users);
+        let users = layout.numbers(&compiled.users);
+        let groups = compiled
+            .groups
+            .each_ref()
+            .map(|table| layout.numbers(table));
         let decides: Vec<_> = compiled.clauses.iter().map(unlimited).collect();
         let clauses = layout.table(&decides);
         let first_summary = layout.summaries(&compiled.rows);
@@ -105,6 +109,7 @@ impl Image {
                 v6,
                 services,
                 users,
+                groups,
                 ports,
                 pad: 0,
                 rows,
@@ -216,6 +221,14 @@ impl Layout {
             start: self.table(values),
             len: values.len() as u32,
         }
+    }
+
+    /// Appends a table of numbers, unless it tells nothing apart.
+    fn numbers(&mut self, ranges: &[Range32]) -> Span {
+        if ranges.iter().all(|range| range.class == 0) {
+            return Span::default();
+        }
+        self.span(ranges)
     }
 
     /// Appends the summaries of rows, two in a word.

@@ -17,6 +17,10 @@ pub struct Inquiry {
     pub executable: Option<String>,
     /// User id.
     pub uid: u32,
+    /// Group id, if it is known.
+    pub gid: Option<u32>,
+    /// Whether there is a login session.
+    pub interactive: bool,
     /// Where to.
     pub destination: IpAddr,
     /// The protocol.
@@ -52,6 +56,8 @@ impl Inquiry {
             cgroup: None,
             executable: None,
             uid: 0,
+            gid: Some(0),
+            interactive: false,
             destination,
             protocol: Protocol(6),
             port,
@@ -136,7 +142,8 @@ impl Inquiry {
         Ok(self)
     }
 
-    /// The same flow from this user, by login name or number.
+    /// The same flow from this user, by login name or number. Of which group is not
+    /// known then.
     ///
     /// # Errors
     ///
@@ -147,7 +154,29 @@ impl Inquiry {
             Fault::new(format!("this host has no user `{user}`"))
                 .help("write a login name or a user id")
         })?;
+        self.gid = None;
         Ok(self)
+    }
+
+    /// The same flow from this group, by name or number.
+    ///
+    /// # Errors
+    ///
+    /// The host does not know the name.
+    pub fn from_group(mut self, group: &str, users: &dyn Users) -> Result<Self, Fault> {
+        let gid = group.parse().ok().or_else(|| users.gid(group));
+        self.gid = Some(gid.ok_or_else(|| {
+            Fault::new(format!("this host has no group `{group}`"))
+                .help("write the name of a group or a group id")
+        })?);
+        Ok(self)
+    }
+
+    /// The same flow from a process that somebody logged in to start.
+    #[must_use]
+    pub fn logged_in(mut self) -> Self {
+        self.interactive = true;
+        self
     }
 
     /// The question to a policy.
@@ -157,6 +186,8 @@ impl Inquiry {
             cgroup: self.cgroup.as_deref().map(str::as_bytes),
             executable: self.executable.as_deref().map(str::as_bytes),
             uid: self.uid,
+            gid: self.gid,
+            interactive: Some(self.interactive),
             destination: self.destination,
             protocol: self.protocol.0,
             port: self.port,

@@ -15,7 +15,7 @@ use crate::policy::evaluate::Question;
 use crate::policy::geography::Surroundings;
 use crate::policy::local::always_local_network_of;
 use crate::policy::service::Protocol;
-use crate::policy::source::{Area, Exception, Policy, Rule, User, Zone};
+use crate::policy::source::{Area, Exception, Group, Policy, Rule, User, Zone};
 
 /// Goes through rules with one flow in mind.
 pub(super) struct Reader<'a> {
@@ -205,6 +205,35 @@ impl<'a> Reader<'a> {
                 |user| format!("user id {uid} is `{user}`"),
                 || format!("user id {uid} is no user"),
             ));
+        }
+        if let Some(groups) = &rule.groups {
+            let groups: Vec<&Group> = groups.iter().map(|group| &group.value).collect();
+            conditions.push(match question.gid {
+                None => self.unknown("from.group", "the group"),
+                Some(gid) => self.one_of(
+                    "from.group",
+                    &groups,
+                    |group| match group {
+                        Group::Id(own) => *own == gid,
+                        Group::Name(name) => self.surroundings.users.gid(name) == Some(gid),
+                    },
+                    |group| format!("group id {gid} is `{group}`"),
+                    || format!("group id {gid} is no group"),
+                ),
+            });
+        }
+        if let Some(asked) = rule.interactive {
+            conditions.push(match question.interactive {
+                None => self.unknown("from.interactive", "whether there is a login session"),
+                Some(is_interactive) => {
+                    self.condition("from.interactive", asked == is_interactive, || {
+                        match is_interactive {
+                            true => "there is a login session".to_owned(),
+                            false => "there is no login session".to_owned(),
+                        }
+                    })
+                }
+            });
         }
         if let Some(networks) = &rule.networks {
             conditions.push(self.one_of(

@@ -197,3 +197,67 @@ fn inquiries() {
     assert!(Inquiry::to("192.0.2.1:443").unwrap().by("icmp").is_err());
     assert!(Inquiry::to("192.0.2.1:443").unwrap().by("tpc").is_err());
 }
+
+#[test]
+fn who_is_asked_for_in_every_way() {
+    const ID: &str = "4f2a9c01b7de4f2a9c01b7de4f2a9c01b7de4f2a9c01b7de4f2a9c01b7de0042";
+    let text = r#"
+mode = "enforce"
+[[rules]]
+name = "all of it"
+from = { cgroup = "/*.slice", container = "docker:4f2a*", group = 50, interactive = true }
+verdict = "approve"
+"#;
+    let policy = Policy::parse(text, "policy.toml").unwrap();
+    let surroundings = Surroundings {
+        geography: &Places,
+        users: &users,
+        own_addresses: &[],
+    };
+    let reasons = |inquiry: &Inquiry| -> Vec<String> {
+        let explanation = explain(&policy, &surroundings, &inquiry.question());
+        let conditions = &explanation.rules[0].conditions;
+        let of = |condition: &Condition| format!("{} {}", condition.holds, condition.reason);
+        conditions.iter().map(of).collect()
+    };
+    let to = || Inquiry::to("192.0.2.7:22").unwrap();
+    let whole = to()
+        .from_container(&format!("docker:{ID}"))
+        .and_then(|inquiry| inquiry.from_group("50", &users as &dyn Users))
+        .unwrap()
+        .logged_in();
+    let path = format!("/system.slice/docker-{ID}.scope");
+    assert_eq!(
+        reasons(&whole),
+        [
+            format!("true control group {path} is in `/*.slice`"),
+            format!("true control group {path} is in `docker:4f2a*`"),
+            "true group id 50 is `50`".to_owned(),
+            "true there is a login session".to_owned(),
+        ]
+    );
+    let rootless = format!("/user.slice/user@1000.service/user.slice/docker-{ID}.scope");
+    let other = to()
+        .from_cgroup(&rootless)
+        .and_then(|inquiry| inquiry.from_user("postgres", &users as &dyn Users))
+        .unwrap();
+    assert_eq!(
+        reasons(&other),
+        [
+            format!("true control group {rootless} is in `/*.slice`"),
+            format!(
+                "false control group {rootless} may have been named docker:{ID} by a user or a \
+                 service, so it is none of `docker:4f2a*`"
+            ),
+            "false the group is not known".to_owned(),
+            "false there is no login session".to_owned(),
+        ]
+    );
+    assert_eq!(
+        reasons(&to())[..2],
+        [
+            "false the control group is not known",
+            "false the control group is not known"
+        ]
+    );
+}

@@ -34,6 +34,12 @@ impl fmt::Display for FlowFacts {
             None => write!(formatter, " (country not known)")?,
         }
         write!(formatter, " from user id {}", self.uid)?;
+        if let Some(gid) = self.gid.filter(|gid| *gid != self.uid) {
+            write!(formatter, ", group id {gid}")?;
+        }
+        if self.interactive == Some(true) {
+            write!(formatter, ", logged in")?;
+        }
         if let Some(exe) = &self.exe {
             write!(formatter, ", {exe}")?;
         }

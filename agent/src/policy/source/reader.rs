@@ -11,14 +11,21 @@ use toml::de::{DeTable, DeValue};
 
 use self::tables::{At, Keys, Reader, a};
 use super::recovery::{self, Document};
-use super::{Area, Gateway, Located, Mode, Policy, Rule, RuleVerdict, User, Zone, value};
+use super::{Area, Gateway, Group, Located, Mode, Policy, Rule, RuleVerdict, User, Zone, value};
 use crate::geo::{Country, groups};
 use crate::policy::pattern::{CgroupPattern, ContainerPattern, ExecutablePattern, UnitPattern};
 use crate::policy::problem::{Fault, Problem, nearest};
 use crate::policy::service::{Ports, Protocol};
 
-const FROM: &[&str] = &["unit", "exe", "user", "cgroup", "container"];
-const FROM_LATER: &[&str] = &["group", "interactive"];
+const FROM: &[&str] = &[
+    "unit",
+    "cgroup",
+    "container",
+    "exe",
+    "user",
+    "group",
+    "interactive",
+];
 const TO: &[&str] = &[
     "networks",
     "countries",
@@ -42,22 +49,17 @@ const GATEWAY_KEYS: Keys = Keys {
 const RULE_KEYS: Keys = Keys {
     known: &["name", "from", "to", "verdict", "budget", "exception"],
     later: &[],
-    elsewhere: &[
-        (FROM, "from"),
-        (FROM_LATER, "from"),
-        (TO, "to"),
-        (TO_LATER, "to"),
-    ],
+    elsewhere: &[(FROM, "from"), (TO, "to"), (TO_LATER, "to")],
 };
 const FROM_KEYS: Keys = Keys {
     known: FROM,
-    later: FROM_LATER,
+    later: &[],
     elsewhere: &[(TO, "to"), (TO_LATER, "to")],
 };
 const TO_KEYS: Keys = Keys {
     known: TO,
     later: TO_LATER,
-    elsewhere: &[(FROM, "from"), (FROM_LATER, "from")],
+    elsewhere: &[(FROM, "from")],
 };
 
 /// Reads what can be understood of `text`. File and fingerprint are left empty.
@@ -185,6 +187,8 @@ impl Reader<'_> {
             containers: None,
             executables: None,
             users: None,
+            groups: None,
+            interactive: None,
             networks: None,
             countries: None,
             zones: None,
@@ -204,6 +208,8 @@ impl Reader<'_> {
             rule.containers = self.values(from, "container", ContainerPattern::parse);
             rule.executables = self.values(from, "exe", ExecutablePattern::parse);
             rule.users = self.located::<User>(from, "user", value::user);
+            rule.groups = self.located::<Group>(from, "group", value::group);
+            rule.interactive = self.boolean(from, "interactive");
         }
         let to_path = format!("{}.to", at.path);
         let to = self.sub_table(at, "to", &to_path);

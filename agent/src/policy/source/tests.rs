@@ -230,8 +230,6 @@ fn text_of_any_kind_is_survived() {
 #[test]
 fn keys_of_later_versions_are_refused_by_name() {
     for (line, key) in [
-        ("from = { group = \"x\" }", "group"),
-        ("from = { interactive = true }", "interactive"),
         ("to = { asns = [1] }", "asns"),
         ("to = { domains = [\"x\"] }", "domains"),
     ] {

@@ -7,7 +7,7 @@ use crate::policy::local::always_local;
 use crate::policy::network::{Network, parse_address};
 use crate::policy::problem::Fault;
 use crate::policy::service::{Protocol, parse_port};
-use crate::policy::source::{Area, Endpoint, User};
+use crate::policy::source::{Area, Endpoint, Group, User};
 
 /// A network in a rule or a zone.
 pub(super) fn network(text: &str) -> Result<Network, Fault> {
@@ -118,17 +118,33 @@ fn check_endpoint(text: &str, address: IpAddr) -> Result<IpAddr, Fault> {
 
 /// A login name or a number.
 pub(super) fn user(text: &str) -> Result<User, Fault> {
+    Ok(match name_or_id(text, "user")? {
+        Ok(uid) => User::Id(uid),
+        Err(name) => User::Name(name),
+    })
+}
+
+/// The name of a group or its number.
+pub(super) fn group(text: &str) -> Result<Group, Fault> {
+    Ok(match name_or_id(text, "group")? {
+        Ok(gid) => Group::Id(gid),
+        Err(name) => Group::Name(name),
+    })
+}
+
+/// An id, or else a name.
+fn name_or_id(text: &str, what: &str) -> Result<Result<u32, String>, Fault> {
     if text.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control() || c == ':') {
-        return Err(Fault::new(format!("`{text}` is not the name of a user")));
+        return Err(Fault::new(format!("`{text}` is not the name of a {what}")));
     }
     if !text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Ok(User::Name(text.to_owned()));
+        return Ok(Err(text.to_owned()));
     }
     match text.parse() {
-        // The last number means "no user" to the kernel.
-        Ok(uid) if uid < u32::MAX => Ok(User::Id(uid)),
-        _ => Err(Fault::new(format!("`{text}` is not a user id"))
-            .help("user ids are numbers from 0 to 4294967294")),
+        // The last number means "nobody" to the kernel.
+        Ok(id) if id < u32::MAX => Ok(Ok(id)),
+        _ => Err(Fault::new(format!("`{text}` is not a {what} id"))
+            .help(format!("{what} ids are numbers from 0 to 4294967294"))),
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::places::COUNTRIES;
-use super::{Random, USERS};
+use super::{GROUPS, Random, USERS};
 use crate::policy::local::always_local;
 use crate::policy::network::{Extent, Network};
 use crate::policy::source::{Area, Policy};
@@ -178,6 +178,12 @@ fn rule_text(
     if random.one_in(4) {
         from.push(format!("user = {}", list(random, 2, user)));
     }
+    if random.one_in(6) {
+        from.push(format!("group = {}", list(random, 2, group)));
+    }
+    if random.one_in(8) {
+        from.push(format!("interactive = {}", random.one_in(2)));
+    }
     if random.one_in(2) {
         to.push(format!(
             "networks = {}",
@@ -274,6 +280,13 @@ fn user(random: &mut Random) -> String {
     match random.below(2) {
         0 => random.pick(USERS).0.to_owned(),
         _ => of(random, &["0", "1", "27", "4294967294"]),
+    }
+}
+
+fn group(random: &mut Random) -> String {
+    match random.below(2) {
+        0 => random.pick(GROUPS).0.to_owned(),
+        _ => of(random, &["0", "1", "5", "51", "4294967294"]),
     }
 }
 

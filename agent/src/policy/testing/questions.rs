@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{Random, Scene, USERS, policies};
+use super::{GROUPS, Random, Scene, USERS, policies};
 use crate::policy::evaluate::Question;
 use crate::policy::source::Endpoint;
 
@@ -15,6 +15,10 @@ pub struct OwnedQuestion {
     pub executable: Option<Vec<u8>>,
     /// As in [`Question`].
     pub uid: u32,
+    /// As in [`Question`].
+    pub gid: Option<u32>,
+    /// As in [`Question`].
+    pub interactive: Option<bool>,
     /// As in [`Question`].
     pub destination: IpAddr,
     /// As in [`Question`].
@@ -31,6 +35,8 @@ impl OwnedQuestion {
             cgroup: self.cgroup.as_deref(),
             executable: self.executable.as_deref(),
             uid: self.uid,
+            gid: self.gid,
+            interactive: self.interactive,
             destination: self.destination,
             protocol: self.protocol,
             port: self.port,
@@ -167,6 +173,13 @@ impl Scene {
             1 => *random.pick(&[0, 1, 2, 25, 27, 28, u32::MAX - 1, u32::MAX]),
             _ => random.pick(USERS).1,
         };
+        let gid = match random.below(8) {
+            0 => None,
+            1 => Some(random.next_u64() as u32),
+            2 => Some(*random.pick(&[0, 1, 2, 5, 6, 50, 51, 52, u32::MAX - 1])),
+            _ => Some(random.pick(GROUPS).1),
+        };
+        let interactive = *random.pick(&[None, Some(false), Some(false), Some(true)]);
         // Address and service of an endpoint rarely meet by chance.
         let (destination, protocol, port) = match self.endpoint(random) {
             Some(Endpoint {
@@ -192,6 +205,8 @@ impl Scene {
             cgroup: path(random, CGROUPS, CGROUP_PARTS),
             executable: path(random, EXECUTABLES, EXECUTABLE_PARTS),
             uid,
+            gid,
+            interactive,
             destination,
             protocol,
             port,

@@ -100,7 +100,8 @@ fn compiled_tables_are_well_formed() {
         let scene = Scene::new(seed);
         let compiled = compile(&scene.policy, &scene.surroundings(), 3).unwrap();
         let header = &compiled.header;
-        for table in [&compiled.v4, &compiled.services, &compiled.users] {
+        let tables = [&compiled.v4, &compiled.services, &compiled.users];
+        for table in tables.into_iter().chain(&compiled.groups) {
             assert_eq!(table[0].first, 0);
             assert!(table.windows(2).all(|pair| pair[0].first < pair[1].first));
         }

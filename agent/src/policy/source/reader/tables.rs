@@ -211,6 +211,19 @@ impl Reader<'_> {
         values
     }
 
+    /// The value of a key that is true or false. `None` when it is not there.
+    pub(super) fn boolean(&mut self, at: At<'_>, key: &str) -> Option<bool> {
+        let value = at.table.get(key)?;
+        if let DeValue::Boolean(value) = value.get_ref() {
+            return Some(*value);
+        }
+        let fault = Fault::new(format!("is {}, not true or false", a(value.get_ref()))).help(
+            format!("write `{key} = true` or `{key} = false`, without quotes"),
+        );
+        self.problem(fault, value.span().start, key_path(at.path, key));
+        None
+    }
+
     /// The string in `key`, which must be there, and its offset.
     pub(super) fn required_string<'t>(
         &mut self,
