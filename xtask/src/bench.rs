@@ -39,13 +39,12 @@ impl Bench {
             println!("The workspace has no benchmarks yet.");
             return Ok(());
         }
-        setup::ensure(&[Part::Bpf, Part::Bench])?;
+        setup::ensure(&[Part::Bpf, Part::Bench, Part::CountryData])?;
         let mut cargo = workspace::cargo();
         cargo.args(["bench", "--workspace"]);
+        cargo.env("TREFOIL_BENCH_TABLE", country_table()?);
         if wanted.iter().any(|name| name == "policy") {
-            cargo
-                .env("TREFOIL_BENCH_TABLE", country_table()?)
-                .env("TREFOIL_BENCH_TRIE", trie()?);
+            cargo.env("TREFOIL_BENCH_TRIE", trie()?);
         }
         if !workspace::is_root() {
             cargo.args([

@@ -19,10 +19,8 @@ impl Country {
     /// The country with this code: two upper-case letters, nothing around them.
     #[must_use]
     pub fn parse(code: &str) -> Option<Self> {
-        let index = TABLE
-            .binary_search_by_key(&code, |&(known, _)| known)
-            .ok()?;
-        TABLE[index].0.as_bytes().try_into().ok().map(Self)
+        let code: [u8; 2] = code.as_bytes().try_into().ok()?;
+        (INDEX[place(code)?] != NOBODY).then_some(Self(code))
     }
 
     /// The code, two upper-case letters.
@@ -43,12 +41,39 @@ impl Country {
     }
 
     fn entry(&self) -> (&'static str, &'static str) {
-        TABLE
-            .binary_search_by(|&(known, _)| known.as_bytes().cmp(&self.0[..]))
-            .map(|index| TABLE[index])
+        let index = place(self.0).map_or(NOBODY, |place| INDEX[place]);
+        *TABLE
+            .get(usize::from(index))
             .expect("a Country is made by parse, from this table")
     }
 }
+
+/// Where a code is in [`INDEX`], if it has the form of one.
+const fn place(code: [u8; 2]) -> Option<usize> {
+    let [first, second] = code;
+    if first.is_ascii_uppercase() && second.is_ascii_uppercase() {
+        Some((first - b'A') as usize * 26 + (second - b'A') as usize)
+    } else {
+        None
+    }
+}
+
+/// In [`INDEX`], a code that nobody has.
+const NOBODY: u8 = u8::MAX;
+
+/// For each code, its index in [`TABLE`]: files of country data have millions of them.
+const INDEX: [u8; 26 * 26] = {
+    let mut index = [NOBODY; 26 * 26];
+    let mut at = 0;
+    while at < TABLE.len() {
+        let code = TABLE[at].0.as_bytes();
+        if let Some(place) = place([code[0], code[1]]) {
+            index[place] = at as u8;
+        }
+        at += 1;
+    }
+    index
+};
 
 impl fmt::Display for Country {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -3,14 +3,32 @@
 use super::country::Country;
 use super::ranges::Ranges;
 
-/// What a file says about where an address is.
+/// What a file says about where an address is. Whatever it is, it hides what later
+/// files say: an address that one source knows to be in no single country is not
+/// settled by another source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// Here.
     Country(Country),
-    /// Here and elsewhere. It hides what later files say: an address that one
-    /// source places in two countries is not settled by another source.
+    /// Here and elsewhere.
     Contradictory,
+    /// In many places at once, or wherever somebody is who uses it: anycast, satellite
+    /// links, anonymising proxies.
+    Anywhere,
+    /// Set aside, see [`super::special`]. No file says this.
+    Special,
+}
+
+impl Answer {
+    /// What a code means, if it means anything; none of the others knows the place.
+    pub fn parse(code: &str) -> Option<Self> {
+        // Anonymous proxy, satellite provider and worldwide anycast, in the codes that
+        // MaxMind began and IPFire goes on with.
+        if matches!(code, "A1" | "A2" | "A3") {
+            return Some(Self::Anywhere);
+        }
+        Country::parse(code).map(Self::Country)
+    }
 }
 
 /// The content of one file.
@@ -20,9 +38,9 @@ pub struct Data {
     pub name: String,
     /// Day it was made (`2026-06-25`), if it says so.
     pub date: Option<String>,
-    /// Countries of IPv4 addresses.
+    /// Where IPv4 addresses are.
     pub countries_v4: Ranges<u32, Answer>,
-    /// Countries of IPv6 addresses.
+    /// Where IPv6 addresses are.
     pub countries_v6: Ranges<u128, Answer>,
     /// Autonomous systems of IPv4 addresses.
     pub asns_v4: Ranges<u32, u32>,
@@ -34,10 +52,23 @@ pub struct Data {
     pub n_unknown: usize,
     /// Those with two countries.
     pub n_contradictory: usize,
+    /// Those that are anywhere.
+    pub n_anywhere: usize,
 }
 
 impl Data {
-    /// True when the file places at least one address in a country.
+    /// Counts what is said about one network.
+    pub fn count(&mut self, said: Option<Answer>) {
+        self.n_networks += 1;
+        match said {
+            Some(Answer::Country(_) | Answer::Special) => {}
+            Some(Answer::Contradictory) => self.n_contradictory += 1,
+            Some(Answer::Anywhere) => self.n_anywhere += 1,
+            None => self.n_unknown += 1,
+        }
+    }
+
+    /// True when the file says where at least one address is.
     pub fn has_countries(&self) -> bool {
         !(self.countries_v4.is_empty() && self.countries_v6.is_empty())
     }

@@ -26,6 +26,10 @@ impl Geography for Geo {
         Self::country(self, address)
     }
 
+    fn undetermined(&self, address: IpAddr) -> Option<String> {
+        Self::undetermined(self, address).map(|why| why.to_string())
+    }
+
     fn build_id(&self) -> &str {
         Self::build_id(self)
     }

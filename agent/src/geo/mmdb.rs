@@ -2,31 +2,36 @@
 //!
 //! | provider | country | autonomous system |
 //! |---|---|---|
-//! | MaxMind, DB-IP | `country.iso_code`, checked against `registered_country.iso_code` | `autonomous_system_number` |
+//! | MaxMind, DB-IP | `country.iso_code`, checked against `registered_country.iso_code` and `represented_country.iso_code` | `autonomous_system_number` |
 //! | IPinfo | `country_code`, or `country` (two letters) | `asn` (`AS64496`) |
 //! | npm ip-location-db | `country_code` | `autonomous_system_number` |
 //!
 //! `country` is where the provider places the address; `registered_country` is
-//! where the holder of the network is registered. Where both are given and
-//! differ, the answer is [`Answer::Contradictory`]. A `registered_country` alone
-//! says nothing about the place and is not taken for one.
+//! where the holder of the network is registered, and `represented_country` whose
+//! ground it is, as of a military base abroad. Where they differ, the answer is
+//! [`Answer::Contradictory`]. Without a `country`, the others say nothing about the
+//! place and are not taken for one.
+//!
+//! A network that is flagged as anycast, satellite or anonymising proxy (MaxMind in
+//! `traits`, IPinfo beside the country) is [`Answer::Anywhere`].
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::fmt;
 use std::net::Ipv6Addr;
 
 use ipnetwork::IpNetwork;
 use maxminddb::{MaxMindDbError, Reader};
 use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use super::country::Country;
 use super::data::{Answer, Data, printable};
 use super::ranges::{Number, Range, Ranges};
 use crate::clock;
 
 #[cfg(test)]
-pub mod tests;
+mod tests;
 
 /// Why a database could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -70,32 +75,36 @@ pub fn parse(content: &[u8]) -> Result<Data, MmdbProblem> {
     }
 
     // A tree of N nodes has N + 1 leaves. One that shares nodes can have more
-    // than anyone could read; that is not a country database.
-    let max_networks = metadata.node_count as usize * 3 + 2;
+    // than anyone could read; that is not a country database. Leaves without data
+    // count, or a tree of nothing else would be read for ever.
+    let max_leaves = metadata.node_count as usize * 3 + 2;
+    let mut n_leaves = 0;
     let mut records = HashMap::new();
     let mut mapped = Tables::default();
     let mut v4 = Tables::default();
     let mut v6 = Tables::default();
-    for found in reader.networks(maxminddb::WithinOptions::default())? {
+    let all = maxminddb::WithinOptions::default().include_networks_without_data();
+    for found in reader.networks(all)? {
         let found = found?;
-        data.n_networks += 1;
-        if data.n_networks > max_networks {
+        n_leaves += 1;
+        if n_leaves > max_leaves {
             return Err(MmdbProblem::Tree);
         }
+        let Some(offset) = found.offset() else {
+            continue;
+        };
         let network = found.network()?;
-        let offset = found.offset().unwrap_or(0);
         // Many networks share a record: each is decoded once.
         let said = match records.entry(offset) {
             Entry::Occupied(known) => *known.get(),
             Entry::Vacant(new) => {
-                let record: Option<Record> = found
+                let record: Option<AsMap<Record>> = found
                     .decode()
                     .map_err(|source| MmdbProblem::Record { network, source })?;
-                *new.insert(record.map(|record| record.said()).unwrap_or_default())
+                *new.insert(record.map(|record| record.0.said()).unwrap_or_default())
             }
         };
-        data.n_unknown += usize::from(said.answer.is_none());
-        data.n_contradictory += usize::from(said.answer == Some(Answer::Contradictory));
+        data.count(said.answer);
         match network {
             IpNetwork::V4(network) => {
                 v4.add(network.network().into(), network.broadcast().into(), said)?;
@@ -170,7 +179,11 @@ struct Record<'a> {
     #[serde(borrow)]
     country: Option<CountryField<'a>>,
     registered_country: Option<CountryField<'a>>,
+    represented_country: Option<CountryField<'a>>,
     country_code: Option<CountryField<'a>>,
+    traits: Option<TraitsField<'a>>,
+    is_anycast: Option<Flag<'a>>,
+    is_satellite: Option<Flag<'a>>,
     autonomous_system_number: Option<AsnField<'a>>,
     asn: Option<AsnField<'a>>,
 }
@@ -188,6 +201,27 @@ enum CountryField<'a> {
 
 #[derive(Deserialize)]
 #[serde(untagged)]
+enum TraitsField<'a> {
+    Map {
+        #[serde(borrow)]
+        is_anycast: Option<Flag<'a>>,
+        is_satellite_provider: Option<Flag<'a>>,
+        is_anonymous_proxy: Option<Flag<'a>>,
+    },
+    Other(IgnoredAny),
+}
+
+/// IPinfo has databases in which everything is text.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Flag<'a> {
+    Bool(bool),
+    Text(&'a str),
+    Other(IgnoredAny),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
 enum AsnField<'a> {
     Number(u32),
     Text(&'a str),
@@ -195,11 +229,34 @@ enum AsnField<'a> {
 }
 
 impl CountryField<'_> {
-    fn country(&self) -> Option<Country> {
+    fn answer(&self) -> Option<Answer> {
         match *self {
-            Self::Map { iso_code } => Country::parse(iso_code?),
-            Self::Text(text) => Country::parse(text),
+            Self::Map { iso_code } => Answer::parse(iso_code?),
+            Self::Text(text) => Answer::parse(text),
             Self::Other(_) => None,
+        }
+    }
+}
+
+impl TraitsField<'_> {
+    fn flags(&self) -> [Option<&Flag<'_>>; 3] {
+        match self {
+            Self::Map {
+                is_anycast,
+                is_satellite_provider,
+                is_anonymous_proxy,
+            } => [is_anycast, is_satellite_provider, is_anonymous_proxy].map(Option::as_ref),
+            Self::Other(_) => [None; 3],
+        }
+    }
+}
+
+impl Flag<'_> {
+    fn is_set(&self) -> bool {
+        match *self {
+            Self::Bool(is_set) => is_set,
+            Self::Text(text) => text == "true",
+            Self::Other(_) => false,
         }
     }
 }
@@ -216,23 +273,62 @@ impl AsnField<'_> {
 
 impl Record<'_> {
     fn said(&self) -> Said {
-        let [code, place, registered] =
-            [&self.country_code, &self.country, &self.registered_country]
-                .map(|field| field.as_ref().and_then(CountryField::country));
-        let answer = code.or(place).map(|country| {
-            if [place, registered]
-                .into_iter()
-                .flatten()
-                .all(|other| other == country)
-            {
-                Answer::Country(country)
-            } else {
-                Answer::Contradictory
-            }
-        });
         let asn = [&self.autonomous_system_number, &self.asn]
             .into_iter()
             .find_map(|field| field.as_ref().and_then(AsnField::number));
+        let answer = if self.is_anywhere() {
+            Some(Answer::Anywhere)
+        } else {
+            self.place()
+        };
         Said { answer, asn }
+    }
+
+    fn is_anywhere(&self) -> bool {
+        let of_traits = self.traits.as_ref().map(TraitsField::flags);
+        let own = [self.is_anycast.as_ref(), self.is_satellite.as_ref()];
+        let mut flags = of_traits.into_iter().flatten().chain(own).flatten();
+        flags.any(Flag::is_set)
+    }
+
+    fn place(&self) -> Option<Answer> {
+        let answer =
+            |field: &Option<CountryField<'_>>| field.as_ref().and_then(CountryField::answer);
+        let (code, place) = (answer(&self.country_code), answer(&self.country));
+        let first = code.or(place)?;
+        let others = [
+            place,
+            answer(&self.registered_country),
+            answer(&self.represented_country),
+        ];
+        let agree = others.into_iter().flatten().all(|other| other == first);
+        Some(match first {
+            Answer::Country(_) if !agree => Answer::Contradictory,
+            _ => first,
+        })
+    }
+}
+
+/// A map and nothing else: what is derived would read an array as the values of the
+/// fields in their order.
+struct AsMap<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for AsMap<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Map<T>(std::marker::PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Map<T> {
+            type Value = AsMap<T>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a map")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<AsMap<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(AsMap)
+            }
+        }
+
+        deserializer.deserialize_map(Map(std::marker::PhantomData))
     }
 }

@@ -11,8 +11,12 @@ mod geography;
 pub mod groups;
 mod mmdb;
 pub mod ranges;
+pub mod special;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod text;
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -24,6 +28,7 @@ pub use country::Country;
 use data::{Answer, Data};
 pub use mmdb::MmdbProblem;
 pub use ranges::{Range, Ranges};
+pub use special::Special;
 pub use text::{LineError, LineProblem};
 
 #[cfg(test)]
@@ -41,12 +46,15 @@ pub const DEFAULT_FILES: [[&str; 2]; 2] = [
 /// address belongs to.
 ///
 /// An address is in a country if the first file that has an answer for it names
-/// one country and no other. It is in none ("undetermined") if no file knows it
-/// or if that file contradicts itself.
+/// one country and no other. It is in none ("undetermined") if no file knows it, if
+/// that file contradicts itself or says that the address may be anywhere, or if the
+/// address is [set aside](special) for what is in no country.
 #[derive(Debug)]
 pub struct Geo {
     countries_v4: Ranges<u32, Country>,
     countries_v6: Ranges<u128, Country>,
+    unsettled_v4: Ranges<u32, Answer>,
+    unsettled_v6: Ranges<u128, Answer>,
     asns_v4: Ranges<u32, u32>,
     asns_v6: Ranges<u128, u32>,
     sources: Vec<Source>,
@@ -70,6 +78,36 @@ pub struct Source {
     pub n_unknown: usize,
     /// Those that are placed in two countries at once.
     pub n_contradictory: usize,
+    /// Those that may be anywhere: anycast, satellite links, anonymising proxies.
+    pub n_anywhere: usize,
+}
+
+/// Why an address is in no country.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undetermined {
+    /// No file knows it.
+    Unknown,
+    /// A file places it in two countries.
+    Contradictory,
+    /// A file says that it is anycast, of a satellite link or an anonymising proxy.
+    Anywhere,
+    /// It was set aside.
+    Special(&'static Special),
+}
+
+impl fmt::Display for Undetermined {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown => formatter.write_str("the country data does not know it"),
+            Self::Contradictory => {
+                formatter.write_str("the country data places it in two countries")
+            }
+            Self::Anywhere => formatter.write_str(
+                "the country data says that it may be anywhere (anycast, satellite or proxy)",
+            ),
+            Self::Special(block) => write!(formatter, "{block} is in no country"),
+        }
+    }
 }
 
 /// Why country data could not be loaded, and what to do.
@@ -177,9 +215,15 @@ impl Geo {
         if !sum.has_countries() {
             return Err(GeoError::NoCountries);
         }
+        sum.countries_v4 = special::all_v4().over(&sum.countries_v4);
+        sum.countries_v6 = special::all_v6().over(&sum.countries_v6);
         let settled = |answer| match answer {
             Answer::Country(country) => Some(country),
-            Answer::Contradictory => None,
+            Answer::Contradictory | Answer::Anywhere | Answer::Special => None,
+        };
+        let unsettled = |answer| match answer {
+            Answer::Contradictory | Answer::Anywhere => Some(answer),
+            Answer::Country(_) | Answer::Special => None,
         };
         let build_id = sources
             .iter()
@@ -189,6 +233,8 @@ impl Geo {
         Ok(Self {
             countries_v4: sum.countries_v4.filter_map(settled),
             countries_v6: sum.countries_v6.filter_map(settled),
+            unsettled_v4: sum.countries_v4.filter_map(unsettled),
+            unsettled_v6: sum.countries_v6.filter_map(unsettled),
             asns_v4: sum.asns_v4,
             asns_v6: sum.asns_v6,
             sources,
@@ -204,6 +250,24 @@ impl Geo {
             IpAddr::V4(address) => self.countries_v4.get(address.into()),
             IpAddr::V6(address) => self.countries_v6.get(address.into()),
         }
+    }
+
+    /// Why this address is in no country; `None` if it is in one.
+    #[must_use]
+    pub fn undetermined(&self, address: IpAddr) -> Option<Undetermined> {
+        if self.country(address).is_some() {
+            return None;
+        }
+        let answer = match address.to_canonical() {
+            IpAddr::V4(address) => self.unsettled_v4.get(address.into()),
+            IpAddr::V6(address) => self.unsettled_v6.get(address.into()),
+        };
+        Some(match (answer, Special::of(address)) {
+            (_, Some(block)) => Undetermined::Special(block),
+            (Some(Answer::Contradictory), _) => Undetermined::Contradictory,
+            (Some(Answer::Anywhere), _) => Undetermined::Anywhere,
+            _ => Undetermined::Unknown,
+        })
     }
 
     /// The autonomous system that announces this address, if a file knows it.
@@ -254,6 +318,7 @@ impl Source {
             n_networks: data.n_networks,
             n_unknown: data.n_unknown,
             n_contradictory: data.n_contradictory,
+            n_anywhere: data.n_anywhere,
         }
     }
 

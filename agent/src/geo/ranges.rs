@@ -159,7 +159,7 @@ impl<A: Number, T: Copy + PartialEq> Ranges<A, T> {
     }
 
     /// `push` where the order is known to be right.
-    fn append(&mut self, range: Range<A, T>) {
+    pub(super) fn append(&mut self, range: Range<A, T>) {
         self.push(range)
             .expect("ranges are taken from disjoint tables in ascending order");
     }

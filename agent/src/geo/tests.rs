@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use proptest::prelude::*;
 
-use super::mmdb::tests::{Value, Writer, maxmind};
+use super::testing::{Value, Writer, flagged, maxmind};
 use super::*;
 use crate::policy::Geography;
 
@@ -59,12 +59,63 @@ fn the_first_file_that_has_an_answer_wins() {
 }
 
 #[test]
+fn what_is_set_aside_is_in_no_country_whatever_a_file_says() {
+    let text = "10.0.0.0,10.255.255.255,IE\n192.31.0.0,192.31.255.255,US\n\
+                192.0.2.0,192.0.2.255,IE\nfd00::,fdff::,DE\n2001:db8::,2001:db8::ffff,DE\n";
+    let geo = geo(&[("text", text.as_bytes())]).unwrap();
+    let why = |address: &str| geo.undetermined(address.parse().unwrap());
+    for address in ["10.0.0.0", "::ffff:10.1.2.3", "192.31.196.7", "fd00::1"] {
+        assert_eq!(country(&geo, address), None, "{address}");
+        assert!(
+            matches!(why(address), Some(Undetermined::Special(_))),
+            "{address}"
+        );
+    }
+    let private = why("10.0.0.1").unwrap().to_string();
+    assert_eq!(
+        private,
+        "10.0.0.0/8 (private use, RFC 1918) is in no country"
+    );
+    // Around it, and where trials are made, the file is believed.
+    assert_eq!(country(&geo, "192.31.195.255").as_deref(), Some("US"));
+    assert_eq!(country(&geo, "192.31.197.0").as_deref(), Some("US"));
+    assert_eq!(country(&geo, "192.0.2.1").as_deref(), Some("IE"));
+    assert_eq!(country(&geo, "2001:db8::1").as_deref(), Some("DE"));
+    assert_eq!(why("2001:db8::1"), None);
+    assert_eq!(why("1.1.1.1"), Some(Undetermined::Unknown));
+}
+
+#[test]
+fn what_may_be_anywhere_is_not_placed_by_a_later_file() {
+    let first =
+        "192.0.2.0,192.0.2.127,A3\n192.0.2.128,192.0.2.255,EU\n198.51.100.0,198.51.100.9,IE\n";
+    let second = Writer::new(4)
+        .network("192.0.2.0/24", maxmind("FR", "FR"))
+        .network("203.0.113.0/24", flagged(maxmind("FR", "FR"), "is_anycast"))
+        .finish();
+    let geo = geo(&[("first", first.as_bytes()), ("second", &second)]).unwrap();
+    let why = |address: &str| geo.undetermined(address.parse().unwrap());
+    assert_eq!(country(&geo, "192.0.2.1"), None);
+    assert_eq!(why("192.0.2.1"), Some(Undetermined::Anywhere));
+    // Somewhere in Europe is not known, but can be.
+    assert_eq!(country(&geo, "192.0.2.200").as_deref(), Some("FR"));
+    assert_eq!(why("203.0.113.1"), Some(Undetermined::Anywhere));
+    assert_eq!(geo.sources()[0].n_anywhere, 1);
+    assert_eq!(geo.sources()[0].n_unknown, 1);
+    assert_eq!(geo.sources()[1].n_anywhere, 1);
+}
+
+#[test]
 fn a_contradiction_is_not_settled_by_a_later_file() {
     let first = Writer::new(4)
         .network("192.0.2.0/24", maxmind("IE", "US"))
         .finish();
     let geo = geo(&[("first", &first), ("second", TEXT.as_bytes())]).unwrap();
     assert_eq!(country(&geo, "192.0.2.1"), None);
+    assert_eq!(
+        geo.undetermined("192.0.2.1".parse().unwrap()),
+        Some(Undetermined::Contradictory)
+    );
     assert_eq!(country(&geo, "198.51.100.1").as_deref(), Some("FR"));
     assert_eq!(geo.sources()[0].n_contradictory, 1);
     assert_eq!(geo.sources()[1].n_unknown, 1);
@@ -227,21 +278,21 @@ proptest! {
     ) {
         let text = |lines: &Vec<(u32, u32, &str)>| {
             // A line far away in both families, so that no file is without an answer.
-            let mut text = String::from("999,999,CH\n::999,::999,CH\n");
+            let mut text = String::from("1.0.0.255,1.0.0.255,CH\n2a00::999,2a00::999,CH\n");
             for (first, last, code) in lines {
-                text += &format!("{first},{last},{code}\n::{first:x},::{last:x},{code}\n");
+                text += &format!("1.0.0.{first},1.0.0.{last},{code}\n2a00::{first:x},2a00::{last:x},{code}\n");
             }
             text
         };
         let contents: Vec<_> = files.iter().map(text).collect();
         let parsed: Vec<_> = contents.iter().map(|c| (Path::new("file"), c)).collect();
         let geo = Geo::parse(&parsed).unwrap();
-        for address in 0..60_u32 {
+        for address in 0..60_u8 {
             let expected = files.iter().flatten().find_map(|&(first, last, code)| {
-                (first..=last).contains(&address).then(|| Country::parse(code)).flatten()
+                (first..=last).contains(&address.into()).then(|| Country::parse(code)).flatten()
             });
-            prop_assert_eq!(geo.country(Ipv4Addr::from(address).into()), expected);
-            let v6 = Ipv6Addr::from(u128::from(address));
+            prop_assert_eq!(geo.country(Ipv4Addr::new(1, 0, 0, address).into()), expected);
+            let v6 = Ipv6Addr::from((0x2a00_u128 << 112) | u128::from(address));
             prop_assert_eq!(geo.country(v6.into()), expected);
         }
     }

@@ -16,7 +16,6 @@
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::country::Country;
 use super::data::{Answer, Data, printable};
 use super::ranges::{Number, Range, Ranges};
 
@@ -82,23 +81,22 @@ pub fn parse(content: &str) -> Result<Data, LineError> {
             continue;
         }
         let number = index + 1;
-        let (range, country) = parse_line(line).map_err(|problem| LineError {
+        let (range, said) = parse_line(line).map_err(|problem| LineError {
             line: number,
             problem,
         })?;
-        data.n_networks += 1;
-        data.n_unknown += usize::from(country.is_none());
+        data.count(said);
         match range {
             Bounds::V4(first, last) => v4.push(Entry {
                 first,
                 last,
-                country,
+                said,
                 line: number,
             }),
             Bounds::V6(first, last) => v6.push(Entry {
                 first,
                 last,
-                country,
+                said,
                 line: number,
             }),
         }
@@ -112,7 +110,7 @@ pub fn parse(content: &str) -> Result<Data, LineError> {
 struct Entry<A> {
     first: A,
     last: A,
-    country: Option<Country>,
+    said: Option<Answer>,
     line: usize,
 }
 
@@ -121,7 +119,7 @@ enum Bounds {
     V6(u128, u128),
 }
 
-fn parse_line(line: &str) -> Result<(Bounds, Option<Country>), LineProblem> {
+fn parse_line(line: &str) -> Result<(Bounds, Option<Answer>), LineProblem> {
     let mut fields = line.split(',').map(str::trim);
     let (Some(first), Some(last), Some(code), None) =
         (fields.next(), fields.next(), fields.next(), fields.next())
@@ -140,7 +138,7 @@ fn parse_line(line: &str) -> Result<(Bounds, Option<Country>), LineProblem> {
     if code.len() != 2 || !code.bytes().all(is_letter) {
         return Err(LineProblem::Code(shortened(code)));
     }
-    Ok((range, Country::parse(code)))
+    Ok((range, Answer::parse(code)))
 }
 
 enum Address {
@@ -150,14 +148,16 @@ enum Address {
 
 fn parse_address(text: &str) -> Result<Address, LineProblem> {
     let wrong = || LineProblem::Address(shortened(text));
-    if text.contains(':') {
+    // Millions of times: a search that is made for long texts would take longer.
+    let has = |byte| text.bytes().any(|own| own == byte);
+    if has(b':') {
         let address: Ipv6Addr = text.parse().map_err(|_| wrong())?;
         // Such an entry would not be found: look-ups treat these addresses as IPv4.
         if address.to_ipv4_mapped().is_some() {
             return Err(LineProblem::Mapped(shortened(text)));
         }
         Ok(Address::V6(address.into()))
-    } else if text.contains('.') {
+    } else if has(b'.') {
         let address: Ipv4Addr = text.parse().map_err(|_| wrong())?;
         Ok(Address::V4(address.into()))
     } else if text.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -184,17 +184,11 @@ fn table<A: Number>(mut entries: Vec<Entry<A>>) -> Result<Ranges<A, Answer>, Lin
     }
     let mut ranges = Ranges::default();
     for Entry {
-        first,
-        last,
-        country,
-        ..
+        first, last, said, ..
     } in entries
     {
-        if let Some(country) = country {
-            let value = Answer::Country(country);
-            ranges
-                .push(Range { first, last, value })
-                .expect("the entries are sorted and do not overlap");
+        if let Some(value) = said {
+            ranges.append(Range { first, last, value });
         }
     }
     Ok(ranges)

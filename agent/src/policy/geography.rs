@@ -18,6 +18,11 @@ pub trait Geography {
     /// The country that `address` is in, by the same data.
     fn country(&self, address: IpAddr) -> Option<Country>;
 
+    /// Why `address` is in no country, if more can be said than that it is in none.
+    fn undetermined(&self, _address: IpAddr) -> Option<String> {
+        None
+    }
+
     /// Names this state of the data in reports.
     fn build_id(&self) -> &str;
 }

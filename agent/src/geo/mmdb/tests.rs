@@ -6,184 +6,9 @@ use ipnetwork::IpNetwork;
 use proptest::prelude::*;
 
 use super::*;
-
-/// A value in a record.
-#[derive(Clone, Debug)]
-pub enum Value {
-    Text(&'static str),
-    U16(u16),
-    U32(u32),
-    U64(u64),
-    Map(Vec<(&'static str, Value)>),
-}
-
-use Value::{Map, Text, U16, U32, U64};
-
-/// A database to be: networks with their records, in the order of insertion.
-pub struct Writer {
-    ip_version: u16,
-    networks: Vec<(IpNetwork, Value)>,
-    maps_ipv4_alias: bool,
-}
-
-impl Writer {
-    pub fn new(ip_version: u16) -> Self {
-        Self {
-            ip_version,
-            networks: Vec::new(),
-            maps_ipv4_alias: false,
-        }
-    }
-
-    pub fn network(mut self, network: &str, record: Value) -> Self {
-        self.networks.push((network.parse().unwrap(), record));
-        self
-    }
-
-    /// Links `::ffff:0:0/96` to the IPv4 part, as MaxMind does.
-    fn alias(mut self) -> Self {
-        self.maps_ipv4_alias = true;
-        self
-    }
-
-    pub fn finish(self) -> Vec<u8> {
-        let mut data = Vec::new();
-        let mut tree = vec![[Slot::Empty; 2]];
-        for (network, record) in &self.networks {
-            let offset = data.len();
-            encode(record, &mut data);
-            let (bits, length) = self.key(*network);
-            *slot(&mut tree, bits, length) = Slot::Data(offset);
-        }
-        if self.maps_ipv4_alias {
-            let Slot::Node(ipv4) = *slot(&mut tree, 0, 96) else {
-                panic!("no IPv4 networks")
-            };
-            *slot(&mut tree, 0xffff << 32, 96) = Slot::Node(ipv4);
-        }
-        let n_nodes = tree.len();
-        let mut file = Vec::new();
-        for record in tree.iter().flatten() {
-            let number = match *record {
-                Slot::Empty => n_nodes,
-                Slot::Node(index) => index,
-                Slot::Data(offset) => n_nodes + 16 + offset,
-            };
-            file.extend_from_slice(&u32::try_from(number).unwrap().to_be_bytes());
-        }
-        file.extend_from_slice(&[0; 16]);
-        file.extend_from_slice(&data);
-        file.extend_from_slice(b"\xab\xcd\xefMaxMind.com");
-        encode(
-            &Map(vec![
-                ("binary_format_major_version", U16(2)),
-                ("binary_format_minor_version", U16(0)),
-                ("build_epoch", U64(1_782_362_039)),
-                ("database_type", Text("Test-Country")),
-                ("description", Map(vec![("en", Text("made by a test"))])),
-                ("ip_version", U16(self.ip_version)),
-                ("languages", Map(vec![])),
-                ("node_count", U32(n_nodes as u32)),
-                ("record_size", U16(32)),
-            ]),
-            &mut file,
-        );
-        file
-    }
-
-    /// The bits of a network, most significant first, and how many there are.
-    fn key(&self, network: IpNetwork) -> (u128, u8) {
-        match (network, self.ip_version) {
-            (IpNetwork::V4(v4), 4) => (u128::from(u32::from(v4.network())) << 96, v4.prefix()),
-            (IpNetwork::V4(v4), _) => (u32::from(v4.network()).into(), 96 + v4.prefix()),
-            (IpNetwork::V6(v6), _) => (v6.network().into(), v6.prefix()),
-        }
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Slot {
-    Empty,
-    Node(usize),
-    Data(usize),
-}
-
-/// The place of a network in the tree, made if need be. Networks are inserted
-/// from short to long; what stands above a longer one goes on around it.
-fn slot(tree: &mut Vec<[Slot; 2]>, bits: u128, length: u8) -> &mut Slot {
-    let mut node = 0;
-    for depth in 0..length - 1 {
-        let side = (bits >> (127 - depth) & 1) as usize;
-        node = match tree[node][side] {
-            Slot::Node(child) => child,
-            above => {
-                tree.push([above; 2]);
-                tree[node][side] = Slot::Node(tree.len() - 1);
-                tree.len() - 1
-            }
-        };
-    }
-    &mut tree[node][(bits >> (128 - length) & 1) as usize]
-}
-
-fn encode(value: &Value, out: &mut Vec<u8>) {
-    match value {
-        Text(text) => {
-            head(2, text.len(), out);
-            out.extend_from_slice(text.as_bytes());
-        }
-        U16(number) => {
-            head(5, 2, out);
-            out.extend_from_slice(&number.to_be_bytes());
-        }
-        U32(number) => {
-            head(6, 4, out);
-            out.extend_from_slice(&number.to_be_bytes());
-        }
-        U64(number) => {
-            out.extend_from_slice(&[8, 9 - 7]);
-            out.extend_from_slice(&number.to_be_bytes());
-        }
-        // The only list in these files is the empty one of the languages.
-        Map(entries) if entries.is_empty() => out.extend_from_slice(&[0, 11 - 7]),
-        Map(entries) => {
-            head(7, entries.len(), out);
-            for (key, value) in entries {
-                encode(&Text(key), out);
-                encode(value, out);
-            }
-        }
-    }
-}
-
-fn head(kind: u8, size: usize, out: &mut Vec<u8>) {
-    let size = u8::try_from(size).unwrap();
-    if size < 29 {
-        out.push(kind << 5 | size);
-    } else {
-        out.extend_from_slice(&[kind << 5 | 29, size - 29]);
-    }
-}
-
-pub fn maxmind(country: &'static str, registered: &'static str) -> Value {
-    let names = || Map(vec![("en", Text("a name")), ("de", Text("ein Name"))]);
-    let place = |code| {
-        Map(vec![
-            ("geoname_id", U32(2_963_597)),
-            ("iso_code", Text(code)),
-            ("names", names()),
-        ])
-    };
-    let continent = Map(vec![("code", Text("EU")), ("names", names())]);
-    let mut fields = vec![("continent", continent)];
-    if !country.is_empty() {
-        fields.push(("country", place(country)));
-    }
-    if !registered.is_empty() {
-        fields.push(("registered_country", place(registered)));
-    }
-    Map(fields)
-}
+use crate::geo::Country;
+use crate::geo::testing::Value::{Bool, Map, Text, U16, U32};
+use crate::geo::testing::{Value, Writer, flagged, ipinfo, maxmind, represented};
 
 fn one(record: Value) -> (Option<Answer>, Option<u32>) {
     let data = parse(&Writer::new(4).network("192.0.2.0/24", record).finish()).unwrap();
@@ -213,6 +38,44 @@ fn two_countries_are_a_contradiction() {
 }
 
 #[test]
+fn ground_of_another_country_is_in_two() {
+    let base = represented(maxmind("DE", "DE"), "US");
+    assert_eq!(one(base), (Some(Answer::Contradictory), None));
+    let embassy = represented(maxmind("DE", "DE"), "DE");
+    assert_eq!(one(embassy), (place("DE"), None));
+}
+
+#[test]
+fn what_is_flagged_may_be_anywhere() {
+    let anywhere = (Some(Answer::Anywhere), None);
+    for flag in ["is_anycast", "is_satellite_provider", "is_anonymous_proxy"] {
+        assert_eq!(one(flagged(maxmind("IE", "IE"), flag)), anywhere, "{flag}");
+        assert_eq!(one(flagged(maxmind("", "IE"), flag)), anywhere, "{flag}");
+    }
+    assert_eq!(
+        one(flagged(maxmind("IE", "IE"), "is_something_else")),
+        (place("IE"), None)
+    );
+    for (value, answer) in [
+        (Bool(true), Some(Answer::Anywhere)),
+        (Text("true"), Some(Answer::Anywhere)),
+        (Bool(false), place("IE")),
+        (Text(""), place("IE")),
+        (U16(1), place("IE")),
+    ] {
+        for flag in ["is_anycast", "is_satellite"] {
+            let record = Map(vec![("country_code", Text("IE")), (flag, value.clone())]);
+            assert_eq!(one(record), (answer, None), "{flag} {value:?}");
+        }
+    }
+    for code in ["A1", "A2", "A3"] {
+        assert_eq!(one(maxmind(code, "IE")), anywhere, "{code}");
+        let record = Map(vec![("country_code", Text(code))]);
+        assert_eq!(one(record), anywhere, "{code}");
+    }
+}
+
+#[test]
 fn where_the_holder_is_registered_is_not_where_the_address_is() {
     assert_eq!(one(maxmind("", "US")), (None, None));
 }
@@ -226,13 +89,7 @@ fn codes_that_are_no_country_are_no_answer() {
 
 #[test]
 fn ipinfo_countries_and_autonomous_systems() {
-    let full = Map(vec![
-        ("asn", Text("AS64496")),
-        ("continent", Text("EU")),
-        ("country", Text("IE")),
-        ("country_name", Text("Ireland")),
-    ]);
-    assert_eq!(one(full), (place("IE"), Some(64496)));
+    assert_eq!(one(ipinfo("IE", "AS64496")), (place("IE"), Some(64496)));
     let lite = Map(vec![
         ("asn", Text("AS64496")),
         ("country", Text("Ireland")),
@@ -343,6 +200,36 @@ fn a_tree_that_repeats_itself_is_refused() {
         content[node * 8 + 4..][..4].copy_from_slice(&next);
     }
     assert!(matches!(parse(&content), Err(MmdbProblem::Tree)));
+}
+
+#[test]
+fn a_tree_that_repeats_nothing_is_refused_too() {
+    // The same, with 2^128 places at which there is no data.
+    let mut content = Writer::new(6).network("::/128", maxmind("IE", "")).finish();
+    let nothing = 128_u32.to_be_bytes();
+    for node in 0..128_usize {
+        let next = (node as u32 + 1).to_be_bytes();
+        content[node * 8..][..4].copy_from_slice(&next);
+        content[node * 8 + 4..][..4].copy_from_slice(&next);
+    }
+    content[127 * 8..][..4].copy_from_slice(&nothing);
+    content[127 * 8 + 4..][..4].copy_from_slice(&nothing);
+    assert!(matches!(parse(&content), Err(MmdbProblem::Tree)));
+}
+
+#[test]
+fn a_record_that_is_a_list_is_refused() {
+    // The values of a map without their keys are not where they seem to be.
+    let mut content = Writer::new(4)
+        .network("192.0.2.0/24", Map(vec![("country", Text("IE"))]))
+        .finish();
+    let map = content
+        .windows(8)
+        .position(|window| window == b"\xe1Gcountr")
+        .unwrap();
+    // A list of two: `country`, `IE`.
+    content.splice(map..=map, [2, 11 - 7]);
+    assert!(matches!(parse(&content), Err(MmdbProblem::Record { .. })));
 }
 
 #[test]

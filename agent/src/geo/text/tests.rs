@@ -1,6 +1,7 @@
 //! Files that are read, and lines that are refused with what would be right.
 
 use super::*;
+use crate::geo::Country;
 
 fn country(code: &str) -> Answer {
     Answer::Country(Country::parse(code).unwrap())
@@ -67,10 +68,19 @@ fn a_file_without_header_is_just_text() {
 
 #[test]
 fn codes_that_are_no_country_are_unknown() {
-    for code in ["??", "ZZ", "A1", "A2", "EU", "AP", "AN", "UK"] {
+    for code in ["??", "ZZ", "EU", "AP", "AN", "UK"] {
         let data = parse(&format!("1,2,{code}\n")).unwrap();
         assert!(data.countries_v4.is_empty(), "{code}");
         assert_eq!(data.n_unknown, 1, "{code}");
+    }
+}
+
+#[test]
+fn codes_for_proxies_satellites_and_anycast_are_anywhere() {
+    for code in ["A1", "A2", "A3"] {
+        let data = parse(&format!("1,2,{code}\n")).unwrap();
+        assert_eq!(data.countries_v4.get(1), Some(Answer::Anywhere), "{code}");
+        assert_eq!((data.n_unknown, data.n_anywhere), (0, 1), "{code}");
     }
 }
 

@@ -105,7 +105,12 @@ impl<'a> Reader<'a> {
                 verdict: verdict::UNDETERMINED,
                 ..
             } => {
-                format!("no rule matches, and the country of {destination} is not known")
+                let unknown =
+                    format!("no rule matches, and the country of {destination} is not known");
+                match self.surroundings.geography.undetermined(destination) {
+                    Some(why) => format!("{unknown}: {why}"),
+                    None => unknown,
+                }
             }
             _ => "no rule matches".to_owned(),
         }
