@@ -19,7 +19,7 @@ use super::{
 use crate::{
     geo::Country,
     policy::service::Protocol,
-    report::{Field, Kind, NotARecord, Record},
+    report::{Field, Kind, NotARecord, Record, words},
 };
 
 /// Faults that are kept; the rest are counted.
@@ -123,10 +123,11 @@ impl Collector {
         if let Err(reason) = added {
             self.reading.unreadable += 1;
             if self.reading.faults.len() < MOST_FAULTS {
+                // What is wrong with a line often names a part of it, which others wrote.
                 self.reading.faults.push(Fault {
                     file: file.to_owned(),
                     line: number,
-                    reason,
+                    reason: words::clean(&reason).into_owned(),
                 });
             }
         }

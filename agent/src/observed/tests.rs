@@ -59,6 +59,14 @@ pub(crate) fn read(lines: &[Value]) -> (Vec<Observed>, Reading) {
 }
 
 #[test]
+fn what_is_wrong_with_a_line_is_shown_without_its_control_characters() {
+    let foreign = record(json!({ "event": "flow\u{1b}[2J\nfine" }));
+    let (_, reading) = read(&[foreign]);
+    let shown = reading.faults[0].to_string();
+    assert!(shown.contains("flow?[2J?fine"), "{shown:?}");
+}
+
+#[test]
 fn of_cumulative_records_the_largest_count_once_and_in_any_order() {
     let opened = record(json!({
         "seq": 1, "time": AT[0], "state": "opened", "bytes_out": 40, "verdict": "unapproved",
