@@ -16,6 +16,7 @@ mod bpf_toolchain;
 mod build;
 mod check;
 mod docs;
+mod fuzz;
 mod lab;
 mod package;
 mod run;
@@ -52,6 +53,8 @@ enum Verb {
     Lab(lab::Lab),
     /// Run the benchmarks
     Bench(bench::Bench),
+    /// Search for inputs that break the readers of files
+    Fuzz(fuzz::Fuzz),
     /// Make the Debian package
     Package(package::Package),
 }
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Verb::Docs(verb) => verb.run(),
         Verb::Lab(verb) => verb.run(),
         Verb::Bench(verb) => verb.run(),
+        Verb::Fuzz(verb) => verb.run(),
         Verb::Package(verb) => verb.run(),
     };
     match result {

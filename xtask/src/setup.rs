@@ -22,7 +22,7 @@ use crate::{
 /// Arguments of `setup`.
 #[derive(Args)]
 pub struct Setup {
-    /// Only these parts; without any, all but `package`, which takes minutes, and `bench`
+    /// Only these parts; without any, all but `package`, which takes minutes, `bench` and `fuzz`
     parts: Vec<Part>,
 }
 
@@ -41,6 +41,8 @@ pub enum Part {
     Manual,
     /// The benchmarks
     Bench,
+    /// Fuzzing
+    Fuzz,
     /// The Debian package
     Package,
     /// The virtual machines
@@ -188,6 +190,13 @@ const NEEDS: &[Need] = &[
         source: Source::Packages(&["npm"]),
     },
     Need {
+        part: Part::Fuzz,
+        what: "a C++ compiler",
+        why: "libFuzzer is written in C++ and built from its sources",
+        present: |_| in_path("c++"),
+        source: Source::Packages(&["g++"]),
+    },
+    Need {
         part: Part::Package,
         what: "lintian",
         why: "checks the package",
@@ -247,7 +256,7 @@ impl Setup {
         let mut parts = self.parts;
         if parts.is_empty() {
             parts = Part::value_variants().to_vec();
-            parts.retain(|part| !matches!(part, Part::Package | Part::Bench));
+            parts.retain(|part| !matches!(part, Part::Package | Part::Bench | Part::Fuzz));
         }
         if !ensure(&parts)? {
             println!("Nothing is missing.");

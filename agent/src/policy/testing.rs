@@ -13,6 +13,7 @@ pub use questions::{NOW_US, OwnedQuestion};
 
 use super::geography::{Surroundings, Users};
 use super::network::{Extent, Network};
+use super::problem::Problems;
 use super::source::Policy;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -105,19 +106,33 @@ impl Scene {
         let mut random = Random::new(seed);
         let places = Places::random(&mut random);
         let text = policies::text(&mut random);
-        let policy = Policy::parse(&text, "random.toml")
-            .unwrap_or_else(|problems| panic!("seed {seed}: {problems}\n{text}"));
+        Self::within(places, &text, &mut random)
+            .unwrap_or_else(|problems| panic!("seed {seed}: {problems}\n{text}"))
+    }
+
+    /// A scene with this policy in it.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the policy.
+    pub fn around(text: &str, random: &mut Random) -> Result<Self, Problems> {
+        let places = Places::random(random);
+        Self::within(places, text, random)
+    }
+
+    fn within(places: Places, text: &str, random: &mut Random) -> Result<Self, Problems> {
+        let policy = Policy::parse(text, "random.toml")?;
         let n_own = random.below(3);
-        let own_addresses = (0..n_own).map(|_| policies::address(&mut random)).collect();
+        let own_addresses = (0..n_own).map(|_| policies::address(random)).collect();
         let mut scene = Self {
-            text,
+            text: text.to_owned(),
             policy,
             places,
             own_addresses,
             landmarks: Vec::new(),
         };
         scene.landmarks = scene.find_landmarks();
-        scene
+        Ok(scene)
     }
 
     /// What to compile and to explain the policy with.

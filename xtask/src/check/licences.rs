@@ -12,7 +12,7 @@ use crate::workspace;
 
 /// What a binary that contains the dependency may be distributed under,
 /// without more than a notice.
-const ACCEPTED: [&str; 10] = [
+const ACCEPTED: [&str; 11] = [
     "0BSD",
     "Apache-2.0",
     "Apache-2.0 WITH LLVM-exception",
@@ -20,6 +20,7 @@ const ACCEPTED: [&str; 10] = [
     "BSD-3-Clause",
     "ISC",
     "MIT",
+    "NCSA",
     "Unicode-3.0",
     "Unlicense",
     "Zlib",

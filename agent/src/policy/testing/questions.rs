@@ -214,6 +214,9 @@ impl Scene {
     }
 
     fn endpoint(&self, random: &mut Random) -> Option<Endpoint> {
+        if self.policy.gateways.is_empty() {
+            return None;
+        }
         let gateway = random.pick(&self.policy.gateways);
         random.one_in(4).then(|| *random.pick(&gateway.endpoints))
     }
