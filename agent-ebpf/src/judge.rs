@@ -63,11 +63,22 @@ pub fn judge(in_force: InForce, source: &Source, peer: &Peer, bytes: u32) -> Dec
     let service = u64::from(peer.protocol) << 16 | u64::from(peer.port);
     let packet = u64::from(bytes) << 32 | u64::from(in_force.flags) << ENFORCED_SHIFT | service;
     let (high, low) = peer.address.halves();
-    let word = judge_classes(generation, classes, packet, high, low);
-    // SAFETY: `Decision` is 8 bytes of integers; `judge_classes` made it from one.
-    let mut decision = unsafe { core::mem::transmute::<u64, Decision>(word) };
+    let mut decision = decision_of(judge_classes(generation, classes, packet, high, low));
+    if let Some(v4) = peer.address.embedded_v4() {
+        // Both may have a budget, and both are charged.
+        let (high, low) = Address::v4(v4).halves();
+        let inner = judge_classes(generation, classes, packet, high, low);
+        decision = decision.or_stricter(decision_of(inner));
+    }
     decision.flags &= in_force.flags | DECISION_LIMITED;
     decision
+}
+
+/// A decision that came through a global function.
+#[inline(always)]
+fn decision_of(word: u64) -> Decision {
+    // SAFETY: `Decision` is 8 bytes of integers, and `judge_classes` made it from one.
+    unsafe { core::mem::transmute::<u64, Decision>(word) }
 }
 
 /// The decision about a packet that cannot be read.

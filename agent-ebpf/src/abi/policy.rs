@@ -58,6 +58,14 @@ pub mod verdict {
     /// Number of verdicts.
     pub const N: u8 = 9;
 
+    /// How strict a verdict is, for a destination that is judged by two addresses.
+    #[inline(always)]
+    pub const fn strictness(verdict: u8) -> u8 {
+        // A digit for each verdict, that of NONE last.
+        const DIGITS: u64 = 0x6_5743_2108;
+        (DIGITS >> (verdict as u32 * 4)) as u8 & 0xf
+    }
+
     /// True for a verdict under which a flow may leave.
     #[inline(always)]
     pub const fn is_approved(verdict: u8) -> bool {
@@ -92,6 +100,34 @@ impl Decision {
     #[inline(always)]
     pub const fn blocks(&self) -> bool {
         self.flags & DECISION_ENFORCED != 0 && !verdict::is_approved(self.verdict)
+    }
+
+    /// What holds for packets to an address that embeds another, of which `inner` is the
+    /// decision: the stricter of both, this one if they are equally strict. What stays
+    /// on the link stays there, whatever is embedded; and what leaves is not made local by
+    /// what is embedded.
+    #[inline(always)]
+    pub const fn or_stricter(self, inner: Self) -> Self {
+        if self.verdict == verdict::LOCAL {
+            return self;
+        }
+        let inner = match inner.verdict {
+            verdict::LOCAL => Self {
+                verdict: verdict::UNDETERMINED,
+                ..inner
+            },
+            _ => inner,
+        };
+        let limited = (self.flags | inner.flags) & DECISION_LIMITED;
+        let stricter = if verdict::strictness(inner.verdict) > verdict::strictness(self.verdict) {
+            inner
+        } else {
+            self
+        };
+        Self {
+            flags: stricter.flags | limited,
+            ..stricter
+        }
     }
 
     /// True when `other` says the same, whatever the generation.

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use trefoil_ebpf::abi::{
-    DECISION_ENFORCED, Decision, NO_RULE, Range32, Row, dimension, login, verdict,
+    Address, DECISION_ENFORCED, Decision, NO_RULE, Range32, Row, dimension, login, verdict,
 };
 
 use super::automaton::State;
@@ -49,6 +49,23 @@ impl Compiled {
     /// What the kernel marks as limited is not marked here.
     #[must_use]
     pub fn judge_within(&self, question: &Question<'_>, lasts: impl Fn(usize) -> bool) -> Decision {
+        let outer = self.judge_address(question, question.destination, &lasts);
+        match address_of(question.destination).embedded_v4() {
+            None => outer,
+            Some(v4) => {
+                let inner = IpAddr::V4(v4.into());
+                outer.or_stricter(self.judge_address(question, inner, &lasts))
+            }
+        }
+    }
+
+    /// Decides as if `destination` were where the flow goes.
+    fn judge_address(
+        &self,
+        question: &Question<'_>,
+        destination: IpAddr,
+        lasts: &impl Fn(usize) -> bool,
+    ) -> Decision {
         let header = &self.header;
         let decision = |verdict, rule| Decision {
             generation: header.generation,
@@ -59,7 +76,7 @@ impl Compiled {
                 Mode::Report => 0,
             },
         };
-        let (destination, fallback) = self.destination(question.destination);
+        let (destination, fallback) = self.destination(destination);
         if fallback == verdict::LOCAL {
             return decision(verdict::LOCAL, NO_RULE);
         }
@@ -129,6 +146,14 @@ impl Compiled {
                 step(&state, byte)
             })
             .class
+    }
+}
+
+/// An address as the kernel's tables have it.
+fn address_of(address: IpAddr) -> Address {
+    match address {
+        IpAddr::V4(v4) => Address::v4(v4.to_bits()),
+        IpAddr::V6(v6) => Address(v6.octets()),
     }
 }
 

@@ -4,6 +4,7 @@
 //! somebody would who reads the file, and shares nothing with the compiled form
 //! but the reading of values. Both are tested against each other.
 
+mod embedded;
 mod inquiry;
 mod reader;
 mod text;
@@ -50,6 +51,9 @@ pub struct Explanation {
 pub struct FlowFacts {
     /// Destination, a mapped IPv4 address as IPv4.
     pub dst_addr: IpAddr,
+    /// The IPv4 address that it embeds, by which it is judged as well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embedded_addr: Option<IpAddr>,
     /// Its port; none if there is none.
     pub dst_port: Option<u16>,
     /// Its country; none if it is not known.
@@ -108,14 +112,21 @@ pub struct Ruling {
 /// Decides as [`explain`] does, without saying why.
 #[must_use]
 pub fn decide(policy: &Policy, surroundings: &Surroundings<'_>, question: &Question<'_>) -> Ruling {
-    let reader = Reader::new(policy, surroundings, question, false);
-    let matches = |rule: &Rule| {
-        reader
-            .conditions(rule)
-            .iter()
-            .all(|condition| condition.holds)
+    let decide = |destination| {
+        let reader = Reader::new(policy, surroundings, question, destination, false);
+        let matches = |rule: &Rule| {
+            reader
+                .conditions(rule)
+                .iter()
+                .all(|condition| condition.holds)
+        };
+        reader.ruling(|| policy.rules.iter().position(matches))
     };
-    reader.ruling(|| policy.rules.iter().position(matches))
+    let outer = decide(question.destination);
+    match embedded::in_address(question.destination) {
+        None => outer,
+        Some((inner, _)) => embedded::stricter(outer, decide(inner)).0,
+    }
 }
 
 /// Says what `policy` decides about a flow, and why.
@@ -125,26 +136,50 @@ pub fn explain(
     surroundings: &Surroundings<'_>,
     question: &Question<'_>,
 ) -> Explanation {
-    let reader = Reader::new(policy, surroundings, question, true);
-    let mut rules: Vec<RuleTrace> = Vec::new();
-    let ruling = reader.ruling(|| {
-        rules = policy
-            .rules
-            .iter()
-            .enumerate()
-            .map(|(at, rule)| reader.trace(at, rule))
-            .collect();
-        rules.iter().position(|rule| rule.matches)
-    });
+    let read = |destination| {
+        let reader = Reader::new(policy, surroundings, question, destination, true);
+        let mut rules: Vec<RuleTrace> = Vec::new();
+        let ruling = reader.ruling(|| {
+            rules = policy
+                .rules
+                .iter()
+                .enumerate()
+                .map(|(at, rule)| reader.trace(at, rule))
+                .collect();
+            rules.iter().position(|rule| rule.matches)
+        });
+        (ruling, reader.reason(ruling), rules)
+    };
+    let outer = read(question.destination);
+    let (ruling, reason, rules, embeds) = match embedded::in_address(question.destination) {
+        None => (outer.0, outer.1, outer.2, None),
+        Some((address, how)) => {
+            let inner = read(address);
+            let (ruling, is_inner) = embedded::stricter(outer.0, inner.0);
+            let (by, deciding) = if is_inner {
+                (address, inner)
+            } else {
+                (question.destination, outer)
+            };
+            let reason = format!(
+                "{} embeds {address} ({how}); the stricter verdict is that about {by}: {}",
+                question.destination, deciding.1
+            );
+            (ruling, reason, deciding.2, Some(address))
+        }
+    };
+    let destination = question.destination.to_canonical();
+    let country = surroundings.geography.country(destination);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Explanation {
         policy: policy.file.clone(),
         mode: policy.mode,
         geo: surroundings.geography.build_id().to_owned(),
         flow: FlowFacts {
-            dst_addr: reader.destination,
+            dst_addr: destination,
+            embedded_addr: embeds,
             dst_port: (question.port != 0).then_some(question.port),
-            dst_country: reader.country.map(|country| country.as_str()),
+            dst_country: country.map(|country| country.as_str()),
             protocol: Protocol(question.protocol).to_string(),
             cgroup: question.cgroup.map(text),
             exe: question.executable.map(text),
@@ -155,7 +190,7 @@ pub fn explain(
         verdict: verdict_name(ruling.verdict),
         outcome: outcome(policy.mode, ruling.verdict, question.protocol),
         rule: ruling.rule,
-        reason: reader.reason(ruling),
+        reason,
         rules,
     }
 }

@@ -33,9 +33,10 @@ impl<'a> Reader<'a> {
         policy: &'a Policy,
         surroundings: &'a Surroundings<'a>,
         question: &'a Question<'a>,
+        destination: IpAddr,
         says_why: bool,
     ) -> Self {
-        let destination = question.destination.to_canonical();
+        let destination = destination.to_canonical();
         Self {
             policy,
             surroundings,

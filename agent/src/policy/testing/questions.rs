@@ -156,6 +156,7 @@ impl Scene {
         };
         let destination = match destination {
             IpAddr::V4(v4) if random.one_in(8) => IpAddr::V6(v4.to_ipv6_mapped()),
+            IpAddr::V4(v4) if random.one_in(8) => IpAddr::V6(embedding(random, v4)),
             destination => destination,
         };
         let protocol = match random.below(4) {
@@ -220,6 +221,19 @@ impl Scene {
         let gateway = random.pick(&self.policy.gateways);
         random.one_in(4).then(|| *random.pick(&gateway.endpoints))
     }
+}
+
+/// An address that means `v4`, in one of the forms there are.
+fn embedding(random: &mut Random, v4: Ipv4Addr) -> Ipv6Addr {
+    let bits = u128::from(v4.to_bits());
+    let noise = u128::from(random.next_u64());
+    Ipv6Addr::from_bits(match random.below(5) {
+        0 => 0x0064_ff9b << 96 | bits,
+        1 => 0x0064_ff9b_0001 << 80 | (noise & 0xffff) << 64 | bits,
+        2 => 0x0064_ff9b_0001 << 80 | bits >> 16 << 64 | (bits & 0xffff) << 40,
+        3 => 0x2002 << 112 | bits << 80 | noise & 0xffff,
+        _ => 0x2001_0000 << 96 | noise << 32 | !bits & 0xffff_ffff,
+    })
 }
 
 /// Mostly one of `whole`, at times one made of `parts`, at times none.
