@@ -178,3 +178,25 @@ fn what_was_confirmed_is_enforced_without_an_end() -> Result<()> {
     ensure!(nothing.code == 1, "{nothing:?}");
     lab.close()
 }
+
+#[test]
+fn a_new_address_does_not_repeat_that_a_trial_is_over() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut agent = on_trial(&lab, "1s").start()?;
+    let mut count = |state: &str, n: usize| {
+        agent.wait_for(&format!("{n} times {state}"), |records| {
+            let found = records.iter().filter(|record| is_policy(record, state));
+            (found.count() >= n).then_some(())
+        })
+    };
+    count("reverted", 1)?;
+    for (number, address) in [(2, "192.0.2.77"), (3, "192.0.2.78")] {
+        lab.host.ip(&format!("address add {address}/32 dev lo\n"))?;
+        count("in-force", number)?;
+    }
+    let (_, records) = agent.stop(Signal::SIGTERM)?;
+    let n_reverted = records.iter().filter(|r| is_policy(r, "reverted")).count();
+    assert_eq!(n_reverted, 1);
+    detach(&lab)?;
+    lab.close()
+}

@@ -17,17 +17,23 @@ use crate::{
 pub(super) struct PolicyInForce {
     /// Where it is from, for people.
     source: String,
+    /// Names it, as records do.
+    id: Option<String>,
     enforcement: Enforcement,
     /// What was last said about it.
     mode: Mode,
+    /// The policy of which it was said that its trial is over.
+    reverted: Option<String>,
 }
 
 impl Default for PolicyInForce {
     fn default() -> Self {
         Self {
             source: String::new(),
+            id: None,
             enforcement: Enforcement::Never,
             mode: Mode::Report,
+            reverted: None,
         }
     }
 }
@@ -90,6 +96,7 @@ impl Monitor {
                 by: &by,
             }
         } else if !holds && self.policy.mode == Mode::Enforce {
+            self.policy.reverted = self.policy.id.clone();
             PolicyNews::Reverted { source: &source }
         } else {
             return false;
@@ -104,6 +111,8 @@ impl Monitor {
     pub(super) fn in_force(&mut self, policy: &Compilation, enforcement: Enforcement) {
         let compiled = &policy.compiled;
         self.policy.source.clone_from(&policy.source);
+        let id = Some(compiled.id().to_owned());
+        self.policy.id.clone_from(&id);
         self.policy.enforcement = enforcement;
         self.names.add_policy(RuleNames {
             generation: compiled.header.generation,
@@ -129,7 +138,11 @@ impl Monitor {
             until_us,
         };
         self.reporter.emit(Record::policy(&news, clock::unix_us()));
-        if compiled.mode() == Mode::Enforce && !holds {
+        if compiled.mode() != Mode::Enforce || holds {
+            self.policy.reverted = None;
+        } else if self.policy.reverted != id {
+            // Once, and not whenever an address of the host comes or goes.
+            self.policy.reverted = id;
             let news = PolicyNews::Reverted {
                 source: &policy.source,
             };
