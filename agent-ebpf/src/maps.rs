@@ -104,6 +104,12 @@ pub static FLOWS: HashMap<FlowKey, Tracked, 65536, { BPF_F_NO_PREALLOC as usize 
 pub static ENDED: HashMap<EndedKey, Tracked, 65536, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
 
+/// Cookies of sockets that the agent is about to cut, and nothing about them. Written
+/// and emptied by the agent, which asks for no more at a time than fit; read by `egress`
+/// before it drops a packet.
+#[btf_map]
+pub static CUTS: HashMap<u64, u32, MAX_CUTS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
 /// Live processes by thread group id. Written by `fork`, `exec`, `exit` and, for
 /// processes older than the agent, `task`. When full: `processes-full`, and the
 /// process's flows have no executable.

@@ -81,6 +81,28 @@ pub fn ends(skb: *mut __sk_buff) -> Option<Ends> {
     }
 }
 
+/// True for a packet of TCP that resets a connection and carries nothing else.
+#[inline(never)]
+pub fn is_bare_reset(skb: *mut __sk_buff) -> bool {
+    reset_len(skb) == Some(unsafe { (*skb).len })
+}
+
+/// Length of a packet whose last header is that of a TCP reset. One with IPv6 extension
+/// headers is none: the kernel resets without them, unless a process set some.
+#[inline(always)]
+fn reset_len(skb: *mut __sk_buff) -> Option<u32> {
+    const RST: u8 = 4;
+    let first = load::<u8>(skb, 0)?;
+    let (protocol, offset) = match first >> 4 {
+        4 => (load::<u8>(skb, 9)?, u32::from(first & 0x0f) * 4),
+        6 => (load::<u8>(skb, 6)?, 40),
+        _ => return None,
+    };
+    let [data_offset, flags] = load::<[u8; 2]>(skb, offset + 12)?;
+    (protocol == protocol::TCP && flags & RST != 0)
+        .then_some(offset + u32::from(data_offset >> 4) * 4)
+}
+
 /// Not inlined, so that its share of the stack is free again when the judge needs
 /// some: there are 512 bytes for both, and kernels before 6.9 count those of each
 /// function in steps of 32.

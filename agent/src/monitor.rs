@@ -24,9 +24,13 @@ use crate::{
     report::{Coverage, FlowFacts, Heartbeat, Progress, Record, Reporter},
 };
 
+mod cuts;
+mod cutter;
 mod in_force;
 mod limits;
 
+use cuts::Cuts;
+pub use cutter::Cutter;
 use in_force::PolicyInForce;
 use limits::Limits;
 
@@ -68,6 +72,7 @@ pub struct Monitor {
     reader: Reader,
     events: Events,
     policy: PolicyInForce,
+    cuts: Cuts,
     table: FlowTable,
     names: Names,
     reporter: Reporter,
@@ -96,6 +101,8 @@ pub struct Parts<'a> {
     pub names: Names,
     /// Takes records.
     pub reporter: Reporter,
+    /// Cuts connections.
+    pub cutter: Cutter,
     /// Seconds between two heartbeats, for their records.
     pub heartbeat_s: u64,
     /// Losses that an agent before has reported.
@@ -116,9 +123,13 @@ impl Monitor {
         policy: &Compilation,
         enforcement: Enforcement,
     ) -> Result<Self, KernelError> {
+        // Before the right to do so is given up.
+        kernel.load_judge()?;
         let clock = BootClock::read();
         let budgets = kernel.come_into_force(parts.load, &policy.image, &clock, enforcement)?;
-        let reader = kernel.reader()?;
+        let mut reader = kernel.reader()?;
+        // An agent before may have been killed while it cut something.
+        reader.set_cuts(&HashSet::new())?;
         let events = reader.events()?;
         let places = Rc::new(RefCell::new(Arc::clone(geo)));
         let of_table = Rc::clone(&places);
@@ -131,6 +142,7 @@ impl Monitor {
             reader,
             events,
             policy: PolicyInForce::default(),
+            cuts: Cuts::new(parts.cutter),
             names: parts.names,
             reporter: parts.reporter,
             heartbeat_s: parts.heartbeat_s,
@@ -165,6 +177,7 @@ impl Monitor {
             }
             self.report()?;
         }
+        self.take_cuts()?;
         self.table.tick(clock::since_boot_ns(), &mut self.reports);
         self.report()?;
         self.hand_over();
@@ -184,6 +197,7 @@ impl Monitor {
         // afterwards has none any more.
         let many_peer_flows = self.reader.many_peer_flows()?;
         let mut states = self.kernel.socket_flows()?;
+        self.cut_unapproved(&states)?;
         let live: HashSet<u64> = states.iter().map(|tracked| tracked.flow.cookie).collect();
         states.retain(|tracked| tracked.flow.state & FLOW_ENDED == 0);
         for (key, tracked) in many_peer_flows {

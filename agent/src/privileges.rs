@@ -17,6 +17,8 @@ pub enum Duty {
     Hashes,
     /// Asks the user database.
     Logins,
+    /// Cuts connections.
+    Cutter,
 }
 
 impl Duty {
@@ -26,6 +28,7 @@ impl Duty {
             Self::Compiler => &[Capability::CAP_DAC_READ_SEARCH],
             Self::Hashes => &[Capability::CAP_SYS_PTRACE, Capability::CAP_DAC_READ_SEARCH],
             Self::Logins => &[],
+            Self::Cutter => &[Capability::CAP_NET_ADMIN],
         }
     }
 }

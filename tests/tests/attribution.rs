@@ -276,9 +276,12 @@ fn sockets_older_than_the_agent_are_named_and_judged() -> Result<()> {
         }
         ensure!(!record.is("attribution", "none"), "{record}");
     }
+    let outcome = bad.finish()?;
+    // It was cut before this end closed it.
+    ensure!(outcome.stdout.contains("ENOTCONN"), "{outcome:?}");
     let sent = lab.link_to(&lab.foreign)?.since(foreign_before);
-    assert_eq!(sent.tx_packets, 0, "nothing leaves for where it may not go");
-    drop(bad);
+    assert_eq!(sent.tx_packets, 1, "nothing but the reset leaves");
+    assert_eq!(foreign.bytes(), 0);
     agent.stop(Signal::SIGTERM)?;
     trefoil_lab::agent::detach(&lab)?;
     lab.close()

@@ -279,6 +279,7 @@ fn detach_where_nothing_is_attached_is_fine() -> Result<()> {
 #[test]
 fn a_running_agent_has_given_up_what_it_needed_to_start() -> Result<()> {
     const CAP_DAC_READ_SEARCH: u64 = 1 << 2;
+    const CAP_NET_ADMIN: u64 = 1 << 12;
     const CAP_SYS_PTRACE: u64 = 1 << 19;
     const CAP_BPF: u64 = 1 << 39;
     let lab = Lab::new()?;
@@ -296,7 +297,9 @@ fn a_running_agent_has_given_up_what_it_needed_to_start() -> Result<()> {
     }
     let expected = BTreeMap::from(
         [
-            ("trefoil", CAP_BPF | CAP_DAC_READ_SEARCH),
+            ("trefoil", CAP_BPF),
+            ("compiler", CAP_DAC_READ_SEARCH),
+            ("cutter", CAP_NET_ADMIN),
             ("hashes", CAP_SYS_PTRACE | CAP_DAC_READ_SEARCH),
             ("logins", 0),
         ]

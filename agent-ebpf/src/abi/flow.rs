@@ -56,6 +56,12 @@ pub const FLOW_SHARED: u16 = 4;
 /// Only answers of a listener to connection requests so far. The accepted session
 /// takes the numbers over; what is left in `FLOWS` was never answered.
 pub const FLOW_EMBRYONIC: u16 = 8;
+/// The agent cut the connection, since the policy does not approve it: the reset that
+/// tells the far end so has left.
+pub const FLOW_CUT: u16 = 16;
+
+/// Most entries of map `CUTS`.
+pub const MAX_CUTS: usize = 1 << 16;
 
 /// One owner, one peer, one verdict.
 ///

@@ -21,8 +21,8 @@ use crate::{
     accounting::{announce, begin, begin_again, count, count_total, end, finish},
     flows,
     judge::{Source, judge, undetermined},
-    maps::{FLOWS, InForce, SOCKETS, in_force, lose},
-    packet::{Ends, ends, protocol},
+    maps::{CUTS, FLOWS, InForce, SOCKETS, in_force, lose},
+    packet::{Ends, ends, is_bare_reset, protocol},
 };
 
 const PASS: i32 = 1;
@@ -66,7 +66,7 @@ fn egress(ctx: SkBuffContext) -> i32 {
         let decision = judge(in_force, &source, &ends.destination, bytes as u32);
         return without_flow(&decision, bytes);
     }
-    settle(in_force, tracked, &ends, bytes)
+    settle(in_force, tracked, skb, &ends, bytes)
 }
 
 /// Counts a packet that belongs to no flow, for want of memory or of a socket.
@@ -226,7 +226,13 @@ const NOTHING: Counters = Counters {
 
 /// Judges and counts a packet of a flow.
 #[inline(always)]
-fn settle(in_force: InForce, tracked: *mut Tracked, ends: &Ends, bytes: u64) -> i32 {
+fn settle(
+    in_force: InForce,
+    tracked: *mut Tracked,
+    skb: *mut __sk_buff,
+    ends: &Ends,
+    bytes: u64,
+) -> i32 {
     // SAFETY: a map value; the verifier checks the access. So below.
     let flow = unsafe { &raw mut (*tracked).flow };
     let mut decision = unsafe { (*flow).decision };
@@ -252,7 +258,11 @@ fn settle(in_force: InForce, tracked: *mut Tracked, ends: &Ends, bytes: u64) -> 
     if is_late {
         begin_again(tracked, decision, FLOW_ENDED);
     }
-    let blocked = decision.blocks();
+    let mut blocked = decision.blocks();
+    if blocked && is_farewell(skb, unsafe { &(*flow).cookie }) {
+        blocked = false;
+        unsafe { (*flow).state |= FLOW_CUT };
+    }
     count(tracked, bytes, blocked);
     count_total(&decision, bytes, blocked);
     if is_late {
@@ -261,6 +271,14 @@ fn settle(in_force: InForce, tracked: *mut Tracked, ends: &Ends, bytes: u64) -> 
         announce(tracked);
     }
     if blocked { DROP } else { PASS }
+}
+
+/// True for the one packet that leaves although the policy does not approve it: the
+/// reset with which the agent cuts a connection. It carries nothing, and without it the
+/// far end would wait for an answer until it gives up.
+#[inline(always)]
+fn is_farewell(skb: *mut __sk_buff, cookie: &u64) -> bool {
+    CUTS.get_ptr(cookie).is_some() && is_bare_reset(skb)
 }
 
 /// True for a TCP socket, and not for one that only sends packets of TCP.

@@ -28,7 +28,7 @@ use crate::{
     flow::FlowSettings,
     kernel::{Enforcement, Kernel, KernelError, LoadSettings, TableSizes},
     limits::Said,
-    monitor::{Compilation, Monitor, Parts},
+    monitor::{Compilation, Cutter, Monitor, Parts},
     names::Names,
     notify::{Watchdog, notify},
     owner::{executable::Hashes, users::Logins},
@@ -155,6 +155,7 @@ async fn watch(
         flow_settings,
         names,
         reporter,
+        cutter: Cutter::start().map_err(failed)?,
         heartbeat_s: settings.heartbeat_interval.as_secs(),
         last_seen_us: before.as_ref().map(|before| before.written_us),
         said: before

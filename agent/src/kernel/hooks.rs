@@ -89,7 +89,7 @@ pub const HOOKS: &[Hook] = &[
     hook("connect6", Place::Cgroup, None),
 ];
 
-/// The program that tests ask questions of; never attached.
+/// The program that is asked questions; never attached.
 pub const JUDGE_QUESTION: &str = "judge_question";
 
 const fn hook(name: &'static str, place: Place, without: Option<&'static str>) -> Hook {

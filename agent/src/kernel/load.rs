@@ -199,13 +199,15 @@ impl Kernel {
         Reader::open(&self.pins)
     }
 
-    /// Asks the judge in the kernel, under the policy in force.
-    ///
-    /// Returns `verdict | flags << 8 | rule << 16` for each question, and how long
-    /// the program ran for all of them. For tests and benchmarks.
-    pub fn ask(&mut self, questions: &[Question]) -> Result<(Vec<u32>, Duration), KernelError> {
+    /// Loads the program that [`ask`](Self::ask) runs, which later takes rights that a
+    /// running agent has given up.
+    pub fn load_judge(&mut self) -> Result<(), KernelError> {
+        self.judge().map(drop)
+    }
+
+    fn judge(&mut self) -> Result<&SchedClassifier, KernelError> {
         let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
-            KernelError::failed("run the judge", error)
+            KernelError::failed(format!("load program {JUDGE_QUESTION}"), error)
         };
         let program: &mut SchedClassifier = self
             .ebpf
@@ -216,6 +218,18 @@ impl Kernel {
         if program.fd().is_err() {
             program.load().map_err(|error| failed(error.into()))?;
         }
+        Ok(program)
+    }
+
+    /// Asks the judge in the kernel, under the policy in force.
+    ///
+    /// Returns `verdict | flags << 8 | rule << 16` for each question, and how long
+    /// the program ran for all of them.
+    pub fn ask(&mut self, questions: &[Question]) -> Result<(Vec<u32>, Duration), KernelError> {
+        let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+            KernelError::failed("run the judge", error)
+        };
+        let program = self.judge()?;
         // What the kernel insists on.
         const LINK_HEADER: usize = 14;
         let mut answers = Vec::with_capacity(questions.len());

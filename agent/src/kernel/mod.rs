@@ -18,6 +18,7 @@ mod mapped;
 mod offsets;
 mod pins;
 mod reader;
+mod sock_diag;
 mod tables;
 mod takeover;
 #[cfg(any(test, feature = "testing"))]
@@ -31,6 +32,7 @@ pub use hooks::{HOOKS, HookStatus, HookSupport, support};
 pub use load::{Kernel, LoadSettings, TableSizes};
 pub use pins::{PinDir, detach};
 pub use reader::{Events, Reader};
+pub use sock_diag::SockDiag;
 pub use tables::Enforcement;
 #[cfg(any(test, feature = "testing"))]
 pub use unattached::{Unattached, peer};

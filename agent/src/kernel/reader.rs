@@ -1,7 +1,11 @@
 //! Reading the tables, by the running agent and by verbs that look in from
 //! outside, agent alive or dead.
 
-use std::{collections::BTreeMap, fmt, os::fd::AsFd};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+    os::fd::AsFd,
+};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use trefoil_ebpf::abi::{
@@ -25,6 +29,7 @@ pub struct Reader {
     ended: Hash<EndedKey, Tracked>,
     executables: Hash<u64, Executable>,
     cgroups: Hash<u64, Cgroup>,
+    cuts: Hash<u64, u32>,
     losses: PerCpuArray<MapData, Wire<u64>>,
     totals: PerCpuArray<MapData, Wire<Totals>>,
     policies: Array<MapData, Wire<Policy>>,
@@ -49,6 +54,7 @@ impl Reader {
             ended: hash(pins, "ENDED")?,
             executables: hash(pins, "EXECUTABLES")?,
             cgroups: hash(pins, "CGROUPS")?,
+            cuts: hash(pins, "CUTS")?,
             losses: Map::PerCpuArray(pins.open_map("LOSSES")?)
                 .try_into()
                 .map_err(|error| failed("LOSSES", error))?,
@@ -190,6 +196,22 @@ impl Reader {
         executables
             .insert(Wire(exe_id), Wire(*executable), 0)
             .map_err(|error| failed("EXECUTABLES", error))
+    }
+
+    /// Lets the resets of these sockets leave, and of no others.
+    pub fn set_cuts(&mut self, cookies: &HashSet<u64>) -> Result<(), KernelError> {
+        for (cookie, _) in collect(&self.cuts, "CUTS")? {
+            match self.cuts.remove(&Wire(cookie)) {
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(error) => return Err(failed("CUTS", error)),
+            }
+        }
+        for cookie in cookies {
+            self.cuts
+                .insert(Wire(*cookie), Wire(0), 0)
+                .map_err(|error| failed("CUTS", error))?;
+        }
+        Ok(())
     }
 
     /// What was lost so far, by the names of [`LOSSES`]; zeros included.

@@ -38,6 +38,13 @@ impl Default for PolicyInForce {
     }
 }
 
+impl PolicyInForce {
+    /// Where it is from, for people.
+    pub(super) fn source(&self) -> &str {
+        &self.source
+    }
+}
+
 impl Monitor {
     /// The generation that the next policy should have.
     pub fn next_generation(&self) -> u32 {
@@ -71,6 +78,8 @@ impl Monitor {
         *self.places.borrow_mut() = Arc::clone(geo);
         self.in_force(policy, enforcement);
         self.limit(policy, places, clock)?;
+        let sockets = self.kernel.socket_flows()?;
+        self.cut_unapproved(&sockets)?;
         self.hand_over();
         Ok(())
     }

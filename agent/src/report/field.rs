@@ -154,7 +154,7 @@ const NEWS: Kinds = Kinds::of(&[
     Kind::Heartbeat,
     Kind::Tamper,
 ]);
-const LOSS: Kinds = Kinds::of(&[Kind::Loss]);
+const COUNTS: Kinds = Kinds::of(&[Kind::Policy, Kind::Loss]);
 const POLICY: Kinds = Kinds::of(&[Kind::Policy]);
 const BYTES: Kinds = Kinds::of(&[
     Kind::Flow,
@@ -190,7 +190,7 @@ fields! {
         "build of the country data";
     State "state" Text "" STATES
         "flow, violation: `opened`, `update`, `closed` (last numbers) or `rollup`; policy: \
-         `in-force`, `confirmed`, `reverted` or `refused`; coverage: `covered`, `partly` or \
+         `in-force`, `confirmed`, `reverted`, `refused` or `cut`; coverage: `covered`, `partly` or \
          `uncovered`; budget: `near` (four fifths), `used-up` or `renewed`; exception: those, and \
          `in-force`, `used` (for the first time), `ends-soon` (within a day) or `expired`";
     Flow "flow" Text "" FLOWS
@@ -223,7 +223,8 @@ fields! {
     Rule "rule" Text "" JUDGED
         "name of the rule that decided";
     Outcome "outcome" Text "" FLOWS
-        "`passed`, `refused` (the call failed with EPERM), `dropped` or `would-drop` (report mode)";
+        "`passed`, `refused` (the call failed with EPERM), `dropped`, `would-drop` (report mode) or \
+         `cut` (the connection was open)";
     BytesOut "bytes_out" Number "byte" BYTES
         "IP packets handed to the link, headers included, since the flow began; budget: within the \
          window that ends now; exception: in all";
@@ -309,10 +310,12 @@ fields! {
         "from when on it does not hold any more";
     Rules "rules" Number "rule" POLICY
         "rules of the policy";
-    Count "count" Number "" LOSS
-        "how many were lost since the last record about it";
-    Total "total" Number "" LOSS
-        "how many were lost since the kernel programs were loaded";
+    Count "count" Number "" COUNTS
+        "loss: how many were lost since the last record about it; policy: connections that were \
+         cut";
+    Total "total" Number "" COUNTS
+        "loss: how many were lost since the kernel programs were loaded; policy: connections that \
+         were to be cut";
     IntervalS "interval_s" Number "second" HEARTBEAT
         "time until the next heartbeat";
     BytesLocal "bytes_local" Number "byte" HEARTBEAT

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sha1::{Digest, Sha1};
 use trefoil_ebpf::abi::{
-    Counters, Decision, NOBODY_LOGGED_IN, Owner, Peer, Tracked, direction, quality, verdict,
+    Counters, Decision, Flow, NOBODY_LOGGED_IN, Owner, Peer, Tracked, direction, quality, verdict,
 };
 
 use super::{Field, Kind, Priority, Record, community_id, words};
@@ -70,7 +70,7 @@ impl Record {
         record.set(Field::State, state);
         record.set(Field::Flow, flow_name(&report.tracked));
         record.set_ends(&report.tracked);
-        record.set_decision(&flow.decision, &report.counted, facts);
+        record.set_decision(flow, &report.counted, facts);
         record.set_counters(&report.counted);
         record.set_time(Field::Started, clock, flow.started_ns);
         if let Some(ending) = report.ending {
@@ -99,7 +99,7 @@ impl Record {
             record.set(Field::FlowsOpen, rollup.open);
             record.set(Field::BytesOpen, rollup.open_counted.bytes_out);
         }
-        record.set_decision(&flow.decision, &rollup_sum(rollup), facts);
+        record.set_decision(flow, &rollup_sum(rollup), facts);
         record.set_counters(&rollup.counted);
         record.set_time(Field::Started, clock, rollup.began_ns);
         record.set_time(Field::Ended, clock, rollup.ended_ns);
@@ -155,7 +155,8 @@ impl Record {
         self.set_known(Field::NameSource, facts.name_source.clone());
     }
 
-    fn set_decision(&mut self, decision: &Decision, counted: &Counters, facts: &FlowFacts) {
+    fn set_decision(&mut self, flow: &Flow, counted: &Counters, facts: &FlowFacts) {
+        let decision = &flow.decision;
         // The mode and the policy are those that judged, not those of today.
         if decision.verdict != verdict::NONE {
             self.set(Field::Mode, words::mode(decision));
@@ -163,7 +164,10 @@ impl Record {
         self.set_known(Field::Policy, facts.policy.clone());
         self.set_known(Field::Verdict, words::verdict(decision.verdict));
         self.set_known(Field::Rule, facts.rule.clone());
-        self.set(Field::Outcome, words::outcome(decision, counted));
+        self.set(
+            Field::Outcome,
+            words::outcome(flow.state, decision, counted),
+        );
     }
 
     fn set_counters(&mut self, counted: &Counters) {
@@ -305,7 +309,8 @@ fn short(container: &str) -> &str {
 }
 
 /// `denied by rule "never there", would be dropped`.
-fn judgement(decision: &Decision, counted: &Counters, facts: &FlowFacts) -> String {
+fn judgement(flow: &Flow, counted: &Counters, facts: &FlowFacts) -> String {
+    let decision = &flow.decision;
     let rule = facts.rule.as_ref().map(|rule| words::clean(rule));
     let named = |text: &str| match &rule {
         Some(rule) => format!("{text} (rule \"{rule}\")"),
@@ -321,7 +326,8 @@ fn judgement(decision: &Decision, counted: &Counters, facts: &FlowFacts) -> Stri
         (verdict::UNDETERMINED, _) => "undetermined, since the country is not known".to_owned(),
         (other, _) => words::verdict(other).unwrap_or("not judged yet").to_owned(),
     };
-    let outcome = match words::outcome(decision, counted) {
+    let outcome = match words::outcome(flow.state, decision, counted) {
+        "cut" => ", connection cut",
         "would-drop" => ", would be dropped",
         "dropped" => ", dropped",
         "refused" => ", refused",
@@ -349,7 +355,7 @@ fn flow_message(report: &FlowReport, facts: &FlowFacts) -> String {
     let mut message = format!(
         "{} {way}: {}",
         who(owner, facts),
-        judgement(&flow.decision, &report.counted, facts)
+        judgement(flow, &report.counted, facts)
     );
     let counted = &report.counted;
     if counted.refused > 1 {
@@ -410,7 +416,7 @@ fn rollup_message(rollup: &Rollup, country: Option<Country>, facts: &FlowFacts) 
     } else {
         "→"
     };
-    let judgement = judgement(&flow.decision, &rollup_sum(rollup), facts);
+    let judgement = judgement(flow, &rollup_sum(rollup), facts);
     let counted = &rollup.counted;
     let mut message = format!(
         "{who} {arrow} {to}: {judgement}; {} over in {}, {} out",

@@ -74,8 +74,11 @@ impl Kind {
             ],
             Self::Policy => &[
                 (Priority::Error, "it was refused"),
-                (Priority::Warning, "it is not enforced any more"),
-                (Priority::Notice, "it is in force"),
+                (
+                    Priority::Warning,
+                    "it is not enforced any more, or connections cannot be cut",
+                ),
+                (Priority::Notice, "it is in force, or connections were cut"),
             ],
             Self::Coverage => &[
                 (Priority::Warning, "something is not watched"),

@@ -29,6 +29,17 @@ pub enum PolicyNews<'a> {
         /// Where it is from.
         source: &'a str,
     },
+    /// Connections that it does not approve were open.
+    Cut {
+        /// Where it is from.
+        source: &'a str,
+        /// How many were cut.
+        n_cut: u64,
+        /// How many could not be.
+        n_left: u64,
+        /// Why not.
+        why: &'a str,
+    },
     /// It was not put in force: what was before goes on.
     Refused {
         /// Where it is from.
@@ -106,6 +117,37 @@ impl Record {
                 record.set(Field::State, "reverted");
                 record.set(Field::Subject, source);
                 record.set(Field::Reason, reason);
+                record
+            }
+            PolicyNews::Cut {
+                source,
+                n_cut,
+                n_left,
+                why,
+            } => {
+                let connections = words::count(n_cut.max(n_left), "connection");
+                let left = format!("and what they send is dropped: {why}");
+                let message = match (n_cut, n_left) {
+                    (_, 0) => format!("Policy {source} cut {connections} that it does not approve"),
+                    (0, _) => format!(
+                        "Policy {source} does not approve {connections} that cannot be cut, {left}"
+                    ),
+                    _ => format!(
+                        "Policy {source} cut {} that it does not approve; {n_left} more cannot \
+                         be cut, {left}",
+                        words::count(n_cut, "connection")
+                    ),
+                };
+                let priority = match n_left {
+                    0 => Priority::Notice,
+                    _ => Priority::Warning,
+                };
+                let mut record = Self::new(Kind::Policy, priority, time_us, message);
+                record.set(Field::State, "cut");
+                record.set(Field::Subject, source);
+                record.set(Field::Count, n_cut);
+                record.set(Field::Total, n_cut + n_left);
+                record.set_known(Field::Reason, (n_left > 0).then_some(why));
                 record
             }
             PolicyNews::Refused { source, problems } => {
@@ -249,6 +291,41 @@ mod tests {
             record.message(),
             "Policy policy.toml is in force: 1 rule; it is enforced until \
              1970-01-01T00:00:00.000000Z, unless `trefoil confirm` is run before"
+        );
+    }
+
+    #[test]
+    fn what_is_cut_is_counted_and_what_cannot_be_is_a_warning() {
+        let told = |n_cut, n_left| {
+            let news = PolicyNews::Cut {
+                source: "policy.toml",
+                n_cut,
+                n_left,
+                why: "they are elsewhere",
+            };
+            let record = Record::policy(&news, 0);
+            assert_eq!(record.number(Field::Count), Some(n_cut));
+            assert_eq!(record.number(Field::Total), Some(n_cut + n_left));
+            (record.priority(), record.message().to_owned())
+        };
+        assert_eq!(
+            told(1, 0),
+            (
+                Priority::Notice,
+                "Policy policy.toml cut 1 connection that it does not approve".to_owned()
+            )
+        );
+        let (priority, message) = told(3, 2);
+        assert_eq!(priority, Priority::Warning);
+        assert_eq!(
+            message,
+            "Policy policy.toml cut 3 connections that it does not approve; 2 more cannot be \
+             cut, and what they send is dropped: they are elsewhere"
+        );
+        assert_eq!(
+            told(0, 2).1,
+            "Policy policy.toml does not approve 2 connections that cannot be cut, and what \
+             they send is dropped: they are elsewhere"
         );
     }
 

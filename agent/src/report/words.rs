@@ -2,7 +2,9 @@
 
 use std::{borrow::Cow, net::IpAddr};
 
-use trefoil_ebpf::abi::{Counters, DECISION_ENFORCED, Decision, direction, quality, verdict};
+use trefoil_ebpf::abi::{
+    Counters, DECISION_ENFORCED, Decision, FLOW_CUT, direction, quality, verdict,
+};
 
 use crate::policy::service::Protocol;
 
@@ -52,10 +54,13 @@ pub fn mode(decision: &Decision) -> &'static str {
     }
 }
 
-/// What became of a flow. What happened goes before what should have.
+/// What became of a flow with these `FLOW_*` bits. What happened goes before what should
+/// have.
 #[must_use]
-pub fn outcome(decision: &Decision, counted: &Counters) -> &'static str {
-    if counted.blocked_packets > 0 {
+pub fn outcome(state: u16, decision: &Decision, counted: &Counters) -> &'static str {
+    if state & FLOW_CUT != 0 {
+        "cut"
+    } else if counted.blocked_packets > 0 {
         "dropped"
     } else if counted.refused > 0 {
         "refused"
@@ -223,17 +228,19 @@ mod tests {
             verdict::EXCEPTION,
         ] {
             assert_eq!(
-                outcome(&decision(approved, DECISION_ENFORCED), &sent),
+                outcome(0, &decision(approved, DECISION_ENFORCED), &sent),
                 "passed"
             );
         }
         for denied in [verdict::DENIED, verdict::UNDETERMINED, verdict::OVER_BUDGET] {
             let (report, enforce) = (decision(denied, 0), decision(denied, DECISION_ENFORCED));
-            assert_eq!(outcome(&report, &sent), "would-drop");
-            assert_eq!(outcome(&enforce, &blocked), "dropped");
-            assert_eq!(outcome(&enforce, &refused), "refused");
-            assert_eq!(outcome(&enforce, &none), "dropped");
-            assert_eq!(outcome(&enforce, &sent), "passed");
+            assert_eq!(outcome(0, &report, &sent), "would-drop");
+            assert_eq!(outcome(0, &enforce, &blocked), "dropped");
+            assert_eq!(outcome(0, &enforce, &refused), "refused");
+            assert_eq!(outcome(0, &enforce, &none), "dropped");
+            assert_eq!(outcome(0, &enforce, &sent), "passed");
+            // The reset has left, and packets before it may not have.
+            assert_eq!(outcome(FLOW_CUT, &enforce, &blocked), "cut");
         }
     }
 

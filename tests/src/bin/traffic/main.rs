@@ -23,9 +23,10 @@ const USAGE: &str = "traffic COMMAND ...
       [--call sendto|sendmsg|sendmmsg]
   udp-many ADDR:PORT --destinations N --count N [--size N] [--from PORT]
       datagrams in turn to N addresses from ADDR on, from one socket
-  tcp ADDR:PORT [--from PORT] [--bytes N] [--hold socket|peer] [--fast-open]
-  serve PORT [--bytes N]
+  tcp ADDR:PORT [--from PORT] [--bytes N] [--hold socket|peer] [--fast-open] [--wait]
+  serve PORT [--bytes N] [--wait]
       accepts one connection and sends
+      with --wait either reads to the other end's end before it ends its own
   raw ADDR [--protocol N] [--size N] [--own-header]
   ping ADDR [--raw] [--size N]
   burst ADDR:PORT --count N --from PORT --program PATH [--program PATH ...]

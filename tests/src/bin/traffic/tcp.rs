@@ -32,6 +32,7 @@ pub fn connect(arguments: &mut Arguments) -> Answer {
     let bytes: u64 = arguments.option("--bytes")?.unwrap_or(0);
     let hold: Option<String> = arguments.option("--hold")?;
     let fast_open = arguments.flag("--fast-open");
+    let wait = arguments.flag("--wait");
     arguments.done()?;
     let hold = hold.as_deref();
 
@@ -68,6 +69,9 @@ pub fn connect(arguments: &mut Arguments) -> Answer {
     } else {
         send(&mut stream, bytes, &mut sent)?;
     }
+    if wait {
+        wait_for_end(&mut stream, &sent)?;
+    }
     // The far end closes when it has read everything, so all of it has arrived
     // when this returns.
     shutdown(stream.as_raw_fd(), How::Write).named("shutdown")?;
@@ -81,6 +85,7 @@ pub fn connect(arguments: &mut Arguments) -> Answer {
 pub fn serve(arguments: &mut Arguments) -> Answer {
     let port: u16 = arguments.value("a port")?;
     let bytes: u64 = arguments.option("--bytes")?.unwrap_or(0);
+    let wait = arguments.flag("--wait");
     arguments.done()?;
     let listener =
         TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).named("bind")?;
@@ -91,11 +96,20 @@ pub fn serve(arguments: &mut Arguments) -> Answer {
     sent.tell();
     let (mut stream, _) = listener.accept().named("accept")?;
     send(&mut stream, bytes, &mut sent)?;
+    if wait {
+        wait_for_end(&mut stream, &sent)?;
+    }
     stream.shutdown(Shutdown::Write).named("shutdown")?;
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest).named("read")?;
     sent.tell();
     Ok(())
+}
+
+/// Tells that the connection is there, and reads until it is not any more.
+fn wait_for_end(stream: &mut impl Read, sent: &Sent) -> Answer {
+    sent.tell();
+    stream.read_to_end(&mut Vec::new()).named("read").map(drop)
 }
 
 fn send(stream: &mut impl Write, bytes: u64, sent: &mut Sent) -> Answer {
