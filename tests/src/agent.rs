@@ -439,16 +439,14 @@ impl Tail {
         self.position += self.file.read_to_end(&mut bytes)? as u64;
         self.rest
             .push_str(std::str::from_utf8(&bytes).context("records are not UTF-8")?);
-        let mut lines = Vec::new();
-        while let Some(end) = self.rest.find('\n') {
-            lines.push(
-                self.rest
-                    .drain(..=end)
-                    .collect::<String>()
-                    .trim_end()
-                    .to_owned(),
-            );
-        }
+        // Not line by line out of a text of which each takes what is left along.
+        let complete = self.rest.rfind('\n').map_or(0, |end| end + 1);
+        let rest = self.rest.split_off(complete);
+        let lines = std::mem::replace(&mut self.rest, rest);
+        let lines = lines
+            .lines()
+            .map(|line| line.trim_end().to_owned())
+            .collect();
         Ok(lines)
     }
 }

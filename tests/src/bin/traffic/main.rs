@@ -8,6 +8,7 @@ mod arguments;
 mod insist;
 mod many;
 mod raw;
+mod rounds;
 mod tcp;
 mod udp;
 
@@ -39,6 +40,10 @@ const USAGE: &str = "traffic COMMAND ...
   insist ADDR:PORT
       datagrams and connections, on old sockets and new ones, until it is killed,
       whatever the kernel says; a line tells now and then how many it refused
+  rounds UDP-PORT TCP-PORT --to ADDR [--to ADDR ...]
+      datagrams, on one socket, connected ones and new ones, and connections to all
+      addresses in turn, until its input ends; a line for each address and way tells
+      how many went, how many were refused, and how many failed otherwise
   log SOCKET MESSAGE
       one entry for journald, and then waits for its standard input to end
 
@@ -129,6 +134,7 @@ fn run(arguments: &mut Arguments) -> Answer {
         "burst" => many::burst(arguments),
         "units" => many::units(arguments),
         "insist" => insist::insist(arguments),
+        "rounds" => rounds::rounds(arguments),
         "log" => log(arguments),
         other => Err(Failure::Usage(format!("no command {other:?}"))),
     }
