@@ -4,14 +4,11 @@
 //!
 //! A name that cannot be had is absent; none is ever guessed.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use trefoil_ebpf::abi::{
-    EXECUTABLE_FOREIGN, EXECUTABLE_TRUNCATED, EXECUTABLE_UNLINKED, Executable, NO_RULE, Owner,
-    Tracked, quality,
+    EXECUTABLE_FOREIGN, EXECUTABLE_TRUNCATED, EXECUTABLE_UNLINKED, Executable, Owner, Tracked,
+    quality,
 };
 
 use crate::{
@@ -27,12 +24,14 @@ use crate::{
     report::FlowFacts,
 };
 
+mod policies;
+
+use policies::Policies;
+pub use policies::RuleNames;
+
 /// Executables and control groups that are remembered. Beyond it all are
 /// forgotten and looked up anew: the kernel's tables have them.
 const REMEMBERED: usize = 16_384;
-
-/// Policies whose rules can still be named: flows of former ones are still told of.
-const POLICIES_REMEMBERED: usize = 16;
 
 /// Looks up names.
 pub struct Names {
@@ -40,19 +39,8 @@ pub struct Names {
     cgroups: HashMap<u64, Arc<Group>>,
     logins: Logins,
     hashes: Option<Hashes>,
-    policies: VecDeque<RuleNames>,
+    policies: Policies,
     geo: Arc<Geo>,
-}
-
-/// The rules of one policy, by the generation under which it was in force.
-#[derive(Clone, Debug)]
-pub struct RuleNames {
-    /// Generation of the policy.
-    pub generation: u32,
-    /// What names the policy in records.
-    pub policy: Arc<str>,
-    /// Names of its rules, in order.
-    pub rules: Vec<Arc<str>>,
 }
 
 struct Program {
@@ -77,15 +65,14 @@ impl Names {
             cgroups: HashMap::new(),
             logins,
             hashes,
-            policies: VecDeque::new(),
+            policies: Policies::default(),
             geo,
         }
     }
 
     /// Adds the rules of a policy that comes into force.
     pub fn add_policy(&mut self, rules: RuleNames) {
-        self.policies.push_front(rules);
-        self.policies.truncate(POLICIES_REMEMBERED);
+        self.policies.add(rules);
     }
 
     /// Uses other country data from now on.
@@ -124,20 +111,7 @@ impl Names {
                 .and_then(|uid| self.logins.name(uid))
                 .map(Into::into);
         }
-        let decision = &flow.decision;
-        if let Some(policy) = self
-            .policies
-            .iter()
-            .find(|policy| policy.generation == decision.generation)
-        {
-            if decision.rule != NO_RULE {
-                facts.rule = policy.rules.get(usize::from(decision.rule)).cloned();
-            }
-            let is_former = self.policies.front().is_some_and(|newest| {
-                newest.generation != policy.generation && newest.policy != policy.policy
-            });
-            facts.policy = is_former.then(|| Arc::clone(&policy.policy));
-        }
+        (facts.rule, facts.policy) = self.policies.names(&flow.decision);
         Ok(facts)
     }
 

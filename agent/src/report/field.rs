@@ -185,7 +185,7 @@ fields! {
     Mode "mode" Text "" ALL
         "`report` (pass and report) or `enforce` (drop and report), as it was when it was judged";
     Policy "policy" Text "" ALL
-        "the policy that judged: the beginning of its SHA-256";
+        "the policy that judged: the beginning of its SHA-256; `unknown` if that is long ago";
     Geo "geo" Text "" ALL
         "build of the country data";
     State "state" Text "" STATES
