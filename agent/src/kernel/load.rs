@@ -4,6 +4,7 @@ use std::{fs::File, os::fd::AsRawFd, path::PathBuf, time::Duration};
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
+    maps::MapData,
     programs::{Iter, Program, SchedClassifier, TestRun, TestRunOptions},
 };
 use trefoil_ebpf::abi::{Cgroup, Control, Executable, MAX_QUESTIONS, Question, Tracked};
@@ -60,6 +61,8 @@ pub struct Kernel {
     pub(super) hooks: Vec<HookStatus>,
     pub(super) instance: u32,
     pub(super) took_over: bool,
+    /// Open for good: somebody may take the pin away.
+    sockets: MapData,
     _lock: File,
 }
 
@@ -137,6 +140,7 @@ impl Kernel {
             });
         }
         let control = ControlWords::open(&pins)?;
+        let sockets = pins.open_map("SOCKETS")?;
         Ok(Self {
             pins,
             ebpf,
@@ -144,6 +148,7 @@ impl Kernel {
             hooks: statuses,
             instance,
             took_over,
+            sockets,
             _lock: lock,
         })
     }
@@ -191,7 +196,7 @@ impl Kernel {
         let Some(program) = self.iterator("iter_sockets") else {
             return Ok(Vec::new());
         };
-        iterators::flows(program, "iter_sockets", self.pins.open_map("SOCKETS")?.fd())
+        iterators::flows(program, "iter_sockets", self.sockets.fd())
     }
 
     /// Access to the tables.
