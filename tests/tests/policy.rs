@@ -76,6 +76,75 @@ fn check_names_ten_mistakes_in_one_run() -> Result<()> {
     lab.close()
 }
 
+/// A policy of which every line that ends in `# odd` begins a rule with a warning.
+const ODDITIES: &str = r#"mode = "report"
+
+[[rules]]
+name    = "peer"
+to      = { networks = ["198.51.100.0/24"] }
+verdict = "approve"
+
+[[rules]]                                # odd
+name    = "behind it"
+to      = { networks = ["198.51.100.7"], ports = ["443/tcp"] }
+verdict = "deny"
+
+[[rules]]                                # odd
+name    = "wide"
+to      = { countries = ["IE"] }
+verdict = "approve"
+
+[[rules]]                                # odd
+name    = "in part"
+to      = { networks = ["192.0.0.0/16"], ports = ["25/tcp"] }
+verdict = "deny"
+
+[[rules]]                                # odd
+name    = "a shell that is nowhere"
+from    = { exe = "/nowhere/sh" }
+to      = { networks = ["203.0.113.7"] }
+verdict = "approve"
+"#;
+
+#[test]
+fn check_warns_of_what_is_odd_and_finds_no_fault_with_it() -> Result<()> {
+    let lab = Lab::new()?;
+    let policy = lab.file("odd.toml");
+    std::fs::write(&policy, ODDITIES)?;
+    let settings = lab.settings()?;
+    let words = ["check", text(&policy)?, "--config", text(&settings)?];
+    let outcome = verb(&lab, &words)?;
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    let odd: Vec<usize> = (1..)
+        .zip(ODDITIES.lines())
+        .filter(|(_, line)| line.ends_with("# odd"))
+        .map(|(number, _)| number)
+        .collect();
+    assert_eq!(odd.len(), 4);
+    for line in &odd {
+        let place = format!("odd.toml:{line}:");
+        ensure!(outcome.stderr.contains(&place), "{place} {outcome:?}");
+    }
+    assert_eq!(
+        outcome.stderr.matches(": warning: ").count(),
+        4,
+        "{outcome:?}"
+    );
+    ensure!(outcome.stdout.contains("4 warnings"), "{outcome:?}");
+    let json = verb(&lab, &[&words[..], &["--json"]].concat())?;
+    let json: serde_json::Value = serde_json::from_str(&json.stdout)?;
+    let warnings = json["warnings"].as_array().context("a list")?;
+    let lines: Vec<u64> = warnings
+        .iter()
+        .filter_map(|one| one["line"].as_u64())
+        .collect();
+    assert_eq!(
+        lines,
+        odd.iter().map(|&line| line as u64).collect::<Vec<_>>()
+    );
+    lab.close()
+}
+
 #[test]
 fn check_finds_nothing_wrong_with_what_is_shipped() -> Result<()> {
     let lab = Lab::new()?;
@@ -91,6 +160,12 @@ fn check_finds_nothing_wrong_with_what_is_shipped() -> Result<()> {
         }
         let outcome = verb(&lab, &words)?;
         assert_eq!(outcome.code, 0, "{}: {outcome:?}", policy.display());
+        // The package's policy begins with a region, which is many countries.
+        let n_warnings = outcome.stderr.matches(": warning: ").count();
+        ensure!(
+            n_warnings == outcome.stderr.matches("whole countries").count() && n_warnings <= 1,
+            "{outcome:?}"
+        );
     }
     lab.close()
 }

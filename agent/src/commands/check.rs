@@ -2,6 +2,7 @@
 //! kernel do it? Changes nothing.
 
 mod against;
+mod host;
 
 use serde::Serialize;
 
@@ -11,7 +12,10 @@ use crate::{
     cli::CheckArgs,
     geo::Geo,
     kernel::{self, HookSupport},
-    policy::{Compiled, Geography, Mode, Place, Problem, Problems, geography::Nowhere},
+    policy::{
+        Compiled, Geography, Mode, Place, Policy, Problem, Problems, geography::Nowhere,
+        warnings::warnings,
+    },
     report::words,
     settings::{Flags, Settings, SettingsError},
 };
@@ -23,6 +27,8 @@ struct Findings {
     fine: bool,
     /// What is wrong with settings, country data and policy.
     problems: Vec<Found>,
+    /// What is odd about the policy, and no reason not to use it.
+    warnings: Vec<Found>,
     /// What this kernel lacks, and what is not covered for it.
     kernel: Vec<HookSupport>,
     /// The policy, if it can be used.
@@ -87,8 +93,13 @@ pub fn check(args: &CheckArgs) -> Result<Ending, Failure> {
     {
         findings.against = Against::find(&args.against, text, geo.as_ref())?;
     }
-    let compilation =
-        text.and_then(|text| sources::compile(&text, known, &sources::own_addresses()));
+    let compilation = text.and_then(|text| {
+        let compilation = sources::compile(&text, known, &sources::own_addresses())?;
+        let policy = Policy::parse(&text.text, &text.source)?;
+        findings.warn(&text.source, warnings(&policy, &compilation.compiled));
+        findings.warn(&text.source, host::warnings(&policy));
+        Ok(compilation)
+    });
     let mut enforces = false;
     match compilation {
         Err(problems) => findings.complain(problems),
@@ -139,6 +150,15 @@ impl Findings {
             problem,
         }));
     }
+
+    fn warn(&mut self, file: &str, warnings: Vec<Problem>) {
+        self.warnings
+            .extend(warnings.into_iter().map(|problem| Found {
+                file: file.to_owned(),
+                problem,
+            }));
+        self.warnings.sort_by(|a, b| a.problem.cmp(&b.problem));
+    }
 }
 
 /// What is open now of what `run` would watch.
@@ -179,6 +199,9 @@ fn show(findings: &Findings, json: bool) -> Result<(), Failure> {
             eprintln!("{}", problem.in_file(file));
         }
     }
+    for Found { file, problem } in &findings.warnings {
+        eprintln!("{}", problem.as_warning(file));
+    }
     if let Some(policy) = &findings.policy {
         let Usable {
             source,
@@ -189,8 +212,12 @@ fn show(findings: &Findings, json: bool) -> Result<(), Failure> {
             geo,
         } = policy;
         let count = |n: &usize, noun| words::count(*n as u64, noun);
+        let warned = match findings.warnings.len() {
+            0 => String::new(),
+            n => format!(", {}", count(&n, "warning")),
+        };
         text += &format!(
-            "policy {source}: fine; {} mode, {}\n  compiles to {} and {}, with country data {geo}\n",
+            "policy {source}: fine; {} mode, {}{warned}\n  compiles to {} and {}, with country data {geo}\n",
             mode.as_str(),
             count(rules, "rule"),
             count(clauses, "clause"),

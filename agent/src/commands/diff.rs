@@ -77,6 +77,7 @@ pub fn diff(args: &DiffArgs) -> Result<Ending, Failure> {
     } else {
         Observations::read(&args.files)?
     };
+    let limits = groups::about_budgets(&[&old.0, &new.0]);
     let differences = compare(
         &judge(&old, &surroundings),
         &judge(&new, &surroundings),
@@ -85,7 +86,7 @@ pub fn diff(args: &DiffArgs) -> Result<Ending, Failure> {
     if args.json {
         say_json(&differences)?;
     } else {
-        say(&text(&differences))?;
+        say(&(text(&differences) + limits))?;
     }
     observations.say_faults();
     let differ = !differences.lists().iter().all(|(_, list)| list.is_empty());

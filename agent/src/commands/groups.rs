@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::{
     observed::{Amount, Judge, Judgement, Observed, Reading, Source, Target, Way},
+    policy::Policy,
     report::words::{bytes, clean, count},
 };
 
@@ -214,4 +215,16 @@ pub fn span(reading: &Reading) -> String {
         text += &format!(", {}Z to {}Z", second(first), second(last));
     }
     text
+}
+
+/// What is to be known about a policy's budgets; nothing if it has none.
+pub fn about_budgets(policies: &[&Policy]) -> &'static str {
+    let has_limit = |policy: &&Policy| {
+        let mut rules = policy.rules.iter();
+        rules.any(|rule| rule.budget.is_some() || rule.exception.is_some())
+    };
+    match policies.iter().any(has_limit) {
+        true => "budgets are taken to last, and exceptions hold as they did at the time\n",
+        false => "",
+    }
 }

@@ -2,12 +2,14 @@
 
 use crate::{
     observed::Source,
-    policy::pattern::{ExecutablePattern, UnitPattern},
+    policy::pattern::{ContainerPattern, ExecutablePattern, UnitPattern},
 };
 
 /// What `from` says of an owner.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Owner {
+    /// A container, and every program in it.
+    Container(String),
     /// A unit, and every program in it.
     Unit(String),
     /// A program, a user, or both; at least one.
@@ -29,6 +31,9 @@ impl Owner {
     ///
     /// Why there can be no rule.
     pub fn of(source: &Source) -> Result<Self, &'static str> {
+        if let Some(container) = container(source) {
+            return Ok(Self::Container(container));
+        }
         let exe = source.exe_for_rules().known().map(literal);
         let exe = exe.filter(|pattern| ExecutablePattern::parse(pattern).is_ok());
         let unit = unit(source);
@@ -39,6 +44,14 @@ impl Owner {
             (_, exe, uid) => Ok(Self::Process { exe, uid }),
         }
     }
+}
+
+/// The container as rules name it, if a rule that names it matches.
+fn container(source: &Source) -> Option<String> {
+    let path = source.cgroup_for_rules().known()?;
+    let name = literal(source.container.as_deref()?);
+    let pattern = ContainerPattern::parse(&name).ok()?;
+    pattern.matches(path.as_bytes()).then_some(name)
 }
 
 /// The unit as rules name it, if a rule that names it matches.

@@ -91,7 +91,7 @@ pub(super) fn of_rule(rule: &Draft<'_>) -> String {
     let units = rule.texts(|source| source.user_unit.as_ref().or(source.unit.as_ref()));
     let programs = rule.texts(|source| source.exe.as_ref());
     match rule.owner {
-        Owner::Unit(_) => line("Programs", strings(programs)),
+        Owner::Container(_) | Owner::Unit(_) => line("Programs", strings(programs)),
         Owner::Process { exe, .. } => {
             if exe.is_none() {
                 line("Programs", strings(programs));
@@ -112,6 +112,13 @@ pub(super) fn of_rule(rule: &Draft<'_>) -> String {
 
     let mut wider = Vec::new();
     match rule.owner {
+        Owner::Container(name) if !short(name).1.is_empty() => {
+            text += &comment(
+                "A container that is made anew has another id, which this rule will not match.",
+                "  ",
+            );
+        }
+        Owner::Container(_) => {}
         Owner::Unit(unit) if is_transient(unit) => {
             text += &comment(
                 "Such a unit has another name next time, which this rule will not match.",
@@ -198,6 +205,7 @@ pub(super) fn amount(amount: &Amount) -> String {
 /// The name of a rule.
 pub(super) fn name(rule: &Draft<'_>) -> String {
     let who = match rule.owner {
+        Owner::Container(name) => short(name).0.to_owned(),
         Owner::Unit(unit) => unit.clone(),
         Owner::Process { exe: Some(exe), .. } => exe.rsplit('/').next().unwrap_or(exe).to_owned(),
         Owner::Process { uid: Some(uid), .. } => {
@@ -242,6 +250,18 @@ pub(super) fn name(rule: &Draft<'_>) -> String {
                 few(ports.collect(), "ports")
             )
         }
+    }
+}
+
+/// The beginning of an id that the engines' own lists show, and the rest of it; of a
+/// name all.
+fn short(container: &str) -> (&str, &str) {
+    let is_hex = |c: char| c.is_ascii_hexdigit();
+    match container.split_once(':') {
+        Some((engine, id)) if id.len() == 64 && id.chars().all(is_hex) => {
+            container.split_at(engine.len() + 1 + 12)
+        }
+        _ => (container, ""),
     }
 }
 

@@ -119,6 +119,18 @@ fn who_is_named_by_what_is_still_true_tomorrow() {
         (user_unit.as_str(), wider),
         (r#"from    = { unit = "user@33.service/b.service" }"#, false)
     );
+    let id = "4f2a9c01b7de".repeat(6)[..64].to_owned();
+    let (container, wider, _) = from(json!({
+        "unit": format!("docker-{id}.scope"), "container": format!("docker:{id}"),
+        "cgroup": format!("/system.slice/docker-{id}.scope"), "exe_note": "foreign",
+    }));
+    assert_eq!(
+        (container, wider),
+        (
+            format!("from    = {{ container = \"docker:{id}\" }}"),
+            false
+        )
+    );
     let nowhere = |more: Value| {
         let mut differs = json!({ "unit": null, "cgroup": "/odd" });
         for (name, value) in more.as_object().unwrap() {

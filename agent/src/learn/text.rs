@@ -34,6 +34,7 @@ pub(super) fn policy(
         text.push('\n');
         text += &prose::of_rule(rule);
         let from = match &rule.owner {
+            Owner::Container(name) => format!("container = {}", quoted(name)),
             Owner::Unit(unit) => format!("unit = {}", quoted(unit)),
             Owner::Process { exe, uid } => {
                 let exe = exe.iter().map(|exe| format!("exe = {}", quoted(exe)));

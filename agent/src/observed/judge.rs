@@ -13,7 +13,7 @@ use crate::{
     policy::{
         Compiled, Policy, Question, Surroundings,
         explain::{RuleTrace, explain},
-        source::{Area, Rule, RuleVerdict},
+        source::{Area, Rule},
     },
     report::words,
 };
@@ -165,7 +165,7 @@ impl Judge<'_> {
                 continue;
             };
             let ruling = Ruling {
-                verdict: verdict_of(rule),
+                verdict: rule.approval(),
                 rule: Some(trace.index),
             };
             possible.push(ruling);
@@ -244,14 +244,6 @@ impl Judge<'_> {
     }
 }
 
-fn verdict_of(rule: &Rule) -> u8 {
-    match rule.verdict {
-        RuleVerdict::Deny => verdict::DENIED,
-        RuleVerdict::Approve if rule.gateways.is_some() => verdict::GATEWAY,
-        RuleVerdict::Approve => verdict::APPROVED,
-    }
-}
-
 /// Which facts the records do not have.
 #[derive(Clone, Copy, Debug)]
 struct Lacks {
@@ -295,7 +287,9 @@ impl Lacks {
             "from.user" => (self.uid, "the user"),
             "to.ports" | "to.protocols" => (self.protocol, "the protocol"),
             // A gateway is an address with a port.
-            _ => (self.address, "the destination"),
+            key if key.starts_with("to.") => (self.address, "the destination"),
+            // When an exception holds, the clock says.
+            _ => return None,
         };
         is_missing.then_some(what)
     }

@@ -102,8 +102,8 @@ impl Observed {
         &*self.said.verdict == "local"
     }
 
-    /// The question to a policy, about the last of them; a fact that is not known matches no rule. `None` if
-    /// it is not known where the flows went.
+    /// The question to a policy, about the last of them; a fact that is not known matches
+    /// no rule. `None` if it is not known where the flows went.
     #[must_use]
     pub fn question(&self) -> Option<Question<'_>> {
         Some(self.source.asks(

@@ -24,6 +24,7 @@ pub mod service;
 pub mod source;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod warnings;
 
 pub use compile::{Budget, Clause, Compiled, Period, RuleSummary, compile, image::Image, load};
 pub use evaluate::Question;

@@ -96,7 +96,7 @@ impl Network {
         Ok(network)
     }
 
-    /// First and last address.
+    /// First and last address, as numbers.
     #[must_use]
     pub fn extent(&self) -> Extent {
         match self.address {
@@ -109,6 +109,22 @@ impl Network {
                 Extent::V6(first, first | host_mask128(self.prefix))
             }
         }
+    }
+
+    /// First and last address.
+    #[must_use]
+    pub fn ends(&self) -> (IpAddr, IpAddr) {
+        let (first, last) = match self.extent() {
+            Extent::V4(first, last) => (
+                Ipv4Addr::from_bits(first).into(),
+                Ipv4Addr::from_bits(last).into(),
+            ),
+            Extent::V6(first, last) => (
+                Ipv6Addr::from_bits(first).into(),
+                Ipv6Addr::from_bits(last).into(),
+            ),
+        };
+        (first, last)
     }
 
     /// True when `address` is one of this network's. The two families have no

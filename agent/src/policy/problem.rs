@@ -42,25 +42,22 @@ impl Problem {
         InFile {
             problem: self,
             file,
+            severity: "error",
         }
     }
-}
 
-struct InFile<'a> {
-    problem: &'a Problem,
-    file: &'a str,
-}
-
-impl fmt::Display for InFile<'_> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}:{}", self.file, self.problem)
+    /// The same as a warning.
+    pub fn as_warning<'a>(&'a self, file: &'a str) -> impl fmt::Display + 'a {
+        InFile {
+            problem: self,
+            file,
+            severity: "warning",
+        }
     }
-}
 
-impl fmt::Display for Problem {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn write(&self, formatter: &mut fmt::Formatter<'_>, severity: &str) -> fmt::Result {
         let Place { line, column } = self.place;
-        write!(formatter, "{line}:{column}: error: ")?;
+        write!(formatter, "{line}:{column}: {severity}: ")?;
         if !self.key.is_empty() {
             write!(formatter, "{}: ", self.key)?;
         }
@@ -69,6 +66,25 @@ impl fmt::Display for Problem {
             write!(formatter, "\n  help: {help}")?;
         }
         Ok(())
+    }
+}
+
+struct InFile<'a> {
+    problem: &'a Problem,
+    file: &'a str,
+    severity: &'static str,
+}
+
+impl fmt::Display for InFile<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}:", self.file)?;
+        self.problem.write(formatter, self.severity)
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(formatter, "error")
     }
 }
 

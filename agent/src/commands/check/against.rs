@@ -31,6 +31,8 @@ pub struct Against {
     may_drop: Vec<Group<Opinion>>,
     #[serde(skip)]
     observations: Observations,
+    #[serde(skip)]
+    limits: &'static str,
 }
 
 impl Against {
@@ -81,6 +83,7 @@ impl Against {
             would_drop: groups(would.into_iter()),
             may_drop: groups(may.into_iter()),
             observations,
+            limits: groups::about_budgets(&[&policy]),
         }))
     }
 
@@ -97,12 +100,12 @@ impl Against {
             groups::span(&self.reading)
         );
         if self.would_drop.is_empty() && self.may_drop.is_empty() {
-            return text + "would have dropped nothing\n";
+            return text + "would have dropped nothing\n" + self.limits;
         }
         text += "would have dropped what follows\n";
         text += &groups::text("would have been dropped", &self.would_drop, Opinion::words);
         text += &groups::text("may have been dropped", &self.may_drop, Opinion::words);
-        text
+        text + self.limits
     }
 
     /// Tells on standard error what was not there to be read.
