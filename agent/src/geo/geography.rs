@@ -30,6 +30,30 @@ impl Geography for Geo {
         Self::undetermined(self, address).map(|why| why.to_string())
     }
 
+    fn asns_v4(&self) -> Box<dyn Iterator<Item = (u32, u32, u32)> + '_> {
+        Box::new(
+            self.asns_v4()
+                .iter()
+                .map(|range| (range.first, range.last, range.value)),
+        )
+    }
+
+    fn asns_v6(&self) -> Box<dyn Iterator<Item = (u128, u128, u32)> + '_> {
+        Box::new(
+            self.asns_v6()
+                .iter()
+                .map(|range| (range.first, range.last, range.value)),
+        )
+    }
+
+    fn asn(&self, address: IpAddr) -> Option<u32> {
+        Self::asn(self, address)
+    }
+
+    fn has_asns(&self) -> bool {
+        !(self.asns_v4().is_empty() && self.asns_v6().is_empty())
+    }
+
     fn build_id(&self) -> &str {
         Self::build_id(self)
     }

@@ -293,6 +293,18 @@ impl Geo {
         self.countries_v6.as_slice()
     }
 
+    /// IPv4 addresses by autonomous system, as [`countries_v4`](Self::countries_v4).
+    #[must_use]
+    pub fn asns_v4(&self) -> &[Range<u32, u32>] {
+        self.asns_v4.as_slice()
+    }
+
+    /// As [`asns_v4`](Self::asns_v4), for IPv6.
+    #[must_use]
+    pub fn asns_v6(&self) -> &[Range<u128, u32>] {
+        self.asns_v6.as_slice()
+    }
+
     /// Names the data for good: what each file is, the day it was made, and the
     /// first twelve digits of its SHA-256. Part of every verdict's record.
     #[must_use]

@@ -137,7 +137,7 @@ pub fn load(
     if problems.is_empty() {
         return compile(&policy, surroundings, generation);
     }
-    problems.extend(clauses::unknown_users(&policy, surroundings.users));
+    problems.extend(clauses::unknown_here(&policy, surroundings));
     Err(Problems::new(file, problems))
 }
 
@@ -161,7 +161,7 @@ fn tables(
     surroundings: &Surroundings<'_>,
     generation: u32,
 ) -> Result<Compiled, Vec<Problem>> {
-    let clauses = Clauses::new(policy, surroundings.users)?;
+    let clauses = Clauses::new(policy, surroundings)?;
     if clauses.list.len() > MAX_CLAUSES {
         let place = policy.rules[clauses.list[MAX_CLAUSES].rule].place;
         let fault = Fault::new(format!("the policy has more than {MAX_CLAUSES} rules"))

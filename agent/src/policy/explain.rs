@@ -58,6 +58,8 @@ pub struct FlowFacts {
     pub dst_port: Option<u16>,
     /// Its country; none if it is not known.
     pub dst_country: Option<&'static str>,
+    /// Its autonomous system; none if it is not known.
+    pub dst_asn: Option<u32>,
     /// Protocol by name, or by number.
     pub protocol: String,
     /// Path of the control group; none if it is not known.
@@ -180,6 +182,7 @@ pub fn explain(
             embedded_addr: embeds,
             dst_port: (question.port != 0).then_some(question.port),
             dst_country: country.map(|country| country.as_str()),
+            dst_asn: surroundings.geography.asn(destination),
             protocol: Protocol(question.protocol).to_string(),
             cgroup: question.cgroup.map(text),
             exe: question.executable.map(text),

@@ -23,6 +23,26 @@ pub trait Geography {
         None
     }
 
+    /// Every IPv4 range whose autonomous system is known, as [`v4`](Self::v4).
+    fn asns_v4(&self) -> Box<dyn Iterator<Item = (u32, u32, u32)> + '_> {
+        Box::new(std::iter::empty())
+    }
+
+    /// The same for IPv6.
+    fn asns_v6(&self) -> Box<dyn Iterator<Item = (u128, u128, u32)> + '_> {
+        Box::new(std::iter::empty())
+    }
+
+    /// The autonomous system that `address` is in, by the same data.
+    fn asn(&self, _address: IpAddr) -> Option<u32> {
+        None
+    }
+
+    /// True if the data knows any autonomous system.
+    fn has_asns(&self) -> bool {
+        false
+    }
+
     /// Names this state of the data in reports.
     fn build_id(&self) -> &str;
 }

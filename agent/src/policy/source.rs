@@ -127,6 +127,8 @@ pub struct Rule {
     pub zones: Option<Vec<usize>>,
     /// `to.gateway`: indexes into [`Policy::gateways`]
     pub gateways: Option<Vec<usize>>,
+    /// `to.asns`: numbers of autonomous systems
+    pub asns: Option<Vec<Located<u32>>>,
     /// `to.ports`
     pub ports: Option<Vec<Ports>>,
     /// `to.protocols`

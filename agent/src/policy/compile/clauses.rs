@@ -9,13 +9,13 @@ use trefoil_ebpf::abi::{ROW_WORDS, Row};
 use super::limits::{Budget, Clause, Period};
 use super::set_bit;
 use crate::geo::Country;
-use crate::policy::geography::Users;
+use crate::policy::geography::{Surroundings, Users};
 use crate::policy::intervals::Intervals;
 use crate::policy::network::{Extent, Network};
 use crate::policy::pattern::{CgroupPattern, ContainerPattern, ExecutablePattern, UnitPattern};
 use crate::policy::problem::{Fault, Problem};
 use crate::policy::service::{self, PROTOCOLS_WITH_PORTS, Ports, Protocol};
-use crate::policy::source::{Area, Endpoint, Group, Policy, Rule, User};
+use crate::policy::source::{Area, Endpoint, Group, Located, Policy, Rule, User};
 
 /// All clauses, in the order of their rules.
 pub(super) struct Clauses<'p> {
@@ -104,6 +104,7 @@ pub(super) struct DestinationTest<'p> {
     /// Indexes of zones.
     pub(super) zones: Option<&'p [usize]>,
     pub(super) gateway: Option<Addresses>,
+    pub(super) asns: Option<&'p [Located<u32>]>,
 }
 
 /// A set of addresses.
@@ -130,8 +131,12 @@ impl Addresses {
 }
 
 impl<'p> Clauses<'p> {
-    pub(super) fn new(policy: &'p Policy, users: &dyn Users) -> Result<Self, Vec<Problem>> {
-        let mut problems = unknown_users(policy, users);
+    pub(super) fn new(
+        policy: &'p Policy,
+        surroundings: &Surroundings<'_>,
+    ) -> Result<Self, Vec<Problem>> {
+        let users = surroundings.users;
+        let mut problems = unknown_here(policy, surroundings);
         let mut list = Vec::new();
         for (index, rule) in policy.rules.iter().enumerate() {
             match clauses_of(policy, rule, users) {
@@ -203,9 +208,10 @@ impl NumberedClause<'_> {
     }
 }
 
-/// Users and groups that rules name and the host does not know. A rule for nobody would look
-/// as if it were in force.
-pub(super) fn unknown_users(policy: &Policy, users: &dyn Users) -> Vec<Problem> {
+/// Users and groups that rules name and the host does not know, and numbers that no
+/// country data is there for. A rule for nobody would look as if it were in force.
+pub(super) fn unknown_here(policy: &Policy, surroundings: &Surroundings<'_>) -> Vec<Problem> {
+    let users = surroundings.users;
     let mut problems = Vec::new();
     for (index, rule) in policy.rules.iter().enumerate() {
         for user in rule.users.iter().flatten() {
@@ -216,6 +222,16 @@ pub(super) fn unknown_users(policy: &Policy, users: &dyn Users) -> Vec<Problem> 
                     .help("write the login name of a user, or the number");
                 problems.push(fault.at(user.place, format!("rules[{index}].from.user")));
             }
+        }
+        if let Some(asn) = rule.asns.iter().flatten().next()
+            && !surroundings.geography.has_asns()
+        {
+            let fault = Fault::new("no file of country data has the numbers of autonomous systems")
+                .help(
+                    "name an ASN database (MMDB) beside the other files: `geo` in trefoil.toml, \
+                     or --geo",
+                );
+            problems.push(fault.at(asn.place, format!("rules[{index}].to.asns")));
         }
         for group in rule.groups.iter().flatten() {
             if let Group::Name(name) = &group.value
@@ -252,9 +268,12 @@ fn clauses_of<'p>(
         countries: rule.countries.as_deref(),
         zones: rule.zones.as_deref(),
         gateway: None,
+        asns: rule.asns.as_deref(),
     };
-    let names_destination =
-        rule.networks.is_some() || rule.countries.is_some() || rule.zones.is_some();
+    let names_destination = rule.networks.is_some()
+        || rule.countries.is_some()
+        || rule.zones.is_some()
+        || rule.asns.is_some();
     let uid = |user: &User| match user {
         User::Id(uid) => Some(*uid),
         User::Name(name) => users.uid(name),

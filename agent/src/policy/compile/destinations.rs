@@ -97,11 +97,23 @@ impl World {
             ]);
         }
         let mut tests = Vec::new();
+        let mut sets_of_asn: HashMap<u32, Vec<usize>> = HashMap::new();
         for clause in &clauses.list {
             tests.push(clause.test.destination.as_ref().map(|test| {
                 let mut questions = Questions::default();
                 for addresses in test.networks.iter().chain(&test.gateway) {
                     sets.push(addresses.clone());
+                    questions
+                        .0
+                        .push(vec![Alternative::AddressSet(sets.len() - 1)]);
+                }
+                if let Some(asns) = test.asns {
+                    // Filled below, in one go through the data.
+                    sets.push(Addresses::default());
+                    for asn in asns {
+                        let sets_of_it = sets_of_asn.entry(asn.value).or_default();
+                        sets_of_it.push(sets.len() - 1);
+                    }
                     questions
                         .0
                         .push(vec![Alternative::AddressSet(sets.len() - 1)]);
@@ -122,6 +134,16 @@ impl World {
                 }
                 questions
             }));
+        }
+
+        if !sets_of_asn.is_empty() {
+            let geography = surroundings.geography;
+            for (set, v4) in by_set(&sets_of_asn, geography.asns_v4()) {
+                sets[set].v4 = v4;
+            }
+            for (set, v6) in by_set(&sets_of_asn, geography.asns_v6()) {
+                sets[set].v6 = v6;
+            }
         }
 
         let mut number_of_country = HashMap::new();
@@ -187,6 +209,21 @@ impl World {
         };
         Ok((classes.class_of(row)?, fallback))
     }
+}
+
+/// The addresses of each set of autonomous systems.
+fn by_set<K: Key>(
+    sets_of_asn: &HashMap<u32, Vec<usize>>,
+    ranges: impl Iterator<Item = (K, K, u32)>,
+) -> HashMap<usize, Intervals<K>> {
+    let mut of_sets: HashMap<usize, Vec<(K, K)>> = HashMap::new();
+    for (first, last, asn) in ranges {
+        for &set in sets_of_asn.get(&asn).into_iter().flatten() {
+            of_sets.entry(set).or_default().push((first, last));
+        }
+    }
+    let set = |(set, ranges)| (set, Intervals::union(ranges));
+    of_sets.into_iter().map(set).collect()
 }
 
 /// Goes through cells and country ranges side by side. Returns the smallest address

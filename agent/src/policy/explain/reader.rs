@@ -266,6 +266,25 @@ impl<'a> Reader<'a> {
             let zones: Vec<&Zone> = zones.iter().map(|&zone| &self.policy.zones[zone]).collect();
             conditions.push(self.zone(&zones));
         }
+        if let Some(asns) = &rule.asns {
+            let asns: Vec<String> = asns.iter().map(|asn| format!("AS{}", asn.value)).collect();
+            conditions.push(match self.surroundings.geography.asn(destination) {
+                None => self.unknown(
+                    "to.asns",
+                    &format!("the autonomous system of {destination}"),
+                ),
+                Some(asn) => {
+                    let own = format!("AS{asn}");
+                    self.one_of(
+                        "to.asns",
+                        &asns,
+                        |asn| *asn == own,
+                        |asn| format!("{destination} is in {asn}"),
+                        || format!("{destination} is in {own}, not in one"),
+                    )
+                }
+            });
+        }
         if let Some(gateways) = &rule.gateways {
             let endpoints: Vec<_> = gateways
                 .iter()

@@ -30,9 +30,13 @@ impl fmt::Display for FlowFacts {
             write!(formatter, " port {port}")?;
         }
         match self.dst_country {
-            Some(country) => write!(formatter, " ({country})")?,
-            None => write!(formatter, " (country not known)")?,
+            Some(country) => write!(formatter, " ({country}")?,
+            None => write!(formatter, " (country not known")?,
         }
+        if let Some(asn) = self.dst_asn {
+            write!(formatter, ", AS{asn}")?;
+        }
+        write!(formatter, ")")?;
         write!(formatter, " from user id {}", self.uid)?;
         if let Some(gid) = self.gid.filter(|gid| *gid != self.uid) {
             write!(formatter, ", group id {gid}")?;

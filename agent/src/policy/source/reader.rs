@@ -31,10 +31,11 @@ const TO: &[&str] = &[
     "countries",
     "zones",
     "gateway",
+    "asns",
     "ports",
     "protocols",
 ];
-const TO_LATER: &[&str] = &["asns", "domains"];
+const TO_LATER: &[&str] = &["domains"];
 
 const ROOT_KEYS: Keys = Keys {
     known: &["mode", "zones", "gateways", "rules"],
@@ -193,6 +194,7 @@ impl Reader<'_> {
             countries: None,
             zones: None,
             gateways: None,
+            asns: None,
             ports: None,
             protocols: None,
             verdict: self.verdict(at),
@@ -224,6 +226,7 @@ impl Reader<'_> {
                 .map(|gateway| &*gateway.name.value)
                 .collect();
             rule.gateways = self.references(to, "gateway", &gateway_names);
+            rule.asns = self.located(to, "asns", value::asn);
             rule.ports = self.values(to, "ports", Ports::parse);
             rule.protocols = self.values(to, "protocols", Protocol::parse);
         }

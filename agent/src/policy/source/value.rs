@@ -148,6 +148,21 @@ fn name_or_id(text: &str, what: &str) -> Result<Result<u32, String>, Fault> {
     }
 }
 
+/// The number of an autonomous system: `64500` or `AS64500`.
+pub(super) fn asn(text: &str) -> Result<u32, Fault> {
+    let digits = match text.get(..2) {
+        Some(prefix) if prefix.eq_ignore_ascii_case("AS") => &text[2..],
+        _ => text,
+    };
+    let number = digits.parse().ok().filter(|_| !digits.starts_with('+'));
+    number.filter(|&number| number > 0).ok_or_else(|| {
+        Fault::new(format!(
+            "`{text}` is not the number of an autonomous system"
+        ))
+        .help("write it as in `64500` or `\"AS64500\"`; numbers are from 1 to 4294967295")
+    })
+}
+
 /// Names of rules, zones and gateways, which appear in reports.
 pub(super) fn name(text: &str) -> Result<String, Fault> {
     const LONGEST: usize = 128;

@@ -14,7 +14,12 @@ use crate::policy::network::Extent;
 pub struct Places {
     v4: Vec<(u32, u32, Country)>,
     v6: Vec<(u128, u128, Country)>,
+    asns_v4: Vec<(u32, u32, u32)>,
+    asns_v6: Vec<(u128, u128, u32)>,
 }
+
+/// Autonomous systems that occur.
+pub(super) const ASNS: [u32; 5] = [1, 64500, 64501, 64511, u32::MAX];
 
 /// Countries that occur: in groups and not, named by policies and not.
 pub(super) const COUNTRIES: [&str; 8] = ["IE", "DE", "NO", "CH", "GB", "US", "CN", "BR"];
@@ -31,9 +36,20 @@ impl Places {
                 Extent::V6(first, last) => v6.push((first, last, country)),
             }
         }
+        // Policies name some, so one at least is known.
+        let (mut asns_v4, mut asns_v6) = (vec![(1 << 24, 1 << 24, 1)], Vec::new());
+        for _ in 0..random.below(40) {
+            let asn = *random.pick(&ASNS);
+            match network(random).extent() {
+                Extent::V4(first, last) => asns_v4.push((first, last, asn)),
+                Extent::V6(first, last) => asns_v6.push((first, last, asn)),
+            }
+        }
         Self {
             v4: without_overlap(v4),
             v6: without_overlap(v6),
+            asns_v4: without_overlap(asns_v4),
+            asns_v6: without_overlap(asns_v6),
         }
     }
 
@@ -46,20 +62,35 @@ impl Places {
             .v6
             .iter()
             .map(|&(first, last, _)| Extent::V6(first, last));
-        v4.chain(v6)
+        let asns_v4 = self
+            .asns_v4
+            .iter()
+            .map(|&(first, last, _)| Extent::V4(first, last));
+        let asns_v6 = self
+            .asns_v6
+            .iter()
+            .map(|&(first, last, _)| Extent::V6(first, last));
+        v4.chain(v6).chain(asns_v4).chain(asns_v6)
     }
 }
 
 /// Those of the ranges that begin behind the end of the one before.
-fn without_overlap<K: Copy + Ord>(mut ranges: Vec<(K, K, Country)>) -> Vec<(K, K, Country)> {
+fn without_overlap<K: Copy + Ord, T: Copy + Ord>(mut ranges: Vec<(K, K, T)>) -> Vec<(K, K, T)> {
     ranges.sort_unstable();
-    let mut kept: Vec<(K, K, Country)> = Vec::new();
+    let mut kept: Vec<(K, K, T)> = Vec::new();
     for range in ranges {
         if kept.last().is_none_or(|&(_, last, _)| last < range.0) {
             kept.push(range);
         }
     }
     kept
+}
+
+fn find<K: Copy + Ord, T: Copy>(ranges: &[(K, K, T)], key: K) -> Option<T> {
+    let range = ranges
+        .iter()
+        .find(|&&(first, last, _)| first <= key && key <= last);
+    range.map(|&(_, _, value)| value)
 }
 
 impl Geography for Places {
@@ -71,13 +102,26 @@ impl Geography for Places {
         Box::new(self.v6.iter().copied())
     }
 
-    fn country(&self, address: IpAddr) -> Option<Country> {
-        fn find<K: Copy + Ord>(ranges: &[(K, K, Country)], key: K) -> Option<Country> {
-            let range = ranges
-                .iter()
-                .find(|&&(first, last, _)| first <= key && key <= last);
-            range.map(|&(_, _, country)| country)
+    fn asns_v4(&self) -> Box<dyn Iterator<Item = (u32, u32, u32)> + '_> {
+        Box::new(self.asns_v4.iter().copied())
+    }
+
+    fn asns_v6(&self) -> Box<dyn Iterator<Item = (u128, u128, u32)> + '_> {
+        Box::new(self.asns_v6.iter().copied())
+    }
+
+    fn asn(&self, address: IpAddr) -> Option<u32> {
+        match address.to_canonical() {
+            IpAddr::V4(v4) => find(&self.asns_v4, v4.to_bits()),
+            IpAddr::V6(v6) => find(&self.asns_v6, v6.to_bits()),
         }
+    }
+
+    fn has_asns(&self) -> bool {
+        true
+    }
+
+    fn country(&self, address: IpAddr) -> Option<Country> {
         match address.to_canonical() {
             IpAddr::V4(v4) => find(&self.v4, v4.to_bits()),
             IpAddr::V6(v6) => find(&self.v6, v6.to_bits()),

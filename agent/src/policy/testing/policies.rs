@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::places::COUNTRIES;
+use super::places::{ASNS, COUNTRIES};
 use super::{GROUPS, Random, USERS};
 use crate::policy::local::always_local;
 use crate::policy::network::{Extent, Network};
@@ -192,6 +192,13 @@ fn rule_text(
     }
     if random.one_in(4) {
         to.push(format!("countries = {}", list(random, 3, country)));
+    }
+    if random.one_in(6) {
+        let asn = |random: &mut Random| match random.pick(&ASNS) {
+            asn if random.one_in(2) => format!("AS{asn}"),
+            asn => asn.to_string(),
+        };
+        to.push(format!("asns = {}", list(random, 3, asn)));
     }
     if random.one_in(4) {
         let zone = |random: &mut Random| format!("zone-{}", random.below(n_zones));

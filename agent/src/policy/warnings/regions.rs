@@ -293,7 +293,9 @@ impl Common {
                 let groups = rule.groups.as_ref()?.iter();
                 Some(groups.map(|group| Group::to_string(&group.value)).collect())
             }),
-            ("interactive", |rule| Some(vec![rule.interactive?.to_string()])),
+            ("interactive", |rule| {
+                Some(vec![rule.interactive?.to_string()])
+            }),
         ];
         for (name, key) in keys {
             if let Some(who) = from(&key(earlier).map(quoted), &key(later).map(quoted)) {
