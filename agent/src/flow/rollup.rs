@@ -120,6 +120,7 @@ impl Rollup {
 /// Blanks what the key does not say.
 fn in_common(key: &RollupKey, tracked: &Tracked) -> Tracked {
     let nobody = Owner {
+        gid: u32::MAX,
         loginuid: NOBODY_LOGGED_IN,
         session: NOBODY_LOGGED_IN,
         ..Owner::default()

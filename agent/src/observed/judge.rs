@@ -260,7 +260,7 @@ impl Lacks {
     fn of(policy: &Policy, source: &Source, target: &Target) -> Self {
         Self {
             // What no rule asks for need not be known.
-            gid: policy.rules.iter().any(|rule| rule.groups.is_some()),
+            gid: source.gid.is_none() && policy.rules.iter().any(|rule| rule.groups.is_some()),
             interactive: source.interactive.is_none()
                 && policy.rules.iter().any(|rule| rule.interactive.is_some()),
             cgroup: source.cgroup_for_rules().is_missing(),

@@ -29,6 +29,8 @@ pub struct Source {
     pub exe_note: Option<Arc<str>>,
     /// User id.
     pub uid: Option<u32>,
+    /// Group id.
+    pub gid: Option<u32>,
     /// Name of the user.
     pub user: Option<Arc<str>>,
     /// Whether somebody logged in to start the process.
@@ -61,6 +63,9 @@ impl Source {
             uid: record
                 .number(Field::Uid)
                 .and_then(|uid| u32::try_from(uid).ok()),
+            gid: record
+                .number(Field::Gid)
+                .and_then(|gid| u32::try_from(gid).ok()),
             user: text(Field::User),
             // A process has a session, or nobody logged in to start it.
             interactive: record
@@ -85,6 +90,7 @@ impl Source {
             exe: exe.exe.clone(),
             exe_note: exe.exe_note.clone(),
             uid: self.uid.or(older.uid),
+            gid: self.gid.or(older.gid),
             user: either(&self.user, &older.user),
             interactive: self.interactive.or(older.interactive),
         };
@@ -129,8 +135,7 @@ impl Source {
             executable: self.exe_for_rules().known().map(str::as_bytes),
             // The last number is no user's.
             uid: self.uid.unwrap_or(u32::MAX),
-            // Records do not have it.
-            gid: None,
+            gid: self.gid,
             interactive: self.interactive,
             destination,
             protocol,

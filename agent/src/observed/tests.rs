@@ -18,7 +18,7 @@ pub(crate) fn record(differs: Value) -> Value {
         "flow": "1-1-1", "direction": "outbound", "protocol": "tcp",
         "dst_addr": "203.0.113.7", "dst_port": 443, "verdict": "approved", "rule": "r",
         "outcome": "passed", "bytes_out": 100, "packets_out": 2, "started": AT[0], "ended": AT[1],
-        "pid": 7, "exe": "/usr/bin/x", "uid": 33, "user": "www-data", "unit": "x.service",
+        "pid": 7, "exe": "/usr/bin/x", "uid": 33, "gid": 33, "user": "www-data", "unit": "x.service",
         "cgroup": "/system.slice/x.service", "attribution": "direct", "priority": 6,
         "message": "m",
     });
@@ -315,6 +315,24 @@ fn what_is_not_known_is_not_guessed() {
     );
     let (judgement, _) = judged(&by_exe, json!({ "exe": "/usr/bin/\u{fffd}" }));
     assert_eq!(judgement.approves(), None);
+}
+
+#[test]
+fn groups_and_sessions_are_judged_where_records_have_them() {
+    let by_group = POLICY.replace(
+        "unit = \"x.service\"",
+        "group = \"33\", interactive = false",
+    );
+    let (judgement, _) = judged(&by_group, json!({}));
+    assert_eq!(judgement.approves(), Some(true));
+    let (judgement, _) = judged(&by_group, json!({ "session": 3 }));
+    assert_eq!(judgement.approves(), Some(false));
+    let (judgement, _) = judged(&by_group, json!({ "gid": null, "pid": null }));
+    assert_eq!(judgement.approves(), None);
+    assert_eq!(
+        judgement.lacks(),
+        ["the group", "whether somebody was logged in"]
+    );
 }
 
 #[test]

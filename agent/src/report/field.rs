@@ -269,6 +269,8 @@ fields! {
         "name of the thread that acted, which it can choose itself";
     Uid "uid" Number "" FLOWS
         "user id";
+    Gid "gid" Number "" FLOWS
+        "group id, which a rollup has not";
     User "user" Text "" FLOWS
         "name of that user";
     Loginuid "loginuid" Number "" FLOWS

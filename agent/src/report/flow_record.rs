@@ -203,6 +203,7 @@ impl Record {
         // have opened for anybody.
         if owner.quality != quality::NONE {
             self.set_known(Field::Uid, somebody(owner.uid));
+            self.set_known(Field::Gid, somebody(owner.gid));
         }
         self.set_known(Field::User, facts.user.clone());
         self.set_known(Field::Login, facts.login.clone());

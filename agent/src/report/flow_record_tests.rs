@@ -124,7 +124,7 @@ fn a_violation_has_every_fact_as_a_field() {
         "start_time": "2026-11-21T21:54:39.000000Z",
         "exe": "/usr/bin/curl",
         "comm": "curl",
-        "uid": 33,
+        "uid": 33, "gid": 33,
         "user": "www-data",
         "loginuid": 1000,
         "login": "admin",
@@ -286,7 +286,7 @@ fn nobody_is_invented() {
         "unknown process → 203.0.113.9:443/tcp: unapproved, would be dropped; 80 B so far"
     );
     use Field::{
-        Comm, CommunityId, Direction, Exe, Loginuid, Pid, Ppid, Session, SrcAddr, SrcPort,
+        Comm, CommunityId, Direction, Exe, Gid, Loginuid, Pid, Ppid, Session, SrcAddr, SrcPort,
         StartTime, Uid,
     };
     for field in [
@@ -294,6 +294,7 @@ fn nobody_is_invented() {
         CommunityId,
         Direction,
         Exe,
+        Gid,
         Loginuid,
         Pid,
         Ppid,
