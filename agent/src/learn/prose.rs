@@ -3,7 +3,7 @@
 //! Units, paths and rules have names that others chose; nothing of a name ends a
 //! comment's line or moves what stands beside it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Draft, Lesson, Owner, Section, owner::is_transient};
 use crate::{
@@ -85,7 +85,7 @@ pub(super) fn of_rule(rule: &Draft<'_>) -> String {
             text += &comment(&format!("{title}: {}", all.join(", ")), "  ");
         }
     };
-    let strings = |all: std::collections::BTreeSet<std::sync::Arc<str>>| -> Vec<String> {
+    let strings = |all: BTreeSet<std::sync::Arc<str>>| -> Vec<String> {
         all.iter().map(|one| one.to_string()).collect()
     };
     let units = rule.texts(|source| source.user_unit.as_ref().or(source.unit.as_ref()));
@@ -150,6 +150,18 @@ pub(super) fn of_rule(rule: &Draft<'_>) -> String {
              from here are approved as well"
                 .to_owned(),
         );
+    }
+    let inner: BTreeSet<String> = rule
+        .seen
+        .iter()
+        .filter_map(|one| Some(one.target.embedded()?.to_string()))
+        .collect();
+    if !inner.is_empty() {
+        let inner: Vec<String> = inner.into_iter().collect();
+        wider.push(format!(
+            "{} by itself, since an address that embeds it is judged by both",
+            inner.join(", ")
+        ));
     }
     if !wider.is_empty() {
         let wider = wider.join("; ");

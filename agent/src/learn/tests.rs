@@ -192,6 +192,25 @@ fn answers_hold_for_any_port_of_the_client_and_say_so() {
 }
 
 #[test]
+fn an_address_that_embeds_another_is_approved_with_it() {
+    for address in ["64:ff9b::cb00:7107", "2002:cb00:7107::1"] {
+        let line = record(json!({ "dst_addr": address }));
+        let (learned, policy, compiled) = learned(std::slice::from_ref(&line));
+        assert!(approves(&policy, &compiled, &line), "{}", learned.text);
+        assert!(
+            learned.text.contains("203.0.113.7 by itself"),
+            "{}",
+            learned.text
+        );
+        assert!(
+            learned.text.contains("Seen: 1 flow, 100 B"),
+            "{}",
+            learned.text
+        );
+    }
+}
+
+#[test]
 fn what_no_rule_can_say_is_a_comment() {
     let lines = [
         record(json!({ "flow": "1", "dst_port": null })),

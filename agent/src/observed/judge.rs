@@ -188,6 +188,14 @@ impl Judge<'_> {
                 rule: None,
             });
         }
+        if observed.target.embedded().is_some() {
+            // Only one of its two readings was gone through, and both count.
+            possible.push(Ruling {
+                verdict: verdict::UNDETERMINED,
+                rule: None,
+            });
+            asked.push("what the address in it is judged by");
+        }
         match possible[..] {
             [one] => Judgement::Certain(one),
             _ => {

@@ -15,6 +15,8 @@ pub(crate) mod tests;
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
+use trefoil_ebpf::abi::Address;
+
 use crate::{
     clock,
     geo::Country,
@@ -112,6 +114,17 @@ impl Observed {
             self.target.port,
             self.amount.last_us(),
         ))
+    }
+}
+
+impl Target {
+    /// The IPv4 address that the far end's address embeds, by which it is judged as well.
+    #[must_use]
+    pub fn embedded(&self) -> Option<IpAddr> {
+        match self.address? {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(v6) => Some(IpAddr::V4(Address(v6.octets()).embedded_v4()?.into())),
+        }
     }
 }
 
