@@ -1,6 +1,7 @@
-//! The judge in the kernel and the evaluator in user space decide the same.
+//! The judge in the kernel, the evaluator in user space and the reader of a policy as it
+//! is written decide the same.
 //!
-//! Random policies and flows; each flow is asked of both. The kernel side is the
+//! Random policies and flows; each flow is asked of all three. The kernel side is the
 //! program `judge_question`, which calls the judge that the hooks call, run with
 //! `BPF_PROG_RUN`; nothing is attached. Needs root.
 
@@ -14,20 +15,25 @@ use trefoil::{
     policy::{
         Compiled, Mode, compile,
         evaluate::Question as Flow,
+        explain::{decide, explain},
         testing::{NOW_US, OwnedQuestion, Random, Scene},
     },
 };
 use trefoil_ebpf::abi::{
     ClassCache, DECISION_LIMITED, Decision, EXECUTABLE_FOREIGN, EXECUTABLE_PATH, Executable,
-    NOBODY_LOGGED_IN, Question,
+    NO_RULE, NOBODY_LOGGED_IN, Question,
 };
 
-/// Pairs of a flow and a policy.
+/// How many pairs of a flow and a policy there are, if not [`N_PAIRS`].
+const DECISIONS: &str = "TREFOIL_DECISIONS";
+/// So many take half a minute at the most where tests run.
 const N_PAIRS: usize = 100_000;
 /// Flows that are asked under one policy.
-const N_QUESTIONS: usize = 500;
-/// More executables, and more control groups, than that many flows have.
-const N_NAMES: u32 = 1 << 16;
+const N_QUESTIONS: usize = 1_000;
+/// Of so many flows, one is explained in full.
+const N_UNEXPLAINED: usize = 50;
+/// More executables, and more control groups, than a test by itself has.
+const N_NAMES: u32 = 1 << 10;
 
 /// Gives every path an id in the kernel's table, once.
 #[derive(Default)]
@@ -87,13 +93,21 @@ fn packed(decision: &Decision) -> u32 {
     u32::from(decision.verdict) | u32::from(decision.flags) << 8 | u32::from(decision.rule) << 16
 }
 
+/// How an explanation says it.
+fn named(verdict: u8) -> &'static str {
+    trefoil::report::words::verdict(verdict).unwrap_or("none")
+}
+
 #[test]
-fn kernel_and_evaluator_decide_the_same() {
-    let mut kernel = Unattached::load(N_NAMES).unwrap();
+fn kernel_evaluator_and_reader_decide_the_same() {
+    let n_pairs = std::env::var(DECISIONS).map_or(N_PAIRS, |number| number.parse().unwrap());
+    // Fewer flows than that have a path that no other has.
+    let mut kernel = Unattached::load(n_pairs as u32 / 2).unwrap();
     let (mut executables, mut cgroups) = (Ids::default(), Ids::default());
     let accounts = Accounts::default();
     let mut by_verdict: HashMap<u8, usize> = HashMap::new();
-    for seed in 0..(N_PAIRS / N_QUESTIONS) as u64 {
+    let mut n_embedded = 0;
+    for seed in 0..(n_pairs / N_QUESTIONS) as u64 {
         let scene = Scene::new(seed);
         let generation = kernel.next_generation();
         let compiled = compile(&scene.policy, &scene.surroundings(), generation).unwrap();
@@ -147,7 +161,26 @@ fn kernel_and_evaluator_decide_the_same() {
             .collect();
 
         let (answers, _) = kernel.ask(&questions).unwrap();
-        for ((question, sent), answer) in asked.iter().zip(&questions).zip(answers) {
+        let surroundings = scene.surroundings();
+        for (number, ((question, sent), answer)) in
+            asked.iter().zip(&questions).zip(answers).enumerate()
+        {
+            // The reader knows no accounts: as long as every budget lasts.
+            let read = decide(&scene.policy, &surroundings, &question.question());
+            let lasting = compiled.judge(&question.question());
+            let rule = (lasting.rule != NO_RULE).then_some(usize::from(lasting.rule));
+            assert_eq!(
+                (read.verdict, read.rule),
+                (lasting.verdict, rule),
+                "seed {seed}: the reader and the evaluator of {question:?} under\n{}",
+                scene.text,
+            );
+            if number % N_UNEXPLAINED == 0 {
+                let explained = explain(&scene.policy, &surroundings, &question.question());
+                assert_eq!(explained.verdict, named(read.verdict), "seed {seed}");
+                assert_eq!(explained.rule, read.rule, "seed {seed}");
+            }
+            n_embedded += usize::from(sent.peer.address.embedded_v4().is_some());
             let expected = accounts.judge(&compiled, &question.question(), sent.bytes.into());
             let answer = answer & !(u32::from(DECISION_LIMITED) << 8);
             assert_eq!(
@@ -162,7 +195,8 @@ fn kernel_and_evaluator_decide_the_same() {
             *by_verdict.entry(expected.verdict).or_default() += 1;
         }
     }
-    println!("{N_PAIRS} decisions, by verdict: {by_verdict:?}");
+    println!("{n_pairs} decisions, {n_embedded} about two addresses, by verdict: {by_verdict:?}");
+    assert!(n_embedded > n_pairs / 100, "{n_embedded}");
     // A generator that asks about one kind of flow only would prove nothing.
     assert!(by_verdict.len() >= 8, "{by_verdict:?}");
 }
