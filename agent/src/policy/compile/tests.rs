@@ -285,11 +285,11 @@ fn problems_of_the_host_and_of_the_text_are_said_together() {
          help: write `verdict = \"approve\"` or `verdict = \"deny\"`\n\
          policy.toml:5:26: error: rules[0].from.user: this host has no user `nobody-here`\n  \
          help: write the login name of a user, or the number\n\
+         policy.toml:5:50: error: rules[0].from.group: this host has no group `no-group`\n  \
+         help: write the name of a group, or the number\n\
          policy.toml:6:15: error: rules[0].to.asns: no file of country data has the numbers of \
          autonomous systems\n  \
-         help: name an ASN database (MMDB) beside the other files: `geo` in trefoil.toml, or --geo\n\
-         policy.toml:5:51: error: rules[0].from.group: this host has no group `no-group`\n  \
-         help: write the name of a group, or the number"
+         help: name an ASN database (MMDB) beside the other files: `geo` in trefoil.toml, or --geo"
     );
 }
 
