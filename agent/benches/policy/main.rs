@@ -36,9 +36,13 @@ const N_RULES: usize = 1_000;
 const N_RANDOM: usize = 4096 * MAX_QUESTIONS;
 const N_ROUNDS: usize = 7;
 
+mod reload;
 mod trie;
 
 fn main() {
+    if std::env::args().any(|argument| argument == reload::SENDER) {
+        return reload::send();
+    }
     let Some(table) = std::env::var_os(TABLE) else {
         panic!("{TABLE} is not set: run `cargo xtask bench policy`");
     };
@@ -93,6 +97,9 @@ fn main() {
             );
         }
     }
+
+    println!("\n1,000 rules, all prefixes, by an agent that runs");
+    reload::measure(&table, &large_policy(&geo));
 
     println!("\nLPM trie");
     let object = PathBuf::from(std::env::var_os(TRIE).unwrap());
