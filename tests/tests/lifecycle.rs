@@ -276,16 +276,10 @@ fn detach_where_nothing_is_attached_is_fine() -> Result<()> {
     lab.close()
 }
 
-#[test]
-fn a_running_agent_has_given_up_what_it_needed_to_start() -> Result<()> {
-    const CAP_DAC_READ_SEARCH: u64 = 1 << 2;
-    const CAP_NET_ADMIN: u64 = 1 << 12;
-    const CAP_SYS_PTRACE: u64 = 1 << 19;
-    const CAP_BPF: u64 = 1 << 39;
-    let lab = Lab::new()?;
-    let mut agent = lab.agent().policy(&reporting()).start()?;
+/// What each thread of a process is permitted, by name.
+fn capabilities(pid: u32) -> Result<BTreeMap<String, u64>> {
     let mut held = BTreeMap::new();
-    for thread in fs::read_dir(format!("/proc/{}/task", agent.pid()))? {
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
         let status = fs::read_to_string(thread?.path().join("status"))?;
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -295,6 +289,17 @@ fn a_running_agent_has_given_up_what_it_needed_to_start() -> Result<()> {
         let permitted = u64::from_str_radix(&field("CapPrm:")?, 16)?;
         held.insert(field("Name:")?, permitted);
     }
+    Ok(held)
+}
+
+#[test]
+fn a_running_agent_has_given_up_what_it_needed_to_start() -> Result<()> {
+    const CAP_DAC_READ_SEARCH: u64 = 1 << 2;
+    const CAP_NET_ADMIN: u64 = 1 << 12;
+    const CAP_SYS_PTRACE: u64 = 1 << 19;
+    const CAP_BPF: u64 = 1 << 39;
+    let lab = Lab::new()?;
+    let mut agent = lab.agent().policy(&reporting()).start()?;
     let expected = BTreeMap::from(
         [
             ("trefoil", CAP_BPF),
@@ -305,7 +310,11 @@ fn a_running_agent_has_given_up_what_it_needed_to_start() -> Result<()> {
         ]
         .map(|(name, capabilities)| (name.to_owned(), capabilities)),
     );
-    ensure!(held == expected, "{held:x?} instead of {expected:x?}");
+    // A thread may have to wait for its turn before it gives up anything.
+    wait_for("every thread has what it needs", || {
+        Ok((capabilities(agent.pid())? == expected).then_some(()))
+    })
+    .with_context(|| format!("{:x?} instead of {expected:x?}", capabilities(agent.pid())))?;
 
     // It can do all of its work with that: reload, hash, name, report.
     agent.reload(&approving())?;
