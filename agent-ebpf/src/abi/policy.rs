@@ -410,6 +410,24 @@ pub struct Question {
     pub session: u32,
 }
 
+impl Question {
+    /// What the hooks ask about a flow of this owner, before there is a packet.
+    #[must_use]
+    pub const fn of(owner: &super::Owner, peer: super::Peer) -> Self {
+        // Without a process, only the socket's own facts are known.
+        let is_known = owner.pid != 0;
+        Self {
+            exe_id: owner.exe_id,
+            cgroup_id: owner.cgroup_id,
+            peer,
+            uid: owner.uid,
+            bytes: 0,
+            gid: if is_known { owner.gid } else { u32::MAX },
+            session: if is_known { owner.session } else { 0 },
+        }
+    }
+}
+
 #[cfg(not(target_arch = "bpf"))]
 const _: () = {
     assert!(size_of::<Decision>() == 8);

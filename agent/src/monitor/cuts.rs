@@ -126,16 +126,7 @@ impl Monitor {
         let (cookies, questions): (Vec<u64>, Vec<Question>) = sockets
             .iter()
             .filter(|socket| self.cuts.is_suspect(socket, all))
-            .map(|Tracked { owner, flow }| {
-                let question = Question {
-                    exe_id: owner.exe_id,
-                    cgroup_id: owner.cgroup_id,
-                    peer: flow.peer,
-                    uid: owner.uid,
-                    ..Question::default()
-                };
-                (flow.cookie, question)
-            })
+            .map(|Tracked { owner, flow }| (flow.cookie, Question::of(owner, flow.peer)))
             .unzip();
         if questions.is_empty() {
             return Ok(());
