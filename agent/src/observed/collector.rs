@@ -143,6 +143,12 @@ impl Collector {
         let boot: Arc<str> = record.text(Field::BootId).unwrap_or_default().into();
         let number = record.number(Field::Seq);
         let is_of_flows = matches!(record.kind(), Kind::Flow | Kind::Violation);
+        let is_named =
+            record.text(Field::Flow).is_some() && record.text(Field::State) != Some("rollup");
+        if is_of_flows && !is_named && number.is_none() {
+            // Nothing would tell whether it was read before.
+            return Err(NotARecord::Lacks(Field::Seq.name().to_owned()));
+        }
         let seen = is_of_flows.then(|| seen(record)).transpose()?;
         let is_new = match number {
             Some(number) => self
@@ -178,7 +184,7 @@ impl Collector {
         self.reading.flow_records += 1;
         let key = (self.interned(key.0), key.1, key.2);
         match record.text(Field::Flow) {
-            Some(name) if record.text(Field::State) != Some("rollup") => {
+            Some(name) if is_named => {
                 let newest = (number.unwrap_or(0), time.unwrap_or_default());
                 let pid = record.number(Field::Pid);
                 self.add_flow((boot, name.into()), newest, pid, key, amount);

@@ -67,6 +67,15 @@ fn what_is_wrong_with_a_line_is_shown_without_its_control_characters() {
 }
 
 #[test]
+fn a_rollup_without_a_number_could_be_counted_twice_and_is_refused() {
+    let rollup = record(json!({ "seq": null, "state": "rollup", "flow": null, "flows": 9 }));
+    let (observed, reading) = read(&[rollup]);
+    assert!(observed.is_empty());
+    assert_eq!((reading.records, reading.unreadable), (0, 1));
+    assert!(reading.faults[0].reason.contains("`seq`"), "{reading:?}");
+}
+
+#[test]
 fn of_cumulative_records_the_largest_count_once_and_in_any_order() {
     let opened = record(json!({
         "seq": 1, "time": AT[0], "state": "opened", "bytes_out": 40, "verdict": "unapproved",
