@@ -168,13 +168,6 @@ fn decide(generation: u32, classes: u64, packet: u64, high: u64, low: u64) -> Op
     let row = |dimension: usize, class: u16| {
         policy.rows[dimension] + (u32::from(class) << (policy.row_shift & 31))
     };
-    let word = |row: u32, index: u32| {
-        let place = row + index * size_of::<u64>() as u32;
-        match place >> CHUNK_SHIFT {
-            0 => unsafe { *in_chunk::<u64>(first, place) },
-            _ => far_word(slot, place),
-        }
-    };
     // Words that can have a clause in common: mostly one or two.
     let mut candidates = summary(dimension::DESTINATION, destination)
         & summary(dimension::SERVICE, service)
@@ -188,6 +181,9 @@ fn decide(generation: u32, classes: u64, packet: u64, high: u64, low: u64) -> Op
     let groups = row(dimension::GROUP, group);
     let executables = row(dimension::EXECUTABLE, executable);
     let cgroups = row(dimension::CGROUP, cgroup);
+    // No row is in two chunks, so that all of its words are where it begins.
+    let farthest = destinations | services | users | groups | executables | cgroups;
+    let is_near = farthest >> CHUNK_SHIFT == 0;
     let mut i = 0;
     let mut clauses = 0;
     // Each round takes a word, or skips a clause whose time has not come or is over.
@@ -198,12 +194,23 @@ fn decide(generation: u32, classes: u64, packet: u64, high: u64, low: u64) -> Op
             }
             i = candidates.trailing_zeros();
             candidates &= candidates - 1;
-            clauses = word(destinations, i)
-                & word(services, i)
-                & word(users, i)
-                & word(groups, i)
-                & word(executables, i)
-                & word(cgroups, i);
+            let offset = i * size_of::<u64>() as u32;
+            clauses = if is_near {
+                let word = |row: u32| unsafe { *in_chunk::<u64>(first, row + offset) };
+                word(destinations)
+                    & word(services)
+                    & word(users)
+                    & word(groups)
+                    & word(executables)
+                    & word(cgroups)
+            } else {
+                far_word(slot, destinations + offset)
+                    & far_word(slot, services + offset)
+                    & far_word(slot, users + offset)
+                    & far_word(slot, groups + offset)
+                    & far_word(slot, executables + offset)
+                    & far_word(slot, cgroups + offset)
+            };
             if clauses == 0 {
                 continue;
             }
@@ -247,7 +254,7 @@ extern "C" fn far_summary(slot: u32, place: u32) -> u32 {
     entry::<Summary>(slot, place).map_or(0, |summary| summary.words)
 }
 
-/// A word of a row that is not in the first chunk, as [`far_summary`].
+/// A word of a row, as [`far_summary`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn far_word(slot: u32, place: u32) -> u64 {

@@ -21,7 +21,7 @@ use trefoil::{
 };
 use trefoil_ebpf::abi::{
     ClassCache, DECISION_LIMITED, Decision, EXECUTABLE_FOREIGN, EXECUTABLE_PATH, Executable,
-    NO_RULE, NOBODY_LOGGED_IN, Question,
+    NO_RULE, NOBODY_LOGGED_IN, Question, verdict,
 };
 
 /// How many pairs of a flow and a policy there are, if not [`N_PAIRS`].
@@ -234,6 +234,69 @@ fn an_executable_that_a_user_could_have_put_there_matches_no_path() {
     };
     let (answers, _) = kernel.ask(&[ask(1), ask(2), ask(3)]).unwrap();
     let verdicts: Vec<u8> = answers.iter().map(|answer| *answer as u8).collect();
-    use trefoil_ebpf::abi::verdict::{APPROVED, UNDETERMINED};
-    assert_eq!(verdicts, [APPROVED, UNDETERMINED, UNDETERMINED]);
+    assert_eq!(
+        verdicts,
+        [
+            verdict::APPROVED,
+            verdict::UNDETERMINED,
+            verdict::UNDETERMINED
+        ]
+    );
+}
+
+/// What every decision reads is mostly in the first chunk of the tables, and here it is
+/// not.
+#[test]
+fn rows_that_fill_more_than_a_chunk_are_found() {
+    use std::fmt::Write as _;
+    use trefoil_ebpf::abi::{CHUNK_BYTES, dimension};
+    const N_RULES: u32 = 2_000;
+    let network = |number: u32| format!("10.{}.{}", number / 250, number % 250);
+    let mut text = "mode = \"report\"\n".to_owned();
+    for number in 0..N_RULES {
+        let verdict = if number % 3 == 0 { "deny" } else { "approve" };
+        let network = network(number);
+        writeln!(
+            text,
+            "[[rules]]\nname = \"r{number}\"\nverdict = \"{verdict}\"\n\
+             to = {{ networks = [\"{network}.0/24\"], ports = [\"{}/tcp\", \"443/tcp\"] }}",
+            1_000 + number
+        )
+        .unwrap();
+    }
+    let policy = trefoil::policy::Policy::parse(&text, "policy.toml").unwrap();
+    let surroundings = trefoil::policy::Surroundings {
+        geography: &trefoil::policy::geography::Nowhere,
+        users: &|_: &str| None,
+        own_addresses: &[],
+    };
+    let mut kernel = Unattached::load(N_NAMES).unwrap();
+    let compiled = compile(&policy, &surroundings, kernel.next_generation()).unwrap();
+    let image = trefoil::policy::Image::new(&compiled).unwrap();
+    assert!(image.header.rows[dimension::SERVICE] as usize >= CHUNK_BYTES);
+    kernel.judge_by(&compiled, &BootClock::read()).unwrap();
+    let mut questions = Vec::new();
+    let mut expected = Vec::new();
+    for number in 0..N_RULES {
+        let destination: std::net::IpAddr = format!("{}.7", network(number)).parse().unwrap();
+        for port in [443, 1_000 + number as u16, 999] {
+            questions.push(Question {
+                peer: peer(destination, port, 6),
+                ..Question::default()
+            });
+            let verdict = match number % 3 {
+                _ if port == 999 => verdict::UNDETERMINED,
+                0 => verdict::DENIED,
+                _ => verdict::APPROVED,
+            };
+            let rule = if port == 999 { NO_RULE } else { number as u16 };
+            expected.push((verdict, rule));
+        }
+    }
+    let (answers, _) = kernel.ask(&questions).unwrap();
+    let found: Vec<(u8, u16)> = answers
+        .iter()
+        .map(|answer| (*answer as u8, (answer >> 16) as u16))
+        .collect();
+    assert_eq!(found, expected);
 }
