@@ -14,12 +14,15 @@ use trefoil_lab::namespace::Namespace;
 use trefoil_lab::program::{Outcome, Program, Running};
 use trefoil_lab::sink::UdpSink;
 use trefoil_lab::{Agent, Lab, Record, places};
-use world::{REFUSED, TRAFFIC, approving, at, enforcing, mapped_at, reporting, traffic};
+use world::{REFUSED, RULES, TRAFFIC, approving, at, enforcing, mapped_at, reporting, traffic};
 
 const UDP_PORT: u16 = 9;
 const TCP_PORT: u16 = 443;
 /// Where programs on the host under test accept connections, from this port on.
 const SERVED_PORT: u16 = 5000;
+
+/// A user and a group that no policy of the other tests knows.
+const GROUP: u32 = 4711;
 
 /// Exit code of `traffic` for an error that is no refusal.
 const FAILED: i32 = 14;
@@ -144,6 +147,12 @@ fn what_a_new_policy_does_not_approve_is_cut_and_nothing_else() -> Result<()> {
         connect("approved IPv6", at(places::PEER6, TCP_PORT), &peer)?,
         Pair::accepted("accepted from the peer", &lab, &lab.peer, SERVED_PORT + 1)?,
         Pair::connected(
+            "approved by its group",
+            lab.program_as(GROUP, TRAFFIC)?,
+            &at(places::FOREIGN, TCP_PORT),
+            &foreign,
+        )?,
+        Pair::connected(
             "not watched",
             Program::new(TRAFFIC, &lab.host, None, None)?,
             &at(places::FOREIGN, TCP_PORT),
@@ -179,7 +188,11 @@ fn what_a_new_policy_does_not_approve_is_cut_and_nothing_else() -> Result<()> {
     }
     datagrams.wait_for_packets(2)?;
 
-    agent.reload(&enforcing())?;
+    agent.reload(&format!(
+        "mode = \"enforce\"\n\n[[rules]]\nname = \"a group\"\nfrom = {{ group = {GROUP} }}\n\
+         to = {{ networks = [\"{}/32\"] }}\nverdict = \"approve\"\n{RULES}",
+        places::FOREIGN
+    ))?;
 
     let mut pids = vec![sending.pid()];
     let outcome = sending.finish()?;
