@@ -335,8 +335,9 @@ pub struct Clause {
 pub const CLAUSE_TIMED: u8 = 1;
 /// [`Clause::limits`]: the bytes that leave by it are counted in a [`Budget`].
 pub const CLAUSE_COUNTED: u8 = 2;
-/// Most clauses of a policy that are [`CLAUSE_TIMED`].
-pub const MAX_TIMED_CLAUSES: usize = 128;
+/// Most clauses of a policy that are [`CLAUSE_TIMED`]. Each is a round that the kernel
+/// verifies, in each program that judges.
+pub const MAX_TIMED_CLAUSES: usize = 32;
 
 /// Entries of map `BUDGETS`.
 pub const MAX_BUDGETS: usize = 1024;
