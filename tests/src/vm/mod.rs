@@ -42,7 +42,7 @@ pub const TARBALL: &str = "/guest/trefoil.tar.gz";
 
 /// How long a command, a boot or a condition may take: emulation is slow, and
 /// two machines share two processors. Who waits this long has failed.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(420);
 
 /// Between two looks at a condition.
 const PAUSE: Duration = Duration::from_millis(100);
