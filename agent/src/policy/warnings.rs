@@ -11,6 +11,8 @@ mod tests;
 
 use std::net::IpAddr;
 
+use trefoil_ebpf::abi::dimension;
+
 use self::regions::{Cover, Regions};
 use super::{
     Policy,
@@ -33,15 +35,22 @@ pub fn warnings(policy: &Policy, compiled: &Compiled) -> Vec<Problem> {
         let mut warn = |fault: Fault, key: &str| {
             warnings.push(fault.at(rule.place, format!("rules[{at}]{key}")));
         };
-        if !regions.has_flows(at) {
+        if let Some(dimension) = regions.contradiction(at) {
             is_dead[at] = true;
+            let (what, key) = match dimension {
+                dimension::DESTINATION => ("address", ".to"),
+                dimension::SERVICE => ("port or protocol", ".to"),
+                dimension::CGROUP => ("control group", ".from"),
+                dimension::EXECUTABLE => ("executable", ".from"),
+                _ => ("user, group or session", ".from"),
+            };
+            let fault = Fault::new(format!(
+                "the rule can never match: no {what} is all that it asks for, as far as this host and \
+                 this country data say"
+            ));
             warn(
-                Fault::new(
-                    "the rule can never match: no address is all that `to` asks for, by this country \
-                     data",
-                )
-                .help("all keys of `to` must hold for one address; values of one list are alternatives"),
-                ".to",
+                fault.help("all keys must hold for one flow; values of one list are alternatives"),
+                key,
             );
         } else if let Some(cover) = regions.cover(at) {
             is_dead[at] = true;
@@ -135,7 +144,8 @@ fn approves_much(policy: &Policy, rule: &Rule) -> Option<Fault> {
         && zone_areas()
             .any(|area| matches!(area, Area::Network(network) if is_everything(network)));
     let has_narrow_networks = rule.networks.is_some() && !networks_are_all;
-    if has_narrow_networks {
+    // A network's operator is not a country, and an exception is signed by two.
+    if has_narrow_networks || rule.asns.is_some() || rule.exception.is_some() {
         return None;
     }
     let is_country = |area: &&Area| !matches!(area, Area::Network(_));

@@ -95,11 +95,14 @@ impl<'a> Regions<'a> {
         }
     }
 
-    /// True if a flow can satisfy the rule.
-    pub(super) fn has_flows(&self, rule: usize) -> bool {
-        self.clauses_of[rule]
-            .iter()
-            .any(|&clause| self.meets(clause, clause))
+    /// The first dimension in which nothing satisfies the rule, if there is one.
+    pub(super) fn contradiction(&self, rule: usize) -> Option<usize> {
+        let clauses = &self.clauses_of[rule];
+        if clauses.iter().any(|&clause| self.meets(clause, clause)) {
+            return None;
+        }
+        let &clause = clauses.first()?;
+        (0..dimension::N).find(|&at| !contains(&self.ever[at][clause], clause))
     }
 
     /// The earlier rules that take all flows of this one, if they do.
@@ -306,6 +309,7 @@ impl Common {
             rule.networks.is_some()
                 || rule.countries.is_some()
                 || rule.zones.is_some()
+                || rule.asns.is_some()
                 || rule.gateways.is_some()
         };
         if names_place(earlier) || names_place(later) {

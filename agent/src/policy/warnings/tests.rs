@@ -172,14 +172,16 @@ fn approving_of_very_much_is_told() {
         ),
         (r#"networks = ["192.0.2.0/24"], countries = ["IE"]"#, None),
         (r#"zones = ["office"]"#, None),
+        (r#"asns = [64500]"#, None),
         (r#"gateway = "g""#, None),
     ];
     for (to, expected) in cases {
         let places = "[zones]\nhome = [\"EEA\"]\noffice = [\"192.0.2.0/24\"]\n[[gateways]]\nname = \"g\"\n\
                       endpoints = [\"192.0.2.1:1/tcp\"]\n";
         let about = |verdict: &str| {
-            let warnings = warned(&format!("{places}{}", rule("r", "", to, verdict)));
-            warnings.into_iter().find(|one| one.contains("approves of"))
+            let text = format!("mode = \"report\"\n{places}{}", rule("r", "", to, verdict));
+            let policy = Policy::parse(&text, "policy").unwrap();
+            approves_much(&policy, &policy.rules[0]).map(|fault| fault.message)
         };
         let said = about("approve");
         assert_eq!(said.is_some(), expected.is_some(), "{to}: {said:?}");
@@ -196,7 +198,16 @@ fn approving_of_very_much_is_told() {
         r#"networks = ["192.0.2.0/24"], countries = ["IE"]"#,
         "deny",
     ));
-    assert!(warnings[0].contains("can never match"), "{warnings:?}");
+    assert!(
+        warnings[0].contains("rules[0].to: the rule can never match: no address is all"),
+        "{warnings:?}"
+    );
+    let both = r#"unit = "a.service", cgroup = "/b""#;
+    let warnings = warned(&rule("r", both, r#"networks = ["192.0.2.0/24"]"#, "deny"));
+    assert!(
+        warnings[0].contains("rules[0].from: the rule can never match: no control group is all"),
+        "{warnings:?}"
+    );
 }
 
 /// A rule that is said never to match matches no random flow.
