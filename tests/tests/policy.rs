@@ -2,6 +2,8 @@
 
 mod world;
 
+use std::fs;
+use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +11,7 @@ use nix::sys::signal::Signal;
 use trefoil_lab::agent::{detach, kernel_verb, verb};
 use trefoil_lab::sink::UdpSink;
 use trefoil_lab::{Lab, Record, places};
-use world::{REFUSED, at, enforcing, reporting, traffic};
+use world::{REFUSED, at, enforcing, is_about_a_flow, reporting, traffic};
 
 /// Exit code for a bad configuration.
 const BAD_CONFIGURATION: i32 = 78;
@@ -62,7 +64,7 @@ fn check_names_ten_mistakes_in_one_run() -> Result<()> {
     let lab = Lab::new()?;
     assert_eq!(wrong_lines().len(), 10);
     let policy = lab.file("ten-mistakes.toml");
-    std::fs::write(&policy, TEN_MISTAKES)?;
+    fs::write(&policy, TEN_MISTAKES)?;
     let path = policy.to_str().context("path")?;
     let outcome = verb(&lab, &["check", path])?;
     ensure!(outcome.code != 0, "{outcome:?}");
@@ -110,7 +112,7 @@ verdict = "approve"
 fn check_warns_of_what_is_odd_and_finds_no_fault_with_it() -> Result<()> {
     let lab = Lab::new()?;
     let policy = lab.file("odd.toml");
-    std::fs::write(&policy, ODDITIES)?;
+    fs::write(&policy, ODDITIES)?;
     let settings = lab.settings()?;
     let words = ["check", text(&policy)?, "--config", text(&settings)?];
     let outcome = verb(&lab, &words)?;
@@ -149,7 +151,7 @@ fn check_warns_of_what_is_odd_and_finds_no_fault_with_it() -> Result<()> {
 fn check_finds_nothing_wrong_with_what_is_shipped() -> Result<()> {
     let lab = Lab::new()?;
     let example = lab.file("example.toml");
-    std::fs::write(&example, places::EXAMPLE_POLICY)?;
+    fs::write(&example, places::EXAMPLE_POLICY)?;
     let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging");
     let settings = packaging.join("trefoil.toml");
     let (v4, v6) = (lab.file("geoip"), lab.file("geoip6"));
@@ -277,6 +279,80 @@ fn a_reload_applies_to_open_flows_from_their_next_packet_on() -> Result<()> {
     lab.close()
 }
 
+/// Approves by country alone.
+const BY_COUNTRY: &str = r#"mode = "enforce"
+
+[[rules]]
+name    = "inside"
+to      = { countries = ["EEA"] }
+verdict = "approve"
+"#;
+
+#[test]
+fn other_country_data_is_another_generation_and_names_itself() -> Result<()> {
+    let lab = Lab::new()?;
+    let sink = UdpSink::new(&lab.foreign, 9)?;
+    // Or the peer's own refusal would be what the socket says next.
+    let _peer = UdpSink::new(&lab.peer, 9)?;
+    let mut agent = lab.agent().policy(BY_COUNTRY).start()?;
+    let first = agent.wait_for("the policy in force", |records| {
+        policies(records).next().cloned()
+    })?;
+    let mut held = traffic(&lab)?
+        .args(["udp", &at(places::PEER, 9), "--connected", "--hold"])
+        .start()?;
+    held.line()?;
+    held.proceed()?;
+    held.line()?;
+    let refused = traffic(&lab)?
+        .args(["udp", &at(places::FOREIGN, 9)])
+        .run()?;
+    assert_eq!(refused.code, REFUSED, "{refused:?}");
+
+    // The same places the other way round.
+    let data = places::country_file_v4();
+    let data = data.replace(",CN", ",XX").replace(",DE", ",CN");
+    fs::write(lab.file("geoip"), data.replace(",XX", ",IE"))?;
+    agent.reload(BY_COUNTRY)?;
+    let second = agent.wait_for("a record about the reload", |records| {
+        let mut of_policies = policies(records).filter(|record| record.is("state", "in-force"));
+        of_policies.nth(1).cloned()
+    })?;
+    assert_eq!(first.text("policy"), second.text("policy"), "{second}");
+    ensure!(first.text("geo") != second.text("geo"), "{first} {second}");
+
+    traffic(&lab)?
+        .args(["udp", &at(places::FOREIGN, 9)])
+        .run()?
+        .success()?;
+    sink.wait_for_packets(1)?;
+    held.proceed()?;
+    let outcome = held.finish()?;
+    ensure!(
+        outcome.code == REFUSED,
+        "what was open is judged by the new data: {outcome:?}"
+    );
+    let judged = agent.wait_for("flows under either data", |records| {
+        let about = |address: IpAddr, verdict: &str, geo: &Record| {
+            let found = records.iter().find(|record| {
+                is_about_a_flow(record)
+                    && record.is("dst_addr", address)
+                    && record.is("verdict", verdict)
+                    && record.is("geo", geo.text("geo"))
+            });
+            found.cloned()
+        };
+        let refused = about(places::FOREIGN, "unapproved", &first)?;
+        let passed = about(places::FOREIGN, "approved", &second)?;
+        Some([refused, passed])
+    })?;
+    ensure!(judged[0].is("dst_country", "CN"), "{}", judged[0]);
+    ensure!(judged[1].is("dst_country", "IE"), "{}", judged[1]);
+    agent.stop(Signal::SIGTERM)?;
+    detach(&lab)?;
+    lab.close()
+}
+
 #[test]
 fn an_address_that_the_host_loses_is_judged_from_the_next_packet_on() -> Result<()> {
     let lab = Lab::new()?;
@@ -325,12 +401,12 @@ fn reload_ends_when_the_policy_is_in_force_and_fails_when_it_is_refused() -> Res
     // No waiting: what is sent after the verb has ended is judged by the new policy.
     for _ in 0..10 {
         for (policy, expected) in [(enforcing(), REFUSED), (reporting(), 0)] {
-            std::fs::write(lab.file("policy.toml"), policy)?;
+            fs::write(lab.file("policy.toml"), policy)?;
             kernel_verb(&lab, "reload", &[])?.success()?;
             assert_eq!(send()?, expected);
         }
     }
-    std::fs::write(lab.file("policy.toml"), TEN_MISTAKES)?;
+    fs::write(lab.file("policy.toml"), TEN_MISTAKES)?;
     let refused = kernel_verb(&lab, "reload", &[])?;
     ensure!(
         refused.code == BAD_CONFIGURATION && refused.stderr.contains("policy.toml:1:"),

@@ -38,7 +38,7 @@ const INSTRUMENTATION: [&str; 6] = [
 
 /// An input that takes longer than this is a finding. It is generous, because a search
 /// shares the machine with other work; `report_slow_units` names what is merely slow.
-const LONGEST_SECONDS: u32 = 20;
+const LONGEST_SECONDS: u32 = 60;
 /// Memory that no input of this size may take.
 const MOST_MIB: u32 = 1024;
 /// Large enough for everything that a file of these formats can contain.

@@ -3,10 +3,11 @@
 
 mod against;
 mod host;
+mod places;
 
 use serde::Serialize;
 
-use self::against::Against;
+use self::{against::Against, places::Places};
 use super::{Ending, Failure, cuts::Cuts, say, say_json, sources};
 use crate::{
     cli::CheckArgs,
@@ -33,6 +34,8 @@ struct Findings {
     kernel: Vec<HookSupport>,
     /// The policy, if it can be used.
     policy: Option<Usable>,
+    /// The country data, if it can be used.
+    country_data: Option<Places>,
     /// What enforcing the policy would cut, if there is one to judge by.
     #[serde(flatten)]
     cuts: Option<Cuts>,
@@ -86,6 +89,7 @@ pub fn check(args: &CheckArgs) -> Result<Ending, Failure> {
     let geo = sources::geo(&[], &settings)
         .map_err(|failure| findings.complain(general(failure.to_string())))
         .ok();
+    findings.country_data = geo.as_ref().map(Places::of);
     let known: &dyn Geography = geo.as_ref().map_or(&Nowhere, |geo| geo);
     let text = sources::policy_text(&settings).map_err(|failure| general(failure.to_string()));
     if let Ok(text) = &text
@@ -223,6 +227,9 @@ fn show(findings: &Findings, json: bool) -> Result<(), Failure> {
             count(clauses, "clause"),
             count(ranges, "address range")
         );
+    }
+    if let Some(places) = &findings.country_data {
+        text += &places.text();
     }
     if let (Some(policy), Some(cuts)) = (&findings.policy, &findings.cuts) {
         text += &cuts.text(policy.mode);

@@ -13,6 +13,9 @@
 /// The groups, in the order in which documents list them.
 pub const GROUPS: &[&str] = &["EU", "EEA", "ADEQUATE"];
 
+/// The month in which every group here was as in law.
+pub const AS_OF: &str = "2026-11";
+
 /// Codes of the group's members, sorted; `None` for a name that is no group.
 #[must_use]
 pub fn members(group: &str) -> Option<&'static [&'static str]> {

@@ -23,7 +23,10 @@ pub struct Special {
     pub source: &'static str,
 }
 
-/// The blocks as of 2026-11, from the IANA IPv4 and IPv6 Special-Purpose Address
+/// The month in which the table was as in the registries.
+pub const AS_OF: &str = "2026-11";
+
+/// The blocks as of [`AS_OF`], from the IANA IPv4 and IPv6 Special-Purpose Address
 /// Registries, the multicast registries (RFC 5771, RFC 4291), and RFC 3879. Sorted by
 /// family and address, without overlap.
 ///
@@ -103,6 +106,12 @@ impl Special {
         SPECIAL.iter().find(|block| block.contains(address))
     }
 
+    /// Its first address and the length of its prefix, as in `10.0.0.0/8`.
+    #[must_use]
+    pub fn network(&self) -> String {
+        format!("{}/{}", self.first, self.prefix)
+    }
+
     fn contains(&self, address: IpAddr) -> bool {
         match (self.first, address) {
             (IpAddr::V4(first), IpAddr::V4(address)) => {
@@ -120,13 +129,13 @@ impl Special {
 
 impl fmt::Display for Special {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            first,
-            prefix,
-            purpose,
-            source,
-        } = self;
-        write!(formatter, "{first}/{prefix} ({purpose}, {source})")
+        let (
+            network,
+            Self {
+                purpose, source, ..
+            },
+        ) = (self.network(), self);
+        write!(formatter, "{network} ({purpose}, {source})")
     }
 }
 

@@ -1,7 +1,7 @@
-//! What a policy can name without defining it: groups of countries, protocols,
-//! and what is local whatever it says.
+//! What a policy can name without defining it: groups of countries, protocols, what
+//! is in no country, and what is local whatever it says.
 
-use trefoil::geo::groups;
+use trefoil::geo::{groups, special};
 use trefoil::policy::local::always_local;
 use trefoil::policy::service::Protocol;
 
@@ -9,7 +9,8 @@ use crate::roff;
 
 /// The groups, with their members.
 pub fn groups() -> String {
-    let mut out = ".Bl -tag -width ADEQUATE\n".to_owned();
+    let mut out = roff::prose(&format!("The members are those of {}.", groups::AS_OF));
+    out += ".Bl -tag -width ADEQUATE\n";
     for group in groups::GROUPS {
         let members = groups::members(group).unwrap_or_default();
         out += &format!(
@@ -18,6 +19,15 @@ pub fn groups() -> String {
         );
     }
     out + ".El\n"
+}
+
+/// Addresses that are in no country whatever the data says.
+pub fn set_aside() -> String {
+    let names: Vec<String> = special::SPECIAL
+        .iter()
+        .map(|block| format!("`{}` ({})", block.network(), block.purpose))
+        .collect();
+    roff::prose(&format!("As of {}: {}.", special::AS_OF, names.join(", ")))
 }
 
 /// The names of protocols.

@@ -39,6 +39,7 @@ pub fn render(template: &str) -> Result<String> {
             "hooks" => records::hooks(),
             "losses" => records::losses(),
             "groups" => places::groups(),
+            "set-aside" => places::set_aside(),
             "protocols" => places::protocols(),
             "local" => places::local(),
             "example" => {
