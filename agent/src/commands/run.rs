@@ -229,8 +229,9 @@ async fn watch(
                 }
                 monitor.sweep()?;
                 let addresses_now = sources::own_addresses();
-                let is_outdated = addresses_now != own_addresses || monitor.has_wrong_times();
-                if is_outdated && !compiler.is_busy() {
+                let mut is_outdated =
+                    || addresses_now != own_addresses || monitor.notices_that_clock_was_set();
+                if !compiler.is_busy() && is_outdated() {
                     // Tried once, also if the policy cannot be made with them.
                     own_addresses.clone_from(&addresses_now);
                     compiler.readdress(addresses_now);
@@ -247,6 +248,14 @@ async fn watch(
                 compiler.reread();
             }
             renewal = compiler.done() => {
+                // What is in force goes on, but no other policy would ever be: whoever
+                // started the agent has to know, and to start it again.
+                let Some(renewal) = renewal else {
+                    return Err(Failure::Other(
+                        "the thread that compiles policies has panicked; start trefoil again"
+                            .to_owned(),
+                    ));
+                };
                 if let Ok(renewed) = &renewal.result {
                     own_addresses.clone_from(&renewed.own_addresses);
                 }

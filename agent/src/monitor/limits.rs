@@ -42,12 +42,19 @@ impl Monitor {
         &self.limits.said
     }
 
-    /// True if somebody has set the clock, and the policy has times that the kernel
+    /// True once if somebody has set the clock, and the policy has times that the kernel
     /// should be told anew.
-    pub fn has_wrong_times(&self) -> bool {
-        self.limits
+    pub fn notices_that_clock_was_set(&mut self) -> bool {
+        let now = BootClock::read();
+        let was_set = self
+            .limits
             .told_by
-            .is_some_and(|told_by| BootClock::read().drift_ns(&told_by) > MOST_DRIFT_NS)
+            .is_some_and(|told_by| now.drift_ns(&told_by) > MOST_DRIFT_NS);
+        if was_set {
+            // A policy that cannot be made again is refused once, and not each second.
+            self.limits.told_by = Some(now);
+        }
+        was_set
     }
 
     /// The policy in force has other limits now.

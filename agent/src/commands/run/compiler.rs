@@ -102,21 +102,20 @@ impl Compiler {
     }
 
     fn ask(&mut self, request: Request) {
-        // The thread ends only if it panics, which is said on standard error. The
-        // policy in force goes on then, and `trefoil reload` says that nobody answers.
-        self.is_busy = self.requests.send(request).is_ok();
+        self.is_busy = true;
+        // If the thread has ended, `done` says so.
+        let _ = self.requests.send(request);
     }
 
-    /// Waits for the policy that was asked for; for ever if none was.
-    pub async fn done(&mut self) -> Renewal {
-        let Some(renewal) = self.results.recv().await else {
-            return std::future::pending().await;
-        };
+    /// Waits for the policy that was asked for; for ever if none was. `None`: the
+    /// thread has ended, which it does only by a panic.
+    pub async fn done(&mut self) -> Option<Renewal> {
+        let renewal = self.results.recv().await?;
         self.is_busy = false;
         if std::mem::take(&mut self.again) {
             self.ask(Request::Reread);
         }
-        renewal
+        Some(renewal)
     }
 }
 
@@ -206,11 +205,11 @@ mod tests {
         compiler.readdress(vec!["192.0.2.1".parse().unwrap()]);
         write_policy(&settings, "enforce");
         compiler.reread();
-        let first = compiler.done().await;
+        let first = compiler.done().await.unwrap();
         assert!(!first.is_asked);
         assert_eq!(mode(first), Ok("report"));
         assert!(compiler.is_busy());
-        let second = compiler.done().await;
+        let second = compiler.done().await.unwrap();
         assert!(second.is_asked);
         assert_eq!(mode(second), Ok("enforce"));
         assert!(!compiler.is_busy());
@@ -225,9 +224,9 @@ mod tests {
         let mut compiler = Compiler::start(settings.clone(), origins).unwrap();
         write_policy(&settings, "reprot");
         compiler.reread();
-        let refused = mode(compiler.done().await).unwrap_err();
+        let refused = mode(compiler.done().await.unwrap()).unwrap_err();
         assert!(refused.contains("reprot"), "{refused}");
         compiler.readdress(Vec::new());
-        assert_eq!(mode(compiler.done().await), Ok("report"));
+        assert_eq!(mode(compiler.done().await.unwrap()), Ok("report"));
     }
 }
