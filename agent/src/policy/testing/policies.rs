@@ -137,7 +137,12 @@ pub(super) fn text(random: &mut Random) -> String {
         random.below(10)
     };
     for rule in 0..n_rules {
-        text.push_str(&rule_text(random, &patterns, rule, n_zones, n_gateways));
+        // Where there are many, most of the first ones ask for much, or nothing would
+        // ever reach those behind them.
+        let is_narrow = n_rules >= 40 && rule < 64 && !random.one_in(8);
+        text.push_str(&rule_text(
+            random, &patterns, rule, is_narrow, n_zones, n_gateways,
+        ));
     }
     text
 }
@@ -146,6 +151,7 @@ fn rule_text(
     random: &mut Random,
     patterns: &Patterns,
     index: usize,
+    is_narrow: bool,
     n_zones: usize,
     n_gateways: usize,
 ) -> String {
@@ -169,7 +175,7 @@ fn rule_text(
             list(random, 2, |random| of(random, &patterns.containers))
         ));
     }
-    if random.one_in(3) {
+    if is_narrow || random.one_in(3) {
         from.push(format!(
             "exe = {}",
             list(random, 2, |random| of(random, EXECUTABLES))
@@ -184,7 +190,7 @@ fn rule_text(
     if random.one_in(8) {
         from.push(format!("interactive = {}", random.one_in(2)));
     }
-    if random.one_in(2) {
+    if is_narrow || random.one_in(2) {
         to.push(format!(
             "networks = {}",
             list(random, 4, |random| network(random).to_string())
@@ -240,7 +246,7 @@ fn rule_text(
 
 /// A budget or an exception, at times. Moments are around [`super::questions::NOW_US`].
 fn limit(random: &mut Random, index: usize) -> String {
-    match random.below(16) {
+    match random.below(8) {
         0 => {
             let bytes = random.pick(&["100 B", "2 KiB", "1 TiB"]);
             format!("budget = {{ bytes = \"{bytes}\", per = \"1d\" }}\n")

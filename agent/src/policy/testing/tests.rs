@@ -50,12 +50,12 @@ fn a_hundred_thousand_flows_are_judged_as_the_policy_reads() {
     ] {
         let n = n_verdicts[usize::from(seen)];
         assert!(
-            n > 100,
+            n > 300,
             "verdict {seen} was seen {n} times only: {n_verdicts:?}"
         );
     }
     assert!(
-        n_late_rules > 10,
+        n_late_rules > 100,
         "{n_late_rules} times did a rule behind the first word of a row decide"
     );
 }
