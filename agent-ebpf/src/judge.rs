@@ -7,45 +7,14 @@
 //! are global functions to the kernel (5.6): the verifier checks each once per
 //! program, and not once for every way in which a caller can arrive there.
 
-use core::ptr;
-
 use trefoil_ebpf::abi::*;
 
 use crate::accounting::now_ns;
-use crate::atomic;
-use crate::maps::{BUDGETS, CGROUPS, EXECUTABLES, InForce, POLICIES, TABLES, lose};
+use crate::budget::is_within;
+use crate::maps::{InForce, POLICIES, lose};
 use crate::packet::protocol;
-use crate::tables::{Chunks, chunk, entry, in_chunk};
-
-/// What the judge needs to know about the source.
-#[derive(Clone, Copy)]
-pub struct Source {
-    pub exe_id: u64,
-    pub cgroup_id: u64,
-    pub uid: u32,
-    /// The last number if it is not known.
-    pub gid: u32,
-    /// The audit session; 0, which is none's, if it is not known.
-    pub session: u32,
-}
-
-impl Source {
-    #[inline(always)]
-    pub fn of(owner: *const Owner) -> Self {
-        // SAFETY: a map value; the verifier checks the access.
-        unsafe {
-            // Without a process, only the socket's own facts are known.
-            let is_known = (*owner).pid != 0;
-            Self {
-                exe_id: (*owner).exe_id,
-                cgroup_id: (*owner).cgroup_id,
-                uid: (*owner).uid,
-                gid: if is_known { (*owner).gid } else { u32::MAX },
-                session: if is_known { (*owner).session } else { 0 },
-            }
-        }
-    }
-}
+use crate::source::{Source, cgroup_class, executable_class, who_classes};
+use crate::tables::{chunk, entry, in_chunk};
 
 /// Judges under the policy in force, which the caller read from `CONTROL` once, and
 /// charges a packet of `bytes` to the budget it needs, if it may leave. Before there is
@@ -261,73 +230,6 @@ extern "C" fn far_word(slot: u32, place: u32) -> u64 {
     entry::<u64>(slot, place).copied().unwrap_or(0)
 }
 
-/// Charges a packet to a budget, `bytes << 1 | enforced`, and says whether it is within
-/// `limit_bytes`.
-#[inline(always)]
-fn is_within(index: u32, limit_bytes: u64, charge: u64) -> bool {
-    charge_budget(index, limit_bytes, charge) == 0
-}
-
-/// Returns 1 when the packet is over the budget, as is all when there is none.
-///
-/// Several CPUs may charge one budget at once. Each adds first and looks then, so
-/// together they may refuse what would just have fitted, and never let pass what does
-/// not. A packet that is dropped is charged with what there was left, so that it is the
-/// budget that is used up, and not one size of packets after the other.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn charge_budget(index: u32, limit_bytes: u64, charge: u64) -> u32 {
-    let (bytes, enforced) = (charge >> 1, charge & 1 != 0);
-    let Some(budget) = BUDGETS.get_ptr_mut(index) else {
-        return 1;
-    };
-    // SAFETY: a map value; the verifier checks the access. So below.
-    let used = unsafe { &raw mut (*budget).used_bytes };
-    let step_ns = unsafe { ptr::read_volatile(&raw const (*budget).step_ns) };
-    let mark = match step_ns {
-        0 => 0,
-        _ => {
-            // Read before the step is: whoever has entered a new step has written its
-            // marks before it charges, so what is read here is never too much.
-            let used_before = unsafe { ptr::read_volatile(used) };
-            let step = now_ns() / step_ns;
-            let marks = unsafe { (&raw mut (*budget).marks).cast::<u64>() };
-            let last = unsafe { ptr::read_volatile(&raw const (*budget).step) };
-            if last < step {
-                let passed = step - last;
-                for back in 0..BUDGET_MARKS as u64 {
-                    if back >= passed {
-                        break;
-                    }
-                    let at = (step - back) as usize & (BUDGET_MARKS - 1);
-                    unsafe { ptr::write_volatile(marks.add(at), used_before) };
-                }
-                unsafe { ptr::write_volatile(&raw mut (*budget).step, step) };
-            }
-            let first = step.saturating_sub(BUDGET_STEPS) as usize & (BUDGET_MARKS - 1);
-            unsafe { ptr::read_volatile(marks.add(first)) }
-        }
-    };
-    if bytes == 0 {
-        // Before there is a packet, it must have room for one.
-        let window = unsafe { ptr::read_volatile(used) }.wrapping_sub(mark);
-        return u32::from(window >= limit_bytes);
-    }
-    atomic::add(used, bytes);
-    let window = unsafe { ptr::read_volatile(used) }.wrapping_sub(mark);
-    if window <= limit_bytes {
-        atomic::add(unsafe { &raw mut (*budget).used_packets }, 1);
-        return 0;
-    }
-    if enforced {
-        let excess = (window - limit_bytes).min(bytes);
-        atomic::add(used, excess.wrapping_neg());
-    } else {
-        atomic::add(unsafe { &raw mut (*budget).used_packets }, 1);
-    }
-    1
-}
-
 /// Class of `protocol << 16 | port`.
 #[inline(always)]
 fn service_class(slot: u32, policy: &Policy, service: u32) -> Option<u16> {
@@ -359,7 +261,7 @@ fn found(class: u16, fallback: u8) -> u32 {
 /// [`found`]; 0, a class that satisfies least, if the tables cannot be read.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn search32(slot: u32, start: u32, len: u32, key: u32) -> u32 {
+pub extern "C" fn search32(slot: u32, start: u32, len: u32, key: u32) -> u32 {
     let Some(chunk) = chunk(slot, start) else {
         return 0;
     };
@@ -408,172 +310,4 @@ extern "C" fn search128(slot: u32, start: u32, len: u32, high: u64, low: u64) ->
         len -= len / 2;
     }
     unsafe { (*tail(base)).value }
-}
-
-/// Classes of a user, and of a group and a login session: `user << 16 | group`.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn who_classes(generation: u32, uid: u32, gid: u32, session: u32) -> u32 {
-    let slot = generation & 1;
-    let Some(policy) = POLICIES.get(slot) else {
-        return 0;
-    };
-    let groups = match session {
-        0 => policy.groups[login::UNKNOWN],
-        NOBODY_LOGGED_IN => policy.groups[login::NONE],
-        _ => policy.groups[login::SESSION],
-    };
-    number_class(slot, policy.users, uid) << 16 | number_class(slot, groups, gid)
-}
-
-/// Class of a number; no search where no clause asks.
-#[inline(always)]
-fn number_class(slot: u32, span: Span, number: u32) -> u32 {
-    match span.len {
-        0 => 0,
-        len => search32(slot, span.start, len, number) & 0xffff,
-    }
-}
-
-/// Class of an executable: that of its path, computed on first use under a policy.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn executable_class(exe_id: u64, generation: u32) -> u32 {
-    if exe_id == 0 {
-        return 0;
-    }
-    let Some(executable) = EXECUTABLES.get_ptr_mut(&exe_id) else {
-        return 0;
-    };
-    // SAFETY: a map value; the verifier checks the access. So below.
-    let (flags, cache) = unsafe { ((*executable).flags, &raw mut (*executable).class) };
-    if flags & (EXECUTABLE_TRUNCATED | EXECUTABLE_FOREIGN) != 0 {
-        return 0;
-    }
-    if let Some(class) = cached(cache, generation) {
-        return class;
-    }
-    let (path, len) = unsafe {
-        (
-            (&raw const (*executable).path).cast::<u8>(),
-            u32::from((*executable).path_len),
-        )
-    };
-    let Some(automaton) = Automaton::open(generation) else {
-        return 0;
-    };
-    let mut state = automaton.policy.executable_start;
-    for i in 0..EXECUTABLE_PATH as u32 {
-        if i >= len {
-            break;
-        }
-        // SAFETY: i < EXECUTABLE_PATH.
-        let Some(next) = automaton.step(state, unsafe { *path.add(i as usize) }) else {
-            return 0;
-        };
-        state = next;
-    }
-    automaton.finish(generation, state, cache)
-}
-
-/// Class of a control group, as [`executable_class`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn cgroup_class(cgroup_id: u64, generation: u32) -> u32 {
-    if cgroup_id == 0 {
-        return 0;
-    }
-    let Some(cgroup) = CGROUPS.get_ptr_mut(&cgroup_id) else {
-        lose(LOSS_CGROUPS_UNKNOWN, 1);
-        return 0;
-    };
-    // SAFETY: a map value; the verifier checks the access. So below.
-    let (flags, cache) = unsafe { ((*cgroup).flags, &raw mut (*cgroup).class) };
-    if flags & CGROUP_TRUNCATED != 0 {
-        return 0;
-    }
-    if let Some(class) = cached(cache, generation) {
-        return class;
-    }
-    let (path, len) = unsafe {
-        (
-            (&raw const (*cgroup).path).cast::<u8>(),
-            u32::from((*cgroup).path_len),
-        )
-    };
-    let Some(automaton) = Automaton::open(generation) else {
-        return 0;
-    };
-    let mut state = automaton.policy.cgroup_start;
-    for i in 0..CGROUP_PATH as u32 {
-        if i >= len {
-            break;
-        }
-        // SAFETY: i < CGROUP_PATH.
-        let Some(next) = automaton.step(state, unsafe { *path.add(i as usize) }) else {
-            return 0;
-        };
-        state = next;
-    }
-    automaton.finish(generation, state, cache)
-}
-
-#[inline(always)]
-fn cached(cache: *mut ClassCache, generation: u32) -> Option<u32> {
-    // SAFETY: an aligned word of a map value; one read sees one state.
-    let word = unsafe { ptr::read_volatile(cache.cast::<u64>()) };
-    // SAFETY: `ClassCache` is two u32 in 8 bytes.
-    let cache = unsafe { core::mem::transmute::<u64, ClassCache>(word) };
-    if cache.generation == generation {
-        Some(cache.class)
-    } else {
-        None
-    }
-}
-
-/// The automata of one policy.
-struct Automaton {
-    policy: &'static Policy,
-    chunks: &'static Chunks,
-}
-
-impl Automaton {
-    #[inline(always)]
-    fn open(generation: u32) -> Option<Self> {
-        let slot = generation & 1;
-        Some(Self {
-            policy: POLICIES.get(slot)?,
-            chunks: TABLES.get(slot)?,
-        })
-    }
-
-    /// The next state; none if the tables cannot be read. What this costs is verified
-    /// once for each byte that a path can have.
-    #[inline(always)]
-    fn step(&self, state: u32, byte: u8) -> Option<u32> {
-        const STATE_SHIFT: u32 = size_of::<State>().ilog2();
-        let letter = self.policy.letters[byte as usize] as usize & (MAX_LETTERS - 1);
-        let place = self.policy.states + (state << STATE_SHIFT);
-        let chunk = self.chunks.get(place >> CHUNK_SHIFT)?;
-        // SAFETY: within the chunk.
-        Some(u32::from(unsafe {
-            (*in_chunk::<State>(chunk, place)).next[letter]
-        }))
-    }
-
-    #[inline(always)]
-    fn finish(&self, generation: u32, state: u32, cache: *mut ClassCache) -> u32 {
-        const CLASS_SHIFT: u32 = size_of::<StateClass>().ilog2();
-        let place = self.policy.state_classes + (state << CLASS_SHIFT);
-        let class = self.chunks.get(place >> CHUNK_SHIFT).map_or(0, |chunk| {
-            // SAFETY: within the chunk.
-            u32::from(unsafe { (*in_chunk::<StateClass>(chunk, place)).class })
-        });
-        let filled = ClassCache { generation, class };
-        // SAFETY: `ClassCache` is two u32 in 8 bytes without padding.
-        let word = unsafe { core::mem::transmute::<ClassCache, u64>(filled) };
-        // SAFETY: an aligned word of a map value; concurrent writers write the same.
-        unsafe { ptr::write_volatile(cache.cast::<u64>(), word) };
-        class
-    }
 }

@@ -28,6 +28,8 @@ mod atomic;
 #[cfg(target_arch = "bpf")]
 mod bounds;
 #[cfg(target_arch = "bpf")]
+mod budget;
+#[cfg(target_arch = "bpf")]
 mod flows;
 #[cfg(target_arch = "bpf")]
 mod globals;
@@ -43,6 +45,8 @@ mod maps;
 mod owner;
 #[cfg(target_arch = "bpf")]
 mod packet;
+#[cfg(target_arch = "bpf")]
+mod source;
 #[cfg(target_arch = "bpf")]
 mod tables;
 

@@ -14,9 +14,10 @@ use trefoil_ebpf::abi::*;
 use super::sock_addr::{PASS, REFUSE, peer_v4, peer_v6};
 use crate::{
     accounting::{begin, end, refuse},
-    judge::{Source, judge},
+    judge::judge,
     maps::{SOCKETS, in_force},
     owner::set_current,
+    source::Source,
 };
 
 #[cgroup_sock_addr(connect4)]

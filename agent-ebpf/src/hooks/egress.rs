@@ -20,9 +20,10 @@ use trefoil_ebpf::abi::*;
 use crate::{
     accounting::{announce, begin, begin_again, count, count_total, end, finish},
     flows,
-    judge::{Source, judge, undetermined},
+    judge::{judge, undetermined},
     maps::{CUTS, FLOWS, InForce, SOCKETS, in_force, lose},
     packet::{Ends, ends, is_bare_reset, protocol},
+    source::Source,
 };
 
 const PASS: i32 = 1;

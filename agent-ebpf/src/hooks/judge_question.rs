@@ -9,8 +9,9 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use trefoil_ebpf::abi::{MAX_QUESTIONS, Question};
 
 use crate::{
-    judge::{Source, judge},
+    judge::judge,
     maps::{CONTROL, InForce, enforcement},
+    source::Source,
 };
 
 /// Bytes before the questions: what `BPF_PROG_RUN` wants at least.

@@ -13,9 +13,10 @@ use super::sock_addr::{PASS, REFUSE, peer_v4, peer_v6};
 use crate::{
     accounting::refuse,
     flows,
-    judge::{Source, judge},
+    judge::judge,
     maps::{SOCKETS, in_force},
     owner::set_current,
+    source::Source,
 };
 
 #[cgroup_sock_addr(sendmsg4)]

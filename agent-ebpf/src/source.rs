@@ -1,0 +1,211 @@
+//! Where a flow comes from, and the classes that a policy puts it in.
+//!
+//! Functions are `extern "C"` for the reason that [`crate::judge`] has.
+
+use core::ptr;
+
+use trefoil_ebpf::abi::*;
+
+use crate::{
+    judge::search32,
+    maps::{CGROUPS, EXECUTABLES, POLICIES, TABLES, lose},
+    tables::{Chunks, in_chunk},
+};
+
+/// What the judge needs to know about the source.
+#[derive(Clone, Copy)]
+pub struct Source {
+    pub exe_id: u64,
+    pub cgroup_id: u64,
+    pub uid: u32,
+    /// The last number if it is not known.
+    pub gid: u32,
+    /// The audit session; 0, which is none's, if it is not known.
+    pub session: u32,
+}
+
+impl Source {
+    #[inline(always)]
+    pub fn of(owner: *const Owner) -> Self {
+        // SAFETY: a map value; the verifier checks the access.
+        unsafe {
+            // Without a process, only the socket's own facts are known.
+            let is_known = (*owner).pid != 0;
+            Self {
+                exe_id: (*owner).exe_id,
+                cgroup_id: (*owner).cgroup_id,
+                uid: (*owner).uid,
+                gid: if is_known { (*owner).gid } else { u32::MAX },
+                session: if is_known { (*owner).session } else { 0 },
+            }
+        }
+    }
+}
+
+/// Classes of a user, and of a group and a login session: `user << 16 | group`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn who_classes(generation: u32, uid: u32, gid: u32, session: u32) -> u32 {
+    let slot = generation & 1;
+    let Some(policy) = POLICIES.get(slot) else {
+        return 0;
+    };
+    let groups = match session {
+        0 => policy.groups[login::UNKNOWN],
+        NOBODY_LOGGED_IN => policy.groups[login::NONE],
+        _ => policy.groups[login::SESSION],
+    };
+    number_class(slot, policy.users, uid) << 16 | number_class(slot, groups, gid)
+}
+
+/// Class of a number; no search where no clause asks.
+#[inline(always)]
+fn number_class(slot: u32, span: Span, number: u32) -> u32 {
+    match span.len {
+        0 => 0,
+        len => search32(slot, span.start, len, number) & 0xffff,
+    }
+}
+
+/// Class of an executable: that of its path, computed on first use under a policy.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn executable_class(exe_id: u64, generation: u32) -> u32 {
+    if exe_id == 0 {
+        return 0;
+    }
+    let Some(executable) = EXECUTABLES.get_ptr_mut(&exe_id) else {
+        return 0;
+    };
+    // SAFETY: a map value; the verifier checks the access. So below.
+    let (flags, cache) = unsafe { ((*executable).flags, &raw mut (*executable).class) };
+    if flags & (EXECUTABLE_TRUNCATED | EXECUTABLE_FOREIGN) != 0 {
+        return 0;
+    }
+    if let Some(class) = cached(cache, generation) {
+        return class;
+    }
+    let (path, len) = unsafe {
+        (
+            (&raw const (*executable).path).cast::<u8>(),
+            u32::from((*executable).path_len),
+        )
+    };
+    let Some(automaton) = Automaton::open(generation) else {
+        return 0;
+    };
+    let mut state = automaton.policy.executable_start;
+    for i in 0..EXECUTABLE_PATH as u32 {
+        if i >= len {
+            break;
+        }
+        // SAFETY: i < EXECUTABLE_PATH.
+        let Some(next) = automaton.step(state, unsafe { *path.add(i as usize) }) else {
+            return 0;
+        };
+        state = next;
+    }
+    automaton.finish(generation, state, cache)
+}
+
+/// Class of a control group, as [`executable_class`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn cgroup_class(cgroup_id: u64, generation: u32) -> u32 {
+    if cgroup_id == 0 {
+        return 0;
+    }
+    let Some(cgroup) = CGROUPS.get_ptr_mut(&cgroup_id) else {
+        lose(LOSS_CGROUPS_UNKNOWN, 1);
+        return 0;
+    };
+    // SAFETY: a map value; the verifier checks the access. So below.
+    let (flags, cache) = unsafe { ((*cgroup).flags, &raw mut (*cgroup).class) };
+    if flags & CGROUP_TRUNCATED != 0 {
+        return 0;
+    }
+    if let Some(class) = cached(cache, generation) {
+        return class;
+    }
+    let (path, len) = unsafe {
+        (
+            (&raw const (*cgroup).path).cast::<u8>(),
+            u32::from((*cgroup).path_len),
+        )
+    };
+    let Some(automaton) = Automaton::open(generation) else {
+        return 0;
+    };
+    let mut state = automaton.policy.cgroup_start;
+    for i in 0..CGROUP_PATH as u32 {
+        if i >= len {
+            break;
+        }
+        // SAFETY: i < CGROUP_PATH.
+        let Some(next) = automaton.step(state, unsafe { *path.add(i as usize) }) else {
+            return 0;
+        };
+        state = next;
+    }
+    automaton.finish(generation, state, cache)
+}
+
+#[inline(always)]
+fn cached(cache: *mut ClassCache, generation: u32) -> Option<u32> {
+    // SAFETY: an aligned word of a map value; one read sees one state.
+    let word = unsafe { ptr::read_volatile(cache.cast::<u64>()) };
+    // SAFETY: `ClassCache` is two u32 in 8 bytes.
+    let cache = unsafe { core::mem::transmute::<u64, ClassCache>(word) };
+    if cache.generation == generation {
+        Some(cache.class)
+    } else {
+        None
+    }
+}
+
+/// The automata of one policy.
+struct Automaton {
+    policy: &'static Policy,
+    chunks: &'static Chunks,
+}
+
+impl Automaton {
+    #[inline(always)]
+    fn open(generation: u32) -> Option<Self> {
+        let slot = generation & 1;
+        Some(Self {
+            policy: POLICIES.get(slot)?,
+            chunks: TABLES.get(slot)?,
+        })
+    }
+
+    /// The next state; none if the tables cannot be read. What this costs is verified
+    /// once for each byte that a path can have.
+    #[inline(always)]
+    fn step(&self, state: u32, byte: u8) -> Option<u32> {
+        const STATE_SHIFT: u32 = size_of::<State>().ilog2();
+        let letter = self.policy.letters[byte as usize] as usize & (MAX_LETTERS - 1);
+        let place = self.policy.states + (state << STATE_SHIFT);
+        let chunk = self.chunks.get(place >> CHUNK_SHIFT)?;
+        // SAFETY: within the chunk.
+        Some(u32::from(unsafe {
+            (*in_chunk::<State>(chunk, place)).next[letter]
+        }))
+    }
+
+    #[inline(always)]
+    fn finish(&self, generation: u32, state: u32, cache: *mut ClassCache) -> u32 {
+        const CLASS_SHIFT: u32 = size_of::<StateClass>().ilog2();
+        let place = self.policy.state_classes + (state << CLASS_SHIFT);
+        let class = self.chunks.get(place >> CHUNK_SHIFT).map_or(0, |chunk| {
+            // SAFETY: within the chunk.
+            u32::from(unsafe { (*in_chunk::<StateClass>(chunk, place)).class })
+        });
+        let filled = ClassCache { generation, class };
+        // SAFETY: `ClassCache` is two u32 in 8 bytes without padding.
+        let word = unsafe { core::mem::transmute::<ClassCache, u64>(filled) };
+        // SAFETY: an aligned word of a map value; concurrent writers write the same.
+        unsafe { ptr::write_volatile(cache.cast::<u64>(), word) };
+        class
+    }
+}
