@@ -1,5 +1,6 @@
-//! The kernel's own table for prefixes, to compare with in a benchmark: finds what
-//! `Question`s ask for in LPM tries, and nothing else. No part of the agent.
+//! What a benchmark compares decisions with: the kernel's own table for prefixes, in
+//! which it finds what `Question`s ask for, and a program that answers them with
+//! nothing. No part of the agent.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
@@ -35,6 +36,22 @@ mod program {
                 None => PREFIXES128.get(&Key::new(128, address.0)),
             };
             let answer = class.copied().unwrap_or(0);
+            if ctx.store(offset, &answer, 0).is_err() {
+                return number as i32;
+            }
+        }
+        MAX_QUESTIONS as i32
+    }
+
+    /// What reading a question and writing an answer takes, which is no part of either.
+    #[classifier]
+    fn no_question(ctx: TcContext) -> i32 {
+        for number in 0..MAX_QUESTIONS {
+            let offset = LINK_HEADER + number * size_of::<Question>();
+            let Ok(question) = ctx.load::<Question>(offset) else {
+                return number as i32;
+            };
+            let answer = question.uid;
             if ctx.store(offset, &answer, 0).is_err() {
                 return number as i32;
             }

@@ -5,11 +5,17 @@ use std::{path::Path, time::Duration};
 use aya::{
     Ebpf,
     maps::lpm_trie::{Key, LpmTrie},
-    programs::{SchedClassifier, TestRun as _, TestRunOptions},
+    programs::SchedClassifier,
 };
 use ipnetwork::IpNetwork;
 use maxminddb::{Reader, WithinOptions};
-use trefoil_ebpf::abi::{MAX_QUESTIONS, Question};
+use trefoil::kernel;
+use trefoil_ebpf::abi::Question;
+
+const TRIE: &str = "trie_question";
+const NOTHING: &str = "no_question";
+/// The value of every prefix.
+const FOUND: u32 = 1;
 
 /// The tries of a country table, and the program that asks them.
 pub struct Tries {
@@ -33,42 +39,37 @@ impl Tries {
             let len = u32::from(network.prefix());
             n_prefixes += 1;
             match network {
-                IpNetwork::V4(network) => v4.insert(&Key::new(len, network.ip().octets()), 1, 0),
-                IpNetwork::V6(network) => v6.insert(&Key::new(len, network.ip().octets()), 1, 0),
+                IpNetwork::V4(network) => {
+                    v4.insert(&Key::new(len, network.ip().octets()), FOUND, 0)
+                }
+                IpNetwork::V6(network) => {
+                    v6.insert(&Key::new(len, network.ip().octets()), FOUND, 0)
+                }
             }
             .unwrap();
         }
-        let program: &mut SchedClassifier = ebpf
-            .program_mut("trie_question")
-            .unwrap()
-            .try_into()
-            .unwrap();
-        program.load().unwrap();
+        for name in [TRIE, NOTHING] {
+            program(&mut ebpf, name).load().unwrap();
+        }
         Self { ebpf, n_prefixes }
     }
 
-    /// How long the program runs for all questions.
+    /// How long the look-ups of all destinations take, each of which is in a prefix.
     pub fn ask(&mut self, questions: &[Question]) -> Duration {
-        let program: &mut SchedClassifier = self
-            .ebpf
-            .program_mut("trie_question")
-            .unwrap()
-            .try_into()
-            .unwrap();
-        let mut duration = Duration::ZERO;
-        for batch in questions.chunks(MAX_QUESTIONS) {
-            let mut packet = vec![0; 14];
-            for question in batch {
-                packet.extend_from_slice(&[0; 16]);
-                packet.extend_from_slice(&question.peer.address.0);
-                packet.extend_from_slice(&[0; 16]);
-            }
-            let options = TestRunOptions {
-                data_in: Some(&packet),
-                ..TestRunOptions::default()
-            };
-            duration += program.test_run(options).unwrap().duration;
-        }
+        let (answers, duration) = kernel::ask(program(&mut self.ebpf, TRIE), questions).unwrap();
+        let n_found = answers.iter().filter(|answer| **answer == FOUND).count();
+        assert!(n_found == questions.len(), "{n_found} were found");
         duration
     }
+
+    /// How long it takes to read all questions and to answer nothing.
+    pub fn ask_nothing(&mut self, questions: &[Question]) -> Duration {
+        kernel::ask(program(&mut self.ebpf, NOTHING), questions)
+            .unwrap()
+            .1
+    }
+}
+
+fn program<'e>(ebpf: &'e mut Ebpf, name: &str) -> &'e mut SchedClassifier {
+    ebpf.program_mut(name).unwrap().try_into().unwrap()
 }

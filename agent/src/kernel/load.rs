@@ -5,18 +5,19 @@ use std::{fs::File, os::fd::AsRawFd, path::PathBuf, time::Duration};
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::MapData,
-    programs::{Iter, Program, SchedClassifier, TestRun, TestRunOptions},
+    programs::{Iter, Program, SchedClassifier},
 };
-use trefoil_ebpf::abi::{Cgroup, Control, Executable, MAX_QUESTIONS, Question, Tracked};
+use trefoil_ebpf::abi::{Cgroup, Control, Executable, Question, Tracked};
 
 use super::{
     KernelError, cgroups,
     hooks::{self, HOOKS, HookStatus, JUDGE_QUESTION},
     iterators, offsets,
     pins::{MapLayout, PinDir, detach},
+    questions,
     reader::Reader,
     tables::{self, ControlWords},
-    wire::{bytes_of, value_of},
+    wire::bytes_of,
 };
 use crate::{clock::BootClock, policy::Image};
 
@@ -231,39 +232,7 @@ impl Kernel {
     /// Returns `verdict | flags << 8 | rule << 16` for each question, and how long
     /// the program ran for all of them.
     pub fn ask(&mut self, questions: &[Question]) -> Result<(Vec<u32>, Duration), KernelError> {
-        let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
-            KernelError::failed("run the judge", error)
-        };
-        let program = self.judge()?;
-        // What the kernel insists on.
-        const LINK_HEADER: usize = 14;
-        let mut answers = Vec::with_capacity(questions.len());
-        let mut duration = Duration::ZERO;
-        for batch in questions.chunks(MAX_QUESTIONS) {
-            let mut packet = vec![0; LINK_HEADER];
-            batch
-                .iter()
-                .for_each(|question| packet.extend_from_slice(bytes_of(question)));
-            let mut answered = vec![0; packet.len()];
-            let result = program
-                .test_run(TestRunOptions {
-                    data_in: Some(&packet),
-                    data_out: Some(&mut answered),
-                    ..TestRunOptions::default()
-                })
-                .map_err(|error| failed(error.into()))?;
-            if result.return_value as usize != batch.len() {
-                let unanswered = format!("{} of {} answered", result.return_value, batch.len());
-                return Err(failed(unanswered.into()));
-            }
-            duration += result.duration;
-            answers.extend(
-                answered[LINK_HEADER..]
-                    .chunks_exact(size_of::<Question>())
-                    .filter_map(value_of::<u32>),
-            );
-        }
-        Ok((answers, duration))
+        questions::ask(self.judge()?, questions)
     }
 
     /// Adds an executable to the kernel's table. For tests and benchmarks.

@@ -17,6 +17,7 @@ mod load;
 mod mapped;
 mod offsets;
 mod pins;
+mod questions;
 mod reader;
 mod sock_diag;
 mod tables;
@@ -31,6 +32,8 @@ pub use error::KernelError;
 pub use hooks::{HOOKS, HookStatus, HookSupport, support};
 pub use load::{Kernel, LoadSettings, TableSizes};
 pub use pins::{PinDir, detach};
+#[cfg(any(test, feature = "testing"))]
+pub use questions::ask;
 pub use reader::{Events, Reader};
 pub use sock_diag::SockDiag;
 pub use tables::Enforcement;
