@@ -11,10 +11,11 @@ use trefoil_ebpf::abi::*;
 
 use crate::accounting::now_ns;
 use crate::budget::is_within;
-use crate::maps::{InForce, POLICIES, lose};
+use crate::maps::{InForce, POLICIES, TABLES, lose};
 use crate::packet::protocol;
-use crate::source::{Source, cgroup_class, executable_class, who_classes};
-use crate::tables::{chunk, entry, in_chunk};
+use crate::source::Source;
+use crate::tables::{entry, in_chunk};
+use crate::tree::{find_number, find128};
 
 /// Judges under the policy in force, which the caller read from `CONTROL` once, and
 /// charges a packet of `bytes` to the budget it needs, if it may leave. Before there is
@@ -25,19 +26,29 @@ use crate::tables::{chunk, entry, in_chunk};
 #[inline(always)]
 pub fn judge(in_force: InForce, source: &Source, peer: &Peer, bytes: u32) -> Decision {
     let generation = in_force.generation;
-    let who = who_classes(generation, source.uid, source.gid, source.session);
-    let executable = executable_class(source.exe_id, generation);
-    let cgroup = cgroup_class(source.cgroup_id, generation);
-    let classes = u64::from(who) << 32 | u64::from(executable) << 16 | u64::from(cgroup);
+    let (high, low) = peer.address.halves();
+    let found = destination(generation, high, low);
+    if fallback(found) == verdict::LOCAL {
+        // Whatever is embedded stays here as well.
+        return Decision {
+            generation,
+            rule: NO_RULE,
+            verdict: verdict::LOCAL,
+            flags: in_force.flags,
+        };
+    }
+    let who = source.who();
+    let paths = source.path_classes(generation);
     let service = u64::from(peer.protocol) << 16 | u64::from(peer.port);
     let packet = u64::from(bytes) << 32 | u64::from(in_force.flags) << ENFORCED_SHIFT | service;
-    let (high, low) = peer.address.halves();
-    let mut decision = decision_of(judge_classes(generation, classes, packet, high, low));
+    let policy_of = |found: u32| u64::from(generation) << 32 | u64::from(found);
+    let mut decision = decision_of(judge_flow(policy_of(found), who, paths, packet));
     if let Some(v4) = peer.address.embedded_v4() {
         // Both may have a budget, and both are charged.
         let (high, low) = Address::v4(v4).halves();
-        let inner = judge_classes(generation, classes, packet, high, low);
-        decision = decision.or_stricter(decision_of(inner));
+        let found = destination(generation, high, low);
+        let inner = decision_of(judge_flow(policy_of(found), who, paths, packet));
+        decision = decision.or_stricter(inner);
     }
     decision.flags &= in_force.flags | DECISION_LIMITED;
     decision
@@ -61,89 +72,111 @@ pub const fn undetermined(in_force: InForce) -> Decision {
     }
 }
 
-/// Where [`DECISION_ENFORCED`] is in the third argument of [`judge_classes`].
+/// Where [`DECISION_ENFORCED`] is in the last argument of [`judge_flow`].
 const ENFORCED_SHIFT: u32 = 31;
 const _: () = assert!(DECISION_ENFORCED == 1);
 
-/// Judges by classes of the source, `user << 48 | group << 32 | executable << 16 |
-/// cgroup`, and by `bytes << 32 | enforced << 31 | protocol << 16 | port`. Returns a
-/// `Decision`, as of a policy that enforces.
+/// Judges by `generation << 32` with what [`destination`] found, by [`Source::who`] and
+/// [`Source::path_classes`], and by `bytes << 32 | enforced << 31 | protocol << 16 | port`.
+/// Returns a `Decision`, as of a policy that enforces.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn judge_classes(
-    generation: u32,
-    classes: u64,
-    packet: u64,
-    address_high: u64,
-    address_low: u64,
-) -> u64 {
-    let decision =
-        decide(generation, classes, packet, address_high, address_low).unwrap_or_else(|| {
-            lose(LOSS_POLICY_MISSING, 1);
-            Decision {
-                generation,
-                rule: NO_RULE,
-                verdict: verdict::UNDETERMINED,
-                flags: 0,
-            }
-        });
+extern "C" fn judge_flow(policy: u64, who: u64, paths: u64, packet: u64) -> u64 {
+    let generation = (policy >> 32) as u32;
+    let decision = decide(generation, policy as u32, who, paths, packet).unwrap_or_else(|| {
+        lose(LOSS_POLICY_MISSING, 1);
+        Decision {
+            generation,
+            rule: NO_RULE,
+            verdict: verdict::UNDETERMINED,
+            flags: 0,
+        }
+    });
     // SAFETY: `Decision` is 8 bytes of integers without padding.
     unsafe { core::mem::transmute::<Decision, u64>(decision) }
 }
 
 #[inline(always)]
-fn decide(generation: u32, classes: u64, packet: u64, high: u64, low: u64) -> Option<Decision> {
+fn decide(generation: u32, found: u32, who: u64, paths: u64, packet: u64) -> Option<Decision> {
     let slot = generation & 1;
     let policy = POLICIES.get(slot)?;
     let mut decision = Decision {
         generation,
         rule: NO_RULE,
-        verdict: verdict::LOCAL,
+        verdict: fallback(found),
         flags: DECISION_ENFORCED,
     };
-    let address = Address::from_halves(high, low);
-    let found = match address.as_v4() {
-        Some(v4) => {
-            let span = entry::<Span>(slot, policy.v4 + (v4 >> 16 << SPAN_SHIFT))?;
-            search32(slot, span.start, span.len, v4)
-        }
-        None => {
-            let pivot = search128(slot, policy.v6.start, policy.v6.len, high, low);
-            // SAFETY: two u32, for which everything is a value.
-            let ranges = unsafe { core::mem::transmute::<u64, Span>(pivot) };
-            search128(slot, ranges.start, ranges.len, high, low) as u32
-        }
-    };
-    let (destination, fallback) = (found as u16, (found >> 16) as u8);
-    if fallback == verdict::LOCAL {
-        return Some(decision);
+    match decision.verdict {
+        verdict::NONE => return None,
+        verdict::LOCAL => return Some(decision),
+        _ => {}
     }
-    decision.verdict = fallback;
+    let destination = found as u16;
 
+    let chunks = TABLES.get(slot)?;
     // What is small is in the first chunk, unless the policy is huge.
-    let first = chunk(slot, 0)?;
-    let service = service_class(slot, policy, packet as u32 & 0xff_ffff)?;
-    // Where the rows are: numbers, because there is little room on the stack.
-    let (user, group) = ((classes >> 48) as u16, (classes >> 32) as u16);
-    let (executable, cgroup) = ((classes >> 16) as u16, classes as u16);
+    let first = chunks.get(0)?;
+    let small_class = |table: u32, number: u16| {
+        let place = u64::from(table) + u64::from(number) * size_of::<u16>() as u64;
+        let chunk = match (place >> CHUNK_SHIFT) as u32 {
+            0 => first,
+            n => chunks.get(n)?,
+        };
+        // SAFETY: within the chunk. So below.
+        Some(unsafe { *in_chunk::<u16>(chunk, place) })
+    };
+    let number_class = |branch: Branch, number: u32| match branch.kind() {
+        Branch::VALUE => branch.0 as u16,
+        _ => find_number(slot, branch.0, number) as u16,
+    };
+    let service = match (packet >> 16) as u8 {
+        protocol::TCP => small_class(policy.tcp_ports, packet as u16)?,
+        protocol::UDP => small_class(policy.udp_ports, packet as u16)?,
+        _ => number_class(policy.services, packet as u32 & 0xff_ffff),
+    };
+    let user = match (who as u32) >> N_SMALL.ilog2() {
+        0 => small_class(policy.small_users, who as u16)?,
+        _ => number_class(policy.users, who as u32),
+    };
+    let login = (paths >> 32) as usize & 3;
+    let groups = policy.groups[if login < login::N {
+        login
+    } else {
+        login::UNKNOWN
+    }];
+    let group = number_class(groups, (who >> 32) as u32);
+    let (executable, cgroup) = ((paths >> 16) as u16, paths as u16);
     let summary = |dimension: usize, class: u16| {
-        let place = policy.summaries[dimension] + (u32::from(class) << SUMMARY_SHIFT);
-        match place >> CHUNK_SHIFT {
-            // SAFETY: within the chunk. So below.
-            0 => unsafe { (*in_chunk::<Summary>(first, place)).words },
-            _ => far_summary(slot, place),
-        }
+        u64::from(policy.summaries[dimension]) + (u64::from(class) << SUMMARY_SHIFT)
     };
     let row = |dimension: usize, class: u16| {
-        policy.rows[dimension] + (u32::from(class) << (policy.row_shift & 31))
+        u64::from(policy.rows[dimension]) + (u64::from(class) << (policy.row_shift & 31))
     };
     // Words that can have a clause in common: mostly one or two.
-    let mut candidates = summary(dimension::DESTINATION, destination)
-        & summary(dimension::SERVICE, service)
-        & summary(dimension::USER, user)
-        & summary(dimension::GROUP, group)
-        & summary(dimension::EXECUTABLE, executable)
-        & summary(dimension::CGROUP, cgroup);
+    let destinations = summary(dimension::DESTINATION, destination);
+    let services = summary(dimension::SERVICE, service);
+    let users = summary(dimension::USER, user);
+    let groups = summary(dimension::GROUP, group);
+    let executables = summary(dimension::EXECUTABLE, executable);
+    let cgroups = summary(dimension::CGROUP, cgroup);
+    let farthest = destinations | services | users | groups | executables | cgroups;
+    let mut candidates = if farthest >> CHUNK_SHIFT == 0 {
+        // SAFETY: within the chunk. So below.
+        let words = |place: u64| unsafe { (*in_chunk::<Summary>(first, place)).words };
+        words(destinations)
+            & words(services)
+            & words(users)
+            & words(groups)
+            & words(executables)
+            & words(cgroups)
+    } else {
+        far_summary(slot, destinations as u32)
+            & far_summary(slot, services as u32)
+            & far_summary(slot, users as u32)
+            & far_summary(slot, groups as u32)
+            & far_summary(slot, executables as u32)
+            & far_summary(slot, cgroups as u32)
+    };
     let destinations = row(dimension::DESTINATION, destination);
     let services = row(dimension::SERVICE, service);
     let users = row(dimension::USER, user);
@@ -163,9 +196,9 @@ fn decide(generation: u32, classes: u64, packet: u64, high: u64, low: u64) -> Op
             }
             i = candidates.trailing_zeros();
             candidates &= candidates - 1;
-            let offset = i * size_of::<u64>() as u32;
+            let offset = u64::from(i) * size_of::<u64>() as u64;
             clauses = if is_near {
-                let word = |row: u32| unsafe { *in_chunk::<u64>(first, row + offset) };
+                let word = |row: u64| unsafe { *in_chunk::<u64>(first, row + offset) };
                 word(destinations)
                     & word(services)
                     & word(users)
@@ -173,12 +206,12 @@ fn decide(generation: u32, classes: u64, packet: u64, high: u64, low: u64) -> Op
                     & word(executables)
                     & word(cgroups)
             } else {
-                far_word(slot, destinations + offset)
-                    & far_word(slot, services + offset)
-                    & far_word(slot, users + offset)
-                    & far_word(slot, groups + offset)
-                    & far_word(slot, executables + offset)
-                    & far_word(slot, cgroups + offset)
+                far_word(slot, (destinations + offset) as u32)
+                    & far_word(slot, (services + offset) as u32)
+                    & far_word(slot, (users + offset) as u32)
+                    & far_word(slot, (groups + offset) as u32)
+                    & far_word(slot, (executables + offset) as u32)
+                    & far_word(slot, (cgroups + offset) as u32)
             };
             if clauses == 0 {
                 continue;
@@ -187,9 +220,9 @@ fn decide(generation: u32, classes: u64, packet: u64, high: u64, low: u64) -> Op
         let place = policy.clauses + ((i << 6 | clauses.trailing_zeros()) << CLAUSE_SHIFT);
         let clause = match place >> CHUNK_SHIFT {
             0 => first,
-            _ => chunk(slot, place)?,
+            n => chunks.get(n)?,
         };
-        let clause = unsafe { &*in_chunk::<Clause>(clause, place) };
+        let clause = unsafe { &*in_chunk::<Clause>(clause, u64::from(place)) };
         if clause.limits & CLAUSE_TIMED != 0 {
             let now_ns = now_ns();
             if now_ns >= clause.expires_ns {
@@ -230,84 +263,27 @@ extern "C" fn far_word(slot: u32, place: u32) -> u64 {
     entry::<u64>(slot, place).copied().unwrap_or(0)
 }
 
-/// Class of `protocol << 16 | port`.
-#[inline(always)]
-fn service_class(slot: u32, policy: &Policy, service: u32) -> Option<u16> {
-    const PORTS_BYTES: u32 = (1 << 16) * size_of::<u16>() as u32;
-    let offset = match (service >> 16) as u8 {
-        protocol::TCP => 0,
-        protocol::UDP => PORTS_BYTES,
-        _ => {
-            let services = policy.services;
-            return Some(search32(slot, services.start, services.len, service) as u16);
-        }
-    };
-    let port = service & 0xffff;
-    let place = policy.ports + offset + port * size_of::<u16>() as u32;
-    entry::<u16>(slot, place).copied()
-}
-
 const SUMMARY_SHIFT: u32 = size_of::<Summary>().ilog2();
-const SPAN_SHIFT: u32 = size_of::<Span>().ilog2();
 const CLAUSE_SHIFT: u32 = size_of::<Clause>().ilog2();
 
-/// What a search among [`Range32`]s finds: `class | fallback << 16`.
+/// The verdict on a destination that no clause matches; none if [`destination`] could
+/// not read the tables.
 #[inline(always)]
-fn found(class: u16, fallback: u8) -> u32 {
-    u32::from(class) | u32::from(fallback) << 16
+fn fallback(found: u32) -> u8 {
+    (found >> 16) as u8
 }
 
-/// The last of the [`Range32`]s of a span that begins at or before `key`, as in
-/// [`found`]; 0, a class that satisfies least, if the tables cannot be read.
+/// Class and fallback of an address, as in [`Branch::value`]; 0 if the tables cannot be
+/// read.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn search32(slot: u32, start: u32, len: u32, key: u32) -> u32 {
-    let Some(chunk) = chunk(slot, start) else {
+extern "C" fn destination(generation: u32, high: u64, low: u64) -> u32 {
+    let slot = generation & 1;
+    let (Some(policy), Some(chunks)) = (POLICIES.get(slot), TABLES.get(slot)) else {
         return 0;
     };
-    let mut base = start;
-    let mut len = len;
-    for _ in 0..=MAX_SEARCH_STEPS {
-        if len <= 1 {
-            break;
-        }
-        let half = len / 2;
-        let middle = base + half * size_of::<Range32>() as u32;
-        // SAFETY: within the chunk. So below.
-        if unsafe { (*in_chunk::<Range32>(chunk, middle)).first } <= key {
-            base = middle;
-        }
-        len -= half;
+    match Address::from_halves(high, low).as_v4() {
+        Some(v4) => find128(policy, chunks, policy.v4, u64::from(v4) << 32, 0),
+        None => find128(policy, chunks, policy.v6, high, low),
     }
-    let range = in_chunk::<Range32>(chunk, base);
-    unsafe { found((*range).class, (*range).fallback) }
-}
-
-/// What the last key of a span of IPv6 addresses leads to that is at or before the
-/// address, see [`Tail128`]; 0 as in [`search32`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn search128(slot: u32, start: u32, len: u32, high: u64, low: u64) -> u64 {
-    const KEY_SHIFT: u32 = size_of::<u64>().ilog2();
-    const TAIL_SHIFT: u32 = size_of::<Tail128>().ilog2();
-    let Some(chunk) = chunk(slot, start) else {
-        return 0;
-    };
-    let tails = start + ((len + 1) >> 1 << 1 << KEY_SHIFT);
-    let tail = |index: u32| in_chunk::<Tail128>(chunk, tails + (index << TAIL_SHIFT));
-    let mut base = 0;
-    let mut len = len;
-    for _ in 0..=MAX_SEARCH_STEPS {
-        if len <= 1 {
-            break;
-        }
-        let middle = base + len / 2;
-        // SAFETY: within the chunk. So below.
-        let first_high = unsafe { *in_chunk::<u64>(chunk, start + (middle << KEY_SHIFT)) };
-        if first_high < high || first_high == high && unsafe { (*tail(middle)).first_low } <= low {
-            base = middle;
-        }
-        len -= len / 2;
-    }
-    unsafe { (*tail(base)).value }
 }

@@ -49,6 +49,8 @@ mod packet;
 mod source;
 #[cfg(target_arch = "bpf")]
 mod tables;
+#[cfg(target_arch = "bpf")]
+mod tree;
 
 /// The kernel lends helpers such as `bpf_probe_read_kernel` to programs under a
 /// GPL-compatible licence only. The sources are (MIT OR Apache-2.0) as well.

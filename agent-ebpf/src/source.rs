@@ -7,7 +7,6 @@ use core::ptr;
 use trefoil_ebpf::abi::*;
 
 use crate::{
-    judge::search32,
     maps::{CGROUPS, EXECUTABLES, POLICIES, TABLES, lose},
     tables::{Chunks, in_chunk},
 };
@@ -40,40 +39,37 @@ impl Source {
             }
         }
     }
-}
 
-/// Classes of a user, and of a group and a login session: `user << 16 | group`.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn who_classes(generation: u32, uid: u32, gid: u32, session: u32) -> u32 {
-    let slot = generation & 1;
-    let Some(policy) = POLICIES.get(slot) else {
-        return 0;
-    };
-    let groups = match session {
-        0 => policy.groups[login::UNKNOWN],
-        NOBODY_LOGGED_IN => policy.groups[login::NONE],
-        _ => policy.groups[login::SESSION],
-    };
-    number_class(slot, policy.users, uid) << 16 | number_class(slot, groups, gid)
-}
+    /// `group << 32 | user`.
+    #[inline(always)]
+    pub fn who(&self) -> u64 {
+        u64::from(self.gid) << 32 | u64::from(self.uid)
+    }
 
-/// Class of a number; no search where no clause asks.
-#[inline(always)]
-fn number_class(slot: u32, span: Span, number: u32) -> u32 {
-    match span.len {
-        0 => 0,
-        len => search32(slot, span.start, len, number) & 0xffff,
+    /// Its classes under a policy: `login << 32 | executable << 16 | cgroup`.
+    #[inline(always)]
+    pub fn path_classes(&self, generation: u32) -> u64 {
+        let login = match self.session {
+            0 => login::UNKNOWN,
+            NOBODY_LOGGED_IN => login::NONE,
+            _ => login::SESSION,
+        };
+        let executable = match self.exe_id {
+            0 => 0,
+            id => executable_class(id, generation),
+        };
+        let cgroup = match self.cgroup_id {
+            0 => 0,
+            id => cgroup_class(id, generation),
+        };
+        (login as u64) << 32 | u64::from(executable) << 16 | u64::from(cgroup)
     }
 }
 
 /// Class of an executable: that of its path, computed on first use under a policy.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn executable_class(exe_id: u64, generation: u32) -> u32 {
-    if exe_id == 0 {
-        return 0;
-    }
+extern "C" fn executable_class(exe_id: u64, generation: u32) -> u32 {
     let Some(executable) = EXECUTABLES.get_ptr_mut(&exe_id) else {
         return 0;
     };
@@ -111,10 +107,7 @@ pub extern "C" fn executable_class(exe_id: u64, generation: u32) -> u32 {
 /// Class of a control group, as [`executable_class`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn cgroup_class(cgroup_id: u64, generation: u32) -> u32 {
-    if cgroup_id == 0 {
-        return 0;
-    }
+extern "C" fn cgroup_class(cgroup_id: u64, generation: u32) -> u32 {
     let Some(cgroup) = CGROUPS.get_ptr_mut(&cgroup_id) else {
         lose(LOSS_CGROUPS_UNKNOWN, 1);
         return 0;
@@ -189,7 +182,7 @@ impl Automaton {
         let chunk = self.chunks.get(place >> CHUNK_SHIFT)?;
         // SAFETY: within the chunk.
         Some(u32::from(unsafe {
-            (*in_chunk::<State>(chunk, place)).next[letter]
+            (*in_chunk::<State>(chunk, u64::from(place))).next[letter]
         }))
     }
 
@@ -199,7 +192,7 @@ impl Automaton {
         let place = self.policy.state_classes + (state << CLASS_SHIFT);
         let class = self.chunks.get(place >> CHUNK_SHIFT).map_or(0, |chunk| {
             // SAFETY: within the chunk.
-            u32::from(unsafe { (*in_chunk::<StateClass>(chunk, place)).class })
+            u32::from(unsafe { (*in_chunk::<StateClass>(chunk, u64::from(place))).class })
         });
         let filled = ClassCache { generation, class };
         // SAFETY: `ClassCache` is two u32 in 8 bytes without padding.

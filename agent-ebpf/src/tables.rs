@@ -78,28 +78,19 @@ pub type Chunk = [u64; CHUNK_BYTES / size_of::<u64>()];
 /// All of one generation.
 pub type Chunks = Table<Chunk, CHUNK_BYTES>;
 
-/// The chunk of a policy's tables in which a place is.
-#[inline(always)]
-pub fn chunk(slot: u32, place: u32) -> Option<*const Chunk> {
-    TABLES
-        .get(slot)?
-        .get(place >> CHUNK_SHIFT)
-        .map(ptr::from_ref)
-}
-
 /// The element at a place of a policy's tables.
 #[inline(always)]
 pub fn entry<T>(slot: u32, place: u32) -> Option<&'static T> {
-    let chunk = chunk(slot, place)?;
+    let chunk = TABLES.get(slot)?.get(place >> CHUNK_SHIFT)?;
     // SAFETY: within the chunk, which stays while a program runs; elements are
     // integers, for which everything is a value.
-    Some(unsafe { &*in_chunk(chunk, place) })
+    Some(unsafe { &*in_chunk(chunk, u64::from(place)) })
 }
 
 /// The element at a place within a chunk. A place that is in another chunk, or at no
 /// multiple of the element's size, leads to another element of this one.
 #[inline(always)]
-pub fn in_chunk<T>(chunk: *const Chunk, place: u32) -> *const T {
+pub fn in_chunk<T>(chunk: *const Chunk, place: u64) -> *const T {
     const { assert!(size_of::<T>().is_power_of_two()) };
     let offset = offset_within::<T, CHUNK_BYTES>(place as usize);
     chunk.cast::<u8>().wrapping_add(offset).cast()

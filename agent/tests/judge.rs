@@ -252,14 +252,23 @@ fn rows_that_fill_more_than_a_chunk_are_found() {
     use trefoil_ebpf::abi::{CHUNK_BYTES, dimension};
     const N_RULES: u32 = 2_000;
     let network = |number: u32| format!("10.{}.{}", number / 250, number % 250);
+    let shared_host =
+        |number: u32, distance: u32| format!("11.{}.{}.{distance}", number / 250, number % 250);
     let mut text = "mode = \"report\"\n".to_owned();
     for number in 0..N_RULES {
         let verdict = if number % 3 == 0 { "deny" } else { "approve" };
-        let network = network(number);
+        // Its own network, and hosts that it shares with rules before and behind it, which
+        // makes a class of each.
+        let mut networks = vec![format!("{}.0/24", network(number))];
+        for distance in 1..=4 {
+            let before = number.saturating_sub(distance);
+            networks.push(shared_host(before, distance));
+            networks.push(shared_host(number, distance));
+        }
         writeln!(
             text,
             "[[rules]]\nname = \"r{number}\"\nverdict = \"{verdict}\"\n\
-             to = {{ networks = [\"{network}.0/24\"], ports = [\"{}/tcp\", \"443/tcp\"] }}",
+             to = {{ networks = {networks:?}, ports = [\"{}/tcp\", \"443/tcp\"] }}",
             1_000 + number
         )
         .unwrap();

@@ -7,9 +7,10 @@ mod clauses;
 mod destinations;
 pub mod image;
 mod limits;
+mod tree;
 
 use trefoil_ebpf::abi::{
-    MAX_BUDGETS, MAX_CLAUSES, MAX_RANGES, MAX_TIMED_CLAUSES, Range32, Row, dimension, login,
+    MAX_BUDGETS, MAX_CLAUSES, MAX_RANGES, MAX_TIMED_CLAUSES, Row, dimension, login,
 };
 
 use self::clauses::{Clauses, Test, row_of_path};
@@ -49,6 +50,18 @@ pub struct Compiled {
     mode: Mode,
     fingerprint: String,
     geo_build_id: String,
+}
+
+/// All keys from `first` up to the next entry's. The tables cover every key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Range32 {
+    /// Smallest key.
+    pub first: u32,
+    /// Class within the dimension.
+    pub class: u16,
+    /// Destinations only: the verdict when no clause matches; if it is
+    /// [`verdict::LOCAL`](trefoil_ebpf::abi::verdict::LOCAL), no clause is asked.
+    pub fallback: u8,
 }
 
 /// All IPv6 addresses from `first` up to the next entry's, as [`Range32`].

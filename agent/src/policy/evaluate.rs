@@ -6,11 +6,11 @@
 use std::net::IpAddr;
 
 use trefoil_ebpf::abi::{
-    Address, DECISION_ENFORCED, Decision, NO_RULE, Range32, Row, dimension, login, verdict,
+    Address, DECISION_ENFORCED, Decision, NO_RULE, Row, dimension, login, verdict,
 };
 
 use super::automaton::State;
-use super::compile::Compiled;
+use super::compile::{Compiled, Range32};
 use super::service;
 use super::source::Mode;
 

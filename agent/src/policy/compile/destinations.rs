@@ -8,10 +8,10 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use trefoil_ebpf::abi::{Range32, Row, verdict};
+use trefoil_ebpf::abi::{Row, verdict};
 
 use super::clauses::{Addresses, Clauses, countries, networks};
-use super::{Classes, Range128, check_size, set_bit};
+use super::{Classes, Range32, Range128, check_size, set_bit};
 use crate::geo::Country;
 use crate::policy::geography::Surroundings;
 use crate::policy::intervals::{Cells, Intervals, Key, is_in};
@@ -42,7 +42,6 @@ pub(super) fn ranges(
         first,
         class,
         fallback,
-        pad: 0,
     });
     let v6 = v6.into_iter().map(|(first, (class, fallback))| Range128 {
         first,

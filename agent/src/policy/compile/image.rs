@@ -3,11 +3,11 @@
 //! Owns the layout that `trefoil_ebpf::abi::CHUNK_BYTES` describes, and no meaning.
 
 use trefoil_ebpf::abi::{
-    self, CHUNK_BYTES, CLAUSE_COUNTED, CLAUSE_TIMED, MAX_CHUNKS, MODE_ENFORCE, MODE_REPORT,
-    Range32, Row, Span, StateClass, Summary, Tail128,
+    self, Branch, CHUNK_BYTES, CLAUSE_COUNTED, CLAUSE_TIMED, MAX_CHUNKS, MODE_ENFORCE, MODE_REPORT,
+    N_SMALL, Row, Span, StateClass, Summary, login,
 };
 
-use super::{Budget, Clause, Compiled, Mode, Period, Range128};
+use super::{Budget, Clause, Compiled, Mode, Period, Range32, tree};
 use crate::clock::BootClock;
 use crate::policy::{
     problem::Fault,
@@ -35,12 +35,15 @@ impl Image {
     /// It does not fit.
     pub fn new(compiled: &Compiled) -> Result<Self, Fault> {
         let mut layout = Layout::default();
+        let mut values = tree::Values::default();
         // What every decision reads comes first, and mostly is in one chunk.
-        let users = layout.numbers(&compiled.users);
-        let groups = compiled
-            .groups
-            .each_ref()
-            .map(|table| layout.numbers(table));
+        let users = tree::append(&mut layout, &mut values, &numbers(&compiled.users))?;
+        let small_users = layout.small(&compiled.users, 0);
+        let mut groups = [Branch::value(0); login::N];
+        for (branch, table) in groups.iter_mut().zip(&compiled.groups) {
+            *branch = tree::append(&mut layout, &mut values, &numbers(table))?;
+        }
+        let services = tree::append(&mut layout, &mut values, &numbers(&compiled.services))?;
         let decides: Vec<_> = compiled.clauses.iter().map(unlimited).collect();
         let clauses = layout.table(&decides);
         let first_summary = layout.summaries(&compiled.rows);
@@ -64,8 +67,8 @@ impl Image {
             .rows
             .map(|row| first_summary + row * size_of::<Summary>() as u32);
 
-        let ports = layout.ports(&compiled.services);
-        let services = layout.span(&compiled.services);
+        let [tcp_ports, udp_ports] = [Protocol::TCP, Protocol::UDP]
+            .map(|protocol| layout.small(&compiled.services, service::key(protocol.0, 0)));
         layout.align(size_of::<abi::State>());
         let states = layout.here();
         for state in &compiled.states {
@@ -82,8 +85,16 @@ impl Image {
         let state_classes = layout.table(&state_classes);
 
         // The larger tables last: what is hot and small is in the first chunks.
-        let v6 = layout.v6(&compiled.v6);
-        let v4 = layout.v4(&compiled.v4);
+        let addresses: Vec<_> = compiled
+            .v6
+            .iter()
+            .map(|range| tree::Range {
+                first: range.first,
+                value: Branch::of(range.class, range.fallback),
+            })
+            .collect();
+        let v6 = tree::append(&mut layout, &mut values, &addresses)?;
+        let v4 = tree::append(&mut layout, &mut values, &numbers(&compiled.v4))?;
 
         layout.align(CHUNK_BYTES);
         let n_chunks = layout.words.len() * size_of::<u64>() / CHUNK_BYTES;
@@ -105,12 +116,14 @@ impl Image {
                 n_words,
                 n_clauses: compiled.clauses.len() as u32,
                 v4,
-                clauses,
                 v6,
                 services,
                 users,
                 groups,
-                ports,
+                tcp_ports,
+                udp_ports,
+                small_users,
+                clauses,
                 pad: 0,
                 rows,
                 summaries,
@@ -121,6 +134,7 @@ impl Image {
                 executable_start: compiled.header.executable_start,
                 n_states: compiled.states.len() as u32,
                 letters: compiled.header.letters,
+                values: values.all(),
             },
             words: layout.words,
             limited: compiled
@@ -180,7 +194,7 @@ impl Image {
 
 /// Chunks that are being filled.
 #[derive(Default)]
-struct Layout {
+pub(super) struct Layout {
     words: Vec<u64>,
 }
 
@@ -206,7 +220,7 @@ impl Layout {
     }
 
     /// Appends a table whose elements are asked for by index.
-    fn table<T: Element>(&mut self, values: &[T]) -> u32 {
+    pub fn table<T: Element>(&mut self, values: &[T]) -> u32 {
         self.align(T::BYTES);
         let start = self.here();
         values.iter().for_each(|value| value.write(&mut self.words));
@@ -214,21 +228,13 @@ impl Layout {
     }
 
     /// Appends a table that is searched, and so is in one chunk as a whole.
-    fn span<T: Element>(&mut self, values: &[T]) -> Span {
+    pub fn span<T: Element>(&mut self, values: &[T]) -> Span {
         self.align(T::BYTES);
         self.reserve(values.len() * T::BYTES);
         Span {
             start: self.table(values),
             len: values.len() as u32,
         }
-    }
-
-    /// Appends a table of numbers, unless it tells nothing apart.
-    fn numbers(&mut self, ranges: &[Range32]) -> Span {
-        if ranges.iter().all(|range| range.class == 0) {
-            return Span::default();
-        }
-        self.span(ranges)
     }
 
     /// Appends the summaries of rows, two in a word.
@@ -245,96 +251,43 @@ impl Layout {
         start
     }
 
-    /// Appends the classes of all ports of TCP and UDP, four in a word.
-    fn ports(&mut self, services: &[Range32]) -> u32 {
-        const N_PORTS: usize = 1 << 16;
-        self.align(2 * N_PORTS * size_of::<u16>());
+    /// Appends the classes of [`N_SMALL`] numbers from `first` on, four in a word.
+    fn small(&mut self, ranges: &[Range32], first: u32) -> u32 {
+        self.align(N_SMALL * size_of::<u16>());
         let start = self.here();
-        for protocol in [Protocol::TCP, Protocol::UDP] {
-            let mut classes = Vec::with_capacity(N_PORTS);
-            let first = service::key(protocol.0, 0);
-            let mut ranges = services[services.partition_point(|range| range.first <= first) - 1..]
-                .iter()
-                .peekable();
-            let mut class = 0;
-            for key in first..first + N_PORTS as u32 {
-                while let Some(range) = ranges.next_if(|range| range.first <= key) {
-                    class = range.class;
-                }
-                classes.push(class);
+        let n_before = ranges.partition_point(|range| range.first <= first) - 1;
+        let mut ranges = ranges[n_before..].iter().peekable();
+        let mut class = 0;
+        let classes = (first..first + N_SMALL as u32).map(|key| {
+            while let Some(range) = ranges.next_if(|range| range.first <= key) {
+                class = range.class;
             }
-            self.words.extend(classes.chunks_exact(4).map(word_of_four));
-        }
+            class
+        });
+        let classes: Vec<_> = classes.collect();
+        self.words.extend(classes.chunks_exact(4).map(word_of_four));
         start
     }
 
-    /// Appends IPv6 destinations, and the pivots that lead to each chunk of them.
-    fn v6(&mut self, ranges: &[Range128]) -> Span {
-        const A_CHUNK: usize = CHUNK_BYTES / (size_of::<u64>() + Tail128::BYTES) - 1;
-        let mut pivots = Vec::new();
-        for part in ranges.chunks(A_CHUNK) {
-            let keys = part.iter().map(|range| {
-                let class = class_and_fallback(range.class, range.fallback);
-                (range.first, word([class, [0; 4]]))
-            });
-            let Span { start, len } = self.span128(keys);
-            let span = word([start.to_ne_bytes(), len.to_ne_bytes()]);
-            pivots.push((part[0].first, span));
-        }
-        self.span128(pivots.into_iter())
-    }
-
-    /// Appends a span of IPv6 keys, with what each leads to.
-    fn span128(&mut self, keys: impl ExactSizeIterator<Item = (u128, u64)> + Clone) -> Span {
-        let len = keys.len();
-        self.align(Tail128::BYTES);
-        self.reserve(len.next_multiple_of(2) * size_of::<u64>() + len * Tail128::BYTES);
+    /// Appends numbers, as many as a power of two, all of them in one chunk, and in one
+    /// cache line if they fit.
+    pub fn numbers(&mut self, numbers: &[u32]) -> u32 {
+        self.align(size_of_val(numbers).min(64));
+        self.reserve(size_of_val(numbers));
         let start = self.here();
-        let first_high = |(first, _): (u128, u64)| (first >> 64) as u64;
-        self.words.extend(keys.clone().map(first_high));
-        self.align(Tail128::BYTES);
-        for (first, value) in keys {
-            let first_low = first as u64;
-            Tail128 { first_low, value }.write(&mut self.words);
-        }
-        Span {
-            start,
-            len: len as u32,
-        }
+        let pair = |pair: &[u32]| word([pair[0].to_ne_bytes(), pair[1].to_ne_bytes()]);
+        self.words.extend(numbers.chunks_exact(2).map(pair));
+        start
     }
+}
 
-    /// Appends IPv4 destinations, and the index by the first 16 bits that leads to
-    /// each part of them.
-    fn v4(&mut self, ranges: &[Range32]) -> u32 {
-        let mut index = Vec::with_capacity(1 << 16);
-        let mut before = 0;
-        for high in 0..1_u32 << 16 {
-            let (first, last) = (high << 16, high << 16 | 0xffff);
-            // The one that contains the first address, up to the one that contains
-            // the last.
-            let begin = before + ranges[before..].partition_point(|range| range.first <= first) - 1;
-            let end = begin + ranges[begin..].partition_point(|range| range.first <= last);
-            before = begin;
-            let part = &ranges[begin..end];
-            let shared = match part {
-                // Neighbours that one range covers have one entry together.
-                [_] => index
-                    .last()
-                    .copied()
-                    .filter(|_| high > 0 && ranges[begin].first < first),
-                _ => None,
-            };
-            index.push(match shared {
-                Some(Span { start, len }) => Span {
-                    start: start + (len - 1) * Range32::BYTES as u32,
-                    len: 1,
-                },
-                None => self.span(part),
-            });
-        }
-        self.align(CHUNK_BYTES);
-        self.table(&index)
-    }
+/// Ranges of numbers of 32 bits, whose keys they begin.
+fn numbers(ranges: &[Range32]) -> Vec<tree::Range> {
+    let range = |range: &Range32| tree::Range {
+        first: u128::from(range.first) << (u128::BITS - u32::BITS),
+        value: Branch::of(range.class, range.fallback),
+    };
+    ranges.iter().map(range).collect()
 }
 
 /// A clause whose limits are not known yet.
@@ -347,7 +300,7 @@ fn unlimited(clause: &Clause) -> abi::Clause {
 }
 
 /// What a table is made of, as it lies in memory.
-trait Element {
+pub(super) trait Element {
     /// Size, a power of two.
     const BYTES: usize;
 
@@ -372,26 +325,12 @@ fn word_of_four(numbers: &[u16]) -> u64 {
     u64::from_ne_bytes(bytes)
 }
 
-/// A class and the verdict beside it, as in both kinds of ranges.
-fn class_and_fallback(class: u16, fallback: u8) -> [u8; 4] {
-    let [first, second] = class.to_ne_bytes();
-    [first, second, fallback, 0]
-}
-
-impl Element for Range32 {
+impl Element for abi::LongRange {
     const BYTES: usize = size_of::<Self>();
 
     fn write(&self, words: &mut Vec<u64>) {
-        let class = class_and_fallback(self.class, self.fallback);
-        words.push(word([self.first.to_ne_bytes(), class]));
-    }
-}
-
-impl Element for Tail128 {
-    const BYTES: usize = size_of::<Self>();
-
-    fn write(&self, words: &mut Vec<u64>) {
-        words.extend([self.first_low, self.value]);
+        let value = word([self.value.to_ne_bytes(), [0; 4]]);
+        words.extend([self.first_high, self.first_low, value, 0]);
     }
 }
 

@@ -1,0 +1,109 @@
+//! Trees of ranges of keys, see [`Branch`].
+
+use trefoil_ebpf::abi::*;
+
+use crate::{
+    bounds::masked,
+    maps::{POLICIES, TABLES},
+    tables::{Chunk, Chunks, in_chunk},
+};
+
+/// The value of a key of 32 bits, as in [`Branch::value`]; 0 if the tables cannot be
+/// read.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_number(slot: u32, branch: u32, key: u32) -> u32 {
+    let slot = slot & 1;
+    let (Some(policy), Some(chunks)) = (POLICIES.get(slot), TABLES.get(slot)) else {
+        return 0;
+    };
+    find128(policy, chunks, Branch(branch), u64::from(key) << 32, 0)
+}
+
+/// The value of a key of 128 bits.
+#[inline(always)]
+pub fn find128(policy: &Policy, chunks: &Chunks, branch: Branch, high: u64, low: u64) -> u32 {
+    if branch.kind() == Branch::VALUE {
+        return branch.0;
+    }
+    find(policy, chunks, branch, high, low).unwrap_or(0)
+}
+
+#[inline(always)]
+fn find(policy: &Policy, chunks: &Chunks, mut branch: Branch, high: u64, low: u64) -> Option<u32> {
+    const BRANCH_SHIFT: u32 = size_of::<Branch>().ilog2();
+    let mut rest = high;
+    let mut number = branch.place() >> CHUNK_SHIFT;
+    let mut chunk: *const Chunk = chunks.get(number)?;
+    for _ in 0..MAX_TREE_LEVELS {
+        if branch.kind() != Branch::NODE {
+            break;
+        }
+        let bits = branch.detail() & 63;
+        let index = rest >> (64 - bits & 63) << BRANCH_SHIFT;
+        // SAFETY: within the chunk. So below.
+        branch = unsafe { *in_chunk::<Branch>(chunk, u64::from(branch.place()) + index) };
+        if branch.kind() == Branch::VALUE {
+            return Some(branch.0);
+        }
+        rest <<= bits;
+        // What is behind a branch is mostly in the same chunk.
+        let next = branch.place() >> CHUNK_SHIFT;
+        if next != number {
+            number = next;
+            chunk = chunks.get(number)?;
+        }
+    }
+    if branch.kind() == Branch::PACKED {
+        let packed = last_packed(chunk, branch, rest);
+        let index = masked::<{ Packed::N_VALUES - 1 }>(packed as usize);
+        // SAFETY: the index is masked, which the compiler cannot see.
+        return Some(unsafe { *policy.values.as_ptr().add(index) });
+    }
+    let span = unsafe { *in_chunk::<Span>(chunk, u64::from(branch.place())) };
+    let chunk = chunks.get(span.start >> CHUNK_SHIFT)?;
+    Some(last_long(chunk, span, high, low))
+}
+
+/// The last entry of a packed list that begins at or before the rest of a key. Which
+/// half it is in is calculated and not asked: nobody could foresee the answers.
+#[inline(always)]
+fn last_packed(chunk: *const Chunk, branch: Branch, rest: u64) -> u32 {
+    let key = (rest >> u32::BITS) | ((1 << Packed::INDEX_BITS) - 1);
+    let mut place = u64::from(branch.place());
+    let mut half = (size_of::<Packed>() as u64 / 2) << (branch.detail() & 7);
+    for _ in 0..Packed::MAX_STEPS {
+        if half < size_of::<Packed>() as u64 {
+            break;
+        }
+        // SAFETY: within the chunk. So below.
+        let first = unsafe { *in_chunk::<u32>(chunk, place + half) };
+        let is_beyond = ((key - u64::from(first)) as i64 >> 63) as u64;
+        place += half & !is_beyond;
+        half /= 2;
+    }
+    unsafe { *in_chunk::<u32>(chunk, place) }
+}
+
+/// The value of the last entry of a long list that begins at or before a key.
+#[inline(always)]
+fn last_long(chunk: *const Chunk, span: Span, high: u64, low: u64) -> u32 {
+    let Span { start, len } = span;
+    let mut base = u64::from(start);
+    let mut len = u64::from(len);
+    for _ in 0..=MAX_LONG_LIST_STEPS {
+        if len <= 1 {
+            break;
+        }
+        let half = len / 2;
+        let middle = base + half * size_of::<LongRange>() as u64;
+        let range = in_chunk::<LongRange>(chunk, middle);
+        // SAFETY: within the chunk. So below.
+        let (first_high, first_low) = unsafe { ((*range).first_high, (*range).first_low) };
+        if first_high < high || first_high == high && first_low <= low {
+            base = middle;
+        }
+        len -= half;
+    }
+    unsafe { (*in_chunk::<LongRange>(chunk, base)).value }
+}
