@@ -19,6 +19,10 @@ static EXECUTABLE_KEY: u64 = 0;
 #[unsafe(no_mangle)]
 static TCP_STATE_SEEN: u32 = 0;
 
+/// Cookie of the agent's network namespace; 0 if this kernel does not tell.
+#[unsafe(no_mangle)]
+static NAMESPACE: u64 = 0;
+
 /// Where the fields are.
 #[unsafe(no_mangle)]
 static OFFSETS: Offsets = NO_OFFSETS;
@@ -37,6 +41,12 @@ pub fn instance() -> u32 {
 pub fn executable_key() -> u64 {
     // SAFETY: as above.
     unsafe { ptr::read_volatile(&EXECUTABLE_KEY) }
+}
+
+#[inline(always)]
+pub fn namespace() -> u64 {
+    // SAFETY: as above.
+    unsafe { ptr::read_volatile(&NAMESPACE) }
 }
 
 #[inline(always)]

@@ -10,7 +10,7 @@ use aya_ebpf::{
         BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE,
         bpf_map_type::BPF_MAP_TYPE_SK_STORAGE,
     },
-    btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
     helpers::generated::{bpf_ktime_get_boot_ns, bpf_sk_storage_get},
     macros::btf_map,
 };
@@ -140,6 +140,24 @@ pub static LOSSES: PerCpuArray<u64, { N_LOSSES as usize }> = PerCpuArray::new();
 /// Sums by verdict. Written by `egress`, `connect`, `sendmsg`; read by the agent.
 #[btf_map]
 pub static TOTALS: PerCpuArray<Totals, { verdict::N as usize }> = PerCpuArray::new();
+
+/// Interfaces that are watched, by index. Written by the agent before it attaches
+/// `uplink_egress`, which reads it; the agent watches no more than fit, and says so.
+#[btf_map]
+pub static UPLINKS: HashMap<u32, Uplink, MAX_UPLINKS> = HashMap::new();
+
+/// What left by each of them. Entries are made and removed together with those of
+/// `UPLINKS`; written by `uplink_egress`, read by the agent. A frame without an entry
+/// counts as `uplinks-unknown`.
+#[btf_map]
+pub static UPLINK_BOOKS: PerCpuHashMap<u32, UplinkBooks, MAX_UPLINKS> = PerCpuHashMap::new();
+
+/// What was decided about sockets of other network namespaces, by destination: their
+/// packets are forwarded by this host, and have no socket any more when they come to an
+/// uplink. Written by `egress`, read by `uplink_egress`. The kernel drops what was not
+/// used for longest; what is not found is judged by its destination alone.
+#[btf_map]
+pub static FORWARDED: LruHashMap<Peer, Decision, 65536> = LruHashMap::new();
 
 /// Headers of the two policy generations. This and the tables below are
 /// written by the agent in the slot that is not in force, read by the judge.

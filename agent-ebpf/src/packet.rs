@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes};
 use core::{ffi::c_void, mem::MaybeUninit, ptr};
-use trefoil_ebpf::abi::{Address, Peer};
+use trefoil_ebpf::abi::{Address, ETHERNET_HEADER, Peer};
 
 /// IP protocol numbers.
 pub mod protocol {
@@ -30,9 +30,13 @@ pub struct Ends {
     pub source_port: u16,
     /// `address` and `port` are the destination's.
     pub destination: Peer,
+    /// Its socket belongs to another network namespace, as far as that is known: this
+    /// one forwards it. Not for this file to find out.
+    pub is_forwarded: bool,
 }
 
-/// Loads bytes at `offset` from the IP header on.
+/// Loads bytes at `offset` from where the context's packet begins: its IP header in a
+/// control group's hook, its link header on an interface.
 #[inline(always)]
 fn load<T: Copy>(skb: *mut __sk_buff, offset: u32) -> Option<T> {
     let mut value = MaybeUninit::<T>::uninit();
@@ -64,6 +68,12 @@ fn load_into<T>(skb: *mut __sk_buff, offset: u32, value: &mut T) -> Option<()> {
 /// port approves it.
 #[inline(always)]
 pub fn ends(skb: *mut __sk_buff) -> Option<Ends> {
+    ends_at(skb, 0)
+}
+
+/// As [`ends`], of a packet whose IP header is at `start`.
+#[inline(always)]
+pub fn ends_at(skb: *mut __sk_buff, start: u32) -> Option<Ends> {
     let mut ends = Ends {
         source: Address([0; 16]),
         source_port: 0,
@@ -73,12 +83,55 @@ pub fn ends(skb: *mut __sk_buff) -> Option<Ends> {
             protocol: 0,
             pad: [0; 5],
         },
+        is_forwarded: false,
     };
-    if fill(skb, &mut ends) {
+    if fill(skb, start, &mut ends) {
         Some(ends)
     } else {
         None
     }
+}
+
+/// What a frame carries.
+pub enum Frame {
+    /// A packet whose IP header is at this offset.
+    Ip(u32),
+    /// Something else: its ethertype.
+    Other(u16),
+}
+
+/// Reads the link header of a frame, of `header_bytes`.
+///
+/// The frame itself is asked, and not what the kernel remembers about it: whoever sends
+/// on a packet socket may say that a frame is something else than it is.
+#[inline(always)]
+pub fn frame(skb: *mut __sk_buff, header_bytes: u32) -> Frame {
+    const IPV4: u16 = 0x0800;
+    const IPV6: u16 = 0x86dd;
+    const VLAN: u16 = 0x8100;
+    const SERVICE_VLAN: u16 = 0x88a8;
+    /// Tags within the frame that are followed; the kernel itself follows as many.
+    const MAX_TAGS: usize = 8;
+
+    if header_bytes != ETHERNET_HEADER {
+        return match load::<u8>(skb, 0) {
+            Some(first) if matches!(first >> 4, 4 | 6) => Frame::Ip(0),
+            _ => Frame::Other(0),
+        };
+    }
+    let mut offset = ETHERNET_HEADER;
+    for _ in 0..=MAX_TAGS {
+        let ethertype = match load::<[u8; 2]>(skb, offset - 2) {
+            Some(bytes) => u16::from_be_bytes(bytes),
+            None => 0,
+        };
+        match ethertype {
+            IPV4 | IPV6 => return Frame::Ip(offset),
+            VLAN | SERVICE_VLAN => offset += 4,
+            _ => return Frame::Other(ethertype),
+        }
+    }
+    Frame::Other(VLAN)
 }
 
 /// True for a packet of TCP that resets a connection and carries nothing else.
@@ -107,18 +160,18 @@ fn reset_len(skb: *mut __sk_buff) -> Option<u32> {
 /// some: there are 512 bytes for both, and kernels before 6.9 count those of each
 /// function in steps of 32.
 #[inline(never)]
-fn fill(skb: *mut __sk_buff, ends: &mut Ends) -> bool {
-    let filled = match load::<u8>(skb, 0) {
-        Some(first) if first >> 4 == 4 => fill_v4(skb, ends),
-        Some(first) if first >> 4 == 6 => fill_v6(skb, ends),
+fn fill(skb: *mut __sk_buff, start: u32, ends: &mut Ends) -> bool {
+    let filled = match load::<u8>(skb, start) {
+        Some(first) if first >> 4 == 4 => fill_v4(skb, start, ends),
+        Some(first) if first >> 4 == 6 => fill_v6(skb, start, ends),
         _ => None,
     };
     filled.is_some()
 }
 
 #[inline(always)]
-fn fill_v4(skb: *mut __sk_buff, ends: &mut Ends) -> Option<()> {
-    let header = load::<[u8; 20]>(skb, 0)?;
+fn fill_v4(skb: *mut __sk_buff, start: u32, ends: &mut Ends) -> Option<()> {
+    let header = load::<[u8; 20]>(skb, start)?;
     let source = u32::from_be_bytes([header[12], header[13], header[14], header[15]]);
     let destination = u32::from_be_bytes([header[16], header[17], header[18], header[19]]);
     let fragment_offset = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
@@ -126,17 +179,17 @@ fn fill_v4(skb: *mut __sk_buff, ends: &mut Ends) -> Option<()> {
     ends.destination.address = Address::v4(destination);
     ends.destination.protocol = header[9];
     if fragment_offset == 0 {
-        fill_ports(skb, u32::from(header[0] & 0x0f) * 4, ends);
+        fill_ports(skb, start + u32::from(header[0] & 0x0f) * 4, ends);
     }
     Some(())
 }
 
 #[inline(always)]
-fn fill_v6(skb: *mut __sk_buff, ends: &mut Ends) -> Option<()> {
-    load_into(skb, 8, &mut ends.source.0)?;
-    load_into(skb, 24, &mut ends.destination.address.0)?;
-    let mut protocol = load::<u8>(skb, 6)?;
-    let mut offset = 40u32;
+fn fill_v6(skb: *mut __sk_buff, start: u32, ends: &mut Ends) -> Option<()> {
+    load_into(skb, start + 8, &mut ends.source.0)?;
+    load_into(skb, start + 24, &mut ends.destination.address.0)?;
+    let mut protocol = load::<u8>(skb, start + 6)?;
+    let mut offset = start + 40;
     let mut is_first = true;
     for _ in 0..MAX_EXTENSIONS {
         match protocol {

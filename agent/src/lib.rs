@@ -27,3 +27,4 @@ pub mod report;
 pub mod settings;
 pub mod state;
 pub mod trial;
+pub mod uplinks;

@@ -59,6 +59,10 @@ pub const MEANINGS: &[(&str, &str)] = &[
         "sockets-untagged",
         "sockets older than the agent or of the kernel; their flows have no process",
     ),
+    (
+        "uplinks-unknown",
+        "frames left by an interface that has no books; they were judged, and are in no sum",
+    ),
 ];
 
 /// True for a counter that says how something came to be known, and not that it

@@ -22,17 +22,22 @@ use crate::{
     names::Names,
     policy::{Compiled, Image},
     report::{Coverage, FlowFacts, Heartbeat, Progress, Record, Reporter},
+    settings,
 };
 
 mod cuts;
 mod cutter;
+mod follower;
 mod in_force;
 mod limits;
+mod uplinks;
 
 use cuts::Cuts;
 pub use cutter::Cutter;
+use follower::{Follower, UplinkNews};
 use in_force::PolicyInForce;
 use limits::Limits;
+use uplinks::Uplinks;
 
 /// Events that are taken before anything else gets its turn.
 const EVENTS_A_TURN: usize = 4_096;
@@ -81,6 +86,7 @@ pub struct Monitor {
     places: Rc<RefCell<Arc<Geo>>>,
     losses: Losses,
     limits: Limits,
+    uplinks: Uplinks,
     /// Peers of open flows by socket, for those in the table of many peers.
     peers: HashMap<u64, Vec<Peer>>,
     /// Control groups that are gone, and since when that is known.
@@ -97,6 +103,8 @@ pub struct Parts<'a> {
     pub load: &'a LoadSettings,
     /// What the flow table may hold and how often it may speak.
     pub flow_settings: FlowSettings,
+    /// The interfaces to watch.
+    pub uplinks: &'a settings::Uplinks,
     /// Gives names to ids.
     pub names: Names,
     /// Takes records.
@@ -126,7 +134,19 @@ impl Monitor {
         // Before the right to do so is given up.
         kernel.load_judge()?;
         let clock = BootClock::read();
-        let budgets = kernel.come_into_force(parts.load, &policy.image, &clock, enforcement)?;
+        let mut uplinks = (None, Vec::new());
+        let attach_uplinks = |kernel: &Kernel| {
+            uplinks = Uplinks::prepare(kernel, parts.uplinks)?;
+            Ok(())
+        };
+        let budgets = kernel.come_into_force(
+            parts.load,
+            &policy.image,
+            &clock,
+            enforcement,
+            attach_uplinks,
+        )?;
+        let (follower, uplink_news) = uplinks;
         let mut reader = kernel.reader()?;
         // An agent before may have been killed while it cut something.
         reader.set_cuts(&HashSet::new())?;
@@ -138,6 +158,7 @@ impl Monitor {
             table: FlowTable::new(parts.flow_settings, country),
             losses: Losses::since(parts.reported_losses),
             limits: Limits::new(parts.said),
+            uplinks: Uplinks::follow(&kernel, follower)?,
             kernel,
             reader,
             events,
@@ -157,6 +178,7 @@ impl Monitor {
         monitor.in_force(policy, enforcement);
         monitor.limit(policy, budgets, clock)?;
         monitor.report_coverage(parts.last_seen_us);
+        monitor.report_uplinks(parts.uplinks, uplink_news)?;
         Ok(monitor)
     }
 
@@ -178,6 +200,7 @@ impl Monitor {
             self.report()?;
         }
         self.take_cuts()?;
+        self.take_uplink_news()?;
         self.table.tick(clock::since_boot_ns(), &mut self.reports);
         self.report()?;
         self.hand_over();
@@ -244,6 +267,7 @@ impl Monitor {
         };
         let record = Record::heartbeat(&beat, clock::unix_us());
         self.reporter.emit(record);
+        self.report_books()?;
         self.hand_over();
         self.forget_cgroups()
     }
@@ -471,15 +495,6 @@ impl Monitor {
                 time_us,
             ));
         }
-        // What no socket hook sees is said at every start, and not left out.
-        let reason = "this version looks at sockets and at no interface: traffic that is forwarded, \
-                      kernel tunnels and packet sockets are not seen";
-        self.reporter.emit(Record::coverage(
-            "traffic past sockets",
-            Coverage::Uncovered,
-            Some(reason),
-            time_us,
-        ));
         let reason = self.kernel.took_over().then(|| {
             let since = last_seen_us.map_or("an unknown time".to_owned(), clock::rfc3339);
             format!(

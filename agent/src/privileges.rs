@@ -19,6 +19,8 @@ pub enum Duty {
     Logins,
     /// Cuts connections.
     Cutter,
+    /// Attaches a program to interfaces as they come.
+    Uplinks,
 }
 
 impl Duty {
@@ -29,6 +31,7 @@ impl Duty {
             Self::Hashes => &[Capability::CAP_SYS_PTRACE, Capability::CAP_DAC_READ_SEARCH],
             Self::Logins => &[],
             Self::Cutter => &[Capability::CAP_NET_ADMIN],
+            Self::Uplinks => &[Capability::CAP_BPF, Capability::CAP_NET_ADMIN],
         }
     }
 }

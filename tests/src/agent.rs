@@ -1,8 +1,9 @@
 //! The agent under test, started as a user would start it and looked at from
 //! outside.
 //!
-//! Safety: it is always attached to the lab's control group and to no uplink.
-//! This is checked here, and there is no way to ask for anything else.
+//! Safety: it is always attached to the lab's control group and to interfaces of the lab's
+//! own namespace, in which it runs. This is checked here, and there is no way to ask for
+//! anything else.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
@@ -57,6 +58,7 @@ pub struct AgentBuilder<'lab> {
     flows: &'static str,
     terminal: Option<&'lab Terminal>,
     arguments: Vec<&'static str>,
+    uplinks: Vec<String>,
 }
 
 /// A running agent. Killed and taken out of the kernel when dropped.
@@ -81,6 +83,7 @@ impl<'lab> AgentBuilder<'lab> {
             flows: "each",
             terminal: None,
             arguments: Vec::new(),
+            uplinks: Vec::new(),
         }
     }
 
@@ -105,6 +108,13 @@ impl<'lab> AgentBuilder<'lab> {
     /// As somebody starts it who sits at a terminal.
     pub fn on_terminal(mut self, terminal: &'lab Terminal) -> Self {
         self.terminal = Some(terminal);
+        self
+    }
+
+    /// With the host's interface of this name watched, `auto` for all that lead out.
+    /// Without, none is.
+    pub fn uplink(mut self, name: impl Into<String>) -> Self {
+        self.uplinks.push(name.into());
         self
     }
 
@@ -144,7 +154,6 @@ impl<'lab> AgentBuilder<'lab> {
             .arg(lab.file("geoip6"))
             .arg("--cgroup")
             .arg(&lab.cgroup)
-            .args(["--uplink", "none"])
             .arg("--pin-dir")
             .arg(lab.pins())
             .arg("--json")
@@ -157,6 +166,10 @@ impl<'lab> AgentBuilder<'lab> {
             })
             // Ctrl-C in a terminal is not for it.
             .process_group(0);
+        match self.uplinks.as_slice() {
+            [] => command.args(["--uplink", "none"]),
+            names => command.args(names.iter().flat_map(|name| ["--uplink", name])),
+        };
         // Records of a test do not belong into the machine's journal.
         command.arg("--journal").arg(lab.journal()?.socket());
         pass_on(&mut command, Some(&lab.host), None, None)?;

@@ -43,6 +43,69 @@ pub fn connect(host: &Namespace, far: [&Namespace; 3]) -> Result<()> {
     Ok(())
 }
 
+/// Something behind the host, such as a virtual machine or a container, whose traffic
+/// the host forwards. `number` is its own.
+pub fn guest(host: &Namespace, name: &'static str, number: u8) -> Result<Guest> {
+    let place = Namespace::new(name)?;
+    place.enter(quieten)?;
+    host.enter(|| {
+        for family in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            fs::write(format!("/proc/sys/net/{family}"), "1")?;
+        }
+        Ok(())
+    })?;
+    let guest = Guest {
+        v4: [192, 0, 2, 100 + number].into(),
+        v6: format!("2001:db8:1::1:{number}").parse()?,
+        place,
+    };
+    let link = link_name(&guest.place);
+    let (near, far) = (
+        format!("02:00:00:00:03:{number:02x}"),
+        format!("02:00:00:00:04:{number:02x}"),
+    );
+    let Guest { v4, v6, place } = &guest;
+    host.ip(&format!(
+        "link add {link} address {near} type veth peer name to-host address {far} netns {}\n\
+         link set {link} addrgenmode none\n\
+         link set {link} up\n\
+         neighbour add {v4} lladdr {far} dev {link} nud permanent\n\
+         neighbour add {v6} lladdr {far} dev {link} nud permanent\n\
+         route add {v4} dev {link} src {HOST}\n\
+         route add {v6} dev {link} src {HOST6}\n",
+        place.path()
+    ))?;
+    place.ip(&format!(
+        "link set lo up\n\
+         link set to-host addrgenmode none\n\
+         link set to-host up\n\
+         address add {v4}/32 dev lo\n\
+         address add {v6}/128 dev lo nodad\n\
+         neighbour add {HOST} lladdr {near} dev to-host nud permanent\n\
+         neighbour add {HOST6} lladdr {near} dev to-host nud permanent\n\
+         route add default via {HOST} dev to-host src {v4} onlink\n\
+         route add default via {HOST6} dev to-host src {v6} onlink\n"
+    ))?;
+    Ok(guest)
+}
+
+/// A place behind the host.
+#[derive(Debug)]
+pub struct Guest {
+    /// Where it is.
+    pub place: Namespace,
+    /// Its address.
+    pub v4: IpAddr,
+    /// Its address.
+    pub v6: IpAddr,
+}
+
+/// The link address of the far end of the host's link to the places of a lab, in the
+/// order gateway, peer, foreign, from 1 on.
+pub fn far_link_address(number: u8) -> String {
+    format!("02:00:00:00:02:{number:02x}")
+}
+
 /// The host's interface towards a place.
 pub fn link_name(place: &Namespace) -> String {
     format!("to-{}", place.name)
@@ -62,7 +125,7 @@ impl Cable<'_> {
     }
 
     fn far_mac(&self) -> String {
-        format!("02:00:00:00:02:{:02x}", self.number)
+        far_link_address(self.number)
     }
 
     /// Commands for the host's end; they make both ends.

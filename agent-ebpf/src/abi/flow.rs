@@ -115,6 +115,9 @@ pub const SOCKET_HAS_PEER: u32 = 4;
 /// Flows of this socket are in map `FLOWS`.
 pub const SOCKET_HAS_FLOWS: u32 = 8;
 
+/// The socket belongs to the agent's own network namespace.
+pub const SOCKET_OWN_NAMESPACE: u32 = 16;
+
 /// The socket tag, value of the socket storage `SOCKETS`.
 ///
 /// A socket that has one peer (TCP, connected UDP) keeps its flow here; flows of

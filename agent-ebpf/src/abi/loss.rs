@@ -18,6 +18,7 @@ pub const LOSSES: &[&str] = &[
     "cgroups-unknown",
     "policy-missing",
     "sockets-untagged",
+    "uplinks-unknown",
 ];
 
 /// The ring buffer had no room. The event's numbers are not lost: they come
@@ -50,8 +51,10 @@ pub const LOSS_POLICY_MISSING: u32 = 12;
 /// A socket that sent without having been tagged when it was made: older than
 /// the agent, or made by the kernel. Not a loss of bytes, but of attribution.
 pub const LOSS_SOCKETS_UNTAGGED: u32 = 13;
+/// A frame left by an interface that has no books: judged, and in no sum.
+pub const LOSS_UPLINKS_UNKNOWN: u32 = 14;
 
 /// Number of counters.
-pub const N_LOSSES: u32 = 14;
+pub const N_LOSSES: u32 = 15;
 
 const _: () = assert!(LOSSES.len() == N_LOSSES as usize);

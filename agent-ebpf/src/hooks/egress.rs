@@ -21,7 +21,7 @@ use crate::{
     accounting::{announce, begin, begin_again, count, count_total, end, finish},
     flows,
     judge::{judge, undetermined},
-    maps::{CUTS, FLOWS, InForce, SOCKETS, in_force, lose},
+    maps::{CUTS, FLOWS, FORWARDED, InForce, SOCKETS, in_force, lose},
     packet::{Ends, ends, is_bare_reset, protocol},
     source::Source,
 };
@@ -51,11 +51,11 @@ fn egress(ctx: SkBuffContext) -> i32 {
         count_total(&local, bytes, false);
         return PASS;
     }
-    let Some(ends) = ends(skb) else {
+    let Some(mut ends) = ends(skb) else {
         lose(LOSS_PACKETS_UNPARSED, 1);
         return without_flow(&undetermined(in_force), bytes);
     };
-    let tracked = slot(skb, &ends);
+    let tracked = slot(skb, &mut ends);
     if tracked.is_null() {
         let source = Source {
             exe_id: 0,
@@ -83,12 +83,12 @@ fn without_flow(decision: &Decision, bytes: u64) -> i32 {
 /// A function of its own, so that what it needs of the stack is free again when the
 /// judge is asked.
 #[inline(never)]
-fn slot(skb: *mut __sk_buff, ends: &Ends) -> *mut Tracked {
+fn slot(skb: *mut __sk_buff, ends: &mut Ends) -> *mut Tracked {
     find(skb, ends).unwrap_or(ptr::null_mut())
 }
 
 #[inline(always)]
-fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
+fn find(skb: *mut __sk_buff, ends: &mut Ends) -> Option<*mut Tracked> {
     // SAFETY: a field of the context; the verifier checks the access. So below.
     let socket = unsafe { (*skb).__bindgen_anon_2.sk };
     if socket.is_null() {
@@ -105,6 +105,7 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
     let tracked = unsafe { &raw mut (*tag).tracked };
     let peer = &ends.destination;
     let mut flags = unsafe { (*tag).flags };
+    ends.is_forwarded = flags & SOCKET_OWN_NAMESPACE == 0;
     let mut embryonic = 0;
 
     if is_tcp(socket) {
@@ -113,7 +114,7 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
             flags |= SOCKET_LISTENS;
             embryonic = FLOW_EMBRYONIC;
         } else if flags & SOCKET_LISTENS != 0 {
-            flags = SOCKET_HAS_PEER;
+            flags = flags & SOCKET_OWN_NAMESPACE | SOCKET_HAS_PEER;
             accept(skb, tracked, peer);
         } else if flags & SOCKET_HAS_PEER == 0 {
             // Older than the agent, or it sends with the connection request.
@@ -264,6 +265,9 @@ fn settle(
         blocked = false;
         unsafe { (*flow).state |= FLOW_CUT };
     }
+    if ends.is_forwarded && !blocked {
+        remember(&ends.destination, &decision);
+    }
     count(tracked, bytes, blocked);
     count_total(&decision, bytes, blocked);
     if is_late {
@@ -272,6 +276,18 @@ fn settle(
         announce(tracked);
     }
     if blocked { DROP } else { PASS }
+}
+
+/// Tells the uplinks what was decided about a packet whose socket they will not see.
+#[inline(never)]
+fn remember(peer: &Peer, decision: &Decision) -> u32 {
+    // SAFETY: eight bytes that are written as one.
+    let known = unsafe { FORWARDED.get(peer) };
+    if known != Some(decision) {
+        // What finds no room is judged by its destination alone.
+        let _ = FORWARDED.insert(peer, decision, 0);
+    }
+    0
 }
 
 /// True for the one packet that leaves although the policy does not approve it: the

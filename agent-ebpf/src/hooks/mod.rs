@@ -23,3 +23,4 @@ mod sock_addr;
 mod sock_create;
 mod sock_release;
 mod sock_send_length;
+mod uplink_egress;

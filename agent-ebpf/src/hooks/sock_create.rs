@@ -5,11 +5,14 @@
 //! without a tag gets one at its first packet, with less known about it.
 
 use aya_ebpf::{
-    EbpfContext, helpers::generated::bpf_get_socket_cookie, macros::cgroup_sock,
+    EbpfContext,
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie},
+    macros::cgroup_sock,
     programs::SockContext,
 };
+use trefoil_ebpf::abi::SOCKET_OWN_NAMESPACE;
 
-use crate::{maps::SOCKETS, owner::set_current};
+use crate::{globals, maps::SOCKETS, owner::set_current};
 
 /// Every path lets the socket be made.
 const PASS: i32 = 1;
@@ -26,6 +29,10 @@ fn tag(ctx: &SockContext) -> Option<()> {
     // SAFETY: a map value; the verifier checks the access.
     unsafe {
         (*tag).tracked.flow.cookie = bpf_get_socket_cookie(ctx.as_ptr());
+        // The helper is there since 5.7.
+        if bpf_get_netns_cookie(ctx.as_ptr()) == globals::namespace() {
+            (*tag).flags |= SOCKET_OWN_NAMESPACE;
+        }
         set_current(&raw mut (*tag).tracked.owner);
     }
     Some(())

@@ -153,6 +153,7 @@ async fn watch(
     let parts = Parts {
         load,
         flow_settings,
+        uplinks: &settings.uplinks,
         names,
         reporter,
         cutter: Cutter::start().map_err(failed)?,

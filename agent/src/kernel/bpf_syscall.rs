@@ -1,17 +1,25 @@
-//! The three uses of bpf(2) that aya does not offer.
+//! The uses of bpf(2) that aya does not offer, or not to a thread without the object that
+//! the programs are from.
 
 use std::{
+    ffi::CString,
     fs::File,
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
 };
 
 use super::wire::Plain;
 
+const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_ITER_CREATE: libc::c_long = 33;
 const BPF_TRACE_ITER: u32 = 28;
+const BPF_TCX_EGRESS: u32 = 47;
 
 /// Runs bpf(2). Returns its result, which is a file descriptor for some commands.
 fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<i32> {
@@ -80,6 +88,48 @@ pub fn iterate(program: BorrowedFd<'_>, map: Option<BorrowedFd<'_>>) -> io::Resu
         flags: 0,
     };
     Ok(File::from(owned(bpf(BPF_ITER_CREATE, &mut create)?)))
+}
+
+/// Attaches a program behind all others at the exit of an interface (kernel 6.6), and
+/// returns the link.
+pub fn attach_tcx_egress(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct LinkCreate {
+        program: u32,
+        interface: u32,
+        attach_type: u32,
+        flags: u32,
+        relative_to: u32,
+        pad: u32,
+        expected_revision: u64,
+    }
+    let mut create = LinkCreate {
+        program: program.as_raw_fd() as u32,
+        interface,
+        attach_type: BPF_TCX_EGRESS,
+        flags: 0,
+        relative_to: 0,
+        pad: 0,
+        expected_revision: 0,
+    };
+    bpf(BPF_LINK_CREATE, &mut create).map(owned)
+}
+
+/// Gives a link or a program a name on the BPF file system.
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    #[repr(C)]
+    struct ObjPin {
+        path: u64,
+        object: u32,
+        flags: u32,
+    }
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut pin = ObjPin {
+        path: path.as_ptr() as u64,
+        object: object.as_raw_fd() as u32,
+        flags: 0,
+    };
+    bpf(BPF_OBJ_PIN, &mut pin).map(drop)
 }
 
 #[repr(C)]

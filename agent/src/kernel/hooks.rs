@@ -19,6 +19,8 @@ pub enum Place {
     Tracepoint,
     /// To the control group that is watched.
     Cgroup,
+    /// To the exit of each uplink, see [`super::UplinkHook`].
+    Uplink,
     /// Nowhere: it runs when it is read.
     Iterator(&'static str),
 }
@@ -38,7 +40,12 @@ pub struct Hook {
 impl Hook {
     /// True if there is a pin that shows whether it is in the kernel.
     pub fn is_pinned(&self) -> bool {
-        !matches!(self.place, Place::Iterator(_)) || self.name == "iter_sockets"
+        match self.place {
+            Place::Iterator(_) => self.name == "iter_sockets",
+            // One pin for each interface, which come and go.
+            Place::Uplink => false,
+            Place::Tracepoint | Place::Cgroup => true,
+        }
     }
 }
 
@@ -87,7 +94,15 @@ pub const HOOKS: &[Hook] = &[
     hook("sendmsg6", Place::Cgroup, None),
     hook("connect4", Place::Cgroup, None),
     hook("connect6", Place::Cgroup, None),
+    hook(
+        UPLINK_EGRESS,
+        Place::Uplink,
+        Some("forwarded traffic, kernel tunnels and packet sockets"),
+    ),
 ];
+
+/// The program for uplinks.
+pub const UPLINK_EGRESS: &str = "uplink_egress";
 
 /// The program that is asked questions; never attached.
 pub const JUDGE_QUESTION: &str = "judge_question";
@@ -122,6 +137,7 @@ pub fn load(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<(), KernelError> 
         (Program::CgroupSkb(program), _) => program.load(),
         (Program::CgroupSock(program), _) => program.load(),
         (Program::CgroupSockAddr(program), _) => program.load(),
+        (Program::SchedClassifier(program), Place::Uplink) => program.load(),
         _ => return Err(missing(hook)),
     }
     .map_err(|error| KernelError::failed(format!("load program {}", hook.name), error))
@@ -140,7 +156,8 @@ pub fn attach(
     };
     let program = ebpf.program_mut(hook.name).ok_or_else(|| missing(hook))?;
     let link: Result<FdLink, LinkError> = match program {
-        Program::Iter(_) => return Ok(None),
+        // Uplinks are attached one by one, as they come.
+        Program::Iter(_) | Program::SchedClassifier(_) => return Ok(None),
         Program::BtfTracePoint(program) => {
             let program: &mut BtfTracePoint = program;
             let id = program.attach().map_err(|error| failed(error.into()))?;
@@ -219,6 +236,8 @@ pub fn support() -> Vec<HookSupport> {
                 Place::Tracepoint => has(&format!("btf_trace_{}", hook.name)),
                 Place::Iterator(kind) => has(&format!("bpf_iter_{kind}")),
                 Place::Cgroup => has("cgroup_bpf_attach") || has("cgroup_bpf_link_attach"),
+                // clsact is older than any kernel with type information.
+                Place::Uplink => types.is_some(),
             },
             without: hook.without,
         })

@@ -1,6 +1,11 @@
 //! Loading the programs and their maps, and access to what they do.
 
-use std::{fs::File, os::fd::AsRawFd, path::PathBuf, time::Duration};
+use std::{
+    fs::File,
+    os::fd::{AsFd as _, AsRawFd},
+    path::PathBuf,
+    time::Duration,
+};
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
@@ -10,8 +15,8 @@ use aya::{
 use trefoil_ebpf::abi::{Cgroup, Control, Executable, Question, Tracked};
 
 use super::{
-    KernelError, cgroups,
-    hooks::{self, HOOKS, HookStatus, JUDGE_QUESTION},
+    KernelError, UplinkHook, cgroups,
+    hooks::{self, HOOKS, HookStatus, JUDGE_QUESTION, UPLINK_EGRESS},
     iterators, offsets,
     pins::{MapLayout, PinDir, detach},
     questions,
@@ -102,6 +107,7 @@ impl Kernel {
         let tcp_state_seen = u32::from(types.has_function("btf_trace_inet_sock_set_state"));
         drop(types);
         let executable_key = random_word()?;
+        let namespace = namespace_cookie();
         let paths: Vec<_> = map_names()
             .map(|name| (name.clone(), pins.map(&name)))
             .collect();
@@ -110,6 +116,7 @@ impl Kernel {
             .override_global("INSTANCE", &instance, true)
             .override_global("EXECUTABLE_KEY", &executable_key, true)
             .override_global("TCP_STATE_SEEN", &tcp_state_seen, true)
+            .override_global("NAMESPACE", &namespace, true)
             .override_global("OFFSETS", bytes_of(&kernel_offsets), true);
         for (name, size) in &sizes {
             loader.map_max_entries(name, *size);
@@ -179,6 +186,27 @@ impl Kernel {
     /// True if programs of an earlier agent were attached when this one started.
     pub fn took_over(&self) -> bool {
         self.took_over
+    }
+
+    /// What attaches the program for uplinks to interfaces; `None` if this kernel does not
+    /// have it.
+    pub fn uplink_hook(&self) -> Result<Option<UplinkHook>, KernelError> {
+        let is_loaded = self
+            .hooks
+            .iter()
+            .any(|hook| hook.name == UPLINK_EGRESS && hook.attached);
+        match self.ebpf.program(UPLINK_EGRESS) {
+            Some(Program::SchedClassifier(program)) if is_loaded => {
+                let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+                    KernelError::failed(format!("use program {UPLINK_EGRESS}"), error)
+                };
+                let fd = program.fd().map_err(|error| failed(error.into()))?;
+                let fd = fd.as_fd().try_clone_to_owned();
+                let fd = fd.map_err(|error| failed(error.into()))?;
+                UplinkHook::new(fd, self.pins.clone(), self.instance).map(Some)
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Every hook with what became of it.
@@ -317,6 +345,25 @@ fn check_layouts(pins: &PinDir, sizes: &[(&str, u32)]) -> Result<(), KernelError
     Ok(())
 }
 
+/// Cookie of the caller's network namespace; 0 before Linux 5.14.
+fn namespace_cookie() -> u64 {
+    let Ok(socket) = std::os::unix::net::UnixDatagram::unbound() else {
+        return 0;
+    };
+    let (mut cookie, mut len) = (0_u64, size_of::<u64>() as libc::socklen_t);
+    // SAFETY: an option of eight bytes, and room for as many.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 { cookie } else { 0 }
+}
+
 fn random_word() -> Result<u64, KernelError> {
     let mut bytes = [0; 8];
     File::open("/dev/urandom")
@@ -326,7 +373,7 @@ fn random_word() -> Result<u64, KernelError> {
 }
 
 /// An error with everything that caused it, in one line.
-pub(super) fn with_causes(error: &KernelError) -> String {
+pub(crate) fn with_causes(error: &KernelError) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {

@@ -15,27 +15,35 @@ mod hooks;
 mod iterators;
 mod load;
 mod mapped;
+mod netlink;
 mod offsets;
 mod pins;
 mod questions;
 mod reader;
+mod rtnetlink;
 mod sock_diag;
 mod tables;
 mod takeover;
 #[cfg(any(test, feature = "testing"))]
 mod unattached;
+mod uplink_books;
+mod uplink_hook;
 mod wire;
 
 pub use budgets::Budgets;
 pub use cgroups::{cgroup_path, cgroup2_root};
 pub use error::KernelError;
 pub use hooks::{HOOKS, HookStatus, HookSupport, support};
+pub(crate) use load::with_causes;
 pub use load::{Kernel, LoadSettings, TableSizes};
 pub use pins::{PinDir, detach};
 #[cfg(any(test, feature = "testing"))]
 pub use questions::ask;
 pub use reader::{Events, Reader};
+pub use rtnetlink::{Change, Changes, RouteSocket, TxCounters};
 pub use sock_diag::SockDiag;
 pub use tables::Enforcement;
 #[cfg(any(test, feature = "testing"))]
 pub use unattached::{Unattached, peer};
+pub use uplink_books::UplinkTable;
+pub use uplink_hook::{Attached, UplinkHook};

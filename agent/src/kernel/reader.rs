@@ -19,7 +19,7 @@ use super::{
     wire::{Wire, value_of},
 };
 
-type Hash<K, V> = HashMap<MapData, Wire<K>, Wire<V>>;
+pub(super) type Hash<K, V> = HashMap<MapData, Wire<K>, Wire<V>>;
 
 /// The pinned tables.
 pub struct Reader {
@@ -279,7 +279,7 @@ impl Events {
     }
 }
 
-fn hash<K: super::wire::Plain, V: super::wire::Plain>(
+pub(super) fn hash<K: super::wire::Plain, V: super::wire::Plain>(
     pins: &PinDir,
     name: &str,
 ) -> Result<Hash<K, V>, KernelError> {
@@ -288,7 +288,7 @@ fn hash<K: super::wire::Plain, V: super::wire::Plain>(
         .map_err(|error| failed(name, error))
 }
 
-fn get<K: super::wire::Plain, V: super::wire::Plain>(
+pub(super) fn get<K: super::wire::Plain, V: super::wire::Plain>(
     map: &Hash<K, V>,
     key: K,
     name: &str,
@@ -300,7 +300,7 @@ fn get<K: super::wire::Plain, V: super::wire::Plain>(
     }
 }
 
-fn collect<K: super::wire::Plain, V: super::wire::Plain>(
+pub(super) fn collect<K: super::wire::Plain, V: super::wire::Plain>(
     map: &Hash<K, V>,
     name: &str,
 ) -> Result<Vec<(K, V)>, KernelError> {
@@ -313,6 +313,6 @@ fn collect<K: super::wire::Plain, V: super::wire::Plain>(
         .collect()
 }
 
-fn failed(name: &str, error: MapError) -> KernelError {
+pub(super) fn failed(name: &str, error: MapError) -> KernelError {
     KernelError::failed(format!("use map {name}"), error)
 }

@@ -19,18 +19,16 @@ use nix::sys::{
     time::TimeVal,
 };
 
-use super::KernelError;
+use super::{
+    KernelError,
+    netlink::{
+        HEADER, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, PATIENCE_S,
+        error_in, messages,
+    },
+};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_DUMP: u16 = 0x300;
-
-/// Bytes of `struct nlmsghdr`.
-const HEADER: usize = 16;
 /// Bytes of `struct inet_diag_sockid`: ports, addresses, interface, cookie.
 const ID: usize = 48;
 /// Where the cookie is in it.
@@ -56,10 +54,6 @@ const STATES: u32 = {
         | 1 << LAST_ACK
         | 1 << CLOSING
 };
-
-/// The kernel answers from within the call; one that does not is broken, and must not
-/// hold up whoever waits for more than this.
-const PATIENCE_S: i64 = 5;
 
 /// A TCP socket as the kernel listed it.
 struct Listed {
@@ -211,28 +205,6 @@ impl SockDiag {
                 return Ok(bytes);
             }
         }
-    }
-}
-
-/// Kind and body of each message.
-fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let len = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
-        let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
-        let body = bytes.get(HEADER..len)?;
-        let next = len.next_multiple_of(align_of::<u32>());
-        bytes = bytes.get(next..).unwrap_or_default();
-        Some((kind, body))
-    })
-}
-
-/// What an error message says, which is also how the kernel says that all is well.
-fn error_in(body: &[u8]) -> io::Result<()> {
-    let code = body.get(..4).and_then(|word| word.try_into().ok());
-    match code.map(i32::from_ne_bytes) {
-        Some(0) => Ok(()),
-        Some(code) => Err(io::Error::from_raw_os_error(-code)),
-        None => Err(io::Error::from(io::ErrorKind::InvalidData)),
     }
 }
 

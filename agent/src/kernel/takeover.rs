@@ -21,14 +21,18 @@ impl Kernel {
     /// Attaches everything and puts a first policy in force. If that fails, what
     /// was in the kernel before is there again, and nothing else. Returns as
     /// [`write_policy`](Self::write_policy) does.
+    ///
+    /// `attach_more` attaches what is not attached at a place known from the start; it
+    /// belongs to the same instance.
     pub fn come_into_force(
         &mut self,
         load: &LoadSettings,
         policy: &Image,
         clock: &BootClock,
         enforcement: Enforcement,
+        attach_more: impl FnOnce(&Self) -> Result<(), KernelError>,
     ) -> Result<Vec<u32>, KernelError> {
-        let done = self.take_place(load, policy, clock, enforcement);
+        let done = self.take_place(load, policy, clock, enforcement, attach_more);
         if done.is_err() {
             self.abandon();
         }
@@ -41,11 +45,13 @@ impl Kernel {
         policy: &Image,
         clock: &BootClock,
         enforcement: Enforcement,
+        attach_more: impl FnOnce(&Self) -> Result<(), KernelError>,
     ) -> Result<Vec<u32>, KernelError> {
         // Tells whose root directory is the host's before any hook wants to know.
         self.run_iterator("iter_task")?;
         let budgets = self.write_policy(policy, clock)?;
         self.attach(load)?;
+        attach_more(self)?;
         // From here on the hooks see who comes; these are those who were there.
         self.run_iterator("iter_task")?;
         self.adopt_cgroups()?;

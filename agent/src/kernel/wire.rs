@@ -47,6 +47,9 @@ plain!(
     abi::Question,
     abi::Totals,
     abi::Tracked,
+    abi::Peer,
+    abi::Uplink,
+    abi::UplinkBooks,
 );
 
 /// The bytes of a value.

@@ -136,6 +136,7 @@ macro_rules! fields {
 
 const ALL: Kinds = Kinds::ALL;
 const FLOWS: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation]);
+const SPANS: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation, Kind::Coverage]);
 const JUDGED: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation, Kind::Budget, Kind::Exception]);
 const STATES: Kinds = Kinds::of(&[
     Kind::Flow,
@@ -169,6 +170,8 @@ const BUDGET: Kinds = Kinds::of(&[Kind::Budget]);
 const EXCEPTION: Kinds = Kinds::of(&[Kind::Exception]);
 const OPEN: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation, Kind::Heartbeat]);
 const HEARTBEAT: Kinds = Kinds::of(&[Kind::Heartbeat]);
+const SUMS: Kinds = Kinds::of(&[Kind::Heartbeat, Kind::Coverage]);
+const COVERAGE: Kinds = Kinds::of(&[Kind::Coverage]);
 
 fields! {
     Event "event" Text "" ALL
@@ -240,10 +243,11 @@ fields! {
         "packets that these bytes were in";
     Refused "refused" Number "call" FLOWS
         "calls of connect or send that failed with EPERM";
-    Started "started" Time "" FLOWS
-        "first packet or call of the flow; begin of the interval of a rollup";
-    Ended "ended" Time "" FLOWS
-        "end of the flow; end of the interval of a rollup";
+    Started "started" Time "" SPANS
+        "first packet or call of the flow; begin of the interval of a rollup; books of an uplink: \
+         when it began to be watched";
+    Ended "ended" Time "" SPANS
+        "end of the flow; end of the interval of a rollup; books of an uplink: when they were read";
     End "end" Text "" FLOWS
         "`seen`, or `inferred`: the flow no longer showed up, and `ended` is when it was last seen";
     Flows "flows" Number "flow" FLOWS
@@ -320,21 +324,55 @@ fields! {
          were to be cut";
     IntervalS "interval_s" Number "second" HEARTBEAT
         "time until the next heartbeat";
-    BytesLocal "bytes_local" Number "byte" HEARTBEAT
-        "IP packets judged `local` since the kernel programs were loaded";
-    BytesGateway "bytes_gateway" Number "byte" HEARTBEAT
+    Uplink "uplink" Text "" COVERAGE
+        "name of the interface";
+    BytesBefore "bytes_before" Number "byte" COVERAGE
+        "what the interface had sent before it was watched: it is in no books";
+    BytesSent "bytes_sent" Number "byte" COVERAGE
+        "what the interface's own transmit counter has counted since then, read at the moment of \
+         the sums. It is the sum of what was judged, what could not be, and `bytes_unaccounted`, \
+         less `bytes_unsent`; where the interface segments frames, segments have headers of their \
+         own, and it is more by these";
+    BytesUnaccounted "bytes_unaccounted" Number "byte" COVERAGE
+        "the remainder of the books: what the interface has counted and no hook has seen";
+    BytesUnsent "bytes_unsent" Number "byte" COVERAGE
+        "what passed the hook and is not in the interface's counter: it was dropped behind the \
+         hook, or waits to be sent";
+    BytesWire "bytes_wire" Number "byte" COVERAGE
+        "what passed the hook, with the headers of each segment";
+    BytesSocket "bytes_socket" Number "byte" COVERAGE
+        "of the frames that were judged, those that the hooks of their socket had judged";
+    BytesKernel "bytes_kernel" Number "byte" COVERAGE
+        "those of the kernel: its own sockets, tunnels, answers without a socket";
+    BytesForwarded "bytes_forwarded" Number "byte" COVERAGE
+        "those that came in by another interface and of which no socket of a container here is \
+         known";
+    BytesPacketSocket "bytes_packet_socket" Number "byte" COVERAGE
+        "those of packet sockets";
+    BytesArp "bytes_arp" Number "byte" COVERAGE
+        "of the frames that have no destination to judge, those of address resolution";
+    BytesLldp "bytes_lldp" Number "byte" COVERAGE
+        "those of link layer discovery";
+    BytesNotIp "bytes_not_ip" Number "byte" COVERAGE
+        "all others";
+    BytesDropped "bytes_dropped" Number "byte" COVERAGE
+        "frames that were dropped and did not leave";
+    BytesLocal "bytes_local" Number "byte" SUMS
+        "IP packets judged `local` since the kernel programs were loaded; books of an uplink, here \
+         and below: frames, link headers included, since it began to be watched";
+    BytesGateway "bytes_gateway" Number "byte" SUMS
         "those judged `gateway`";
-    BytesApproved "bytes_approved" Number "byte" HEARTBEAT
+    BytesApproved "bytes_approved" Number "byte" SUMS
         "those judged `approved`";
-    BytesException "bytes_exception" Number "byte" HEARTBEAT
+    BytesException "bytes_exception" Number "byte" SUMS
         "those judged `exception`";
-    BytesOverBudget "bytes_over_budget" Number "byte" HEARTBEAT
+    BytesOverBudget "bytes_over_budget" Number "byte" SUMS
         "those judged `over-budget`";
-    BytesDenied "bytes_denied" Number "byte" HEARTBEAT
+    BytesDenied "bytes_denied" Number "byte" SUMS
         "those judged `denied`, and not dropped";
-    BytesUnapproved "bytes_unapproved" Number "byte" HEARTBEAT
+    BytesUnapproved "bytes_unapproved" Number "byte" SUMS
         "those judged `unapproved`, and not dropped";
-    BytesUndetermined "bytes_undetermined" Number "byte" HEARTBEAT
+    BytesUndetermined "bytes_undetermined" Number "byte" SUMS
         "those judged `undetermined`, and not dropped";
     FlowsDirect "flows_direct" Number "flow" HEARTBEAT
         "flows since the agent started whose attribution was `direct` when they opened";

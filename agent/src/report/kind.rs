@@ -83,6 +83,7 @@ impl Kind {
             Self::Coverage => &[
                 (Priority::Warning, "something is not watched"),
                 (Priority::Notice, "all is watched"),
+                (Priority::Info, "the books of an uplink balance"),
             ],
             Self::Loss => &[(Priority::Warning, "")],
             Self::Tamper => &[(Priority::Critical, "")],

@@ -5,6 +5,7 @@
 //! sinks: journal, JSON lines, terminal. This module decides nothing about
 //! traffic and looks nothing up.
 
+mod books;
 mod community_id;
 mod field;
 mod flow_record;
@@ -23,6 +24,7 @@ pub mod words;
 #[cfg(test)]
 mod catalog_tests;
 
+pub use books::Balanced;
 pub use community_id::community_id;
 pub use field::{FIELDS, Field, FieldInfo, Form, Kinds, Value};
 pub use flow_record::FlowFacts;

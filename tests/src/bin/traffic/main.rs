@@ -7,6 +7,7 @@
 mod arguments;
 mod insist;
 mod many;
+mod packet;
 mod raw;
 mod rounds;
 mod tcp;
@@ -30,6 +31,11 @@ const USAGE: &str = "traffic COMMAND ...
       with --wait either reads to the other end's end before it ends its own
   raw ADDR [--protocol N] [--size N] [--own-header]
   ping ADDR [--raw] [--size N]
+  packet INTERFACE MAC ADDR:PORT --from ADDR [--size N] [--count N] [--vlan ID]
+      [--ethertype N] [--pretend N] [--bypass]
+      frames of a packet socket, each a datagram of UDP; with --ethertype the frame
+      says that it is something else, with --pretend only the call does; --bypass
+      leaves out traffic control
   burst ADDR:PORT --count N --from PORT --program PATH [--program PATH ...]
       [--parallel N] [--size N]
       N processes, one datagram each, from ports PORT, PORT+1, ...
@@ -131,6 +137,7 @@ fn run(arguments: &mut Arguments) -> Answer {
         "serve" => tcp::serve(arguments),
         "raw" => raw::raw(arguments),
         "ping" => raw::ping(arguments),
+        "packet" => packet::packet(arguments),
         "burst" => many::burst(arguments),
         "units" => many::units(arguments),
         "insist" => insist::insist(arguments),

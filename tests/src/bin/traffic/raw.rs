@@ -105,7 +105,7 @@ fn send(socket: &OwnedFd, peer: IpAddr, packet: &[u8]) -> Answer {
 }
 
 /// RFC 1071.
-fn checksum(packet: &[u8]) -> u16 {
+pub fn checksum(packet: &[u8]) -> u16 {
     let sum: u32 = packet
         .chunks(2)
         .map(|pair| {

@@ -1,0 +1,103 @@
+//! Uplinks: what left by each interface, and who had judged it.
+
+use super::verdict;
+
+/// Most interfaces that are watched at a time: entries of `UPLINKS`.
+pub const MAX_UPLINKS: usize = 64;
+
+/// Who sent a frame, as far as the frame tells.
+pub mod sender {
+    /// A socket whose own hooks had judged this destination.
+    pub const SOCKET: u8 = 0;
+    /// The kernel: it has a socket of the kernel's own, one that the hooks do not
+    /// know, one whose data the kernel sends elsewhere (a tunnel), or none.
+    pub const KERNEL: u8 = 1;
+    /// It came in by another interface: another host's, a virtual machine's, a
+    /// container's.
+    pub const FORWARDED: u8 = 2;
+    /// A packet socket.
+    pub const PACKET: u8 = 3;
+    /// Number of senders.
+    pub const N: u8 = 4;
+}
+
+/// What a frame is that has no destination to judge.
+pub mod unjudged {
+    /// Address resolution (ethertype 0x0806).
+    pub const ARP: u8 = 0;
+    /// Link layer discovery (ethertype 0x88cc).
+    pub const LLDP: u8 = 1;
+    /// No IP, and neither of those.
+    pub const OTHER: u8 = 2;
+    /// Number of them.
+    pub const N: u8 = 3;
+}
+
+/// Frames that the hook let pass. Counters never go back.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UplinkTotals {
+    /// Bytes as the hook sees them, link header included: before segmentation.
+    pub bytes: u64,
+    /// Bytes as they are on the wire, where each segment has headers of its own.
+    pub wire_bytes: u64,
+    /// Frames as the hook sees them.
+    pub frames: u64,
+}
+
+/// Everything that came to the hook on one interface, per CPU in map `UPLINK_BOOKS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UplinkBooks {
+    /// By [`sender`] and [`verdict`]: `sender * verdict::N + verdict`.
+    pub judged: [UplinkTotals; sender::N as usize * verdict::N as usize],
+    /// By [`unjudged`].
+    pub unjudged: [UplinkTotals; unjudged::N as usize],
+    /// By [`verdict`]: what was dropped here (enforce mode), and did not leave.
+    pub dropped: [UplinkTotals; verdict::N as usize],
+}
+
+impl Default for UplinkBooks {
+    fn default() -> Self {
+        const NONE: UplinkTotals = UplinkTotals {
+            bytes: 0,
+            wire_bytes: 0,
+            frames: 0,
+        };
+        Self {
+            judged: [NONE; sender::N as usize * verdict::N as usize],
+            unjudged: [NONE; unjudged::N as usize],
+            dropped: [NONE; verdict::N as usize],
+        }
+    }
+}
+
+/// One interface that is watched, in map `UPLINKS` by its index. The agent writes it
+/// before and after it attaches the hook.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Uplink {
+    /// When the hook was attached first, nanoseconds since boot (suspend included).
+    pub attached_ns: u64,
+    /// The interface's transmit counter in bytes just before that.
+    pub before_bytes: u64,
+    /// The same just after that: what is in between may be in the books or not.
+    pub after_bytes: u64,
+    /// Name of the interface then, padded with zeros.
+    pub name: [u8; 16],
+    /// Bytes of the link header: [`ETHERNET_HEADER`], or 0 where a frame begins with
+    /// its IP header.
+    pub header_bytes: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// Bytes of an Ethernet header.
+pub const ETHERNET_HEADER: u32 = 14;
+
+#[cfg(not(target_arch = "bpf"))]
+const _: () = {
+    assert!(size_of::<UplinkTotals>() == 24);
+    assert!(size_of::<UplinkBooks>() == 48 * 24);
+    assert!(size_of::<Uplink>() == 48);
+};

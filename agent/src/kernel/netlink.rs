@@ -1,0 +1,64 @@
+//! What all netlink messages have in common: a header, and then attributes.
+
+use std::io;
+
+pub const NLMSG_ERROR: u16 = 2;
+pub const NLMSG_DONE: u16 = 3;
+pub const NLM_F_REQUEST: u16 = 1;
+pub const NLM_F_ACK: u16 = 4;
+pub const NLM_F_DUMP: u16 = 0x300;
+
+/// Bytes of `struct nlmsghdr`.
+pub const HEADER: usize = 16;
+
+/// The kernel answers from within the call; one that does not is broken, and must not
+/// hold up whoever waits for more than this.
+pub const PATIENCE_S: i64 = 5;
+
+/// Kind and body of each message.
+pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let len = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
+        let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
+        let body = bytes.get(HEADER..len)?;
+        let next = len.next_multiple_of(align_of::<u32>());
+        bytes = bytes.get(next..).unwrap_or_default();
+        Some((kind, body))
+    })
+}
+
+/// What an error message says, which is also how the kernel says that all is well.
+pub fn error_in(body: &[u8]) -> io::Result<()> {
+    let code = body.get(..4).and_then(|word| word.try_into().ok());
+    match code.map(i32::from_ne_bytes) {
+        Some(0) => Ok(()),
+        Some(code) => Err(io::Error::from_raw_os_error(-code)),
+        None => Err(io::Error::from(io::ErrorKind::InvalidData)),
+    }
+}
+
+/// Type and value of each attribute. The types come without the bits that say how a
+/// value is nested or ordered.
+pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    const TYPE: u16 = 0x3fff;
+    std::iter::from_fn(move || {
+        let len = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
+        let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?);
+        let value = bytes.get(4..len)?;
+        let next = len.next_multiple_of(align_of::<u32>());
+        bytes = bytes.get(next..).unwrap_or_default();
+        Some((kind & TYPE, value))
+    })
+}
+
+/// The number at an offset, in the host's byte order.
+pub fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
+    let bytes = bytes.get(offset..offset + size_of::<u32>())?;
+    Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+}
+
+/// As [`u32_at`].
+pub fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
+    let bytes = bytes.get(offset..offset + size_of::<u64>())?;
+    Some(u64::from_ne_bytes(bytes.try_into().ok()?))
+}

@@ -1,0 +1,323 @@
+//! Interfaces and routes: netlink's rtnetlink, by which the kernel lists them and tells
+//! of changes.
+//!
+//! Sees the network namespace it was opened in. Needs no capability. Which of the
+//! interfaces matter is not for this file to say.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+};
+
+use nix::sys::{
+    socket::{
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
+        setsockopt, socket, sockopt,
+    },
+    time::TimeVal,
+};
+
+use super::{
+    KernelError,
+    netlink::{
+        HEADER, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, PATIENCE_S, attributes,
+        error_in, messages, u32_at, u64_at,
+    },
+};
+use crate::uplinks::{Link, Route};
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const RTM_GETLINK: u16 = 18;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_GETROUTE: u16 = 26;
+
+/// Bytes of `struct ifinfomsg`.
+const LINK_BODY: usize = 16;
+/// Bytes of `struct rtmsg`.
+const ROUTE_BODY: usize = 12;
+
+/// What an interface has counted since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TxCounters {
+    /// Bytes that it sent.
+    pub bytes: u64,
+    /// Packets that it was to send and did not.
+    pub dropped: u64,
+}
+
+/// Asks about interfaces and routes.
+#[derive(Debug)]
+pub struct RouteSocket {
+    socket: OwnedFd,
+    sequence: u32,
+}
+
+impl RouteSocket {
+    /// Opens it for the network namespace of the calling thread.
+    pub fn open() -> Result<Self, KernelError> {
+        let failed = |error: nix::Error| KernelError::failed("open rtnetlink", error);
+        let socket = route_socket().map_err(failed)?;
+        let patience = TimeVal::new(PATIENCE_S, 0);
+        setsockopt(&socket, sockopt::ReceiveTimeout, &patience).map_err(failed)?;
+        Ok(Self {
+            socket,
+            sequence: 0,
+        })
+    }
+
+    /// All interfaces.
+    pub fn links(&mut self) -> Result<Vec<Link>, KernelError> {
+        let mut found = Vec::new();
+        self.ask(RTM_GETLINK, NLM_F_DUMP, &[0; LINK_BODY], |kind, body| {
+            if kind == RTM_NEWLINK {
+                found.extend(link(body));
+            }
+        })
+        .map_err(|error| KernelError::failed("list interfaces by rtnetlink", error))?;
+        Ok(found)
+    }
+
+    /// All routes, of all tables and both families.
+    pub fn routes(&mut self) -> Result<Vec<Route>, KernelError> {
+        let mut found = Vec::new();
+        self.ask(RTM_GETROUTE, NLM_F_DUMP, &[0; ROUTE_BODY], |kind, body| {
+            if kind == RTM_NEWROUTE {
+                found.extend(route(body));
+            }
+        })
+        .map_err(|error| KernelError::failed("list routes by rtnetlink", error))?;
+        Ok(found)
+    }
+
+    /// What the interface with this index has counted; `None` if there is none.
+    pub fn counters(&mut self, index: u32) -> Result<Option<TxCounters>, KernelError> {
+        let mut body = [0; LINK_BODY];
+        body[4..8].copy_from_slice(&index.to_ne_bytes());
+        let mut found = None;
+        let asked = self.ask(RTM_GETLINK, 0, &body, |kind, body| {
+            if kind == RTM_NEWLINK {
+                found = counters(body);
+            }
+        });
+        match asked {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => {
+                let operation = format!("ask for the counters of interface {index}");
+                Err(KernelError::failed(operation, error))
+            }
+            Ok(()) => Ok(found),
+        }
+    }
+
+    /// Sends a request, and hands on the messages that answer it.
+    fn ask(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        body: &[u8],
+        mut each: impl FnMut(u16, &[u8]),
+    ) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut message = Vec::with_capacity(HEADER + body.len());
+        message.extend(((HEADER + body.len()) as u32).to_ne_bytes());
+        message.extend(kind.to_ne_bytes());
+        message.extend((NLM_F_REQUEST | flags).to_ne_bytes());
+        message.extend(self.sequence.to_ne_bytes());
+        message.extend(0_u32.to_ne_bytes());
+        message.extend(body);
+        send(self.socket.as_raw_fd(), &message, MsgFlags::empty())?;
+        loop {
+            let received = receive(&self.socket)?;
+            // An answer that somebody gave up waiting for may still come.
+            if u32_at(&received, 8) != Some(self.sequence) {
+                continue;
+            }
+            for (kind, body) in messages(&received) {
+                match kind {
+                    NLMSG_ERROR => return error_in(body),
+                    NLMSG_DONE => return Ok(()),
+                    _ => each(kind, body),
+                }
+            }
+            if flags & NLM_F_DUMP == 0 {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// What became different.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// An interface came, or is not as it was.
+    Link(Link),
+    /// The interface with this index is gone.
+    LinkGone(u32),
+    /// A route came, or is not as it was.
+    Route(Route),
+    /// Changes got lost: everything has to be asked for again.
+    Lost,
+}
+
+/// Tells of changes.
+#[derive(Debug)]
+pub struct Changes {
+    socket: OwnedFd,
+}
+
+impl Changes {
+    /// Opens it for the network namespace of the calling thread. What changes from now
+    /// on is told.
+    pub fn open() -> Result<Self, KernelError> {
+        const RTMGRP_LINK: u32 = 1;
+        const RTMGRP_IPV4_ROUTE: u32 = 0x40;
+        const RTMGRP_IPV6_ROUTE: u32 = 0x400;
+        let failed = |error: nix::Error| KernelError::failed("subscribe to rtnetlink", error);
+        let socket = route_socket().map_err(failed)?;
+        let groups = RTMGRP_LINK | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups)).map_err(failed)?;
+        Ok(Self { socket })
+    }
+
+    /// Waits for changes.
+    pub fn wait(&self) -> Result<Vec<Change>, KernelError> {
+        match receive(&self.socket) {
+            Ok(received) => Ok(messages(&received).filter_map(change).collect()),
+            // There were more than fit, while nobody asked.
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(vec![Change::Lost]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Vec::new()),
+            Err(error) => Err(KernelError::failed("wait for changes by rtnetlink", error)),
+        }
+    }
+}
+
+fn route_socket() -> nix::Result<OwnedFd> {
+    socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkRoute,
+    )
+}
+
+fn receive(socket: &OwnedFd) -> io::Result<Vec<u8>> {
+    // What the kernel makes its messages no longer than.
+    const LONGEST: usize = 1 << 16;
+    let mut bytes = vec![0; LONGEST];
+    let len = recv(socket.as_raw_fd(), &mut bytes, MsgFlags::empty())?;
+    bytes.truncate(len);
+    Ok(bytes)
+}
+
+fn change((kind, body): (u16, &[u8])) -> Option<Change> {
+    // A message of another family is about a port of a bridge, and not about whether
+    // there is such an interface.
+    let is_link = body.first() == Some(&(libc::AF_UNSPEC as u8));
+    match kind {
+        RTM_NEWLINK if is_link => link(body).map(Change::Link),
+        RTM_DELLINK if is_link => u32_at(body, 4).map(Change::LinkGone),
+        RTM_NEWROUTE => route(body).map(Change::Route),
+        _ => None,
+    }
+}
+
+fn link(body: &[u8]) -> Option<Link> {
+    const IFLA_IFNAME: u16 = 3;
+    const IFLA_LINK: u16 = 5;
+    const IFLA_MASTER: u16 = 10;
+    const IFLA_LINKINFO: u16 = 18;
+    const IFLA_LINK_NETNSID: u16 = 37;
+    const IFLA_INFO_KIND: u16 = 1;
+    let mut link = Link {
+        index: u32_at(body, 4)?,
+        hardware: u16::from_ne_bytes(body.get(2..4)?.try_into().ok()?),
+        ..Link::default()
+    };
+    let mut is_lower_elsewhere = false;
+    for (kind, value) in attributes(body.get(LINK_BODY..)?) {
+        match kind {
+            IFLA_IFNAME => link.name = text(value),
+            IFLA_LINK => link.lower = u32_at(value, 0),
+            IFLA_MASTER => link.master = u32_at(value, 0),
+            IFLA_LINK_NETNSID => is_lower_elsewhere = true,
+            IFLA_LINKINFO => {
+                let kind = attributes(value).find(|(kind, _)| *kind == IFLA_INFO_KIND);
+                link.kind = kind.map(|(_, value)| text(value)).unwrap_or_default();
+            }
+            _ => {}
+        }
+    }
+    if is_lower_elsewhere {
+        link.lower = None;
+    }
+    Some(link)
+}
+
+fn counters(body: &[u8]) -> Option<TxCounters> {
+    const IFLA_STATS64: u16 = 23;
+    // In `struct rtnl_link_stats64`.
+    const TX_BYTES: usize = 24;
+    const TX_DROPPED: usize = 56;
+    let (_, stats) = attributes(body.get(LINK_BODY..)?).find(|(kind, _)| *kind == IFLA_STATS64)?;
+    Some(TxCounters {
+        bytes: u64_at(stats, TX_BYTES)?,
+        dropped: u64_at(stats, TX_DROPPED)?,
+    })
+}
+
+fn route(body: &[u8]) -> Option<Route> {
+    const RTA_DST: u16 = 1;
+    const RTA_OIF: u16 = 4;
+    const RTA_GATEWAY: u16 = 5;
+    const RTA_MULTIPATH: u16 = 9;
+    const RTA_VIA: u16 = 18;
+    const RTN_UNICAST: u8 = 1;
+    const RT_TABLE_LOCAL: u8 = 255;
+    /// Bytes of `struct rtnexthop`.
+    const NEXT_HOP: usize = 8;
+
+    let head = body.get(..ROUTE_BODY)?;
+    if head[4] == RT_TABLE_LOCAL || head[7] != RTN_UNICAST {
+        return None;
+    }
+    let mut route = Route {
+        is_default: head[1] == 0,
+        ..Route::default()
+    };
+    let mut destination: &[u8] = &[];
+    for (kind, value) in attributes(body.get(ROUTE_BODY..)?) {
+        match kind {
+            RTA_DST => destination = value,
+            RTA_OIF => route.interfaces.extend(u32_at(value, 0)),
+            RTA_GATEWAY | RTA_VIA => route.has_gateway = true,
+            RTA_MULTIPATH => {
+                let mut hops = value;
+                while let Some(len) = hops.get(..2) {
+                    let len = usize::from(u16::from_ne_bytes(len.try_into().ok()?));
+                    let Some(hop) = hops.get(..len).filter(|hop| hop.len() >= NEXT_HOP) else {
+                        break;
+                    };
+                    route.interfaces.extend(u32_at(hop, 4));
+                    route.has_gateway |= attributes(&hop[NEXT_HOP..])
+                        .any(|(kind, _)| matches!(kind, RTA_GATEWAY | RTA_VIA));
+                    let next = len.next_multiple_of(align_of::<u32>());
+                    hops = hops.get(next..).unwrap_or_default();
+                }
+            }
+            _ => {}
+        }
+    }
+    let is_of_link_scope = match *destination {
+        [169, 254, ..] => destination.len() == 4,
+        [0xfe, second, ..] => destination.len() == 16 && second & 0xc0 == 0x80,
+        [0xff, ..] => destination.len() == 16,
+        _ => false,
+    };
+    (!is_of_link_scope).then_some(route)
+}
+
+fn text(value: &[u8]) -> String {
+    let value = value.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(value).into_owned()
+}

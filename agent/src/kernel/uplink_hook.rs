@@ -1,0 +1,142 @@
+//! Attaching the program for uplinks to interfaces, one by one, as they come and go.
+//!
+//! Can be given to a thread: it holds the program alone, and not what it was loaded from.
+//! Which interfaces these are is not for this file to say.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use trefoil_ebpf::abi::{MAX_UPLINKS, Uplink};
+
+use super::{
+    KernelError, RouteSocket, UplinkTable, bpf_syscall, hooks::UPLINK_EGRESS, pins::PinDir,
+};
+use crate::{clock, uplinks::Link};
+
+/// Attaches the program to interfaces.
+pub struct UplinkHook {
+    program: OwnedFd,
+    pins: PinDir,
+    instance: u32,
+    table: UplinkTable,
+    routes: RouteSocket,
+}
+
+/// How an interface came to be watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// Its books went on from an agent before.
+    pub is_taken_over: bool,
+    /// What it had sent before it was watched.
+    pub before_bytes: u64,
+}
+
+impl UplinkHook {
+    pub(super) fn new(program: OwnedFd, pins: PinDir, instance: u32) -> Result<Self, KernelError> {
+        Ok(Self {
+            table: UplinkTable::open(&pins)?,
+            routes: RouteSocket::open()?,
+            program,
+            pins,
+            instance,
+        })
+    }
+
+    /// Attaches the program to an interface of the network namespace that this was made
+    /// in, and opens books for it unless it has some. What is attached is pinned.
+    pub fn attach(&mut self, link: &Link) -> Result<Attached, KernelError> {
+        let failed = |error: io::Error| {
+            KernelError::failed(format!("attach {UPLINK_EGRESS} to {}", link.name), error)
+        };
+        let header_bytes = link.header_bytes().ok_or_else(|| {
+            failed(io::Error::other(format!(
+                "link headers of hardware type {} are not known",
+                link.hardware
+            )))
+        })?;
+        let known = self.table.get(link.index)?;
+        let uplink = match known {
+            Some(uplink) => uplink,
+            None => {
+                if self.table.all()?.len() >= MAX_UPLINKS {
+                    let full = format!("{MAX_UPLINKS} interfaces are watched, and no more can be");
+                    return Err(failed(io::Error::other(full)));
+                }
+                let uplink = Uplink {
+                    attached_ns: clock::since_boot_ns(),
+                    before_bytes: self.sent(link)?,
+                    // Until it is known: nothing is missing in the books before that.
+                    after_bytes: u64::MAX,
+                    name: padded(&link.name),
+                    header_bytes,
+                    pad: 0,
+                };
+                self.table.begin(link.index, &uplink)?;
+                uplink
+            }
+        };
+        let done = bpf_syscall::attach_tcx_egress(self.program.as_fd(), link.index)
+            .and_then(|tcx| bpf_syscall::pin(tcx.as_fd(), &self.pin(link.index)))
+            .map_err(failed);
+        if let Err(error) = done {
+            if known.is_none() {
+                self.table.end(link.index)?;
+            }
+            return Err(error);
+        }
+        if known.is_none() {
+            let after_bytes = self.sent(link)?;
+            let uplink = Uplink {
+                after_bytes,
+                ..uplink
+            };
+            self.table.set(link.index, &uplink)?;
+        }
+        Ok(Attached {
+            is_taken_over: known.is_some(),
+            before_bytes: uplink.before_bytes,
+        })
+    }
+
+    /// Forgets an interface that is gone.
+    pub fn forget(&mut self, index: u32) -> Result<(), KernelError> {
+        let path = self.pin(index);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                let operation = format!("remove pin {}", path.display());
+                return Err(KernelError::failed(operation, error));
+            }
+            _ => {}
+        }
+        self.table.end(index)
+    }
+
+    /// The tables that it writes.
+    pub fn table(&self) -> &UplinkTable {
+        &self.table
+    }
+
+    fn sent(&mut self, link: &Link) -> Result<u64, KernelError> {
+        let counters = self.routes.counters(link.index)?;
+        counters.map(|counters| counters.bytes).ok_or_else(|| {
+            let gone = io::Error::from_raw_os_error(libc::ENODEV);
+            KernelError::failed(format!("read the counters of {}", link.name), gone)
+        })
+    }
+
+    fn pin(&self, index: u32) -> std::path::PathBuf {
+        self.pins
+            .link(self.instance, &format!("{UPLINK_EGRESS}-{index}"))
+    }
+}
+
+/// A name of at most 15 bytes, padded with zeros.
+fn padded(name: &str) -> [u8; 16] {
+    let mut padded = [0; 16];
+    for (to, from) in padded.iter_mut().zip(name.bytes().take(15)) {
+        *to = from;
+    }
+    padded
+}

@@ -1,0 +1,199 @@
+//! What the loop says of uplinks: which are watched, and what their books hold.
+
+use std::{collections::BTreeMap, sync::mpsc};
+
+use trefoil_ebpf::abi::{Uplink, UplinkBooks};
+
+use super::{Follower, Monitor, UplinkNews};
+use crate::{
+    clock::{self, BootClock},
+    kernel::{Kernel, KernelError, RouteSocket, UplinkTable},
+    report::{Balanced, Coverage, Record},
+    settings,
+    uplinks::Link,
+};
+
+/// The uplinks that are watched.
+pub(super) struct Uplinks {
+    table: UplinkTable,
+    routes: RouteSocket,
+    news: mpsc::Receiver<UplinkNews>,
+    watched: BTreeMap<u32, Watched>,
+}
+
+struct Watched {
+    link: Link,
+    uplink: Uplink,
+}
+
+impl Uplinks {
+    /// Before the programs come into force: finds the interfaces that lead out, and has
+    /// them watched from then on. The second is what there is to say of them.
+    pub(super) fn prepare(
+        kernel: &Kernel,
+        wanted: &settings::Uplinks,
+    ) -> Result<(Option<Follower>, Vec<UplinkNews>), KernelError> {
+        let mut news = Vec::new();
+        if *wanted == settings::Uplinks::None {
+            return Ok((None, news));
+        }
+        let Some(hook) = kernel.uplink_hook()? else {
+            return Ok((None, news));
+        };
+        let mut follower = Follower::new(hook, wanted.clone())?;
+        follower.look(&mut news)?;
+        Ok((Some(follower), news))
+    }
+
+    /// Follows what changes from now on.
+    pub(super) fn follow(kernel: &Kernel, follower: Option<Follower>) -> Result<Self, KernelError> {
+        let (sender, news) = mpsc::channel();
+        if let Some(follower) = follower {
+            follower
+                .start(sender)
+                .map_err(|error| KernelError::failed("start a thread", error))?;
+        }
+        Ok(Self {
+            table: UplinkTable::open(kernel.pins())?,
+            routes: RouteSocket::open()?,
+            news,
+            watched: BTreeMap::new(),
+        })
+    }
+}
+
+impl Monitor {
+    /// Reports which interfaces are watched from the start.
+    pub(super) fn report_uplinks(
+        &mut self,
+        wanted: &settings::Uplinks,
+        news: Vec<UplinkNews>,
+    ) -> Result<(), KernelError> {
+        for one in news {
+            self.tell_uplink(one, false)?;
+        }
+        if self.uplinks.watched.is_empty() {
+            let why = match wanted {
+                settings::Uplinks::None => "the settings say to watch no uplink",
+                settings::Uplinks::Named(_) => {
+                    "none of the uplinks that the settings name is there"
+                }
+                settings::Uplinks::Auto => "no interface is known to lead out of the host",
+            };
+            // What no socket hook sees is said, and not left out.
+            let reason = format!(
+                "{why}: traffic that is forwarded, kernel tunnels and packet sockets are not seen"
+            );
+            self.reporter.emit(Record::coverage(
+                "traffic past sockets",
+                Coverage::Uncovered,
+                Some(&reason),
+                clock::unix_us(),
+            ));
+        }
+        self.hand_over();
+        Ok(())
+    }
+
+    /// Reports interfaces that came and went.
+    pub(super) fn take_uplink_news(&mut self) -> Result<(), KernelError> {
+        while let Ok(news) = self.uplinks.news.try_recv() {
+            self.tell_uplink(news, true)?;
+        }
+        Ok(())
+    }
+
+    /// Reports what became of one interface. `while_running`: what it sent before was
+    /// sent past an agent that was there.
+    pub(super) fn tell_uplink(
+        &mut self,
+        news: UplinkNews,
+        while_running: bool,
+    ) -> Result<(), KernelError> {
+        let time_us = clock::unix_us();
+        let record = match news {
+            UplinkNews::Watched { link, attached } => {
+                let Some(uplink) = self.uplinks.table.get(link.index)? else {
+                    return Ok(());
+                };
+                let record = Record::uplink(
+                    &link.name,
+                    (!attached.is_taken_over).then_some(attached.before_bytes),
+                    while_running,
+                    time_us,
+                );
+                self.uplinks
+                    .watched
+                    .insert(link.index, Watched { link, uplink });
+                record
+            }
+            UplinkNews::Renamed(link) => {
+                let Some(watched) = self.uplinks.watched.get_mut(&link.index) else {
+                    return Ok(());
+                };
+                let reason = format!("it was called {} before", watched.link.name);
+                let subject = format!("uplink {}", link.name);
+                watched.link = link;
+                Record::coverage(&subject, Coverage::Covered, Some(&reason), time_us)
+            }
+            UplinkNews::Failed { link, error } => {
+                let subject = format!("uplink {}", link.name);
+                let reason = crate::kernel::with_causes(&error);
+                Record::coverage(&subject, Coverage::Uncovered, Some(&reason), time_us)
+            }
+            UplinkNews::Gone { index, books } => {
+                let Some(watched) = self.uplinks.watched.remove(&index) else {
+                    return Ok(());
+                };
+                if let Some(books) = books {
+                    let record = books_of(&watched, &books, None, time_us);
+                    self.reporter.emit(record);
+                }
+                let subject = format!("uplink {}", watched.link.name);
+                let reason = Some("the interface is gone, and its counter with it");
+                Record::coverage(&subject, Coverage::Uncovered, reason, time_us)
+            }
+            UplinkNews::Stopped(error) => {
+                let reason = format!(
+                    "interfaces are not followed any more: {}",
+                    crate::kernel::with_causes(&error)
+                );
+                Record::coverage("new uplinks", Coverage::Uncovered, Some(&reason), time_us)
+            }
+        };
+        self.reporter.emit(record);
+        Ok(())
+    }
+
+    /// Reports the books of every uplink.
+    pub(super) fn report_books(&mut self) -> Result<(), KernelError> {
+        let uplinks = &mut self.uplinks;
+        for (index, watched) in &uplinks.watched {
+            // It may have gone a moment ago: then its last sums come as news.
+            let Some(look) = uplinks.table.look(*index, &mut uplinks.routes)? else {
+                continue;
+            };
+            let is_exact = watched.link.counts_before_segmentation();
+            let balance = look.balance(&watched.uplink, is_exact);
+            let record = books_of(watched, &look.books, Some(balance), clock::unix_us());
+            self.reporter.emit(record);
+        }
+        Ok(())
+    }
+}
+
+fn books_of(
+    watched: &Watched,
+    books: &UplinkBooks,
+    balance: Option<crate::uplinks::Balance>,
+    time_us: u64,
+) -> Record {
+    Record::books(&Balanced {
+        uplink: &watched.link.name,
+        since_us: BootClock::read().unix_us(watched.uplink.attached_ns),
+        time_us,
+        before_bytes: watched.uplink.before_bytes,
+        books,
+        balance,
+    })
+}

@@ -1,0 +1,152 @@
+//! Whole frames by a packet socket, past the kernel's own network layer.
+
+use std::ffi::CString;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use nix::errno::Errno;
+
+use crate::arguments::Arguments;
+use crate::raw::checksum;
+use crate::{Answer, Failure, Named, Sent};
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ETHERTYPE_VLAN: u16 = 0x8100;
+const UDP: u8 = 17;
+const UDP_HEADER: usize = 8;
+
+/// `traffic packet`
+pub fn packet(arguments: &mut Arguments) -> Answer {
+    let interface = arguments.word("INTERFACE")?;
+    let mac = arguments.word("MAC")?;
+    let to: SocketAddr = arguments.value("ADDR:PORT")?;
+    let from: IpAddr = arguments
+        .option("--from")?
+        .ok_or_else(|| Failure::Usage("--from is missing".to_owned()))?;
+    let size: usize = arguments.option("--size")?.unwrap_or(64);
+    let count: u64 = arguments.option("--count")?.unwrap_or(1);
+    let ethertype: Option<u16> = arguments.option("--ethertype")?;
+    let vlan: Option<u16> = arguments.option("--vlan")?;
+    let pretended: Option<u16> = arguments.option("--pretend")?;
+    let bypass = arguments.flag("--bypass");
+    arguments.done()?;
+
+    let mut frame = Vec::new();
+    for byte in mac.split(':') {
+        let byte = u8::from_str_radix(byte, 16);
+        frame.push(byte.map_err(|_| Failure::Usage(format!("{mac} is no address of a link")))?);
+    }
+    frame.extend([2, 0, 0, 0, 9, 9]);
+    if let Some(vlan) = vlan {
+        frame.extend(ETHERTYPE_VLAN.to_be_bytes());
+        frame.extend(vlan.to_be_bytes());
+    }
+    let own_type = if to.is_ipv4() {
+        ETHERTYPE_IPV4
+    } else {
+        ETHERTYPE_IPV6
+    };
+    frame.extend(ethertype.unwrap_or(own_type).to_be_bytes());
+    frame.extend(datagram(from, to, size)?);
+
+    let socket = open()?;
+    if bypass {
+        let yes: libc::c_int = 1;
+        // SAFETY: an option of the size that is passed.
+        let done = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_QDISC_BYPASS,
+                (&raw const yes).cast(),
+                size_of_val(&yes) as libc::socklen_t,
+            )
+        };
+        Errno::result(done).named("setsockopt")?;
+    }
+    let address = address(&interface, pretended.unwrap_or(own_type))?;
+    for _ in 0..count {
+        // SAFETY: a frame and an address with their sizes.
+        let sent = unsafe {
+            libc::sendto(
+                socket.as_raw_fd(),
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+                (&raw const address).cast(),
+                size_of_val(&address) as libc::socklen_t,
+            )
+        };
+        Errno::result(sent).named("sendto")?;
+    }
+    Sent {
+        port: 0,
+        packets: count,
+        bytes: count * frame.len() as u64,
+    }
+    .tell();
+    Ok(())
+}
+
+/// An IP packet with a UDP datagram of `size` bytes in it.
+fn datagram(from: IpAddr, to: SocketAddr, size: usize) -> Result<Vec<u8>, Failure> {
+    let len = (UDP_HEADER + size) as u16;
+    let mut packet = match (from, to.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            const HEADER: u16 = 20;
+            let mut header = vec![0x45, 0];
+            header.extend((HEADER + len).to_be_bytes());
+            header.extend([0, 0, 0, 0, 64, UDP, 0, 0]);
+            header.extend(from.octets());
+            header.extend(to.octets());
+            let sum = checksum(&header).to_be_bytes();
+            if let Some(field) = header.get_mut(10..12) {
+                field.copy_from_slice(&sum);
+            }
+            header
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let mut header = vec![0x60, 0, 0, 0];
+            header.extend(len.to_be_bytes());
+            header.extend([UDP, 64]);
+            header.extend(from.octets());
+            header.extend(to.octets());
+            header
+        }
+        _ => return Err(Failure::Usage("--from is of another family".to_owned())),
+    };
+    packet.extend(to.port().to_be_bytes());
+    packet.extend(to.port().to_be_bytes());
+    packet.extend(len.to_be_bytes());
+    // Without a checksum: IPv4 takes it, and IPv6 is only to be counted.
+    packet.extend([0, 0]);
+    packet.resize(packet.len() + size, b'x');
+    Ok(packet)
+}
+
+fn open() -> Result<OwnedFd, Failure> {
+    // SAFETY: socket(2) with numbers reads no memory. Protocol 0: it receives nothing.
+    let descriptor =
+        unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    let descriptor = Errno::result(descriptor).named("socket")?;
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+fn address(interface: &str, ethertype: u16) -> Result<libc::sockaddr_ll, Failure> {
+    let name = CString::new(interface)
+        .map_err(|_| Failure::Usage(format!("{interface:?} is no interface")))?;
+    // SAFETY: a string that ends with a zero.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    if index == 0 {
+        return Err(Failure::Call("if_nametoindex", Errno::last()));
+    }
+    // SAFETY: a struct of integers, for which zero is a value.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = ethertype.to_be();
+    address.sll_ifindex = index as i32;
+    address.sll_halen = 6;
+    Ok(address)
+}
