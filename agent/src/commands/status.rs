@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use trefoil_ebpf::abi::{MODE_ENFORCE, Totals, verdict};
 
+mod uplinks;
+
+use self::uplinks::UplinkStatus;
 use super::{Ending, Failure, say, say_json, sources};
 use crate::{
     cli::StatusArgs,
@@ -33,6 +36,8 @@ struct Status {
     refused: BTreeMap<&'static str, u64>,
     losses: BTreeMap<&'static str, u64>,
     attribution: BTreeMap<&'static str, u64>,
+    /// By name.
+    uplinks: BTreeMap<String, UplinkStatus>,
 }
 
 #[derive(Debug, Serialize)]
@@ -89,6 +94,7 @@ fn nothing(finding: String) -> Status {
         refused: BTreeMap::new(),
         losses: BTreeMap::new(),
         attribution: BTreeMap::new(),
+        uplinks: BTreeMap::new(),
     }
 }
 
@@ -146,6 +152,7 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
             .to_owned(),
         );
     }
+    let uplinks = uplinks::look(reader, &mut findings)?;
     let enforcement = reader.enforcement();
     let holds = enforcement.holds_at(clock::since_boot_ns());
     if header.is_some_and(|header| header.mode == MODE_ENFORCE) && !holds {
@@ -216,6 +223,7 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
                 .zip(state.owners)
                 .collect()
         }),
+        uplinks,
         findings,
         notes,
     })
@@ -275,6 +283,9 @@ fn text(status: &Status) -> String {
             .map(|(name, count)| format!("{count} {name}"))
             .collect();
         line("owners", &parts.join(", "));
+    }
+    for (name, uplink) in &status.uplinks {
+        line("uplink", &format!("{name}: {}", uplinks::text(uplink)));
     }
     for note in &status.notes {
         line("note", note);

@@ -33,7 +33,7 @@ mod wire;
 pub use budgets::Budgets;
 pub use cgroups::{cgroup_path, cgroup2_root};
 pub use error::KernelError;
-pub use hooks::{HOOKS, HookStatus, HookSupport, support};
+pub use hooks::{HOOKS, HookStatus, HookSupport, UPLINK_EGRESS, support};
 pub(crate) use load::with_causes;
 pub use load::{Kernel, LoadSettings, TableSizes};
 pub use pins::{PinDir, detach};

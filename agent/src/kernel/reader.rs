@@ -106,6 +106,11 @@ impl Reader {
         self.control.get().instance
     }
 
+    /// Where the tables are pinned.
+    pub fn pins(&self) -> &PinDir {
+        &self.pins
+    }
+
     /// Links that are pinned: `(instance, hook)`.
     pub fn links(&self) -> Vec<(u32, String)> {
         self.pins.pinned_links()

@@ -1,0 +1,104 @@
+//! What `status` says of uplinks: their books, now.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::{
+    clock::{self, BootClock},
+    kernel::{KernelError, Reader, RouteSocket, UPLINK_EGRESS, UplinkTable},
+    report::{Balanced, Field, Record, words},
+};
+
+/// The books of one uplink.
+#[derive(Debug, Serialize)]
+pub struct UplinkStatus {
+    /// True if the hook is attached, as far as its pin tells.
+    pub attached: bool,
+    /// When it was attached first.
+    pub since: String,
+    /// The sums, by the names that records have.
+    #[serde(flatten)]
+    pub bytes: BTreeMap<&'static str, u64>,
+}
+
+/// Looks at the books of all uplinks, by name.
+pub fn look(
+    reader: &Reader,
+    findings: &mut Vec<String>,
+) -> Result<BTreeMap<String, UplinkStatus>, KernelError> {
+    let table = UplinkTable::open(reader.pins())?;
+    let mut routes = RouteSocket::open()?;
+    let links = routes.links()?;
+    let (instance, pins) = (reader.instance(), reader.links());
+    let mut found = BTreeMap::new();
+    for (index, uplink) in table.all()? {
+        // One that has gone is the agent's to forget; without an agent it is no news.
+        let Some(link) = links.iter().find(|link| link.index == index) else {
+            continue;
+        };
+        let Some(look) = table.look(index, &mut routes)? else {
+            continue;
+        };
+        let pin = format!("{UPLINK_EGRESS}-{index}");
+        let attached = pins
+            .iter()
+            .any(|(of, name)| *of == instance && *name == pin);
+        if !attached {
+            findings.push(format!(
+                "uplink {} is not watched: its hook was attached, and is not any more",
+                link.name
+            ));
+        }
+        let balance = look.balance(&uplink, link.counts_before_segmentation());
+        if balance.unaccounted_bytes > 0 {
+            findings.push(format!(
+                "{} left by uplink {} that no hook saw",
+                words::bytes(balance.unaccounted_bytes),
+                link.name
+            ));
+        }
+        let since_us = BootClock::read().unix_us(uplink.attached_ns);
+        let record = Record::books(&Balanced {
+            uplink: &link.name,
+            since_us,
+            time_us: clock::unix_us(),
+            before_bytes: uplink.before_bytes,
+            books: &look.books,
+            balance: Some(balance),
+        });
+        let bytes = record
+            .fields()
+            .iter()
+            .filter_map(|(field, _)| Some((field.name(), record.number(*field)?)))
+            .collect();
+        let status = UplinkStatus {
+            attached,
+            since: clock::rfc3339(since_us),
+            bytes,
+        };
+        found.insert(link.name.clone(), status);
+    }
+    Ok(found)
+}
+
+/// One line about an uplink.
+pub fn text(status: &UplinkStatus) -> String {
+    let bytes = |field: Field| status.bytes.get(field.name()).copied().unwrap_or_default();
+    let mut parts = vec![format!("{} sent", words::bytes(bytes(Field::BytesSent)))];
+    let not_judged = [Field::BytesArp, Field::BytesLldp, Field::BytesNotIp]
+        .map(bytes)
+        .iter()
+        .sum();
+    for (amount, what) in [
+        (not_judged, "not to be judged"),
+        (bytes(Field::BytesDropped), "dropped"),
+        (bytes(Field::BytesUnaccounted), "seen by no hook"),
+        (bytes(Field::BytesBefore), "before it was watched"),
+    ] {
+        if amount > 0 {
+            parts.push(format!("{} {what}", words::bytes(amount)));
+        }
+    }
+    parts.join(", ")
+}
