@@ -361,6 +361,7 @@ impl Monitor {
         self.reporter.emit(record);
         self.beat()?;
         self.hand_over_all();
+        self.cuts.remove_filters(self.kernel.pins())?;
         crate::kernel::detach(self.kernel.pins())?;
         Ok(())
     }

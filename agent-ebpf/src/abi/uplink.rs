@@ -88,8 +88,8 @@ pub struct Uplink {
     /// Bytes of the link header: [`ETHERNET_HEADER`], or 0 where a frame begins with
     /// its IP header.
     pub header_bytes: u32,
-    /// Zero.
-    pub pad: u32,
+    /// 1 if there was no clsact qdisc, and one was made to hold the hook (before 6.6).
+    pub made_qdisc: u32,
 }
 
 /// Bytes of an Ethernet header.

@@ -27,7 +27,8 @@ use super::{
 use crate::{clock::BootClock, policy::Image};
 
 /// The object with all kernel programs.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/trefoil.o"));
+pub(super) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/trefoil.o"));
 
 /// Sizes of the kernel's tables, in entries.
 #[derive(Clone, Copy, Debug)]

@@ -10,7 +10,9 @@ use std::{
 use aya::maps::{MapData, MapInfo};
 use trefoil_ebpf::abi::{ABI_VERSION, Control};
 
-use super::{KernelError, tables::ControlWords};
+use super::{
+    KernelError, RouteSocket, UplinkTable, clsact, tables::ControlWords, uplink_hook::FILTER_PIN,
+};
 
 /// A directory on a BPF file system that belongs to one agent.
 #[derive(Clone, Debug)]
@@ -150,7 +152,7 @@ impl PinDir {
     pub fn remove_links_of(&self, instance: u32) -> Result<(), KernelError> {
         for (of, hook) in self.pinned_links() {
             if of == instance {
-                remove(&self.link(of, &hook))?;
+                self.remove_link(of, &hook)?;
             }
         }
         Ok(())
@@ -160,10 +162,52 @@ impl PinDir {
     pub fn remove_links_except(&self, instance: u32) -> Result<(), KernelError> {
         for (other, hook) in self.pinned_links() {
             if other != instance {
-                remove(&self.link(other, &hook))?;
+                self.remove_link(other, &hook)?;
             }
         }
         Ok(())
+    }
+
+    /// Takes one link out of the kernel.
+    pub fn remove_link(&self, instance: u32, hook: &str) -> Result<(), KernelError> {
+        let path = self.link(instance, hook);
+        if path.exists() {
+            self.remove_filter(instance, hook, false)?;
+        }
+        remove(&path)
+    }
+
+    /// Takes the filter out of the kernel that a pin stands for, if it does.
+    fn remove_filter(&self, instance: u32, hook: &str, is_last: bool) -> Result<(), KernelError> {
+        let Some(index) = hook.strip_prefix(FILTER_PIN) else {
+            return Ok(());
+        };
+        let Ok(index) = index.parse() else {
+            return Ok(());
+        };
+        // Of another version, or of nobody: then the qdisc stays.
+        let uplink = UplinkTable::open(self).and_then(|table| table.get(index));
+        let made_qdisc = uplink.is_ok_and(|uplink| uplink.is_some_and(|it| it.made_qdisc != 0));
+        clsact::remove(
+            &mut RouteSocket::open()?,
+            index,
+            instance,
+            is_last && made_qdisc,
+        )
+    }
+
+    /// Takes all filters out of the kernel that pins stand for. Takes CAP_NET_ADMIN,
+    /// other than all else that a [`detach`] does. Returns how many there were.
+    pub fn remove_filters(&self) -> Result<usize, KernelError> {
+        let mut n_removed = 0;
+        for (instance, hook) in self.pinned_links() {
+            if hook.starts_with(FILTER_PIN) {
+                self.remove_filter(instance, &hook, true)?;
+                remove(&self.link(instance, &hook))?;
+                n_removed += 1;
+            }
+        }
+        Ok(n_removed)
     }
 }
 
@@ -232,6 +276,7 @@ pub fn detach(pin_dir: &PinDir) -> Result<(usize, usize), KernelError> {
             instance: 0,
         });
     }
+    n_links += pin_dir.remove_filters()?;
     for version in versions.flatten() {
         let is_version = version.file_name().to_str().is_some_and(|name| {
             name.strip_prefix('v')

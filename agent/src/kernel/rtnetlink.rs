@@ -111,7 +111,7 @@ impl RouteSocket {
     }
 
     /// Sends a request, and hands on the messages that answer it.
-    fn ask(
+    pub(super) fn ask(
         &mut self,
         kind: u16,
         flags: u16,

@@ -4,14 +4,14 @@
 //! Which interfaces these are is not for this file to say.
 
 use std::{
-    fs, io,
+    io,
     os::fd::{AsFd, OwnedFd},
 };
 
 use trefoil_ebpf::abi::{MAX_UPLINKS, Uplink};
 
 use super::{
-    KernelError, RouteSocket, UplinkTable, bpf_syscall, hooks::UPLINK_EGRESS, pins::PinDir,
+    KernelError, RouteSocket, UplinkTable, bpf_syscall, clsact, hooks::UPLINK_EGRESS, pins::PinDir,
 };
 use crate::{clock, uplinks::Link};
 
@@ -71,25 +71,26 @@ impl UplinkHook {
                     after_bytes: u64::MAX,
                     name: padded(&link.name),
                     header_bytes,
-                    pad: 0,
+                    made_qdisc: 0,
                 };
                 self.table.begin(link.index, &uplink)?;
                 uplink
             }
         };
-        let done = bpf_syscall::attach_tcx_egress(self.program.as_fd(), link.index)
-            .and_then(|tcx| bpf_syscall::pin(tcx.as_fd(), &self.pin(link.index)))
-            .map_err(failed);
-        if let Err(error) = done {
-            if known.is_none() {
-                self.table.end(link.index)?;
+        let made_qdisc = match self.attach_program(link) {
+            Ok(made_qdisc) => made_qdisc,
+            Err(error) => {
+                if known.is_none() {
+                    self.table.end(link.index)?;
+                }
+                return Err(error);
             }
-            return Err(error);
-        }
+        };
         if known.is_none() {
             let after_bytes = self.sent(link)?;
             let uplink = Uplink {
                 after_bytes,
+                made_qdisc: u32::from(made_qdisc),
                 ..uplink
             };
             self.table.set(link.index, &uplink)?;
@@ -100,15 +101,39 @@ impl UplinkHook {
         })
     }
 
+    /// Attaches and pins. True if a qdisc was made for it.
+    fn attach_program(&mut self, link: &Link) -> Result<bool, KernelError> {
+        let failed = |error: io::Error| {
+            KernelError::failed(format!("attach {UPLINK_EGRESS} to {}", link.name), error)
+        };
+        let program = self.program.as_fd();
+        match bpf_syscall::attach_tcx_egress(program, link.index) {
+            Ok(tcx) => {
+                let path = self.pins.link(self.instance, &uplink_pin(link.index));
+                bpf_syscall::pin(tcx.as_fd(), &path).map_err(failed)?;
+                Ok(false)
+            }
+            // This kernel does not know the place.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                // First the pin, which says that there is a filter to be removed.
+                let path = self.pins.link(self.instance, &filter_pin(link.index));
+                bpf_syscall::pin(program, &path).map_err(failed)?;
+                clsact::attach(
+                    &mut self.routes,
+                    program,
+                    UPLINK_EGRESS,
+                    link.index,
+                    self.instance,
+                )
+            }
+            Err(error) => Err(failed(error)),
+        }
+    }
+
     /// Forgets an interface that is gone.
     pub fn forget(&mut self, index: u32) -> Result<(), KernelError> {
-        let path = self.pin(index);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                let operation = format!("remove pin {}", path.display());
-                return Err(KernelError::failed(operation, error));
-            }
-            _ => {}
+        for hook in [uplink_pin(index), filter_pin(index)] {
+            self.pins.remove_link(self.instance, &hook)?;
         }
         self.table.end(index)
     }
@@ -125,11 +150,20 @@ impl UplinkHook {
             KernelError::failed(format!("read the counters of {}", link.name), gone)
         })
     }
+}
 
-    fn pin(&self, index: u32) -> std::path::PathBuf {
-        self.pins
-            .link(self.instance, &format!("{UPLINK_EGRESS}-{index}"))
-    }
+/// Name of the pin of a link to an interface.
+pub fn uplink_pin(index: u32) -> String {
+    format!("{UPLINK_EGRESS}-{index}")
+}
+
+/// Before the index in the name of a pin of the program, where a filter holds it: there
+/// is no link to pin, and removing the pin alone removes nothing.
+pub const FILTER_PIN: &str = "uplink_filter-";
+
+/// Name of such a pin.
+pub fn filter_pin(index: u32) -> String {
+    format!("{FILTER_PIN}{index}")
 }
 
 /// A name of at most 15 bytes, padded with zeros.

@@ -18,7 +18,7 @@ use trefoil_ebpf::abi::{
 use super::{Monitor, cutter::Cutter};
 use crate::{
     clock,
-    kernel::KernelError,
+    kernel::{KernelError, PinDir},
     report::{PolicyNews, Record},
 };
 
@@ -57,6 +57,11 @@ impl Cuts {
             n_due: 0,
             looked_ns: 0,
         }
+    }
+
+    /// See [`Cutter::remove_filters`].
+    pub(super) fn remove_filters(&self, pins: &PinDir) -> Result<(), KernelError> {
+        self.cutter.remove_filters(pins)
     }
 
     /// Begins a look; true if it is to be at all connections.

@@ -6,15 +6,23 @@
 use std::{collections::HashSet, io, sync::mpsc, thread};
 
 use crate::{
-    kernel::{KernelError, SockDiag},
+    kernel::{KernelError, PinDir, SockDiag},
     privileges::{self, Duty},
 };
 
 /// Cuts connections on request, one request at a time.
 pub struct Cutter {
-    requests: mpsc::Sender<HashSet<u64>>,
+    requests: mpsc::Sender<Request>,
     results: mpsc::Receiver<Cut>,
     is_busy: bool,
+}
+
+/// What the thread is asked for.
+enum Request {
+    /// To cut the connections with these cookies.
+    Cut(HashSet<u64>),
+    /// To take what holds the hooks of uplinks out of the kernel, where it is not links.
+    RemoveFilters(PinDir, mpsc::Sender<Result<(), KernelError>>),
 }
 
 /// What came of a request.
@@ -29,13 +37,21 @@ pub struct Cut {
 impl Cutter {
     /// Starts the thread, which sees the network namespace of the one that calls.
     pub fn start() -> io::Result<Self> {
-        let (requests, asked) = mpsc::channel::<HashSet<u64>>();
+        let (requests, asked) = mpsc::channel();
         let (done, results) = mpsc::channel();
         thread::Builder::new()
             .name("cutter".to_owned())
             .spawn(move || {
                 privileges::keep_only(Duty::Cutter);
-                for cookies in asked {
+                for request in asked {
+                    let cookies = match request {
+                        Request::Cut(cookies) => cookies,
+                        Request::RemoveFilters(pins, done) => {
+                            // Nobody waits for it any more if this fails.
+                            let _ = done.send(pins.remove_filters().map(drop));
+                            continue;
+                        }
+                    };
                     let mut cut = Cut::default();
                     // Opened anew, so that nothing of an earlier request is in it.
                     cut.failure = SockDiag::open()
@@ -62,7 +78,23 @@ impl Cutter {
     pub fn cut(&mut self, cookies: HashSet<u64>) {
         // The thread ends only if it panics, which is said on standard error. What the
         // policy does not approve is dropped all the same.
-        self.is_busy = self.requests.send(cookies).is_ok();
+        self.is_busy = self.requests.send(Request::Cut(cookies)).is_ok();
+    }
+
+    /// Takes filters that hold hooks of uplinks out of the kernel, and waits for that: it
+    /// takes a right that the loop has given up.
+    pub fn remove_filters(&self, pins: &PinDir) -> Result<(), KernelError> {
+        let (done, answer) = mpsc::channel();
+        let request = Request::RemoveFilters(pins.clone(), done);
+        // A thread that is gone has panicked; then what is to be removed stays.
+        let asked = self.requests.send(request);
+        match asked.ok().and_then(|()| answer.recv().ok()) {
+            Some(answer) => answer,
+            None => Err(KernelError::failed(
+                "remove the filters of uplinks",
+                "the thread that may do so is gone; run `trefoil detach`",
+            )),
+        }
     }
 
     /// What came of the request, once that is known.

@@ -202,7 +202,7 @@ mod tests {
         assert_eq!(record.priority(), Priority::Info);
         assert_eq!(
             record.message(),
-            "Books of uplink eth0: 111 B judged, 1000 B not to be judged, nothing else left by it"
+            "Books of uplink eth0: 111 B judged, 1.0 kB not to be judged, nothing else left by it"
         );
     }
 

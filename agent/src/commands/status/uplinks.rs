@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     clock::{self, BootClock},
-    kernel::{KernelError, Reader, RouteSocket, UPLINK_EGRESS, UplinkTable},
+    kernel::{KernelError, Reader, RouteSocket, UplinkTable, filter_pin, uplink_pin},
     report::{Balanced, Field, Record, words},
 };
 
@@ -40,10 +40,10 @@ pub fn look(
         let Some(look) = table.look(index, &mut routes)? else {
             continue;
         };
-        let pin = format!("{UPLINK_EGRESS}-{index}");
+        let names = [uplink_pin(index), filter_pin(index)];
         let attached = pins
             .iter()
-            .any(|(of, name)| *of == instance && *name == pin);
+            .any(|(of, name)| *of == instance && names.contains(name));
         if !attached {
             findings.push(format!(
                 "uplink {} is not watched: its hook was attached, and is not any more",
