@@ -154,8 +154,11 @@ pub static UPLINK_BOOKS: PerCpuHashMap<u32, UplinkBooks, MAX_UPLINKS> = PerCpuHa
 
 /// What was decided about sockets of other network namespaces, by destination: their
 /// packets are forwarded by this host, and have no socket any more when they come to an
-/// uplink. Written by `egress`, read by `uplink_egress`. The kernel drops what was not
-/// used for longest; what is not found is judged by its destination alone.
+/// uplink. Also about datagrams of which the beginning has been at an uplink, with port 0
+/// and, in `pad`, the lower bytes of the socket's cookie. Written by `egress` and
+/// `uplink_egress`, read by the latter. The kernel drops what was not used for longest;
+/// without memory for an entry `forwarded-full` counts, and what is not found is judged
+/// by its destination alone.
 #[btf_map]
 pub static FORWARDED: LruHashMap<Peer, Decision, 65536> = LruHashMap::new();
 

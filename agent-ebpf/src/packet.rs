@@ -23,6 +23,17 @@ const MOBILITY: u8 = 135;
 /// IPv6 extension headers that are followed.
 const MAX_EXTENSIONS: usize = 8;
 
+/// Which part of a datagram a packet is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// All of it.
+    Whole,
+    /// The beginning, with the ports.
+    First,
+    /// Another, without ports.
+    Later,
+}
+
 /// What a packet says about where it comes from and goes to.
 #[derive(Clone, Copy)]
 pub struct Ends {
@@ -30,6 +41,8 @@ pub struct Ends {
     pub source_port: u16,
     /// `address` and `port` are the destination's.
     pub destination: Peer,
+    /// Of a datagram that was cut into fragments.
+    pub part: Part,
     /// Its socket belongs to another network namespace, as far as that is known: this
     /// one forwards it. Not for this file to find out.
     pub is_forwarded: bool,
@@ -83,6 +96,7 @@ pub fn ends_at(skb: *mut __sk_buff, start: u32) -> Option<Ends> {
             protocol: 0,
             pad: [0; 5],
         },
+        part: Part::Whole,
         is_forwarded: false,
     };
     if fill(skb, start, &mut ends) {
@@ -174,11 +188,12 @@ fn fill_v4(skb: *mut __sk_buff, start: u32, ends: &mut Ends) -> Option<()> {
     let header = load::<[u8; 20]>(skb, start)?;
     let source = u32::from_be_bytes([header[12], header[13], header[14], header[15]]);
     let destination = u32::from_be_bytes([header[16], header[17], header[18], header[19]]);
-    let fragment_offset = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
+    let fragment = u16::from_be_bytes([header[6], header[7]]);
+    ends.part = part(fragment & 0x1fff, fragment & 0x2000);
     ends.source = Address::v4(source);
     ends.destination.address = Address::v4(destination);
     ends.destination.protocol = header[9];
-    if fragment_offset == 0 {
+    if ends.part != Part::Later {
         fill_ports(skb, start + u32::from(header[0] & 0x0f) * 4, ends);
     }
     Some(())
@@ -190,7 +205,6 @@ fn fill_v6(skb: *mut __sk_buff, start: u32, ends: &mut Ends) -> Option<()> {
     load_into(skb, start + 24, &mut ends.destination.address.0)?;
     let mut protocol = load::<u8>(skb, start + 6)?;
     let mut offset = start + 40;
-    let mut is_first = true;
     for _ in 0..MAX_EXTENSIONS {
         match protocol {
             HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | MOBILITY => {
@@ -213,8 +227,9 @@ fn fill_v6(skb: *mut __sk_buff, start: u32, ends: &mut Ends) -> Option<()> {
                 };
                 protocol = next;
                 offset += 8;
-                if u16::from_be_bytes([high, low]) & 0xfff8 != 0 {
-                    is_first = false;
+                let fragment = u16::from_be_bytes([high, low]);
+                ends.part = part(fragment & 0xfff8, fragment & 1);
+                if ends.part == Part::Later {
                     break;
                 }
             }
@@ -222,10 +237,20 @@ fn fill_v6(skb: *mut __sk_buff, start: u32, ends: &mut Ends) -> Option<()> {
         }
     }
     ends.destination.protocol = protocol;
-    if is_first {
+    if ends.part != Part::Later {
         fill_ports(skb, offset, ends);
     }
     Some(())
+}
+
+/// By where a fragment is in its datagram, and whether there are more behind it.
+#[inline(always)]
+fn part(offset: u16, more: u16) -> Part {
+    match (offset, more) {
+        (0, 0) => Part::Whole,
+        (0, _) => Part::First,
+        _ => Part::Later,
+    }
 }
 
 /// Source and destination port, in host byte order; 0 where there are none.

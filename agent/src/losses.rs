@@ -63,6 +63,10 @@ pub const MEANINGS: &[(&str, &str)] = &[
         "uplinks-unknown",
         "frames left by an interface that has no books; they were judged, and are in no sum",
     ),
+    (
+        "forwarded-full",
+        "packets of containers, or the rest of datagrams, were judged by their destination alone",
+    ),
 ];
 
 /// True for a counter that says how something came to be known, and not that it

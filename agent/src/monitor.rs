@@ -267,7 +267,7 @@ impl Monitor {
         };
         let record = Record::heartbeat(&beat, clock::unix_us());
         self.reporter.emit(record);
-        self.report_books()?;
+        self.report_books();
         self.hand_over();
         self.forget_cgroups()
     }

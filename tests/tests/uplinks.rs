@@ -350,6 +350,19 @@ verdict = "approve"
                 ensure!(sent == 4, "{sent} packets to {to}, connected: {connected}");
             }
         }
+        // In fragments, of which only the first has ports: of a container, and of the host.
+        for to in [places::PEER, places::PEER6] {
+            for connected in [&[][..], &["--connected"]] {
+                let large = ["udp", &at(to, 9), "--size", "5000"];
+                let contained = Program::new(TRAFFIC, &place.place, Some(&service), None)?;
+                for program in [contained, traffic(&lab)?] {
+                    let sent = sent_by(&lab, &lab.peer, || {
+                        program.args(large).args(connected).run()?.success()
+                    })?;
+                    ensure!(sent == 4, "{sent} of 4 fragments to {to}");
+                }
+            }
+        }
         let sent = sent_by(&lab, &lab.foreign, || {
             send(Some(&service), false, places::FOREIGN)
         })?;

@@ -22,7 +22,7 @@ pub struct Peer {
     pub port: u16,
     /// IP protocol number (6 TCP, 17 UDP, ...), after IPv6 extension headers.
     pub protocol: u8,
-    /// Zero.
+    /// Zero, but for some keys of map `FORWARDED`.
     pub pad: [u8; 5],
 }
 

@@ -19,6 +19,7 @@ pub const LOSSES: &[&str] = &[
     "policy-missing",
     "sockets-untagged",
     "uplinks-unknown",
+    "forwarded-full",
 ];
 
 /// The ring buffer had no room. The event's numbers are not lost: they come
@@ -54,7 +55,11 @@ pub const LOSS_SOCKETS_UNTAGGED: u32 = 13;
 /// A frame left by an interface that has no books: judged, and in no sum.
 pub const LOSS_UPLINKS_UNKNOWN: u32 = 14;
 
+/// `FORWARDED` had no room: packets of a socket in another network namespace, or the rest
+/// of a datagram, are judged by their destination alone.
+pub const LOSS_FORWARDED_FULL: u32 = 15;
+
 /// Number of counters.
-pub const N_LOSSES: u32 = 15;
+pub const N_LOSSES: u32 = 16;
 
 const _: () = assert!(LOSSES.len() == N_LOSSES as usize);

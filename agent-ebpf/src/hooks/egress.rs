@@ -284,8 +284,9 @@ fn remember(peer: &Peer, decision: &Decision) -> u32 {
     // SAFETY: eight bytes that are written as one.
     let known = unsafe { FORWARDED.get(peer) };
     if known != Some(decision) {
-        // What finds no room is judged by its destination alone.
-        let _ = FORWARDED.insert(peer, decision, 0);
+        if FORWARDED.insert(peer, decision, 0).is_err() {
+            lose(LOSS_FORWARDED_FULL, 1);
+        }
     }
     0
 }

@@ -18,7 +18,7 @@ use crate::{
     atomic, flows,
     judge::{judge, undetermined},
     maps::{FORWARDED, InForce, SOCKETS, UPLINK_BOOKS, UPLINKS, in_force, lose},
-    packet::{Frame, ends_at, frame},
+    packet::{Frame, Part, ends_at, frame},
     source::Source,
 };
 
@@ -81,22 +81,34 @@ fn packet(in_force: InForce, skb: *mut __sk_buff, start: u32, size: Size) -> i32
         lose(LOSS_PACKETS_UNPARSED, 1);
         return settle(sender_without_flow(skb), undetermined(in_force), size);
     };
-    let peer = ends.destination;
+    let peer = &ends.destination;
     let tag = tag(skb);
-    if !tag.is_null() {
-        let known = judged_by_socket(tag, &peer);
+    if ends.part == Part::Later {
+        // It has no ports: what holds for the beginning of the datagram holds for it.
+        let known = remembered(in_force, &rest_of(peer, tag));
         if known != verdict::NONE {
-            count(size, judged(sender::SOCKET, known));
+            let sender = match tag.is_null() {
+                true => sender_without_flow(skb),
+                false => sender::SOCKET,
+            };
+            count(size, judged(sender, known));
             return NEXT;
         }
     }
+    let mut known = verdict::NONE;
+    if !tag.is_null() {
+        known = judged_by_socket(tag, peer);
+    }
     let sender = sender_without_flow(skb);
-    if sender == sender::FORWARDED {
-        let known = judged_elsewhere(in_force, &peer);
-        if known != verdict::NONE {
-            count(size, judged(sender::SOCKET, known));
-            return NEXT;
+    if known == verdict::NONE && sender == sender::FORWARDED {
+        known = remembered(in_force, peer);
+    }
+    if known != verdict::NONE {
+        if ends.part == Part::First {
+            remember_rest(in_force, peer, tag, known);
         }
+        count(size, judged(sender::SOCKET, known));
+        return NEXT;
     }
     // A tunnel's packet may still have the socket whose data is in it, and a flow may
     // have found no room in its table: then it is known whose it is.
@@ -112,7 +124,11 @@ fn packet(in_force: InForce, skb: *mut __sk_buff, start: u32, size: Size) -> i32
         // SAFETY: a map value; the verifier checks the access.
         Source::of(unsafe { &raw const (*tag).tracked.owner })
     };
-    settle(sender, judge(in_force, &source, &peer, size.bytes), size)
+    let decision = judge(in_force, &source, peer, size.bytes);
+    if ends.part == Part::First {
+        remember_rest(in_force, peer, tag, decision.verdict);
+    }
+    settle(sender, decision, size)
 }
 
 /// Counts a frame that was judged here, and says what becomes of it.
@@ -171,10 +187,11 @@ fn judged_by_socket(tag: *const Socket, peer: &Peer) -> u8 {
     }
 }
 
-/// What the hooks of a socket in another network namespace have decided about this
-/// destination, under the policy that is in force.
+/// What was decided about this destination where its socket was to be seen, or about the
+/// beginning of this datagram, under the policy that is in force. `NONE` if nothing, or
+/// that it may not leave.
 #[inline(never)]
-fn judged_elsewhere(in_force: InForce, peer: &Peer) -> u8 {
+fn remembered(in_force: InForce, peer: &Peer) -> u8 {
     // SAFETY: eight bytes that are written as one.
     match unsafe { FORWARDED.get(peer) } {
         Some(decision) if decision.generation == in_force.generation && !decision.blocks() => {
@@ -182,6 +199,36 @@ fn judged_elsewhere(in_force: InForce, peer: &Peer) -> u8 {
         }
         _ => verdict::NONE,
     }
+}
+
+/// Under what the decision about the rest of a datagram is remembered: the destination
+/// without a port, and the socket where there is one.
+#[inline(always)]
+fn rest_of(peer: &Peer, tag: *const Socket) -> Peer {
+    let mut key = *peer;
+    key.port = 0;
+    if !tag.is_null() {
+        // SAFETY: a map value; the verifier checks the access.
+        let cookie = unsafe { (*tag).tracked.flow.cookie };
+        let [a, b, c, d, e, ..] = cookie.to_le_bytes();
+        key.pad = [a, b, c, d, e];
+    }
+    key
+}
+
+/// Lets the rest of a datagram go the way of its beginning.
+#[inline(never)]
+fn remember_rest(in_force: InForce, peer: &Peer, tag: *const Socket, verdict: u8) -> u32 {
+    let decision = Decision {
+        generation: in_force.generation,
+        rule: NO_RULE,
+        verdict,
+        flags: in_force.flags,
+    };
+    if FORWARDED.insert(&rest_of(peer, tag), &decision, 0).is_err() {
+        lose(LOSS_FORWARDED_FULL, 1);
+    }
+    0
 }
 
 /// Who sent a frame that the hooks of its socket have not judged.

@@ -321,3 +321,93 @@ fn text(value: &[u8]) -> String {
     let value = value.split(|byte| *byte == 0).next().unwrap_or_default();
     String::from_utf8_lossy(value).into_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use trefoil_lab::namespace::Namespace;
+
+    use super::*;
+
+    #[test]
+    fn interfaces_and_routes_are_listed_as_they_are() {
+        let place = Namespace::new("listed").unwrap();
+        place
+            .ip("link add name one type veth peer name other\n\
+                 link add link one name one.7 type vlan id 7\n\
+                 link set one up\n\
+                 link set other up\n\
+                 address add 192.0.2.1/24 dev one\n\
+                 address add 2001:db8::1/64 dev one nodad\n\
+                 route add default via 192.0.2.9 dev one onlink\n\
+                 route add 203.0.113.0/24 nexthop via 192.0.2.9 dev one onlink \
+                 nexthop via 192.0.2.9 dev other onlink\n\
+                 route add 2001:db8:9::/48 via 2001:db8::9 dev one\n")
+            .unwrap();
+        let mut routes = place.enter(|| Ok(RouteSocket::open()?)).unwrap();
+        let links = routes.links().unwrap();
+        let named = |name: &str| links.iter().find(|link| link.name == name).unwrap();
+        let (one, other, vlan) = (named("one"), named("other"), named("one.7"));
+        assert_eq!((&*one.kind, &*vlan.kind), ("veth", "vlan"));
+        assert_eq!(one.header_bytes(), Some(14));
+        assert_eq!(vlan.lower, Some(one.index));
+
+        let found = routes.routes().unwrap();
+        assert!(found.contains(&Route {
+            is_default: true,
+            has_gateway: true,
+            interfaces: vec![one.index],
+        }));
+        assert!(found.contains(&Route {
+            is_default: false,
+            has_gateway: true,
+            interfaces: vec![one.index, other.index],
+        }));
+        let connected = |route: &&Route| !route.has_gateway && route.interfaces == [one.index];
+        // By IPv4 and IPv6; what is of link scope is not among them.
+        assert_eq!(found.iter().filter(connected).count(), 2, "{found:?}");
+        assert_eq!(found.len(), 5, "{found:?}");
+
+        assert!(routes.counters(one.index).unwrap().is_some());
+        assert_eq!(routes.counters(9999).unwrap(), None);
+    }
+
+    #[test]
+    fn changes_are_told_in_order() {
+        let place = Namespace::new("changed").unwrap();
+        let changes = place.enter(|| Ok(Changes::open()?)).unwrap();
+        place
+            .ip("link add name one type veth peer name other\n\
+                 link set one name two\n\
+                 link del two\n")
+            .unwrap();
+        let mut names = Vec::new();
+        loop {
+            for change in changes.wait().unwrap() {
+                match change {
+                    Change::Link(link) => names.push(link.name),
+                    Change::LinkGone(_) => {
+                        let first = |name| names.iter().position(|known| known == name);
+                        assert!(first("one") < first("two") && first("one").is_some());
+                        return;
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_message_that_ends_early_says_nothing() {
+        for len in 0..LINK_BODY {
+            assert_eq!(link(&vec![0; len]), None);
+            assert_eq!(counters(&vec![0; len]), None);
+        }
+        for len in 0..ROUTE_BODY {
+            assert_eq!(route(&vec![1; len]), None);
+        }
+        // A next hop that says it has no length.
+        let mut body = vec![0, 24, 0, 0, 254, 0, 0, 1, 0, 0, 0, 0];
+        body.extend([12, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert!(route(&body).is_some_and(|route| route.interfaces.is_empty()));
+    }
+}

@@ -17,7 +17,8 @@ use crate::{
 pub(super) struct Uplinks {
     table: UplinkTable,
     routes: RouteSocket,
-    news: mpsc::Receiver<UplinkNews>,
+    /// `None` if nobody follows interfaces, or not any more.
+    news: Option<mpsc::Receiver<UplinkNews>>,
     watched: BTreeMap<u32, Watched>,
 }
 
@@ -47,11 +48,13 @@ impl Uplinks {
 
     /// Follows what changes from now on.
     pub(super) fn follow(kernel: &Kernel, follower: Option<Follower>) -> Result<Self, KernelError> {
-        let (sender, news) = mpsc::channel();
+        let mut news = None;
         if let Some(follower) = follower {
+            let (sender, receiver) = mpsc::channel();
             follower
                 .start(sender)
                 .map_err(|error| KernelError::failed("start a thread", error))?;
+            news = Some(receiver);
         }
         Ok(Self {
             table: UplinkTable::open(kernel.pins())?,
@@ -97,10 +100,31 @@ impl Monitor {
 
     /// Reports interfaces that came and went.
     pub(super) fn take_uplink_news(&mut self) -> Result<(), KernelError> {
-        while let Ok(news) = self.uplinks.news.try_recv() {
-            self.tell_uplink(news, true)?;
+        let Some(receiver) = self.uplinks.news.take() else {
+            return Ok(());
+        };
+        loop {
+            match receiver.try_recv() {
+                Ok(news) => self.tell_uplink(news, true)?,
+                Err(mpsc::TryRecvError::Empty) => {
+                    self.uplinks.news = Some(receiver);
+                    return Ok(());
+                }
+                // Said by the thread itself, unless it has panicked: then on standard
+                // error, and here.
+                Err(mpsc::TryRecvError::Disconnected) => {
+                    let reason = Some("the thread that follows interfaces has ended");
+                    let record = Record::coverage(
+                        "new uplinks",
+                        Coverage::Uncovered,
+                        reason,
+                        clock::unix_us(),
+                    );
+                    self.reporter.emit(record);
+                    return Ok(());
+                }
+            }
         }
-        Ok(())
     }
 
     /// Reports what became of one interface. `while_running`: what it sent before was
@@ -154,10 +178,7 @@ impl Monitor {
                 Record::coverage(&subject, Coverage::Uncovered, reason, time_us)
             }
             UplinkNews::Stopped(error) => {
-                let reason = format!(
-                    "interfaces are not followed any more: {}",
-                    crate::kernel::with_causes(&error)
-                );
+                let reason = crate::kernel::with_causes(&error);
                 Record::coverage("new uplinks", Coverage::Uncovered, Some(&reason), time_us)
             }
         };
@@ -166,19 +187,24 @@ impl Monitor {
     }
 
     /// Reports the books of every uplink.
-    pub(super) fn report_books(&mut self) -> Result<(), KernelError> {
+    pub(super) fn report_books(&mut self) {
         let uplinks = &mut self.uplinks;
         for (index, watched) in &uplinks.watched {
             // It may have gone a moment ago: then its last sums come as news.
-            let Some(look) = uplinks.table.look(*index, &mut uplinks.routes)? else {
-                continue;
+            let look = match uplinks.table.look(*index, &mut uplinks.routes) {
+                Ok(Some(look)) => look,
+                Ok(None) => continue,
+                // The sums go on; they are in the books of the next time.
+                Err(error) => {
+                    tracing::warn!("{}", crate::kernel::with_causes(&error));
+                    continue;
+                }
             };
             let is_exact = watched.link.counts_before_segmentation();
             let balance = look.balance(&watched.uplink, is_exact);
             let record = books_of(watched, &look.books, Some(balance), clock::unix_us());
             self.reporter.emit(record);
         }
-        Ok(())
     }
 }
 

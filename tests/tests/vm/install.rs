@@ -110,3 +110,35 @@ fn purged_it_leaves_nothing() -> Result<()> {
     assert_eq!(vm.run("ls /var/lib/dpkg/info/trefoil*")?.stdout, "");
     Ok(())
 }
+
+#[test]
+fn an_uplink_has_books_that_go_on_and_is_free_at_the_end() -> Result<()> {
+    const FILTERS: &str = "tc filter show dev uplink egress";
+    let mut vm = installed("uplink")?;
+    for restarts in 1..=2 {
+        for _ in 0..3 {
+            assert_eq!(send_as(&mut vm, "exporter")?, 0);
+        }
+        let status = vm.ok("trefoil status --json")?;
+        let status: serde_json::Value = serde_json::from_str(&status)?;
+        let books = &status["uplinks"]["uplink"];
+        let bytes = |name: &str| books[name].as_u64();
+        ensure!(books["attached"] == true, "{status}");
+        ensure!(bytes("bytes_unaccounted") == Some(0), "{status}");
+        ensure!(bytes("bytes_unsent") == Some(0), "{status}");
+        // What services sent, and nobody else.
+        ensure!(
+            bytes("bytes_socket") == bytes("bytes_sent")
+                && bytes("bytes_sent") == bytes("bytes_undetermined")
+                && bytes("bytes_sent") == Some(restarts * 3 * (64 + 42)),
+            "{status}"
+        );
+        let filters = vm.ok(FILTERS)?;
+        ensure!(filters.matches("uplink_egress").count() == 1, "{filters}");
+        vm.ok("systemctl restart trefoil")?;
+    }
+    vm.ok("systemctl stop trefoil && trefoil detach")?;
+    assert_eq!(vm.ok(FILTERS)?, "");
+    assert_eq!(vm.ok("tc qdisc show dev uplink clsact")?, "");
+    Ok(())
+}
