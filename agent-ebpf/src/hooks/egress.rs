@@ -283,10 +283,8 @@ fn settle(
 fn remember(peer: &Peer, decision: &Decision) -> u32 {
     // SAFETY: eight bytes that are written as one.
     let known = unsafe { FORWARDED.get(peer) };
-    if known != Some(decision) {
-        if FORWARDED.insert(peer, decision, 0).is_err() {
-            lose(LOSS_FORWARDED_FULL, 1);
-        }
+    if known != Some(decision) && FORWARDED.insert(peer, decision, 0).is_err() {
+        lose(LOSS_FORWARDED_FULL, 1);
     }
     0
 }

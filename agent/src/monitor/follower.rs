@@ -43,7 +43,7 @@ pub enum UplinkNews {
         /// Its number.
         index: u32,
         /// Its books as they were at last.
-        books: Option<UplinkBooks>,
+        books: Option<Box<UplinkBooks>>,
     },
     /// Interfaces are not followed any more.
     Stopped(KernelError),
@@ -187,7 +187,7 @@ impl Follower {
 
     fn forget(&mut self, index: u32, news: &mut Vec<UplinkNews>) {
         self.watched.remove(&index);
-        let books = self.hook.table().books(index).ok().flatten();
+        let books = self.hook.table().books(index).ok().flatten().map(Box::new);
         if let Err(error) = self.hook.forget(index) {
             tracing::warn!("{error}");
         }

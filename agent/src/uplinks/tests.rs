@@ -1,3 +1,5 @@
+//! Which interfaces are taken for uplinks.
+
 use super::*;
 
 fn link(index: u32, name: &str, kind: &str) -> Link {

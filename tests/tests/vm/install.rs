@@ -134,7 +134,10 @@ fn an_uplink_has_books_that_go_on_and_is_free_at_the_end() -> Result<()> {
             "{status}"
         );
         let filters = vm.ok(FILTERS)?;
-        ensure!(filters.matches("uplink_egress").count() == 1, "{filters}");
+        ensure!(
+            filters.matches("handle 0x").count() == 1 && filters.contains("uplink_egress"),
+            "{filters}"
+        );
         vm.ok("systemctl restart trefoil")?;
     }
     vm.ok("systemctl stop trefoil && trefoil detach")?;
