@@ -333,7 +333,7 @@ mod tests {
         let place = Namespace::new("listed").unwrap();
         place
             .ip("link add name one type veth peer name other\n\
-                 link add link one name one.7 type vlan id 7\n\
+                 link add link one name one.7 type macvlan\n\
                  link set one up\n\
                  link set other up\n\
                  address add 192.0.2.1/24 dev one\n\
@@ -346,10 +346,10 @@ mod tests {
         let mut routes = place.enter(|| Ok(RouteSocket::open()?)).unwrap();
         let links = routes.links().unwrap();
         let named = |name: &str| links.iter().find(|link| link.name == name).unwrap();
-        let (one, other, vlan) = (named("one"), named("other"), named("one.7"));
-        assert_eq!((&*one.kind, &*vlan.kind), ("veth", "vlan"));
+        let (one, other, upper) = (named("one"), named("other"), named("one.7"));
+        assert_eq!((&*one.kind, &*upper.kind), ("veth", "macvlan"));
         assert_eq!(one.header_bytes(), Some(14));
-        assert_eq!(vlan.lower, Some(one.index));
+        assert_eq!(upper.lower, Some(one.index));
 
         let found = routes.routes().unwrap();
         assert!(found.contains(&Route {
