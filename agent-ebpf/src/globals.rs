@@ -9,6 +9,11 @@ use trefoil_ebpf::abi::Offsets;
 #[unsafe(no_mangle)]
 static INSTANCE: u32 = 0;
 
+/// Number of the set that these programs are put in the place of, one by one; the same
+/// as `INSTANCE` if they are attached beside others, or are the first.
+#[unsafe(no_mangle)]
+static REPLACES: u32 = 0;
+
 /// Secret with which executables are hashed, so that nobody can construct two
 /// files that are taken for one.
 #[unsafe(no_mangle)]
@@ -35,6 +40,12 @@ const NO_OFFSETS: Offsets = unsafe { core::mem::zeroed() };
 pub fn instance() -> u32 {
     // SAFETY: a static; volatile because the loader overwrites it.
     unsafe { ptr::read_volatile(&INSTANCE) }
+}
+
+#[inline(always)]
+pub fn replaces() -> u32 {
+    // SAFETY: as above.
+    unsafe { ptr::read_volatile(&REPLACES) }
 }
 
 #[inline(always)]

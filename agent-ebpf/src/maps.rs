@@ -17,7 +17,7 @@ use aya_ebpf::{
 use trefoil_ebpf::abi::*;
 
 use crate::{
-    atomic,
+    atomic, globals,
     tables::{Chunk, Tables},
 };
 
@@ -227,29 +227,39 @@ impl InForce {
     }
 }
 
-/// What is in force, if this instance is the one that counts and judges.
+/// What is in force, for hooks that judge; `None` as for [`in_place`].
 #[inline(always)]
 pub fn in_force() -> Option<InForce> {
-    let generation = active()?.generation;
+    let generation = in_place()?.generation;
     Some(InForce {
         generation,
         flags: enforcement(generation),
     })
 }
 
-/// The control word, if this instance is the one that counts and judges.
+/// The control word, if this instance is the one that counts and judges. For hooks at
+/// places where programs of two instances stand beside each other.
 #[inline(always)]
 pub fn active() -> Option<Control> {
+    control().filter(|control| control.instance == globals::instance())
+}
+
+/// The control word, if this instance counts and judges, or the one before whose program
+/// has had to make way for this one: then nobody else does so here.
+#[inline(always)]
+pub fn in_place() -> Option<Control> {
+    control().filter(|control| {
+        control.instance == globals::instance() || control.instance == globals::replaces()
+    })
+}
+
+#[inline(always)]
+fn control() -> Option<Control> {
     let word = CONTROL.get_ptr(0)?.cast::<u64>();
     // SAFETY: a map value, 8-byte aligned; one volatile read sees one state.
     let word = unsafe { ptr::read_volatile(word) };
     // SAFETY: `Control` is two u32 in 8 bytes.
-    let control = unsafe { core::mem::transmute::<u64, Control>(word) };
-    if control.instance == crate::globals::instance() {
-        Some(control)
-    } else {
-        None
-    }
+    Some(unsafe { core::mem::transmute::<u64, Control>(word) })
 }
 
 /// Flags of decisions under the policy of this generation, at this moment.

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use trefoil_lab::agent::detach;
 use trefoil_lab::sink::{TcpSink, UdpSink};
 use trefoil_lab::{Lab, Record, places, wait_for};
-use world::{REFUSED, approving, at, enforcing, gapless, is_final, reporting, traffic};
+use world::{REFUSED, approving, at, enforcing, gapless, is_final, reporting, told, traffic};
 
 /// Sends to the foreign host without a pause, by a connection, a connected and
 /// an unconnected socket, while `act` runs, which is told how often they have sent.
@@ -174,6 +174,47 @@ fn n_policies(records: &[Record]) -> usize {
         .iter()
         .filter(|record| record.is("event", "policy"))
         .count()
+}
+
+#[test]
+fn agents_come_and_go_and_no_packet_is_judged_by_none() -> Result<()> {
+    let lab = Lab::new()?;
+    let before = lab.link_to(&lab.foreign)?;
+    let mut records = Vec::new();
+    let mut agent = lab.agent().policy(&enforcing()).start()?;
+    // What only `egress` sees and judges.
+    let mut sender = traffic(&lab)?
+        .args(["raw-flood", &places::FOREIGN.to_string()])
+        .start()?;
+    sender.line()?;
+    for number in 0..10 {
+        let signal = match number % 2 {
+            0 => Signal::SIGKILL,
+            _ => Signal::SIGTERM,
+        };
+        records.extend(agent.stop(signal)?.1);
+        agent = lab.agent().policy(&enforcing()).start()?;
+    }
+    let outcome = sender.finish()?.success()?;
+    let [.., sent] = &told(&outcome)?[..] else {
+        anyhow::bail!("nothing told: {outcome:?}");
+    };
+    agent.wait_for("the last record of the flow", |records| {
+        records.iter().any(is_final).then_some(())
+    })?;
+    records.extend(agent.stop(Signal::SIGTERM)?.1);
+    assert_eq!(sent.number("went")?, 0);
+    // Not even a question for the far end's link address.
+    assert_eq!(lab.link_to(&lab.foreign)?.since(before).tx_packets, 0);
+    let finals = one_final_each(&records)?;
+    let blocked: u64 = finals
+        .values()
+        .map(|record| record.number("blocked_packets"))
+        .sum::<Result<_>>()?;
+    assert_eq!(blocked, sent.number("refused")?);
+    assert_eq!(finals.len(), 1, "one flow, whoever watched it");
+    detach(&lab)?;
+    lab.close()
 }
 
 #[test]

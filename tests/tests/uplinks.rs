@@ -111,6 +111,30 @@ fn from_machine(guest: &Guest, to: std::net::IpAddr) -> Result<()> {
 }
 
 #[test]
+fn agents_come_and_go_and_books_hold_each_frame_once() -> Result<()> {
+    let lab = Lab::new()?;
+    let start = || {
+        let agent = lab.agent().policy(&reporting()).settings(OFTEN);
+        agent.uplink("to-foreign").start()
+    };
+    let mut agent = start()?;
+    let mut sender = traffic(&lab)?
+        .args(["raw-flood", &places::FOREIGN.to_string()])
+        .start()?;
+    sender.line()?;
+    for signal in [Signal::SIGKILL, Signal::SIGTERM].repeat(3) {
+        agent.stop(signal)?;
+        agent = start()?;
+    }
+    sender.finish()?.success()?;
+    let book = books(&mut agent, &lab, "to-foreign")?;
+    // All that this host itself has sent has a socket, and was judged there.
+    ensure!(book.number("bytes_socket")? > 0, "{book}");
+    agent.stop(Signal::SIGINT)?;
+    lab.close()
+}
+
+#[test]
 fn mixed_traffic_is_in_the_books_to_the_byte() -> Result<()> {
     let lab = Lab::new()?;
     let sink = TcpSink::new(&lab.foreign, 443)?;

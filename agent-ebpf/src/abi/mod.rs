@@ -135,8 +135,9 @@ pub struct Control {
     /// no policy was loaded yet.
     pub generation: u32,
     /// The set of programs that counts and judges. Programs of another instance
-    /// let everything pass untouched: this is how one agent takes over from
-    /// another without counting a packet twice or not at all.
+    /// let everything pass untouched, except those that the kernel has put in the place
+    /// of this one's: this is how one agent takes over from another without counting a
+    /// packet twice or not at all.
     pub instance: u32,
 }
 

@@ -13,7 +13,7 @@ use trefoil_ebpf::abi::*;
 use super::egress::LOOPBACK;
 use crate::{
     atomic, flows,
-    maps::{SOCKETS, active},
+    maps::{SOCKETS, in_place},
     packet::ends,
 };
 
@@ -28,7 +28,7 @@ fn ingress(ctx: SkBuffContext) -> i32 {
 
 #[inline(always)]
 fn count(ctx: &SkBuffContext) -> Option<()> {
-    active()?;
+    in_place()?;
     let skb = ctx.skb.skb;
     // SAFETY: fields of the context; the verifier checks the access. So below.
     let (bytes, interface, socket) = unsafe {

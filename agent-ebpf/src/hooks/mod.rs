@@ -1,7 +1,9 @@
 //! One file per hook, in the order in which data passes them.
 //!
-//! Hooks that count or judge do so only in the active instance, see
-//! [`active`](crate::maps::active). Those that learn who is there (processes,
+//! Hooks that count or judge do so only in the active instance. At a place in a control
+//! group or at an uplink the kernel puts the program of one instance in the place of
+//! another's ([`in_place`](crate::maps::in_place)); on a tracepoint it cannot, and
+//! there both stand beside each other ([`active`](crate::maps::active)). Those that learn who is there (processes,
 //! control groups, new sockets) always run: two agents that learn the same do no
 //! harm, and one that takes over knows everybody before it becomes active.
 

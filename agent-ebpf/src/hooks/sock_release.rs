@@ -11,7 +11,7 @@ use super::egress::is_tcp;
 use crate::{
     accounting::{announce_socket_gone, end},
     globals::tcp_state_seen,
-    maps::{SOCKETS, active},
+    maps::{SOCKETS, in_place},
 };
 
 /// Every path lets the socket go.
@@ -25,7 +25,7 @@ fn sock_release(ctx: SockContext) -> i32 {
 
 #[inline(always)]
 fn release(ctx: &SockContext) -> Option<()> {
-    active()?;
+    in_place()?;
     let tag = SOCKETS.get(ctx.sock)?;
     // SAFETY: fields of the context and a map value; the verifier checks the
     // access. So below.

@@ -15,8 +15,11 @@ use std::{
 use super::wire::Plain;
 
 const BPF_OBJ_PIN: libc::c_long = 6;
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_ITER_CREATE: libc::c_long = 33;
 const BPF_TRACE_ITER: u32 = 28;
 const BPF_TCX_EGRESS: u32 = 47;
@@ -115,21 +118,93 @@ pub fn attach_tcx_egress(program: BorrowedFd<'_>, interface: u32) -> io::Result<
     bpf(BPF_LINK_CREATE, &mut create).map(owned)
 }
 
-/// Gives a link or a program a name on the BPF file system.
-pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+/// Puts a program in the place of the one that a link holds (kernel 5.7; 6.6 for TCX).
+/// The kernel swaps them: whatever passes is seen by one of the two.
+pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     #[repr(C)]
-    struct ObjPin {
-        path: u64,
-        object: u32,
+    struct LinkUpdate {
+        link: u32,
+        program: u32,
         flags: u32,
+        old_program: u32,
     }
+    let mut update = LinkUpdate {
+        link: link.as_raw_fd() as u32,
+        program: program.as_raw_fd() as u32,
+        flags: 0,
+        old_program: 0,
+    };
+    bpf(BPF_LINK_UPDATE, &mut update).map(drop)
+}
+
+/// `struct bpf_link_info`, as far as it is needed here.
+#[repr(C)]
+#[derive(Default)]
+pub struct LinkInfo {
+    kind: u32,
+    /// Of the link, while it is there.
+    pub id: u32,
+    program: u32,
+    pad: u32,
+    of_kind: u64,
+    attach_type: u32,
+    pad2: u32,
+}
+
+impl LinkInfo {
+    /// The control group that a link is attached to; `None` if it is to none, or to one
+    /// that is gone.
+    pub fn cgroup(&self) -> Option<u64> {
+        const BPF_LINK_TYPE_CGROUP: u32 = 3;
+        (self.kind == BPF_LINK_TYPE_CGROUP && self.of_kind != 0).then_some(self.of_kind)
+    }
+}
+
+/// What the kernel says of a link (kernel 5.8).
+pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    #[repr(C)]
+    struct InfoByFd {
+        object: u32,
+        info_len: u32,
+        info: u64,
+    }
+    let mut info = LinkInfo::default();
+    let mut ask = InfoByFd {
+        object: link.as_raw_fd() as u32,
+        info_len: size_of::<LinkInfo>() as u32,
+        info: std::ptr::from_mut(&mut info) as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut ask)?;
+    Ok(info)
+}
+
+#[repr(C)]
+struct Pinned {
+    path: u64,
+    object: u32,
+    flags: u32,
+}
+
+/// Gives a link or a program a name on the BPF file system; it may have several.
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut pin = ObjPin {
+    let mut pin = Pinned {
         path: path.as_ptr() as u64,
         object: object.as_raw_fd() as u32,
         flags: 0,
     };
     bpf(BPF_OBJ_PIN, &mut pin).map(drop)
+}
+
+/// Opens what has a name there.
+pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut pin = Pinned {
+        path: path.as_ptr() as u64,
+        object: 0,
+        flags: 0,
+    };
+    bpf(BPF_OBJ_GET, &mut pin).map(owned)
 }
 
 #[repr(C)]

@@ -2,7 +2,8 @@
 //! for that: a filter of the clsact qdisc, by netlink.
 //!
 //! A filter stays when whoever made it ends, and goes only when it is removed. It is
-//! named by its priority, which is Trefoil's, and its handle, which is the instance.
+//! named by its priority, which is Trefoil's, and its handle, which is the instance that
+//! made it; later ones put their programs into it.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -16,6 +17,7 @@ const RTM_DELQDISC: u16 = 37;
 const RTM_NEWTFILTER: u16 = 44;
 const RTM_DELTFILTER: u16 = 45;
 const RTM_GETTFILTER: u16 = 46;
+const NLM_F_REPLACE: u16 = 0x100;
 const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
 
@@ -52,6 +54,37 @@ pub fn attach(
         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => false,
         Err(error) => return Err(KernelError::failed("make a clsact qdisc", error)),
     };
+    routes
+        .ask(
+            RTM_NEWTFILTER,
+            flags,
+            &filter(program, name, interface, instance),
+            |_, _| {},
+        )
+        .map_err(|error| KernelError::failed("make a filter of clsact", error))?;
+    Ok(made)
+}
+
+/// Puts a program in the place of that of a filter. The kernel swaps them: each frame is
+/// seen by one of the two. False if there is no such filter.
+pub fn replace(
+    routes: &mut RouteSocket,
+    program: BorrowedFd<'_>,
+    name: &str,
+    interface: u32,
+    handle: u32,
+) -> Result<bool, KernelError> {
+    let message = filter(program, name, interface, handle);
+    let flags = NLM_F_ACK | NLM_F_REPLACE;
+    match routes.ask(RTM_NEWTFILTER, flags, &message, |_, _| {}) {
+        Ok(()) => Ok(true),
+        Err(error) if is_gone(&error) => Ok(false),
+        Err(error) => Err(KernelError::failed("replace a filter of clsact", error)),
+    }
+}
+
+/// The message that makes a filter, or says what is in it.
+fn filter(program: BorrowedFd<'_>, name: &str, interface: u32, handle: u32) -> Vec<u8> {
     let mut options = Vec::new();
     attribute(&mut options, TCA_BPF_FD, &program.as_raw_fd().to_ne_bytes());
     attribute(&mut options, TCA_BPF_NAME, format!("{name}\0").as_bytes());
@@ -60,30 +93,29 @@ pub fn attach(
         TCA_BPF_FLAGS,
         &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes(),
     );
-    let mut filter = message(interface, instance, EGRESS, info());
+    let mut filter = message(interface, handle, EGRESS, info());
     attribute(&mut filter, TCA_KIND, b"bpf\0");
     attribute(&mut filter, TCA_OPTIONS | NLA_F_NESTED, &options);
-    routes
-        .ask(RTM_NEWTFILTER, flags, &filter, |_, _| {})
-        .map_err(|error| KernelError::failed("make a filter of clsact", error))?;
-    Ok(made)
+    filter
 }
 
-/// Removes the filter of an instance, and the qdisc if `with_qdisc` and nobody else has
+/// True if there is no such filter, qdisc or interface.
+fn is_gone(error: &std::io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOENT | libc::ENODEV | libc::EINVAL)
+    )
+}
+
+/// Removes a filter, and the qdisc if `with_qdisc` and nobody else has
 /// put a filter there. What is gone already is as good.
 pub fn remove(
     routes: &mut RouteSocket,
     interface: u32,
-    instance: u32,
+    handle: u32,
     with_qdisc: bool,
 ) -> Result<(), KernelError> {
-    let is_gone = |error: &std::io::Error| {
-        matches!(
-            error.raw_os_error(),
-            Some(libc::ENOENT | libc::ENODEV | libc::EINVAL)
-        )
-    };
-    let mut filter = message(interface, instance, EGRESS, info());
+    let mut filter = message(interface, handle, EGRESS, info());
     attribute(&mut filter, TCA_KIND, b"bpf\0");
     match routes.ask(RTM_DELTFILTER, NLM_F_ACK, &filter, |_, _| {}) {
         Err(error) if !is_gone(&error) => {
@@ -172,9 +204,15 @@ mod tests {
         let fd = std::os::fd::AsFd::as_fd(&fd);
         assert!(attach(&mut routes, fd, "hook", LOOPBACK, 7).unwrap());
         assert!(!attach(&mut routes, fd, "hook", LOOPBACK, 8).unwrap());
+        assert!(!replace(&mut routes, fd, "other", LOOPBACK, 9).unwrap());
+        assert!(replace(&mut routes, fd, "other", LOOPBACK, 8).unwrap());
         let filters = shown(&place, &FILTERS);
         assert!(filters.contains("pref 49000 bpf chain 0 handle 0x7 hook direct-action"));
-        assert!(filters.contains("handle 0x8 hook"), "{filters}");
+        assert!(filters.contains("handle 0x8 other"), "{filters}");
+        assert!(
+            !filters.contains("0x9") && !filters.contains("0x8 hook"),
+            "{filters}"
+        );
 
         remove(&mut routes, LOOPBACK, 7, true).unwrap();
         let filters = shown(&place, &FILTERS);

@@ -8,7 +8,7 @@ use aya::{
         links::{FdLink, LinkError},
     },
 };
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 
 use super::KernelError;
 
@@ -141,6 +141,15 @@ pub fn load(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<(), KernelError> 
         _ => return Err(missing(hook)),
     }
     .map_err(|error| KernelError::failed(format!("load program {}", hook.name), error))
+}
+
+/// A program that was loaded.
+pub fn program<'a>(ebpf: &'a Ebpf, hook: &Hook) -> Result<BorrowedFd<'a>, KernelError> {
+    let program = ebpf.program(hook.name).ok_or_else(|| missing(hook))?;
+    let fd = program
+        .fd()
+        .map_err(|error| KernelError::failed(format!("use program {}", hook.name), error))?;
+    Ok(fd.as_fd())
 }
 
 /// Attaches one program and gives its link away.

@@ -15,7 +15,7 @@ use aya::{
 use trefoil_ebpf::abi::{Cgroup, Control, Executable, Question, Tracked};
 
 use super::{
-    KernelError, UplinkHook, cgroups,
+    KernelError, UplinkHook, cgroups, former,
     hooks::{self, HOOKS, HookStatus, JUDGE_QUESTION, UPLINK_EGRESS},
     iterators, offsets,
     pins::{MapLayout, PinDir, detach},
@@ -68,6 +68,8 @@ pub struct Kernel {
     pub(super) hooks: Vec<HookStatus>,
     pub(super) instance: u32,
     pub(super) took_over: bool,
+    /// Its programs are put in the place of those of an instance before.
+    pub(super) replaces: bool,
     /// Open for good: somebody may take the pin away.
     sockets: MapData,
     _lock: File,
@@ -101,7 +103,15 @@ impl Kernel {
         check_layouts(&pins, &sizes)?;
         let before =
             ControlWords::open(&pins).map_or_else(|_| Control::default(), |word| word.get());
-        let instance = before.instance.wrapping_add(1).max(1);
+        // One that was killed before it came into force has left pins, too.
+        let pinned = pins
+            .pinned_links()
+            .into_iter()
+            .map(|(instance, _)| instance);
+        let instance = pinned.fold(before.instance, u32::max);
+        let instance = instance.wrapping_add(1).max(1);
+        let replaces = before.instance != 0 && former::can_be_replaced(&pins, &settings.cgroup);
+        let replaced = if replaces { before.instance } else { instance };
 
         let kernel_offsets = offsets::resolve()?;
         let types = offsets::open()?;
@@ -115,6 +125,7 @@ impl Kernel {
         let mut loader = EbpfLoader::new();
         loader
             .override_global("INSTANCE", &instance, true)
+            .override_global("REPLACES", &replaced, true)
             .override_global("EXECUTABLE_KEY", &executable_key, true)
             .override_global("TCP_STATE_SEEN", &tcp_state_seen, true)
             .override_global("NAMESPACE", &namespace, true)
@@ -157,6 +168,7 @@ impl Kernel {
             hooks: statuses,
             instance,
             took_over,
+            replaces,
             sockets,
             _lock: lock,
         })
@@ -204,7 +216,7 @@ impl Kernel {
                 let fd = program.fd().map_err(|error| failed(error.into()))?;
                 let fd = fd.as_fd().try_clone_to_owned();
                 let fd = fd.map_err(|error| failed(error.into()))?;
-                UplinkHook::new(fd, self.pins.clone(), self.instance).map(Some)
+                UplinkHook::new(fd, self.pins.clone(), self.instance, self.replaces).map(Some)
             }
             _ => Ok(None),
         }

@@ -12,6 +12,7 @@ mod budgets;
 mod cgroups;
 mod clsact;
 mod error;
+mod former;
 mod hooks;
 mod iterators;
 mod load;
@@ -47,4 +48,4 @@ pub use tables::Enforcement;
 #[cfg(any(test, feature = "testing"))]
 pub use unattached::{Unattached, peer};
 pub use uplink_books::UplinkTable;
-pub use uplink_hook::{Attached, UplinkHook, filter_pin, uplink_pin};
+pub use uplink_hook::{Attached, UplinkHook, is_uplink_pin};

@@ -11,7 +11,7 @@ use aya::maps::{MapData, MapInfo};
 use trefoil_ebpf::abi::{ABI_VERSION, Control};
 
 use super::{
-    KernelError, RouteSocket, UplinkTable, clsact, tables::ControlWords, uplink_hook::FILTER_PIN,
+    KernelError, RouteSocket, UplinkTable, clsact, tables::ControlWords, uplink_hook::FilterPin,
 };
 
 /// A directory on a BPF file system that belongs to one agent.
@@ -179,19 +179,24 @@ impl PinDir {
 
     /// Takes the filter out of the kernel that a pin stands for, if it does.
     fn remove_filter(&self, instance: u32, hook: &str, is_last: bool) -> Result<(), KernelError> {
-        let Some(index) = hook.strip_prefix(FILTER_PIN) else {
+        let Some(FilterPin { interface, handle }) = FilterPin::parse(hook) else {
             return Ok(());
         };
-        let Ok(index) = index.parse() else {
+        // Another instance's program is in it now, or still.
+        let pins = self.pinned_links();
+        if pins
+            .iter()
+            .any(|(of, name)| *of != instance && name == hook)
+        {
             return Ok(());
-        };
+        }
         // Of another version, or of nobody: then the qdisc stays.
-        let uplink = UplinkTable::open(self).and_then(|table| table.get(index));
+        let uplink = UplinkTable::open(self).and_then(|table| table.get(interface));
         let made_qdisc = uplink.is_ok_and(|uplink| uplink.is_some_and(|it| it.made_qdisc != 0));
         clsact::remove(
             &mut RouteSocket::open()?,
-            index,
-            instance,
+            interface,
+            handle,
             is_last && made_qdisc,
         )
     }
@@ -201,7 +206,7 @@ impl PinDir {
     pub fn remove_filters(&self) -> Result<usize, KernelError> {
         let mut n_removed = 0;
         for (instance, hook) in self.pinned_links() {
-            if hook.starts_with(FILTER_PIN) {
+            if FilterPin::parse(&hook).is_some() {
                 self.remove_filter(instance, &hook, true)?;
                 remove(&self.link(instance, &hook))?;
                 n_removed += 1;

@@ -143,7 +143,7 @@ pub fn write(pins: &PinDir, image: &Image, clock: &BootClock) -> Result<Places, 
 }
 
 /// Waits until every program that runs now has returned.
-fn wait_for_programs() {
+pub(super) fn wait_for_programs() {
     const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
     // SAFETY: takes no pointers. It waits for an RCU grace period, which every
     // BPF program that is running delays. Where it is not to be had, replacing

@@ -1,25 +1,30 @@
-//! Coming into force: attaching beside what is there, learning who is there, and
-//! becoming the instance that counts, without a packet that is judged twice or
-//! not at all.
+//! Coming into force: learning who is there, and becoming the instance that counts,
+//! without a packet that is judged twice or not at all.
+//!
+//! Where an instance before is attached at the same places, the kernel puts the programs
+//! of this one in the place of its own, one by one. All of them share their maps and judge
+//! by what is in force, so any mix of the two is right: also the one that is left if this
+//! agent is killed or fails in the middle, and so nothing is ever put back.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use aya::{Ebpf, programs::links::FdLink};
 use trefoil_ebpf::abi::Control;
 
 use super::{
-    Kernel, KernelError, LoadSettings, PinDir, cgroups, detach,
-    hooks::{self, HOOKS},
+    Kernel, KernelError, LoadSettings, PinDir, cgroups, detach, former,
+    hooks::{self, HOOKS, Hook, Place},
     iterators,
     load::with_causes,
-    tables::Enforcement,
+    tables::{Enforcement, wait_for_programs},
 };
 use crate::{clock::BootClock, policy::Image};
 
 impl Kernel {
-    /// Attaches everything and puts a first policy in force. If that fails, what
-    /// was in the kernel before is there again, and nothing else. Returns as
+    /// Attaches everything and puts a first policy in force. If that fails, the policy of
+    /// before is in force as it was, and nothing else is left; programs of this instance
+    /// may apply it where they are in their place already. Returns as
     /// [`write_policy`](Self::write_policy) does.
     ///
     /// `attach_more` attaches what is not attached at a place known from the start; it
@@ -36,7 +41,10 @@ impl Kernel {
         if done.is_err() {
             self.abandon();
         }
-        done
+        let budgets = done?;
+        // There is no way back from here. What does not go now goes with the next agent.
+        self.pins.remove_links_except(self.instance)?;
+        Ok(budgets)
     }
 
     fn take_place(
@@ -50,31 +58,48 @@ impl Kernel {
         // Tells whose root directory is the host's before any hook wants to know.
         self.run_iterator("iter_task")?;
         let budgets = self.write_policy(policy, clock)?;
-        self.attach(load)?;
-        attach_more(self)?;
-        // From here on the hooks see who comes; these are those who were there.
+        let cgroup = File::open(&load.cgroup).map_err(|error| {
+            let path = load.cgroup.display();
+            KernelError::failed(format!("open control group {path}"), error)
+        })?;
+        let replaces = self.replaces;
+        let is_replaced = |hook: &Hook| replaces && hook.place == Place::Cgroup;
+        self.attach(cgroup.as_fd(), |hook| !is_replaced(hook))?;
+        // From here on the hooks see who comes, be they those of an instance before;
+        // these are those who were there.
         self.run_iterator("iter_task")?;
         self.adopt_cgroups()?;
         self.run_iterator("iter_task_file")?;
+        // What counts as soon as it is in its place comes last.
+        self.attach(cgroup.as_fd(), is_replaced)?;
+        attach_more(self)?;
+        // A program that was replaced and still runs may not have read yet who counts.
+        wait_for_programs();
         self.put_in_force(policy.header.generation, enforcement);
-        self.pins.remove_links_except(self.instance)?;
         Ok(budgets)
     }
 
-    /// Attaches every hook. Those that learn who is there begin to; those that
-    /// count and judge wait for [`put_in_force`](Self::put_in_force).
+    /// Attaches some of the hooks, or puts their programs in the place of those of an
+    /// instance before. Those that learn who is there begin to; those that count and
+    /// judge wait for [`put_in_force`](Self::put_in_force), unless they replace others.
     ///
     /// Attached links are pinned, so that what is in force outlives the agent.
-    fn attach(&mut self, settings: &LoadSettings) -> Result<(), KernelError> {
-        let cgroup = File::open(&settings.cgroup).map_err(|error| {
-            let path = settings.cgroup.display();
-            KernelError::failed(format!("open control group {path}"), error)
-        })?;
+    fn attach(
+        &mut self,
+        cgroup: BorrowedFd<'_>,
+        is_wanted: impl Fn(&Hook) -> bool,
+    ) -> Result<(), KernelError> {
         for (hook, status) in HOOKS.iter().zip(&mut self.hooks) {
-            if !status.attached {
+            if !status.attached || !is_wanted(hook) {
                 continue;
             }
-            match hooks::attach(&mut self.ebpf, hook, cgroup.as_fd()) {
+            if self.replaces && hook.place == Place::Cgroup {
+                let program = hooks::program(&self.ebpf, hook)?;
+                if former::replace(&self.pins, self.instance, hook.name, program)? {
+                    continue;
+                }
+            }
+            match hooks::attach(&mut self.ebpf, hook, cgroup) {
                 Ok(Some(link)) => pin(&self.pins, self.instance, hook.name, link)?,
                 // So that `trefoil flows` can run it, agent alive or dead.
                 Ok(None) if hook.is_pinned() => {

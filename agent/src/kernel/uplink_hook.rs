@@ -11,7 +11,8 @@ use std::{
 use trefoil_ebpf::abi::{MAX_UPLINKS, Uplink};
 
 use super::{
-    KernelError, RouteSocket, UplinkTable, bpf_syscall, clsact, hooks::UPLINK_EGRESS, pins::PinDir,
+    KernelError, RouteSocket, UplinkTable, bpf_syscall, clsact, former, hooks::UPLINK_EGRESS,
+    pins::PinDir,
 };
 use crate::{clock, uplinks::Link};
 
@@ -20,6 +21,7 @@ pub struct UplinkHook {
     program: OwnedFd,
     pins: PinDir,
     instance: u32,
+    replaces: bool,
     table: UplinkTable,
     routes: RouteSocket,
 }
@@ -34,13 +36,21 @@ pub struct Attached {
 }
 
 impl UplinkHook {
-    pub(super) fn new(program: OwnedFd, pins: PinDir, instance: u32) -> Result<Self, KernelError> {
+    /// `replaces` says whether the program may be put in the place of that of an
+    /// instance before.
+    pub(super) fn new(
+        program: OwnedFd,
+        pins: PinDir,
+        instance: u32,
+        replaces: bool,
+    ) -> Result<Self, KernelError> {
         Ok(Self {
             table: UplinkTable::open(&pins)?,
             routes: RouteSocket::open()?,
             program,
             pins,
             instance,
+            replaces,
         })
     }
 
@@ -106,6 +116,9 @@ impl UplinkHook {
         let failed = |error: io::Error| {
             KernelError::failed(format!("attach {UPLINK_EGRESS} to {}", link.name), error)
         };
+        if self.replaces && self.replace(link)? {
+            return Ok(false);
+        }
         let program = self.program.as_fd();
         match bpf_syscall::attach_tcx_egress(program, link.index) {
             Ok(tcx) => {
@@ -116,7 +129,11 @@ impl UplinkHook {
             // This kernel does not know the place.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                 // First the pin, which says that there is a filter to be removed.
-                let path = self.pins.link(self.instance, &filter_pin(link.index));
+                let pin = FilterPin {
+                    interface: link.index,
+                    handle: self.instance,
+                };
+                let path = self.pins.link(self.instance, &pin.to_string());
                 bpf_syscall::pin(program, &path).map_err(failed)?;
                 clsact::attach(
                     &mut self.routes,
@@ -130,10 +147,38 @@ impl UplinkHook {
         }
     }
 
+    /// Puts the program in the place of that of an instance before, if there is one.
+    fn replace(&mut self, link: &Link) -> Result<bool, KernelError> {
+        let program = self.program.as_fd();
+        if former::replace(&self.pins, self.instance, &uplink_pin(link.index), program)? {
+            return Ok(true);
+        }
+        let links = self.pins.pinned_links();
+        let filter = links
+            .iter()
+            .filter(|(of, _)| *of != self.instance)
+            .filter_map(|(_, name)| FilterPin::parse(name))
+            .find(|filter| filter.interface == link.index);
+        let Some(filter) = filter else {
+            return Ok(false);
+        };
+        let routes = &mut self.routes;
+        if !clsact::replace(routes, program, UPLINK_EGRESS, link.index, filter.handle)? {
+            return Ok(false);
+        }
+        let path = self.pins.link(self.instance, &filter.to_string());
+        bpf_syscall::pin(program, &path).map_err(|error| {
+            KernelError::failed(format!("pin the program of {}", link.name), error)
+        })?;
+        Ok(true)
+    }
+
     /// Forgets an interface that is gone.
     pub fn forget(&mut self, index: u32) -> Result<(), KernelError> {
-        for hook in [uplink_pin(index), filter_pin(index)] {
-            self.pins.remove_link(self.instance, &hook)?;
+        for (of, hook) in self.pins.pinned_links() {
+            if of == self.instance && is_uplink_pin(&hook, index) {
+                self.pins.remove_link(of, &hook)?;
+            }
         }
         self.table.end(index)
     }
@@ -152,18 +197,50 @@ impl UplinkHook {
     }
 }
 
-/// Name of the pin of a link to an interface.
-pub fn uplink_pin(index: u32) -> String {
-    format!("{UPLINK_EGRESS}-{index}")
+/// Before the index in the name of the pin of a link to an interface.
+pub(super) const UPLINK_PIN: &str = "uplink_egress-";
+
+fn uplink_pin(index: u32) -> String {
+    format!("{UPLINK_PIN}{index}")
 }
 
-/// Before the index in the name of a pin of the program, where a filter holds it: there
-/// is no link to pin, and removing the pin alone removes nothing.
-pub const FILTER_PIN: &str = "uplink_filter-";
+/// True if a pin of this name says that the interface is watched.
+pub fn is_uplink_pin(name: &str, index: u32) -> bool {
+    let is_filter = |filter: FilterPin| filter.interface == index;
+    name == uplink_pin(index) || FilterPin::parse(name).is_some_and(is_filter)
+}
 
-/// Name of such a pin.
-pub fn filter_pin(index: u32) -> String {
-    format!("{FILTER_PIN}{index}")
+/// What the name of a pin of the program says, where a filter holds it: there is no link
+/// to pin, and removing the pin alone removes nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FilterPin {
+    pub(super) interface: u32,
+    /// Of the filter: the number of the instance that made it, whosever program it holds.
+    pub(super) handle: u32,
+}
+
+impl FilterPin {
+    const PREFIX: &str = "uplink_filter-";
+
+    /// `None` if it is the name of something else.
+    pub(super) fn parse(name: &str) -> Option<Self> {
+        let (interface, handle) = name.strip_prefix(Self::PREFIX)?.split_once('-')?;
+        Some(Self {
+            interface: interface.parse().ok()?,
+            handle: handle.parse().ok()?,
+        })
+    }
+
+    /// What all filters of the interface have in common.
+    pub(super) fn interface_pin(self) -> String {
+        format!("{}{}", Self::PREFIX, self.interface)
+    }
+}
+
+impl std::fmt::Display for FilterPin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.interface_pin(), self.handle)
+    }
 }
 
 /// A name of at most 15 bytes, padded with zeros.

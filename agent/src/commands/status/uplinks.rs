@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     clock::{self, BootClock},
-    kernel::{KernelError, Reader, RouteSocket, UplinkTable, filter_pin, uplink_pin},
+    kernel::{KernelError, Reader, RouteSocket, UplinkTable, is_uplink_pin},
     report::{Balanced, Field, Record, words},
 };
 
@@ -40,10 +40,9 @@ pub fn look(
         let Some(look) = table.look(index, &mut routes)? else {
             continue;
         };
-        let names = [uplink_pin(index), filter_pin(index)];
         let attached = pins
             .iter()
-            .any(|(of, name)| *of == instance && names.contains(name));
+            .any(|(of, name)| *of == instance && is_uplink_pin(name, index));
         if !attached {
             findings.push(format!(
                 "uplink {} is not watched: its hook was attached, and is not any more",

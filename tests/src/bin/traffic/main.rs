@@ -30,6 +30,9 @@ const USAGE: &str = "traffic COMMAND ...
       accepts one connection and sends
       with --wait either reads to the other end's end before it ends its own
   raw ADDR [--protocol N] [--size N] [--own-header]
+  raw-flood ADDR
+      such packets without a pause, whatever the kernel says, until its input ends;
+      then a line tells how many went, and how many were refused
   ping ADDR [--raw] [--size N]
   packet INTERFACE MAC ADDR:PORT --from ADDR [--size N] [--count N] [--vlan ID]
       [--ethertype N] [--pretend N] [--bypass]
@@ -136,6 +139,7 @@ fn run(arguments: &mut Arguments) -> Answer {
         "tcp" => tcp::connect(arguments),
         "serve" => tcp::serve(arguments),
         "raw" => raw::raw(arguments),
+        "raw-flood" => raw::flood(arguments),
         "ping" => raw::ping(arguments),
         "packet" => packet::packet(arguments),
         "burst" => many::burst(arguments),

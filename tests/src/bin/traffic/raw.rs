@@ -2,13 +2,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, SockaddrStorage, sendto};
 
 use crate::arguments::Arguments;
 use crate::udp::{family, own_port};
-use crate::{Answer, Failure, Named, Sent};
+use crate::{Answer, Failure, Named, Sent, told_to_proceed};
 
 /// A protocol number that is reserved for experiments (RFC 3692).
 const EXPERIMENT: i32 = 253;
@@ -53,6 +54,33 @@ pub fn raw(arguments: &mut Arguments) -> Answer {
     packet.extend(address.octets());
     packet.extend(payload);
     send(&socket, peer, &packet)
+}
+
+/// `traffic raw-flood`
+pub fn flood(arguments: &mut Arguments) -> Answer {
+    let peer: IpAddr = arguments.value("ADDR")?;
+    arguments.done()?;
+    let socket = open(peer, libc::SOCK_RAW, EXPERIMENT)?;
+    let address = SockaddrStorage::from(SocketAddr::new(peer, 0));
+    let ended = AtomicBool::new(false);
+    println!("{{}}");
+    let (went, refused) = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while told_to_proceed() {}
+            ended.store(true, Ordering::Relaxed);
+        });
+        let (mut went, mut refused) = (0_u64, 0_u64);
+        while !ended.load(Ordering::Relaxed) {
+            match sendto(socket.as_raw_fd(), &[b'x'; 64], &address, MsgFlags::empty()) {
+                Err(Errno::EPERM) => refused += 1,
+                // Also what the far end answered with an error.
+                _ => went += 1,
+            }
+        }
+        (went, refused)
+    });
+    println!("{{\"went\":{went},\"refused\":{refused}}}");
+    Ok(())
 }
 
 /// `traffic ping`
