@@ -40,7 +40,7 @@ fn find(policy: &Policy, chunks: &Chunks, mut branch: Branch, high: u64, low: u6
             break;
         }
         let bits = branch.detail() & 63;
-        let index = rest >> (64 - bits & 63) << BRANCH_SHIFT;
+        let index = rest >> ((64 - bits) & 63) << BRANCH_SHIFT;
         // SAFETY: within the chunk. So below.
         branch = unsafe { *in_chunk::<Branch>(chunk, u64::from(branch.place()) + index) };
         if branch.kind() == Branch::VALUE {
