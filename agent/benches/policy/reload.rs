@@ -1,5 +1,9 @@
-//! From SIGHUP to another policy in force, as an agent in the lab does it; and whether a
-//! process that sends meanwhile has to wait for anything.
+//! From SIGHUP to another policy in force, as an agent in the lab does it; and whether
+//! anything in the kernel holds up who sends meanwhile.
+//!
+//! There is a sender on each processor, of real-time priority: whatever else runs has to
+//! make way for it, except for the kernel where it does not let itself be interrupted or
+//! holds what a sender needs.
 
 use std::{
     io::Read as _,
@@ -36,10 +40,10 @@ pub fn measure(table: &Path, policy: &str) {
     let reader = Reader::open(&PinDir::new(lab.pins())).unwrap();
     let generation = || reader.policy().unwrap().unwrap().generation;
 
-    let sender = sender(&lab);
-    thread::sleep(Duration::from_secs(5));
-    let quiet = longest_send(sender);
-    let sender = self::sender(&lab);
+    let senders = senders(&lab);
+    thread::sleep(Duration::from_secs(8));
+    let quiet = longest_delay(senders);
+    let senders = self::senders(&lab);
     let mut took: Vec<Duration> = (0..N_RELOADS)
         .map(|number| {
             let before = generation();
@@ -55,39 +59,53 @@ pub fn measure(table: &Path, policy: &str) {
             took
         })
         .collect();
-    let busy = longest_send(sender);
+    let busy = longest_delay(senders);
     took.sort_unstable();
     println!(
         "  SIGHUP, in force  {:.0?} median, {:.0?} slowest of {N_RELOADS}",
         took[N_RELOADS / 2],
         took[N_RELOADS - 1]
     );
-    println!("  longest send      {busy:.1?} meanwhile, {quiet:.1?} without a reload");
+    println!("  longest delay     {busy:.1?} of a sender meanwhile, {quiet:.1?} without a reload");
     drop(agent);
     lab.close().unwrap();
 }
 
-fn sender(lab: &Lab) -> Running {
+/// One for each processor.
+fn senders(lab: &Lab) -> Vec<Running> {
     let own = std::env::current_exe().unwrap();
-    lab.program(own).unwrap().args([SENDER]).start().unwrap()
+    let n_cpus = thread::available_parallelism().unwrap().get();
+    let sender = |cpu: usize| {
+        lab.program("/usr/bin/chrt")
+            .unwrap()
+            .args(["--fifo", "1", "taskset", "--cpu-list", &cpu.to_string()])
+            .args([own.to_str().unwrap(), SENDER])
+            .start()
+            .unwrap()
+    };
+    (0..n_cpus).map(sender).collect()
 }
 
-fn longest_send(sender: Running) -> Duration {
-    let told = sender.finish().unwrap().success().unwrap().stdout;
-    Duration::from_nanos(told.trim().parse().unwrap())
+fn longest_delay(senders: Vec<Running>) -> Duration {
+    let delay = |sender: Running| {
+        let told = sender.finish().unwrap().success().unwrap().stdout;
+        Duration::from_nanos(told.trim().parse().unwrap())
+    };
+    senders.into_iter().map(delay).max().unwrap()
 }
 
-/// Sends until its input ends, and tells how long the longest call took.
+/// Sends until its input ends, and tells the longest time between when a datagram was due
+/// and when it had been sent.
 pub fn send() {
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
     let peer = SocketAddr::new(places::PEER, 9);
     let (mut longest, ends) = (Duration::ZERO, input_ends());
     while !ends.is_finished() {
-        let began = Instant::now();
+        let due = Instant::now() + PAUSE;
+        thread::sleep(PAUSE);
         // Nobody listens, and the far end may say so.
         let _ = socket.send_to(b"x", peer);
-        longest = longest.max(began.elapsed());
-        thread::sleep(PAUSE);
+        longest = longest.max(due.elapsed());
     }
     println!("{}", longest.as_nanos());
 }
