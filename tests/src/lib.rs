@@ -16,6 +16,7 @@
 //! JSON, journal, and what arrives at the far end.
 
 pub mod agent;
+pub mod battery;
 pub mod cgroup;
 pub mod journal;
 pub mod kernel;

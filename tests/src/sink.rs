@@ -48,7 +48,7 @@ pub struct Arrived {
 }
 
 impl Arrived {
-    fn add(&mut self, bytes: usize) {
+    pub(crate) fn add(&mut self, bytes: usize) {
         self.packets += 1;
         self.bytes += bytes as u64;
     }

@@ -1,6 +1,7 @@
 //! What packets look like when they arrive at a far place.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +14,9 @@ use nix::sys::socket::{
 };
 
 use crate::namespace::Namespace;
+use crate::sink::Arrived;
 
+const ETHERNET_HEADER: usize = 14;
 const LOOK_ROUND_MS: u16 = 50;
 const RECEIVE_BUFFER: usize = 64 << 20;
 const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
@@ -40,6 +43,7 @@ pub struct Header {
 struct Seen {
     packets: u64,
     headers: BTreeSet<Header>,
+    by_destination: BTreeMap<IpAddr, Arrived>,
 }
 
 /// Looks at every packet that arrives at a place from the host.
@@ -85,6 +89,16 @@ impl Tap {
             .packets
     }
 
+    /// Packets to an address so far, in bytes headers included. Resets of TCP that
+    /// carry nothing are left out: that is how a connection is cut.
+    pub fn to(&self, address: IpAddr) -> Arrived {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.by_destination
+            .get(&address)
+            .copied()
+            .unwrap_or_default()
+    }
+
     /// Headers seen so far, each once.
     pub fn headers(&self) -> BTreeSet<Header> {
         self.seen
@@ -111,13 +125,19 @@ fn look(socket: &OwnedFd, seen: &Mutex<Seen>, end: &AtomicBool) {
         if poll(&mut wanted, PollTimeout::from(LOOK_ROUND_MS)).is_err() {
             continue;
         }
-        while let Ok(length) = recv(socket.as_raw_fd(), &mut frame, MsgFlags::empty()) {
-            let Some(header) = frame.get(..length).and_then(header_from_host) else {
+        while let Ok(length) = recv(socket.as_raw_fd(), &mut frame, MsgFlags::MSG_TRUNC) {
+            let start = frame.get(..length.min(frame.len())).unwrap_or_default();
+            let Some(header) = header_from_host(start) else {
                 continue;
             };
+            let packet = start.get(ETHERNET_HEADER..).unwrap_or_default();
             let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
             seen.packets += 1;
             seen.headers.insert(header);
+            if let Some(to) = destination(packet).filter(|_| !is_bare_reset(packet)) {
+                let bytes = length - ETHERNET_HEADER;
+                seen.by_destination.entry(to).or_default().add(bytes);
+            }
         }
     }
 }
@@ -125,7 +145,7 @@ fn look(socket: &OwnedFd, seen: &Mutex<Seen>, end: &AtomicBool) {
 /// The IP header of a frame that came from the host. What this place sends is
 /// seen as well, and passed over.
 fn header_from_host(frame: &[u8]) -> Option<Header> {
-    let (ethernet, packet) = frame.split_at_checked(14)?;
+    let (ethernet, packet) = frame.split_at_checked(ETHERNET_HEADER)?;
     if ethernet.get(6..11)? != [0x02, 0, 0, 0, 0x01] {
         return None;
     }
@@ -146,4 +166,31 @@ fn header_from_host(frame: &[u8]) -> Option<Header> {
         hops: byte(7)?,
         protocol: byte(6)?,
     })
+}
+
+/// The destination address of an IP packet.
+fn destination(packet: &[u8]) -> Option<IpAddr> {
+    if packet.first()? >> 4 == 4 {
+        let octets: [u8; 4] = packet.get(16..20)?.try_into().ok()?;
+        return Some(octets.into());
+    }
+    let octets: [u8; 16] = packet.get(24..40)?.try_into().ok()?;
+    Some(octets.into())
+}
+
+/// True for a reset of TCP that carries nothing.
+fn is_bare_reset(packet: &[u8]) -> bool {
+    let reset = || {
+        let (protocol, offset, len) = if packet.first()? >> 4 == 4 {
+            let len = u16::from_be_bytes([*packet.get(2)?, *packet.get(3)?]);
+            (packet.get(9)?, usize::from(packet.first()? & 15) * 4, len)
+        } else {
+            let len = u16::from_be_bytes([*packet.get(4)?, *packet.get(5)?]);
+            (packet.get(6)?, 40, len + 40)
+        };
+        let tcp = packet.get(offset..)?;
+        let header = usize::from(tcp.get(12)? >> 4) * 4;
+        Some(*protocol == 6 && tcp.get(13)? & 4 != 0 && offset + header == usize::from(len))
+    };
+    reset().unwrap_or(false)
 }

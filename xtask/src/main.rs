@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod battery;
 mod bench;
 #[allow(
     dead_code,

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::{
+    battery::{self, Battery},
     setup::{self, Part},
     vm, workspace,
 };
@@ -46,8 +47,10 @@ impl Test {
         // alone would not build anew.
         workspace::run(workspace::cargo().args(["build", "--workspace"]))?;
 
+        let battery = Battery::new()?;
         let mut cargo = workspace::cargo();
         cargo.args(["test", "--workspace", "--no-fail-fast"]);
+        cargo.env(battery::DIRECTORY, &battery.directory);
         if !workspace::is_root() {
             // Only the test programs are root's: what cargo writes into
             // target/ stays the user's.
@@ -60,7 +63,7 @@ impl Test {
         let (mut tally, mut succeeded) = watch(&mut cargo)?;
         // A filter that means another test must not cost an image.
         if self.filter.is_none() || vm::matches(self.filter.as_deref())? {
-            let (more, all_succeeded) = vm::run_scenarios(self.filter.as_deref())?;
+            let (more, all_succeeded) = vm::run_scenarios(self.filter.as_deref(), &battery)?;
             tally.add(more);
             succeeded &= all_succeeded;
         }
@@ -72,7 +75,9 @@ impl Test {
         if !succeeded {
             problems.push("cargo test failed; the reason is above".to_owned());
         }
+        println!("{}", battery.observed()?);
         if self.filter.is_none() {
+            problems.extend(battery.missing()?);
             problems.extend(tally.skipped.difference(&declared).map(|name| {
                 format!("{name} was skipped, but {SKIPS} does not declare it for kernel {kernel}")
             }));

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::{
+    battery::{self, Battery},
     package,
     setup::{self, Part},
     test::{self, Tally},
@@ -43,7 +44,7 @@ impl Vm {
         if !matches(self.filter.as_deref())? {
             bail!("no scenario has that in its name");
         }
-        let (tally, succeeded) = run_scenarios(self.filter.as_deref())?;
+        let (tally, succeeded) = run_scenarios(self.filter.as_deref(), &Battery::new()?)?;
         println!("{tally}");
         if !succeeded {
             bail!("scenarios failed");
@@ -69,7 +70,7 @@ pub fn matches(filter: Option<&str>) -> Result<bool> {
 }
 
 /// Prepares what machines are made of, and runs the scenarios in them.
-pub fn run_scenarios(filter: Option<&str>) -> Result<(Tally, bool)> {
+pub fn run_scenarios(filter: Option<&str>, battery: &Battery) -> Result<(Tally, bool)> {
     setup::ensure(&[Part::Bpf, Part::CountryData, Part::Package, Part::Vm])?;
     let directory = workspace::target_dir().join("vm");
     image::ensure(&directory.join("image"))?;
@@ -81,6 +82,7 @@ pub fn run_scenarios(filter: Option<&str>) -> Result<(Tally, bool)> {
     }
     let mut cargo = scenarios(filter);
     cargo.arg(AT_A_TIME).env("TREFOIL_VM", &directory);
+    cargo.env(battery::DIRECTORY, &battery.directory);
     let ran = test::watch(&mut cargo);
     remove(&scratch)?;
     println!("Consoles and journals are in {}.", results.display());

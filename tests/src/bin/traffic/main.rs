@@ -5,6 +5,9 @@
 //! usage. Starting must be fast, so there is no library for arguments here.
 
 mod arguments;
+mod copy;
+mod frame;
+mod handed;
 mod insist;
 mod many;
 mod packet;
@@ -12,6 +15,8 @@ mod raw;
 mod rounds;
 mod tcp;
 mod udp;
+mod uring;
+mod workers;
 
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -22,14 +27,20 @@ use arguments::Arguments;
 
 const USAGE: &str = "traffic COMMAND ...
   udp ADDR:PORT [--from PORT] [--size N] [--count N] [--connected] [--hold]
-      [--call sendto|sendmsg|sendmmsg]
+      [--call sendto|sendmsg|sendmmsg] [--lite] [--options]
+      with --options each packet has options of IPv4, or an extension header
   udp-many ADDR:PORT --destinations N --count N [--size N] [--from PORT]
       datagrams in turn to N addresses from ADDR on, from one socket
-  tcp ADDR:PORT [--from PORT] [--bytes N] [--hold socket|peer] [--fast-open] [--wait]
-  serve PORT [--bytes N] [--wait]
-      accepts one connection and sends
+  tcp ADDR:PORT [--from PORT] [--bytes N] [--hold socket|peer] [--fast-open|--fast-open-connect]
+      [--wait] [--mptcp] [--abandon]
+      with --abandon it ends while the kernel still has to send
+  serve PORT [--bytes N] [--wait] [--activated]
+      accepts one connection and sends; with --activated its standard input listens
+  workers PORT --count N [--bytes N] [--accept parent|worker|activated]
+      N processes, of which each answers one connection to one listener
       with --wait either reads to the other end's end before it ends its own
-  raw ADDR [--protocol N] [--size N] [--own-header]
+  raw ADDR [--protocol N] [--size N] [--own-header [--fragment OFFSET]]
+      [--extensions N]
   raw-flood ADDR
       such packets without a pause, whatever the kernel says, until its input ends;
       then a line tells how many went, and how many were refused
@@ -53,6 +64,20 @@ const USAGE: &str = "traffic COMMAND ...
       datagrams, on one socket, connected ones and new ones, and connections to all
       addresses in turn, until its input ends; a line for each address and way tells
       how many went, how many were refused, and how many failed otherwise
+  uring connect|send|sendmsg|zero-copy ADDR:PORT [--size N] [--poll]
+  copy sendfile|splice|zero-copy ADDR:PORT [--bytes N]
+  frame LINK MAC MAC ADDR:PORT ADDR:PORT [--size N] [--bypass-qdisc]
+      a datagram in a frame of its own, each time from and to
+  tun inject NAME ADDR:PORT ADDR:PORT [--size N]
+      a datagram comes out of a tun device, after a line on standard input
+  tun carry NAME ADDR:PORT
+      what goes into a tun device goes on in a datagram
+  hand-on inherited|passed ADDR:PORT
+      one process connects, another one sends
+  turn reconnect|replace ADDR:PORT ADDR:PORT
+      sends to both, with one socket or one descriptor
+  relay PORT ADDR:PORT
+      one datagram to that port of the loopback interface goes on
   log SOCKET MESSAGE
       one entry for journald, and then waits for its standard input to end
 
@@ -146,6 +171,15 @@ fn run(arguments: &mut Arguments) -> Answer {
         "units" => many::units(arguments),
         "insist" => insist::insist(arguments),
         "rounds" => rounds::rounds(arguments),
+        "uring" => uring::uring(arguments),
+        "copy" => copy::copy(arguments),
+        "frame" => frame::frame(arguments),
+        "tun" => frame::tun(arguments),
+        "hand-on" => handed::hand_on(arguments),
+        "use" => handed::use_handed(arguments),
+        "turn" => handed::turn(arguments),
+        "relay" => handed::relay(arguments),
+        "workers" => workers::workers(arguments),
         "log" => log(arguments),
         other => Err(Failure::Usage(format!("no command {other:?}"))),
     }

@@ -22,8 +22,13 @@ pub fn raw(arguments: &mut Arguments) -> Answer {
     let protocol = arguments.option("--protocol")?.unwrap_or(EXPERIMENT);
     let size: usize = arguments.option("--size")?.unwrap_or(64);
     let own_header = arguments.flag("--own-header");
+    let fragment: u16 = arguments.option("--fragment")?.unwrap_or(0);
+    let extensions: Option<u8> = arguments.option("--extensions")?;
     arguments.done()?;
     let payload = vec![b'x'; size];
+    if let Some(count) = extensions {
+        return extended(peer, protocol as u8, count, &payload);
+    }
     if !own_header {
         let socket = open(peer, libc::SOCK_RAW, protocol)?;
         return send(&socket, peer, &payload);
@@ -33,24 +38,9 @@ pub fn raw(arguments: &mut Arguments) -> Answer {
     };
     let socket = open(peer, libc::SOCK_RAW, libc::IPPROTO_RAW)?;
     // The kernel fills in source, identification, length and checksum.
-    let mut packet = vec![
-        0x45,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        64,
-        protocol as u8,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-    ];
+    let [high, low] = fragment.to_be_bytes();
+    let mut packet = vec![0x45, 0, 0, 0, 0, 0, high, low];
+    packet.extend([64, protocol as u8, 0, 0, 0, 0, 0, 0]);
     packet.extend(address.octets());
     packet.extend(payload);
     send(&socket, peer, &packet)
@@ -83,6 +73,35 @@ pub fn flood(arguments: &mut Arguments) -> Answer {
     Ok(())
 }
 
+/// A packet with headers between that of IPv6 and the last.
+fn extended(peer: IpAddr, protocol: u8, count: u8, payload: &[u8]) -> Answer {
+    let IpAddr::V6(address) = peer else {
+        return Err(Failure::Usage("--extensions is for IPv6".into()));
+    };
+    let socket = open(peer, libc::SOCK_RAW, libc::IPPROTO_RAW)?;
+    let length = usize::from(count) * 8 + payload.len();
+    let [high, low] = (length as u16).to_be_bytes();
+    let next = |left: u8| match left {
+        0 => protocol,
+        _ => libc::IPPROTO_DSTOPTS as u8,
+    };
+    let mut packet = vec![0x60, 0, 0, 0, high, low, next(count), 64];
+    // The kernel fills in no source here.
+    let to = SocketAddr::new(peer, 9);
+    let probe = std::net::UdpSocket::bind("[::]:0").named("bind")?;
+    probe.connect(to).named("connect")?;
+    let IpAddr::V6(source) = probe.local_addr().named("getsockname")?.ip() else {
+        return Err(Failure::Usage("no source".into()));
+    };
+    packet.extend(source.octets());
+    packet.extend(address.octets());
+    for left in (0..count).rev() {
+        packet.extend([next(left), 0, 1, 4, 0, 0, 0, 0]);
+    }
+    packet.extend(payload);
+    send(&socket, peer, &packet)
+}
+
 /// `traffic ping`
 pub fn ping(arguments: &mut Arguments) -> Answer {
     let peer: IpAddr = arguments.value("ADDR")?;
@@ -109,8 +128,8 @@ pub fn ping(arguments: &mut Arguments) -> Answer {
     send(&open(peer, kind, protocol)?, peer, &packet)
 }
 
-fn open(peer: IpAddr, kind: i32, protocol: i32) -> Result<OwnedFd, Failure> {
-    // nix has no socket with a protocol that it does not know.
+/// A socket for a protocol that nix does not know.
+pub fn open(peer: IpAddr, kind: i32, protocol: i32) -> Result<OwnedFd, Failure> {
     // SAFETY: socket(2) with numbers reads no memory.
     let descriptor =
         unsafe { libc::socket(family(peer) as i32, kind | libc::SOCK_CLOEXEC, protocol) };

@@ -1,16 +1,18 @@
 //! Connections: opened here, or accepted.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{Read, Write, stdin};
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, Shutdown as How, SockFlag, SockType, SockaddrStorage, connect as call,
-    sendto, shutdown, socket,
+    sendto, setsockopt, shutdown, socket, sockopt,
 };
 
 use crate::arguments::Arguments;
+use crate::copy::set_option;
+use crate::raw;
 use crate::udp::{bind_port, family, own_port};
 use crate::{Answer, Failure, Named, Sent, told_to_proceed};
 
@@ -32,11 +34,25 @@ pub fn connect(arguments: &mut Arguments) -> Answer {
     let bytes: u64 = arguments.option("--bytes")?.unwrap_or(0);
     let hold: Option<String> = arguments.option("--hold")?;
     let fast_open = arguments.flag("--fast-open");
+    let fast_open_connect = arguments.flag("--fast-open-connect");
+    let mptcp = arguments.flag("--mptcp");
+    let abandon = arguments.flag("--abandon");
     let wait = arguments.flag("--wait");
     arguments.done()?;
     let hold = hold.as_deref();
 
-    let socket = open(family(peer.ip()), from)?;
+    let socket = if mptcp {
+        raw::open(peer.ip(), libc::SOCK_STREAM, libc::IPPROTO_MPTCP)?
+    } else {
+        open(family(peer.ip()), from)?
+    };
+    if fast_open_connect {
+        let on = 1i32.to_ne_bytes();
+        set_option(&socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, &on)?;
+    }
+    if abandon {
+        setsockopt(&socket, sockopt::SndBuf, &(4 * bytes as usize)).named("setsockopt")?;
+    }
     let mut sent = Sent::default();
     if hold == Some("socket") {
         sent.tell();
@@ -72,6 +88,10 @@ pub fn connect(arguments: &mut Arguments) -> Answer {
     if wait {
         wait_for_end(&mut stream, &sent)?;
     }
+    if abandon {
+        sent.tell();
+        return Ok(());
+    }
     // The far end closes when it has read everything, so all of it has arrived
     // when this returns.
     shutdown(stream.as_raw_fd(), How::Write).named("shutdown")?;
@@ -86,9 +106,8 @@ pub fn serve(arguments: &mut Arguments) -> Answer {
     let port: u16 = arguments.value("a port")?;
     let bytes: u64 = arguments.option("--bytes")?.unwrap_or(0);
     let wait = arguments.flag("--wait");
+    let listener = listener(port, arguments.flag("--activated"))?;
     arguments.done()?;
-    let listener =
-        TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).named("bind")?;
     let mut sent = Sent {
         port,
         ..Sent::default()
@@ -106,13 +125,33 @@ pub fn serve(arguments: &mut Arguments) -> Answer {
     Ok(())
 }
 
+/// Listens, or takes standard input for what listens.
+pub fn listener(port: u16, activated: bool) -> Result<TcpListener, Failure> {
+    if activated {
+        let input = stdin().as_fd().try_clone_to_owned().named("dup")?;
+        return Ok(input.into());
+    }
+    TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).named("bind")
+}
+
+/// Says that there is no more to come, and waits until the far end has read everything
+/// and closes.
+pub fn end(socket: OwnedFd) -> Answer {
+    shutdown(socket.as_raw_fd(), How::Write).named("shutdown")?;
+    let mut rest = Vec::new();
+    File::from(socket)
+        .read_to_end(&mut rest)
+        .named("read")
+        .map(drop)
+}
+
 /// Tells that the connection is there, and reads until it is not any more.
 fn wait_for_end(stream: &mut impl Read, sent: &Sent) -> Answer {
     sent.tell();
     stream.read_to_end(&mut Vec::new()).named("read").map(drop)
 }
 
-fn send(stream: &mut impl Write, bytes: u64, sent: &mut Sent) -> Answer {
+pub fn send(stream: &mut impl Write, bytes: u64, sent: &mut Sent) -> Answer {
     let chunk = [b'x'; CHUNK];
     let mut left = bytes;
     while left > 0 {

@@ -11,6 +11,8 @@ use nix::sys::socket::{
 };
 
 use crate::arguments::Arguments;
+use crate::copy::set_option;
+use crate::raw;
 use crate::{Answer, Failure, Named, Sent, told_to_proceed};
 
 /// After how many datagrams a sender with many pauses, so that it does not
@@ -90,9 +92,18 @@ pub fn one(arguments: &mut Arguments) -> Answer {
     let call: Call = arguments.option("--call")?.unwrap_or_default();
     let connected = arguments.flag("--connected");
     let hold = arguments.flag("--hold");
+    let lite = arguments.flag("--lite");
+    let options = arguments.flag("--options");
     arguments.done()?;
 
-    let socket = open(peer, from)?;
+    let socket = if lite {
+        raw::open(peer.ip(), libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE)?
+    } else {
+        open(peer, from)?
+    };
+    if options {
+        add_options(&socket, peer.ip())?;
+    }
     let address = SockaddrStorage::from(peer);
     if connected {
         connect(socket.as_raw_fd(), &address).named("connect")?;
@@ -120,6 +131,16 @@ pub fn one(arguments: &mut Arguments) -> Answer {
         }
     }
     Ok(())
+}
+
+/// Options that mean nothing: four of IPv4, or an extension header with padding.
+fn add_options(socket: &OwnedFd, peer: IpAddr) -> Answer {
+    if peer.is_ipv4() {
+        set_option(socket, libc::IPPROTO_IP, libc::IP_OPTIONS, &[1, 1, 1, 1])
+    } else {
+        let header = [0, 0, 1, 4, 0, 0, 0, 0];
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_DSTOPTS, &header)
+    }
 }
 
 fn send_one(

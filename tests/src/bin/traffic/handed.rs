@@ -1,0 +1,159 @@
+//! Sockets that one process opens and another one uses, and sockets that turn into
+//! others.
+
+use std::io::{IoSlice, IoSliceMut, stdin};
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrStorage, connect,
+    recvmsg, send, sendmsg, socket,
+};
+use nix::unistd::dup2;
+
+use crate::arguments::Arguments;
+use crate::udp::{family, own_port};
+use crate::{Answer, Failure, Named, Sent};
+
+const PAYLOAD: [u8; 64] = [b'x'; 64];
+
+fn connected(peer: SocketAddr) -> Result<OwnedFd, Failure> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket = socket(family(peer.ip()), SockType::Datagram, flags, None).named("socket")?;
+    connect(socket.as_raw_fd(), &SockaddrStorage::from(peer)).named("connect")?;
+    Ok(socket)
+}
+
+fn send_and_tell(socket: &impl AsRawFd, port: u16) -> Answer {
+    let bytes = send(socket.as_raw_fd(), &PAYLOAD, MsgFlags::empty()).named("send")?;
+    Sent {
+        port,
+        packets: 1,
+        bytes: bytes as u64,
+    }
+    .tell();
+    Ok(())
+}
+
+/// `traffic hand-on`
+pub fn hand_on(arguments: &mut Arguments) -> Answer {
+    let how = arguments.word("a way")?;
+    let peer: SocketAddr = arguments.value("ADDR:PORT")?;
+    arguments.done()?;
+    let socket = connected(peer)?;
+    let own = std::env::current_exe().named("readlink")?;
+    let mut child = Command::new(own);
+    match how.as_str() {
+        "inherited" => {
+            child.args(["use", "inherited"]).stdin(Stdio::from(socket));
+        }
+        "passed" => {
+            let (near, far) = UnixStream::pair().named("socketpair")?;
+            let descriptors = [socket.as_raw_fd()];
+            sendmsg::<()>(
+                near.as_raw_fd(),
+                &[IoSlice::new(b"x")],
+                &[ControlMessage::ScmRights(&descriptors)],
+                MsgFlags::empty(),
+                None,
+            )
+            .named("sendmsg")?;
+            child.args(["use", "passed"]).stdin(OwnedFd::from(far));
+        }
+        other => return Err(Failure::Usage(format!("no way {other:?}"))),
+    }
+    // It is the child that sends, and that tells.
+    let status = child.status().named("spawn")?;
+    match status.code() {
+        Some(0) => Ok(()),
+        code => std::process::exit(code.unwrap_or(1)),
+    }
+}
+
+/// `traffic use`: standard input is a socket, or what a socket comes through.
+pub fn use_handed(arguments: &mut Arguments) -> Answer {
+    let how = arguments.word("a way")?;
+    arguments.done()?;
+    let input = stdin().as_fd().try_clone_to_owned().named("dup")?;
+    let socket = if how == "passed" {
+        received(&input)?
+    } else {
+        input
+    };
+    let port = own_port(&socket);
+    send_and_tell(&socket, port)
+}
+
+fn received(from: &OwnedFd) -> Result<OwnedFd, Failure> {
+    let mut byte = [0];
+    let mut parts = [IoSliceMut::new(&mut byte)];
+    let mut control = nix::cmsg_space!([RawFd; 1]);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message =
+        recvmsg::<()>(from.as_raw_fd(), &mut parts, Some(&mut control), flags).named("recvmsg")?;
+    let descriptor = message.cmsgs().named("recvmsg")?.find_map(|one| match one {
+        ControlMessageOwned::ScmRights(all) => all.first().copied(),
+        _ => None,
+    });
+    let descriptor = descriptor.ok_or(Failure::Usage("no descriptor came".into()))?;
+    // SAFETY: the kernel has just made it for this process.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// `traffic turn`: an approved peer first, and then another.
+pub fn turn(arguments: &mut Arguments) -> Answer {
+    let how = arguments.word("a way")?;
+    let first: SocketAddr = arguments.value("ADDR:PORT")?;
+    let second: SocketAddr = arguments.value("ADDR:PORT")?;
+    arguments.done()?;
+    let mut socket = connected(first)?;
+    send(socket.as_raw_fd(), &PAYLOAD, MsgFlags::empty()).named("send")?;
+    match how.as_str() {
+        "reconnect" => {
+            disconnect(&socket)?;
+            connect(socket.as_raw_fd(), &SockaddrStorage::from(second)).named("connect")?;
+        }
+        "replace" => {
+            let other = connected(second)?;
+            dup2(&other, &mut socket).named("dup2")?;
+        }
+        other => return Err(Failure::Usage(format!("no way {other:?}"))),
+    }
+    let port = own_port(&socket);
+    send_and_tell(&socket, port)
+}
+
+/// Connects to nobody, which is what the kernel calls AF_UNSPEC.
+fn disconnect(socket: &OwnedFd) -> Answer {
+    // SAFETY: all zeros is an address of that family.
+    let nobody: libc::sockaddr = unsafe { std::mem::zeroed() };
+    let length = size_of_val(&nobody) as u32;
+    // SAFETY: the kernel reads the address, of this length.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), &raw const nobody, length) };
+    nix::errno::Errno::result(result).named("connect").map(drop)
+}
+
+/// `traffic relay`: what is sent to a port of this host goes on to another address, as a
+/// resolver does with questions.
+pub fn relay(arguments: &mut Arguments) -> Answer {
+    let port: u16 = arguments.value("a port")?;
+    let to: SocketAddr = arguments.value("ADDR:PORT")?;
+    arguments.done()?;
+    let near = UdpSocket::bind(("127.0.0.1", port)).named("bind")?;
+    let far = UdpSocket::bind("0.0.0.0:0").named("bind")?;
+    Sent::default().tell();
+    let mut packet = [0; 2048];
+    let length = near.recv(&mut packet).named("recv")?;
+    let bytes = far
+        .send_to(packet.get(..length).unwrap_or_default(), to)
+        .named("sendto")?;
+    Sent {
+        port,
+        packets: 1,
+        bytes: bytes as u64,
+    }
+    .tell();
+    Ok(())
+}

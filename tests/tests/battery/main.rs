@@ -1,0 +1,18 @@
+//! The battery: every way in which bytes are known to leave a host past a monitor is
+//! really gone, and what the agent makes of it is held against `tests/battery.txt`.
+//!
+//! | grade | yes, if |
+//! |---|---|
+//! | seen | final records about the far address have all the bytes of payload |
+//! | owned | those records name the process that sent, and are `direct` |
+//! | blocked | in enforce mode no packet to that address arrives |
+//!
+//! Each way has far addresses of its own, by which its records and its packets are
+//! told apart. What needs a kernel that has more modules is in `tests/vm/battery.rs`.
+
+#[path = "../world/mod.rs"]
+mod world;
+
+mod calls;
+mod links;
+mod stage;

@@ -1,0 +1,308 @@
+//! Going every way out twice, in report mode and in enforce mode, and grading it.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use trefoil_lab::battery::{Grade, Grades, Table};
+use trefoil_lab::program::{Outcome, Program, Running};
+use trefoil_lab::sink::{TcpSink, UdpSink};
+use trefoil_lab::tap::Tap;
+use trefoil_lab::{Agent, Lab, Record, wait_for};
+
+use crate::world::{self, at, is_about_a_flow, is_final, told};
+
+/// Port at which the far end takes datagrams.
+pub const UDP_PORT: u16 = 9;
+/// Port at which it takes connections.
+pub const TCP_PORT: u16 = 443;
+
+/// Exit code of `traffic` when it was called wrongly.
+const USAGE: i32 = 2;
+
+/// An address of the foreign host that the policy approves.
+pub const APPROVED: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1));
+
+/// Before what all tests have: an approved address abroad, and approval of addresses
+/// that embed others, so that only what they embed can be what is not approved.
+const RULES: &str = r#"
+[[rules]]
+name    = "a way abroad"
+to      = { networks = ["203.0.113.1/32"] }
+verdict = "approve"
+
+[[rules]]
+name    = "addresses that embed another"
+to      = { networks = ["2002::/16", "2001::/32", "64:ff9b::/96"] }
+verdict = "approve"
+"#;
+
+/// A way out.
+pub struct Way {
+    /// Its line in the table.
+    pub id: &'static str,
+    /// What is done before the agent starts.
+    pub prepare: fn(&mut Stage<'_>) -> Result<()>,
+    /// Sends.
+    pub send: fn(&mut Stage<'_>) -> Result<()>,
+}
+
+/// A way that begins when the agent runs.
+pub const fn way(id: &'static str, send: fn(&mut Stage<'_>) -> Result<()>) -> Way {
+    Way {
+        id,
+        prepare: |_| Ok(()),
+        send,
+    }
+}
+
+/// Where one way is gone once.
+#[derive(Debug)]
+pub struct Stage<'lab> {
+    pub lab: &'lab Lab,
+    /// In enforce mode senders may fail.
+    pub enforced: bool,
+    /// Its far addresses; the three after each are its own, too.
+    pub v4: IpAddr,
+    pub v6: IpAddr,
+    /// Addresses by which its records and packets are found.
+    pub to: Vec<IpAddr>,
+    /// Processes that sent, as records should name them.
+    pub senders: BTreeSet<u32>,
+    /// Bytes of payload that were sent.
+    pub bytes: u64,
+    /// Programs that go on.
+    pub running: Vec<Running>,
+}
+
+impl<'lab> Stage<'lab> {
+    fn new(lab: &'lab Lab, enforced: bool, number: usize) -> Self {
+        let first = 8 + 4 * number as u8;
+        let addresses = (first..first + 4).flat_map(|host| [v4(host), v6(host)]);
+        Self {
+            lab,
+            enforced,
+            v4: v4(first),
+            v6: v6(first),
+            to: addresses.collect(),
+            senders: BTreeSet::new(),
+            bytes: 0,
+            running: Vec::new(),
+        }
+    }
+
+    /// Runs `traffic` to its end.
+    pub fn run(&mut self, arguments: &[&str]) -> Result<()> {
+        self.run_program(world::traffic(self.lab)?, arguments)
+    }
+
+    /// Runs a program that tells what `traffic` tells to its end.
+    pub fn run_program(&mut self, program: Program, arguments: &[&str]) -> Result<()> {
+        let outcome = program.args(arguments).run()?;
+        self.note(outcome)
+            .with_context(|| format!("traffic {arguments:?}"))
+    }
+
+    /// Takes in how a sender ended.
+    pub fn note(&mut self, outcome: Outcome) -> Result<()> {
+        ensure!(outcome.code != USAGE, "{}", outcome.stderr);
+        let outcome = match self.enforced {
+            true => outcome,
+            false => outcome.success()?,
+        };
+        let told = told(&outcome)?.pop().context("it said nothing")?;
+        self.senders.insert(told.number("pid")? as u32);
+        self.bytes += told.number("bytes").unwrap_or_default();
+        Ok(())
+    }
+
+    /// Starts `traffic`, which goes on until the way is graded, and waits for its first
+    /// line.
+    pub fn start(&mut self, arguments: &[&str]) -> Result<&mut Running> {
+        let mut running = world::traffic(self.lab)?.args(arguments).start()?;
+        running.line()?;
+        self.running.push(running);
+        self.running.last_mut().context("no program")
+    }
+
+    /// IPv4 address and port for datagrams.
+    pub fn udp(&self) -> String {
+        at(self.v4, UDP_PORT)
+    }
+
+    /// IPv4 address and port for connections.
+    pub fn tcp(&self) -> String {
+        at(self.v4, TCP_PORT)
+    }
+
+    fn arrived(&self, tap: &Tap) -> u64 {
+        self.to.iter().map(|address| tap.to(*address).bytes).sum()
+    }
+
+    fn is_about_this(&self, record: &Record) -> bool {
+        record
+            .address("dst_addr")
+            .is_ok_and(|address| self.to.contains(&address.to_canonical()))
+    }
+
+    /// Bytes and ownership as final records tell them.
+    fn told_by(&self, records: &[Record]) -> Result<(Grade, Grade)> {
+        let mine: Vec<&Record> = records
+            .iter()
+            .filter(|record| is_final(record) && self.is_about_this(record))
+            .collect();
+        let (mut seen, mut owned, mut named, mut wrong) = (0, 0, BTreeSet::new(), false);
+        for record in &mine {
+            println!("{record}");
+            let bytes = record.number("bytes_out")?;
+            let pid = record.number("pid").unwrap_or_default() as u32;
+            let is_direct = record.is("attribution", "direct");
+            seen += bytes;
+            if self.senders.contains(&pid) {
+                named.insert(pid);
+                owned += if is_direct { bytes } else { 0 };
+            } else if bytes > 0 && is_direct {
+                wrong = true;
+            }
+        }
+        let amount = |bytes: u64| match bytes {
+            0 => Grade::No,
+            some if some < self.bytes => Grade::Part,
+            _ => Grade::Yes,
+        };
+        let owner = if self.senders.is_empty() {
+            Grade::Without
+        } else if wrong || named.is_empty() {
+            Grade::No
+        } else if named == self.senders && amount(owned) == Grade::Yes {
+            Grade::Yes
+        } else {
+            Grade::Part
+        };
+        Ok((amount(seen), owner))
+    }
+
+    /// True if a record says that this way was blocked.
+    fn is_blocked_by(&self, records: &[Record]) -> bool {
+        records.iter().any(|record| {
+            is_about_a_flow(record)
+                && self.is_about_this(record)
+                && ["refused", "dropped", "cut"].contains(&record.text("outcome").as_str())
+        })
+    }
+}
+
+const fn v4(host: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(203, 0, 113, host))
+}
+
+const fn v6(host: u8) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, host as u16))
+}
+
+/// The rules of the battery in `report` or `enforce` mode.
+pub fn policy(enforced: bool) -> String {
+    let mode = if enforced { "enforce" } else { "report" };
+    format!("mode = \"{mode}\"\n{RULES}{}", world::RULES)
+}
+
+/// Goes all ways of a row and holds what is observed against the table. `furnish` sets
+/// up what the lab does not have by itself.
+pub fn go(ways: &[Way], settings: &str, furnish: fn(&Lab) -> Result<()>) -> Result<()> {
+    let lab = Lab::new()?;
+    furnish(&lab)?;
+    let _sinks = (
+        UdpSink::new(&lab.foreign, UDP_PORT)?,
+        TcpSink::new(&lab.foreign, TCP_PORT)?,
+    );
+    let reported = go_once(&lab, ways, false, settings)?;
+    let enforced = go_once(&lab, ways, true, settings)?;
+    let table = Table::of_the_project()?;
+    let mut differences = Vec::new();
+    for ((way, first), second) in ways.iter().zip(reported).zip(enforced) {
+        let observed = Grades {
+            seen: first.seen,
+            owned: first.owned,
+            blocked: match second.arrived {
+                0 => Grade::Yes,
+                some if some < first.bytes => Grade::Part,
+                _ => Grade::No,
+            },
+        };
+        if let Err(difference) = table.hold(way.id, observed) {
+            differences.push(difference.to_string());
+        }
+    }
+    ensure!(differences.is_empty(), "{}", differences.join("\n"));
+    lab.close()
+}
+
+/// What one way came to, once.
+struct Gone {
+    seen: Grade,
+    owned: Grade,
+    bytes: u64,
+    arrived: u64,
+}
+
+fn go_once(lab: &Lab, ways: &[Way], enforced: bool, settings: &str) -> Result<Vec<Gone>> {
+    let mut stages: Vec<Stage<'_>> = (0..ways.len())
+        .map(|number| Stage::new(lab, enforced, number))
+        .collect();
+    for (way, stage) in ways.iter().zip(&mut stages) {
+        (way.prepare)(stage).with_context(|| format!("{}, before the agent", way.id))?;
+    }
+    let tap = Tap::new(&lab.foreign)?;
+    let before = lab.link_to(&lab.foreign)?;
+    let mut agent = lab
+        .agent()
+        .policy(&policy(enforced))
+        .settings(settings)
+        .start()?;
+    for (way, stage) in ways.iter().zip(&mut stages) {
+        (way.send)(stage).with_context(|| format!("{}, enforced: {enforced}", way.id))?;
+        wait_until_gone(stage, &tap, &mut agent)
+            .with_context(|| format!("{}, enforced: {enforced}", way.id))?;
+        stage.running.clear();
+    }
+    let records = agent.stop(Signal::SIGINT)?.1;
+    if lab.pins().exists() {
+        trefoil_lab::agent::detach(lab)?;
+    }
+    // What the link took has arrived.
+    let sent = lab.link_to(&lab.foreign)?.since(before).tx_packets;
+    wait_for("all that was sent arrives", || {
+        Ok((tap.packets() >= sent).then_some(()))
+    })
+    .with_context(|| format!("{} of {sent} have", tap.packets()))?;
+    stages
+        .iter()
+        .map(|stage| {
+            let (seen, owned) = stage.told_by(&records)?;
+            Ok(Gone {
+                seen,
+                owned,
+                bytes: stage.bytes,
+                arrived: stage.arrived(&tap),
+            })
+        })
+        .collect()
+}
+
+/// Waits until all bytes of a way have arrived, or until a record says why not.
+fn wait_until_gone(stage: &Stage<'_>, tap: &Tap, agent: &mut Agent<'_>) -> Result<()> {
+    if stage.bytes == 0 && !stage.enforced {
+        bail!("nothing was sent");
+    }
+    agent.wait_for("bytes arrive or are blocked", |records| {
+        let arrived = stage.arrived(tap);
+        let is_blocked = stage.enforced && stage.is_blocked_by(records);
+        (is_blocked || arrived > 0 && arrived >= stage.bytes).then_some(())
+    })
+}
+
+/// Sets up nothing.
+pub fn nothing(_: &Lab) -> Result<()> {
+    Ok(())
+}
