@@ -292,25 +292,39 @@ fn sockets_older_than_the_agent_are_named_and_judged() -> Result<()> {
     lab.close()
 }
 
-#[test]
-fn a_socket_that_was_handed_on_is_not_ascribed_for_certain() -> Result<()> {
+/// What the record says of a socket to which a shell does this, as descriptor 3.
+fn handed_on(script: &str, packets: u64) -> Result<Record> {
     let lab = Lab::new()?;
     let sink = UdpSink::new(&lab.foreign, 9)?;
     let mut agent = lab.agent().policy(&approving()).start()?;
-    // The shell connects, and another program sends.
-    let script = "exec 3<>/dev/udp/203.0.113.10/9; /bin/echo hello >&3";
+    let script = format!("exec 3<>/dev/udp/203.0.113.10/9; {script}");
     lab.program("/bin/bash")?
-        .args(["-c", script])
+        .args(["-c", &script])
         .run()?
         .success()?;
-    assert_eq!(sink.wait_for_packets(1)?.bytes, 6);
+    assert_eq!(sink.wait_for_packets(packets)?.bytes, 6 * packets);
     let finals = agent.wait_for("the final record", |records| all_finals(records, 9, 1))?;
-    let record = finals.first().context("no record")?;
+    let record = finals.first().context("no record")?.clone();
+    agent.stop(Signal::SIGINT)?;
+    lab.close()?;
+    Ok(record)
+}
+
+#[test]
+fn who_sends_on_a_socket_that_another_process_connected_is_named() -> Result<()> {
+    let record = handed_on("/bin/echo hello >&3; :", 1)?;
+    ensure!(record.is("attribution", "direct"), "{record}");
+    ensure!(record.text("exe").ends_with("/echo"), "{record}");
+    Ok(())
+}
+
+#[test]
+fn a_socket_that_two_processes_send_on_is_not_ascribed_for_certain() -> Result<()> {
+    let record = handed_on("echo hello >&3; /bin/echo hello >&3; :", 2)?;
     ensure!(record.is("attribution", "inferred"), "{record}");
     let exe = record.text("exe");
     ensure!(exe.ends_with("/bash") || exe.ends_with("/echo"), "{record}");
-    agent.stop(Signal::SIGINT)?;
-    lab.close()
+    Ok(())
 }
 
 #[test]

@@ -54,11 +54,15 @@ pub const FLOW_ENDED: u16 = 2;
 pub const FLOW_SHARED: u16 = 4;
 
 /// Only answers of a listener to connection requests so far. The accepted session
-/// takes the numbers over; what is left in `FLOWS` was never answered.
+/// takes the numbers over; what is left in `FLOWS` was never answered. It is announced
+/// only if the answer is blocked, since then there will be no session.
 pub const FLOW_EMBRYONIC: u16 = 8;
 /// The agent cut the connection, since the policy does not approve it: the reset that
 /// tells the far end so has left.
 pub const FLOW_CUT: u16 = 16;
+
+/// The owner has sent on this flow: if another process sends as well, it is shared.
+pub const FLOW_SENT: u16 = 32;
 
 /// Most entries of map `CUTS`.
 pub const MAX_CUTS: usize = 1 << 16;

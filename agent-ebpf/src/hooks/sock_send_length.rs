@@ -37,19 +37,25 @@ fn notice(ctx: &BtfTracePointContext) -> Option<()> {
     // A process that has called exec since is another sender, too.
     let exe_id = unsafe { PROCESSES.get(&pid) }.map_or(0, |process| process.exe_id);
     if unsafe { (*owner).pid == pid && (*owner).exe_id == exe_id } && is_certain {
+        if state & FLOW_SENT == 0 && flags & SOCKET_HAS_PEER != 0 {
+            unsafe { (*flow).state |= FLOW_SENT };
+        }
         return None;
     }
     set_current(owner);
     if flags & SOCKET_HAS_PEER == 0 {
         return None;
     }
-    if is_certain {
+    // Who has connected and handed the socket on without a word has sent nothing.
+    let is_shared = is_certain && state & (FLOW_SENT | FLOW_SHARED) != 0;
+    if is_shared {
         // Two senders, one flow: whose bytes are whose is not known.
         unsafe {
             (*flow).state |= FLOW_SHARED;
             (*owner).quality = quality::INFERRED;
         }
     }
+    unsafe { (*flow).state |= FLOW_SENT };
     // Rules may say something else about this sender.
     unsafe { (*flow).decision.generation = 0 };
     // Once: two senders in turn would fill the ring buffer.
