@@ -14,7 +14,7 @@ use trefoil_ebpf::abi::{Event, FLOW_EMBRYONIC, FLOW_ENDED, FlowKey, Peer, Tracke
 
 use crate::{
     clock::{self, BootClock},
-    flow::{FlowSettings, FlowStats, FlowTable, Report, Sweep},
+    flow::{FlowSettings, FlowStats, FlowTable, Report, Sweep, may_become_a_session},
     geo::Geo,
     kernel::{Enforcement, Events, Kernel, KernelError, LoadSettings, Reader},
     limits::Said,
@@ -231,7 +231,7 @@ impl Monitor {
             };
             if is_over {
                 self.take(&key, began_ns)?;
-            } else if tracked.flow.state & FLOW_EMBRYONIC == 0 {
+            } else if !may_become_a_session(&tracked.flow) {
                 states.push(tracked);
             }
         }

@@ -211,6 +211,7 @@ fn accept(skb: *mut __sk_buff, tracked: *mut Tracked, peer: &Peer) {
         if let Some(embryo) = flows::find(&key) {
             (*tracked).flow.started_ns = (*embryo).flow.started_ns;
             (*tracked).flow.counters = (*embryo).flow.counters;
+            (*tracked).flow.base = (*embryo).flow.base;
             let _ = FLOWS.remove(&key);
         }
     }
@@ -242,9 +243,11 @@ fn settle(
         let source = Source::of(unsafe { &raw const (*tracked).owner });
         let anew = judge(in_force, &source, &ends.destination, bytes as u32);
         if decision.verdict != verdict::NONE && !decision.agrees(&anew) {
-            // Another verdict is another flow.
+            // Another verdict is another flow, of the same senders.
+            let kept = FLOW_EMBRYONIC | FLOW_SENT | FLOW_SHARED;
+            let state = unsafe { (*flow).state } & kept;
             end(tracked);
-            begin_again(tracked, anew, 0);
+            begin_again(tracked, anew, state);
         } else {
             unsafe { (*flow).decision = anew };
         }
@@ -272,8 +275,12 @@ fn settle(
     count_total(&decision, bytes, blocked);
     if is_late {
         finish(reason::CLOSED, tracked);
-    } else if decision.verdict != verdict::LOCAL && unsafe { (*flow).state } & FLOW_EMBRYONIC == 0 {
-        announce(tracked);
+    } else if decision.verdict != verdict::LOCAL {
+        // An answer that is blocked will not become a session that could be announced.
+        let is_embryo = unsafe { (*flow).state } & FLOW_EMBRYONIC != 0;
+        if blocked || !is_embryo {
+            announce(tracked);
+        }
     }
     if blocked { DROP } else { PASS }
 }

@@ -42,7 +42,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use trefoil_ebpf::abi::{Address, Counters, Flow, Peer, Tracked};
 
 pub use rollup::{Rollup, RollupGroup, RollupKey};
-pub use table::{FlowTable, Sweep};
+pub use table::{FlowTable, Sweep, may_become_a_session};
 
 /// How flows that may leave are reported. Violations have a rate of their own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::{
 };
 
 use trefoil_ebpf::abi::{
-    Counters, Event, FLOW_EMBRYONIC, FLOW_ENDED, FlowKey, Tracked, quality, reason, verdict,
+    Counters, Event, FLOW_EMBRYONIC, FLOW_ENDED, Flow, FlowKey, Tracked, quality, reason, verdict,
 };
 
 use super::{
@@ -256,7 +256,7 @@ impl FlowTable {
             // The end of a flow is always told by an event; if only a sweep
             // shows it, its record was made before this table began.
             let is_history = origin == Origin::Sweep && flow.state & FLOW_ENDED != 0;
-            let is_embryo = flow.state & FLOW_EMBRYONIC != 0 && over.is_none();
+            let is_embryo = may_become_a_session(flow) && over.is_none();
             if !has_happened(&counted(flow)) || is_history || is_embryo {
                 return;
             }
@@ -474,4 +474,11 @@ impl FlowTable {
             ReportKind::Violation => &mut self.violations,
         }
     }
+}
+
+/// True for answers to a connection request that tell nothing yet: the session will. If
+/// one was blocked there will be none, and that is told at once.
+#[must_use]
+pub fn may_become_a_session(flow: &Flow) -> bool {
+    flow.state & FLOW_EMBRYONIC != 0 && flow.counters.blocked_packets == flow.base.blocked_packets
 }

@@ -344,6 +344,17 @@ fn answers_of_a_listener_are_no_flow_until_the_kernel_gives_them_up() {
 }
 
 #[test]
+fn an_answer_of_a_listener_that_is_blocked_is_told_at_once() {
+    let mut table = table(settings());
+    let mut tracked = state(1, verdict::UNAPPROVED, 0);
+    tracked.flow.state = FLOW_EMBRYONIC;
+    tracked.flow.counters.blocked_packets = 1;
+    tracked.flow.counters.blocked_bytes = 60;
+    let reports = observe(&mut table, reason::OPENED, START_NS, tracked);
+    assert_eq!(singles(&reports).len(), 1);
+}
+
+#[test]
 fn an_owner_that_becomes_known_is_reported_at_once() {
     let mut table = table(settings());
     let mut nobody = state(1, verdict::APPROVED, 1);
