@@ -114,7 +114,7 @@ impl Table {
             .with_context(|| format!("{id} is observed ({observed}) and not in the table"))?;
         if let Some(directory) = std::env::var_os(DIRECTORY) {
             let path: PathBuf = Path::new(&directory).join(id);
-            let text = format!("{id:<4}  {observed}  {:<56}  {}\n", line.way, line.reason);
+            let text = format!("{id:<4}  {observed}  {:<60}  {}\n", line.way, line.reason);
             std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
         }
         ensure!(

@@ -5,8 +5,11 @@
 //! as sets. Where nobody else is, [`names`] lists all there is.
 
 use std::collections::BTreeSet;
+use std::ffi::CString;
 use std::fs;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
@@ -18,6 +21,10 @@ const BPF_MAP_GET_NEXT_ID: libc::c_int = 12;
 const BPF_LINK_GET_NEXT_ID: libc::c_int = 31;
 /// Writes what is known about an open object.
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+/// Takes a link's program from where it is attached.
+const BPF_LINK_DETACH: libc::c_int = 34;
+/// Opens what is pinned.
+const BPF_OBJ_GET: libc::c_int = 7;
 /// Commands of bpf(2) that open an object by its id.
 const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
 const BPF_MAP_GET_FD_BY_ID: libc::c_int = 14;
@@ -89,6 +96,20 @@ impl Objects {
         })
         .with_context(|| format!("left in the kernel: {left:?}"))
     }
+}
+
+/// Detaches a pinned link, as root might.
+pub fn detach_link(pin: &Path) -> Result<()> {
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let address = path.as_ptr() as u64;
+    let mut attributes = [address as u32, (address >> 32) as u32, 0, 0];
+    let link = bpf(BPF_OBJ_GET, &mut attributes)
+        .with_context(|| format!("open the link {}", pin.display()))?;
+    // SAFETY: the call returned a new descriptor that nobody else owns.
+    let link = unsafe { OwnedFd::from_raw_fd(link) };
+    let mut attributes = [link.as_raw_fd() as u32, 0, 0, 0];
+    bpf(BPF_LINK_DETACH, &mut attributes).context("detach a link")?;
+    Ok(())
 }
 
 /// Whether there is an object with this id.
@@ -167,8 +188,9 @@ fn name_of(object: &OwnedFd, offset: usize) -> Result<String> {
 
 /// bpf(2), with the beginning of union bpf_attr.
 fn bpf(command: libc::c_int, attributes: &mut [u32; 4]) -> std::io::Result<i32> {
-    // SAFETY: the kernel reads and writes `attributes`, whose size is passed, and
-    // for BPF_OBJ_GET_INFO_BY_FD the array that they name, with its size.
+    // SAFETY: the kernel reads and writes `attributes`, whose size is passed, and what
+    // they name: for BPF_OBJ_GET_INFO_BY_FD an array with its size, for BPF_OBJ_GET a
+    // path that ends in zero.
     let answer = unsafe {
         libc::syscall(
             libc::SYS_bpf,

@@ -14,5 +14,8 @@
 mod world;
 
 mod calls;
+mod headers;
 mod links;
+mod monitor;
+mod processes;
 mod stage;

@@ -1,11 +1,13 @@
 //! Going every way out twice, in report mode and in enforce mode, and grading it.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use trefoil_lab::battery::{Grade, Grades, Table};
+use trefoil_lab::namespace::Namespace;
+use trefoil_lab::places::HOST;
 use trefoil_lab::program::{Outcome, Program, Running};
 use trefoil_lab::sink::{TcpSink, UdpSink};
 use trefoil_lab::tap::Tap;
@@ -17,6 +19,9 @@ use crate::world::{self, at, is_about_a_flow, is_final, told};
 pub const UDP_PORT: u16 = 9;
 /// Port at which it takes connections.
 pub const TCP_PORT: u16 = 443;
+
+/// The far addresses of ways begin here.
+const FIRST: u8 = 8;
 
 /// Exit code of `traffic` when it was called wrongly.
 const USAGE: i32 = 2;
@@ -38,10 +43,22 @@ to      = { networks = ["2002::/16", "2001::/32", "64:ff9b::/96"] }
 verdict = "approve"
 "#;
 
+/// What the agent does while a way is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meanwhile {
+    Runs,
+    /// Stopped by a signal, until everything was sent.
+    Stopped,
+    /// Killed; another is started when everything was sent.
+    Killed,
+}
+
 /// A way out.
 pub struct Way {
     /// Its line in the table.
     pub id: &'static str,
+    /// What the agent does meanwhile.
+    pub agent: Meanwhile,
     /// What is done before the agent starts.
     pub prepare: fn(&mut Stage<'_>) -> Result<()>,
     /// Sends.
@@ -52,6 +69,7 @@ pub struct Way {
 pub const fn way(id: &'static str, send: fn(&mut Stage<'_>) -> Result<()>) -> Way {
     Way {
         id,
+        agent: Meanwhile::Runs,
         prepare: |_| Ok(()),
         send,
     }
@@ -61,6 +79,8 @@ pub const fn way(id: &'static str, send: fn(&mut Stage<'_>) -> Result<()>) -> Wa
 #[derive(Debug)]
 pub struct Stage<'lab> {
     pub lab: &'lab Lab,
+    /// A place that the row has furnished.
+    pub place: Option<&'lab Namespace>,
     /// In enforce mode senders may fail.
     pub enforced: bool,
     /// Its far addresses; the three after each are its own, too.
@@ -74,14 +94,17 @@ pub struct Stage<'lab> {
     pub bytes: u64,
     /// Programs that go on.
     pub running: Vec<Running>,
+    /// What the far end listens with, for a way that begins before the agent.
+    pub listener: Option<TcpListener>,
 }
 
 impl<'lab> Stage<'lab> {
-    fn new(lab: &'lab Lab, enforced: bool, number: usize) -> Self {
-        let first = 8 + 4 * number as u8;
+    fn new(lab: &'lab Lab, place: Option<&'lab Namespace>, enforced: bool, number: usize) -> Self {
+        let first = FIRST + 4 * number as u8;
         let addresses = (first..first + 4).flat_map(|host| [v4(host), v6(host)]);
         Self {
             lab,
+            place,
             enforced,
             v4: v4(first),
             v6: v6(first),
@@ -89,6 +112,7 @@ impl<'lab> Stage<'lab> {
             senders: BTreeSet::new(),
             bytes: 0,
             running: Vec::new(),
+            listener: None,
         }
     }
 
@@ -124,6 +148,22 @@ impl<'lab> Stage<'lab> {
         running.line()?;
         self.running.push(running);
         self.running.last_mut().context("no program")
+    }
+
+    /// A program at the far end that pulls what a server here has, from this way's
+    /// address, and is there until the way is graded.
+    pub fn pull(&mut self, port: u16) -> Result<()> {
+        let client = Program::new(world::TRAFFIC, &self.lab.foreign, None, None)?;
+        let (server, source) = (at(HOST, port), self.v4.to_string());
+        let client = client.args(["tcp", &server, "--source", &source]).start()?;
+        self.running.push(client);
+        Ok(())
+    }
+
+    /// Waits for the end of the program that was started first.
+    pub fn finish_first(&mut self) -> Result<()> {
+        let outcome = self.running.remove(0).finish()?;
+        self.note(outcome)
     }
 
     /// IPv4 address and port for datagrams.
@@ -209,15 +249,15 @@ pub fn policy(enforced: bool) -> String {
 
 /// Goes all ways of a row and holds what is observed against the table. `furnish` sets
 /// up what the lab does not have by itself.
-pub fn go(ways: &[Way], settings: &str, furnish: fn(&Lab) -> Result<()>) -> Result<()> {
+pub fn go(ways: &[Way], settings: &str, furnish: Furnish) -> Result<()> {
     let lab = Lab::new()?;
-    furnish(&lab)?;
+    let place = furnish(&lab)?;
     let _sinks = (
         UdpSink::new(&lab.foreign, UDP_PORT)?,
         TcpSink::new(&lab.foreign, TCP_PORT)?,
     );
-    let reported = go_once(&lab, ways, false, settings)?;
-    let enforced = go_once(&lab, ways, true, settings)?;
+    let once = |enforced| go_once(&lab, place.as_ref(), ways, enforced, settings);
+    let (reported, enforced) = (once(false)?, once(true)?);
     let table = Table::of_the_project()?;
     let mut differences = Vec::new();
     for ((way, first), second) in ways.iter().zip(reported).zip(enforced) {
@@ -246,27 +286,47 @@ struct Gone {
     arrived: u64,
 }
 
-fn go_once(lab: &Lab, ways: &[Way], enforced: bool, settings: &str) -> Result<Vec<Gone>> {
+fn go_once(
+    lab: &Lab,
+    place: Option<&Namespace>,
+    ways: &[Way],
+    enforced: bool,
+    settings: &str,
+) -> Result<Vec<Gone>> {
     let mut stages: Vec<Stage<'_>> = (0..ways.len())
-        .map(|number| Stage::new(lab, enforced, number))
+        .map(|number| Stage::new(lab, place, enforced, number))
         .collect();
     for (way, stage) in ways.iter().zip(&mut stages) {
         (way.prepare)(stage).with_context(|| format!("{}, before the agent", way.id))?;
     }
+    let start = || {
+        let agent = lab.agent().policy(&policy(enforced)).settings(settings);
+        agent.start()
+    };
+    let mut agent = start()?;
+    // What left before was judged by nobody.
     let tap = Tap::new(&lab.foreign)?;
     let before = lab.link_to(&lab.foreign)?;
-    let mut agent = lab
-        .agent()
-        .policy(&policy(enforced))
-        .settings(settings)
-        .start()?;
+    let mut records = Vec::new();
     for (way, stage) in ways.iter().zip(&mut stages) {
-        (way.send)(stage).with_context(|| format!("{}, enforced: {enforced}", way.id))?;
-        wait_until_gone(stage, &tap, &mut agent)
-            .with_context(|| format!("{}, enforced: {enforced}", way.id))?;
+        let described = || format!("{}, enforced: {enforced}", way.id);
+        match way.agent {
+            Meanwhile::Runs => (way.send)(stage).with_context(described)?,
+            Meanwhile::Stopped => {
+                agent.signal(Signal::SIGSTOP)?;
+                (way.send)(stage).with_context(described)?;
+                agent.signal(Signal::SIGCONT)?;
+            }
+            Meanwhile::Killed => {
+                records.extend(agent.stop(Signal::SIGKILL)?.1);
+                (way.send)(stage).with_context(described)?;
+                agent = start()?;
+            }
+        }
+        wait_until_gone(stage, &tap, &mut agent).with_context(described)?;
         stage.running.clear();
     }
-    let records = agent.stop(Signal::SIGINT)?.1;
+    records.extend(agent.stop(Signal::SIGINT)?.1);
     if lab.pins().exists() {
         trefoil_lab::agent::detach(lab)?;
     }
@@ -302,7 +362,15 @@ fn wait_until_gone(stage: &Stage<'_>, tap: &Tap, agent: &mut Agent<'_>) -> Resul
     })
 }
 
+/// Sets up what a row needs, and perhaps a place of its own.
+pub type Furnish = fn(&Lab) -> Result<Option<Namespace>>;
+
 /// Sets up nothing.
-pub fn nothing(_: &Lab) -> Result<()> {
-    Ok(())
+pub fn nothing(_: &Lab) -> Result<Option<Namespace>> {
+    Ok(None)
+}
+
+/// Addresses of the far place from the first on that ways have.
+pub fn from_first(count: u8) -> Vec<IpAddr> {
+    (FIRST..FIRST + count).map(v4).collect()
 }

@@ -32,9 +32,9 @@ const USAGE: &str = "traffic COMMAND ...
   udp-many ADDR:PORT --destinations N --count N [--size N] [--from PORT]
       datagrams in turn to N addresses from ADDR on, from one socket
   tcp ADDR:PORT [--from PORT] [--bytes N] [--hold socket|peer] [--fast-open|--fast-open-connect]
-      [--wait] [--mptcp] [--abandon]
+      [--wait] [--mptcp] [--source ADDR] [--abandon]
       with --abandon it ends while the kernel still has to send
-  serve PORT [--bytes N] [--wait] [--activated]
+  serve PORT [--bytes N] [--wait] [--activated|--mptcp]
       accepts one connection and sends; with --activated its standard input listens
   workers PORT --count N [--bytes N] [--accept parent|worker|activated]
       N processes, of which each answers one connection to one listener

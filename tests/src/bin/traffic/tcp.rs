@@ -2,12 +2,12 @@
 
 use std::fs::File;
 use std::io::{Read, Write, stdin};
-use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, Shutdown as How, SockFlag, SockType, SockaddrStorage, connect as call,
-    sendto, setsockopt, shutdown, socket, sockopt,
+    AddressFamily, Backlog, MsgFlags, Shutdown as How, SockFlag, SockType, SockaddrStorage, bind,
+    connect as call, sendto, setsockopt, shutdown, socket, sockopt,
 };
 
 use crate::arguments::Arguments;
@@ -37,6 +37,7 @@ pub fn connect(arguments: &mut Arguments) -> Answer {
     let fast_open_connect = arguments.flag("--fast-open-connect");
     let mptcp = arguments.flag("--mptcp");
     let abandon = arguments.flag("--abandon");
+    let source: Option<IpAddr> = arguments.option("--source")?;
     let wait = arguments.flag("--wait");
     arguments.done()?;
     let hold = hold.as_deref();
@@ -46,6 +47,10 @@ pub fn connect(arguments: &mut Arguments) -> Answer {
     } else {
         open(family(peer.ip()), from)?
     };
+    if let Some(source) = source {
+        let source = SockaddrStorage::from(SocketAddr::new(source, 0));
+        bind(socket.as_raw_fd(), &source).named("bind")?;
+    }
     if fast_open_connect {
         let on = 1i32.to_ne_bytes();
         set_option(&socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, &on)?;
@@ -106,7 +111,11 @@ pub fn serve(arguments: &mut Arguments) -> Answer {
     let port: u16 = arguments.value("a port")?;
     let bytes: u64 = arguments.option("--bytes")?.unwrap_or(0);
     let wait = arguments.flag("--wait");
-    let listener = listener(port, arguments.flag("--activated"))?;
+    let listener = match (arguments.flag("--activated"), arguments.flag("--mptcp")) {
+        (true, _) => TcpListener::from(stdin().as_fd().try_clone_to_owned().named("dup")?),
+        (false, true) => listen_mptcp(port)?,
+        (false, false) => listen(port)?,
+    };
     arguments.done()?;
     let mut sent = Sent {
         port,
@@ -125,13 +134,17 @@ pub fn serve(arguments: &mut Arguments) -> Answer {
     Ok(())
 }
 
-/// Listens, or takes standard input for what listens.
-pub fn listener(port: u16, activated: bool) -> Result<TcpListener, Failure> {
-    if activated {
-        let input = stdin().as_fd().try_clone_to_owned().named("dup")?;
-        return Ok(input.into());
-    }
+/// Listens on every address, IPv4 and IPv6.
+pub fn listen(port: u16) -> Result<TcpListener, Failure> {
     TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).named("bind")
+}
+
+fn listen_mptcp(port: u16) -> Result<TcpListener, Failure> {
+    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    let socket = raw::open(any.ip(), libc::SOCK_STREAM, libc::IPPROTO_MPTCP)?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(any)).named("bind")?;
+    nix::sys::socket::listen(&socket, Backlog::MAXCONN).named("listen")?;
+    Ok(socket.into())
 }
 
 /// Says that there is no more to come, and waits until the far end has read everything

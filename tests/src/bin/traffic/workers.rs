@@ -18,7 +18,7 @@ pub fn workers(arguments: &mut Arguments) -> Answer {
     let bytes: u64 = arguments.option("--bytes")?.unwrap_or(0);
     let accept: Option<String> = arguments.option("--accept")?;
     arguments.done()?;
-    let listener = tcp::listener(port, false)?;
+    let listener = tcp::listen(port)?;
     match accept.as_deref() {
         Some("activated") => return activated(listener, bytes),
         None | Some("worker" | "parent") => {}

@@ -1,0 +1,115 @@
+//! Against the monitor itself: its tables, its process.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+use trefoil_lab::battery::{Grade, Grades, Table};
+use trefoil_lab::tap::Tap;
+use trefoil_lab::{Agent, Lab, Record, kernel, places, wait_for};
+
+use crate::stage::{Meanwhile, Stage, Way, go, nothing, policy, way};
+use crate::world::traffic;
+
+#[test]
+fn row_25_more_flows_than_there_is_room_for() -> Result<()> {
+    const DESTINATIONS: u8 = 150;
+    let send = |stage: &mut Stage<'_>| {
+        let to = stage.udp();
+        stage.to = crate::stage::from_first(DESTINATIONS);
+        let number = DESTINATIONS.to_string();
+        stage.run(&["udp-many", &to, "--destinations", &number, "--count", "300"])
+    };
+    go(&[way("25a", send)], "[tables]\nflows = 64\n", nothing)
+}
+
+fn send(stage: &mut Stage<'_>) -> Result<()> {
+    let to = stage.udp();
+    stage.run(&["udp", &to])
+}
+
+#[test]
+fn row_26_without_the_agent() -> Result<()> {
+    let ways = [
+        Way {
+            id: "26a",
+            agent: Meanwhile::Stopped,
+            prepare: |_| Ok(()),
+            send,
+        },
+        Way {
+            id: "26b",
+            agent: Meanwhile::Killed,
+            prepare: |_| Ok(()),
+            send,
+        },
+    ];
+    go(&ways, "", nothing)
+}
+
+#[test]
+fn row_27_root_takes_the_programs_out() -> Result<()> {
+    let table = Table::of_the_project()?;
+    let unpinned = tampered(|agent, lab| {
+        std::fs::remove_dir_all(lab.pins())?;
+        agent.wait_for("the agent ends", |records| {
+            records.iter().any(is_tamper).then_some(())
+        })
+    })?;
+    let detached = tampered(|agent, lab| {
+        let pins = lab.pinned();
+        let is_egress = |pin: &&PathBuf| pin.to_string_lossy().ends_with("egress");
+        kernel::detach_link(pins.iter().find(is_egress).context("no such pin")?)?;
+        // It has had time to look.
+        let before = agent.records()?.len();
+        agent.wait_for("three heartbeats", |records| {
+            let beats = records.get(before..).unwrap_or_default().iter();
+            (beats
+                .filter(|record| record.is("event", "heartbeat"))
+                .count()
+                >= 3)
+                .then_some(())
+        })
+    })?;
+    table.hold("27a", unpinned)?;
+    table.hold("27b", detached)
+}
+
+fn is_tamper(record: &Record) -> bool {
+    record.is("event", "tamper")
+}
+
+/// Does this to an agent that enforces. What counts as seen is that it was done; what
+/// counts as blocked is a packet that is sent afterwards.
+fn tampered(act: impl FnOnce(&mut Agent<'_>, &Lab) -> Result<()>) -> Result<Grades> {
+    let lab = Lab::new()?;
+    let mut agent = lab
+        .agent()
+        .policy(&policy(true))
+        .settings("heartbeat_interval = \"1s\"\n")
+        .start()?;
+    let tap = Tap::new(&lab.foreign)?;
+    act(&mut agent, &lab)?;
+    let foreign = places::FOREIGN.to_string();
+    let sent = traffic(&lab)?.args(["raw", &foreign]).run()?;
+    let arrives = sent.code == 0;
+    if arrives {
+        wait_for("the packet arrives", || {
+            Ok((tap.to(places::FOREIGN).packets > 0).then_some(()))
+        })?;
+    }
+    let is_seen = agent.records()?.iter().any(is_tamper);
+    // It may have ended by itself.
+    let _ = agent.signal(Signal::SIGINT);
+    let _ = agent.ended()?;
+    if lab.pins().exists() {
+        trefoil_lab::agent::detach(&lab)?;
+    }
+    lab.close()?;
+    let yes_if = |is: bool| if is { Grade::Yes } else { Grade::No };
+    Ok(Grades {
+        seen: yes_if(is_seen),
+        owned: Grade::Without,
+        blocked: yes_if(!arrives),
+    })
+}
