@@ -2,6 +2,7 @@
 //! what Trefoil makes of it. The tests that send that way hold what they observe
 //! against the table, in both directions, so that it stays true.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -66,6 +67,44 @@ impl fmt::Display for Grades {
         } = self;
         write!(formatter, "{seen:<4}  {owned:<5}  {blocked:<7}")
     }
+}
+
+/// What the final record of a flow tells.
+#[derive(Clone, Copy, Debug)]
+pub struct Told {
+    /// Bytes that left.
+    pub bytes: u64,
+    /// The process; 0 if it names none.
+    pub pid: u32,
+    /// Attribution is `direct`.
+    pub is_direct: bool,
+}
+
+/// How well records of a way tell what was sent, and by whom: `bytes` of payload by all
+/// of `senders`.
+pub fn seen_and_owned(told: &[Told], bytes: u64, senders: &BTreeSet<u32>) -> (Grade, Grade) {
+    let amount = |sum: u64| match sum {
+        0 => Grade::No,
+        some if some < bytes => Grade::Part,
+        _ => Grade::Yes,
+    };
+    let mine = || told.iter().filter(|told| senders.contains(&told.pid));
+    let sum = |all: &mut dyn Iterator<Item = &Told>| all.map(|told| told.bytes).sum::<u64>();
+    let named: BTreeSet<u32> = mine().map(|told| told.pid).collect();
+    // A wrong name that is said to be certain is worse than none.
+    let is_wrong = told
+        .iter()
+        .any(|told| told.bytes > 0 && told.is_direct && !senders.contains(&told.pid));
+    let owned = if senders.is_empty() {
+        Grade::Without
+    } else if is_wrong || named.is_empty() {
+        Grade::No
+    } else if &named == senders && amount(sum(&mut mine().filter(|t| t.is_direct))) == Grade::Yes {
+        Grade::Yes
+    } else {
+        Grade::Part
+    };
+    (amount(sum(&mut told.iter())), owned)
 }
 
 /// A line of the table.
@@ -169,6 +208,28 @@ mod tests {
         assert!(Table::parse("1a  yes  part  yes  TCP\n").is_err());
         let table = Table::parse("1a  yes  part  yes  TCP  for a reason\n").unwrap();
         assert_eq!(table.0[0].reason, "for a reason");
+    }
+
+    #[test]
+    fn a_wrong_name_is_no_part_of_a_right_one() {
+        let told = |pid, is_direct| Told {
+            bytes: 100,
+            pid,
+            is_direct,
+        };
+        let senders = BTreeSet::from([7]);
+        let grade = |all: &[Told], bytes| seen_and_owned(all, bytes, &senders);
+        assert_eq!(grade(&[told(7, true)], 90), (Grade::Yes, Grade::Yes));
+        assert_eq!(grade(&[told(7, true)], 200), (Grade::Part, Grade::Part));
+        assert_eq!(grade(&[told(7, false)], 90), (Grade::Yes, Grade::Part));
+        assert_eq!(grade(&[told(0, false)], 90), (Grade::Yes, Grade::No));
+        let both = [told(7, true), told(8, true)];
+        assert_eq!(grade(&both, 90), (Grade::Yes, Grade::No));
+        assert_eq!(grade(&[], 90), (Grade::No, Grade::No));
+        assert_eq!(
+            seen_and_owned(&[told(0, false)], 90, &BTreeSet::new()),
+            (Grade::Yes, Grade::Without)
+        );
     }
 
     #[test]

@@ -36,11 +36,12 @@ fn subflow(stage: &mut Stage<'_>) -> Result<()> {
     foreign.ip(&offer)?;
     let port = MPTCP_PORT.to_string();
     let mut server = Program::new(TRAFFIC, foreign, None, None)?
-        .args(["serve", &port, "--wait", "--mptcp"])
+        .args(["serve", &port, "--wait", "--transport", "mptcp"])
         .start()?;
     server.line()?;
     let to = at(APPROVED, MPTCP_PORT);
-    let arguments = ["tcp", &to, "--mptcp", "--hold", "peer", "--bytes", "5000"];
+    let mut arguments = vec!["tcp", &to, "--transport", "mptcp"];
+    arguments.extend(["--hold", "peer", "--bytes", "5000"]);
     let client = stage.start(&arguments)?;
     client.proceed()?;
     client.line()?;

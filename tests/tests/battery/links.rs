@@ -241,3 +241,8 @@ fn over_a_new_link(stage: &mut Stage<'_>) -> Result<()> {
     let to = stage.udp();
     stage.run(&["udp", &to])
 }
+
+#[test]
+fn row_30_frames_for_the_driver() -> Result<()> {
+    go(&[way("30a", |stage| frame(stage, &["--xdp"]))], "", nothing)
+}

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
-use trefoil_lab::battery::{Grade, Grades, Table};
+use trefoil_lab::battery::{Grade, Grades, Table, Told, seen_and_owned};
 use trefoil_lab::namespace::Namespace;
 use trefoil_lab::places::HOST;
 use trefoil_lab::program::{Outcome, Program, Running};
@@ -188,39 +188,19 @@ impl<'lab> Stage<'lab> {
 
     /// Bytes and ownership as final records tell them.
     fn told_by(&self, records: &[Record]) -> Result<(Grade, Grade)> {
-        let mine: Vec<&Record> = records
-            .iter()
-            .filter(|record| is_final(record) && self.is_about_this(record))
-            .collect();
-        let (mut seen, mut owned, mut named, mut wrong) = (0, 0, BTreeSet::new(), false);
-        for record in &mine {
-            println!("{record}");
-            let bytes = record.number("bytes_out")?;
-            let pid = record.number("pid").unwrap_or_default() as u32;
-            let is_direct = record.is("attribution", "direct");
-            seen += bytes;
-            if self.senders.contains(&pid) {
-                named.insert(pid);
-                owned += if is_direct { bytes } else { 0 };
-            } else if bytes > 0 && is_direct {
-                wrong = true;
+        let mut all = Vec::new();
+        for record in records {
+            if !is_final(record) || !self.is_about_this(record) {
+                continue;
             }
+            println!("{record}");
+            all.push(Told {
+                bytes: record.number("bytes_out")?,
+                pid: record.number("pid").unwrap_or_default() as u32,
+                is_direct: record.is("attribution", "direct"),
+            });
         }
-        let amount = |bytes: u64| match bytes {
-            0 => Grade::No,
-            some if some < self.bytes => Grade::Part,
-            _ => Grade::Yes,
-        };
-        let owner = if self.senders.is_empty() {
-            Grade::Without
-        } else if wrong || named.is_empty() {
-            Grade::No
-        } else if named == self.senders && amount(owned) == Grade::Yes {
-            Grade::Yes
-        } else {
-            Grade::Part
-        };
-        Ok((amount(seen), owner))
+        Ok(seen_and_owned(&all, self.bytes, &self.senders))
     }
 
     /// True if a record says that this way was blocked.

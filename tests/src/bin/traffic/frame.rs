@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use crate::arguments::Arguments;
 use crate::copy::set_option;
 use crate::raw::checksum;
-use crate::{Answer, Failure, Named, Sent, told_to_proceed};
+use crate::{Answer, Failure, Named, Sent, told_to_proceed, xdp};
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 
@@ -57,16 +57,21 @@ pub fn frame(arguments: &mut Arguments) -> Answer {
     let to: SocketAddrV4 = arguments.value("ADDR:PORT")?;
     let payload = vec![b'x'; arguments.option("--size")?.unwrap_or(64)];
     let bypass = arguments.flag("--bypass-qdisc");
+    let by_xdp = arguments.flag("--xdp");
     arguments.done()?;
-    let socket = packet_socket()?;
-    if bypass {
-        let on = 1i32.to_ne_bytes();
-        set_option(&socket, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &on)?;
-    }
     let mut frame = [to_mac, from_mac].concat();
     frame.extend(ETHERTYPE_IPV4.to_be_bytes());
     frame.extend(datagram(from, to, &payload));
-    send_frame(&socket, &link, &frame)?;
+    if by_xdp {
+        xdp::send(&link, &frame)?;
+    } else {
+        let socket = packet_socket()?;
+        if bypass {
+            let on = 1i32.to_ne_bytes();
+            set_option(&socket, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &on)?;
+        }
+        send_frame(&socket, &link, &frame)?;
+    }
     Sent {
         port: from.port(),
         packets: 1,

@@ -17,6 +17,7 @@ mod tcp;
 mod udp;
 mod uring;
 mod workers;
+mod xdp;
 
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -32,9 +33,9 @@ const USAGE: &str = "traffic COMMAND ...
   udp-many ADDR:PORT --destinations N --count N [--size N] [--from PORT]
       datagrams in turn to N addresses from ADDR on, from one socket
   tcp ADDR:PORT [--from PORT] [--bytes N] [--hold socket|peer] [--fast-open|--fast-open-connect]
-      [--wait] [--mptcp] [--source ADDR] [--abandon]
+      [--wait] [--transport mptcp|sctp|dccp] [--source ADDR] [--abandon]
       with --abandon it ends while the kernel still has to send
-  serve PORT [--bytes N] [--wait] [--activated|--mptcp]
+  serve PORT [--bytes N] [--wait] [--activated|--transport mptcp|sctp|dccp]
       accepts one connection and sends; with --activated its standard input listens
   workers PORT --count N [--bytes N] [--accept parent|worker|activated]
       N processes, of which each answers one connection to one listener
@@ -66,7 +67,7 @@ const USAGE: &str = "traffic COMMAND ...
       how many went, how many were refused, and how many failed otherwise
   uring connect|send|sendmsg|zero-copy ADDR:PORT [--size N] [--poll]
   copy sendfile|splice|zero-copy ADDR:PORT [--bytes N]
-  frame LINK MAC MAC ADDR:PORT ADDR:PORT [--size N] [--bypass-qdisc]
+  frame LINK MAC MAC ADDR:PORT ADDR:PORT [--size N] [--bypass-qdisc|--xdp]
       a datagram in a frame of its own, each time from and to
   tun inject NAME ADDR:PORT ADDR:PORT [--size N]
       a datagram comes out of a tun device, after a line on standard input

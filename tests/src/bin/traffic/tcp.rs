@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write, stdin};
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::str::FromStr;
 
 use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, Shutdown as How, SockFlag, SockType, SockaddrStorage, bind,
@@ -17,6 +18,42 @@ use crate::udp::{bind_port, family, own_port};
 use crate::{Answer, Failure, Named, Sent, told_to_proceed};
 
 const CHUNK: usize = 1 << 16;
+
+/// What carries a connection instead of TCP.
+#[derive(Clone, Copy, Debug)]
+struct Transport {
+    kind: i32,
+    protocol: i32,
+}
+
+impl FromStr for Transport {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        const SOCK_DCCP: i32 = 6;
+        let (kind, protocol) = match name {
+            "mptcp" => (libc::SOCK_STREAM, libc::IPPROTO_MPTCP),
+            "sctp" => (libc::SOCK_STREAM, libc::IPPROTO_SCTP),
+            "dccp" => (SOCK_DCCP, libc::IPPROTO_DCCP),
+            _ => return Err(()),
+        };
+        Ok(Self { kind, protocol })
+    }
+}
+
+impl Transport {
+    fn open(self, address: IpAddr) -> Result<OwnedFd, Failure> {
+        raw::open(address, self.kind, self.protocol)
+    }
+
+    fn listen(self, port: u16) -> Result<TcpListener, Failure> {
+        let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+        let socket = self.open(any.ip())?;
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(any)).named("bind")?;
+        nix::sys::socket::listen(&socket, Backlog::MAXCONN).named("listen")?;
+        Ok(socket.into())
+    }
+}
 
 /// A TCP socket that may be bound to a port.
 pub fn open(family: AddressFamily, from: Option<u16>) -> Result<OwnedFd, Failure> {
@@ -35,17 +72,16 @@ pub fn connect(arguments: &mut Arguments) -> Answer {
     let hold: Option<String> = arguments.option("--hold")?;
     let fast_open = arguments.flag("--fast-open");
     let fast_open_connect = arguments.flag("--fast-open-connect");
-    let mptcp = arguments.flag("--mptcp");
+    let transport: Option<Transport> = arguments.option("--transport")?;
     let abandon = arguments.flag("--abandon");
     let source: Option<IpAddr> = arguments.option("--source")?;
     let wait = arguments.flag("--wait");
     arguments.done()?;
     let hold = hold.as_deref();
 
-    let socket = if mptcp {
-        raw::open(peer.ip(), libc::SOCK_STREAM, libc::IPPROTO_MPTCP)?
-    } else {
-        open(family(peer.ip()), from)?
+    let socket = match transport {
+        Some(transport) => transport.open(peer.ip())?,
+        None => open(family(peer.ip()), from)?,
     };
     if let Some(source) = source {
         let source = SockaddrStorage::from(SocketAddr::new(source, 0));
@@ -111,10 +147,13 @@ pub fn serve(arguments: &mut Arguments) -> Answer {
     let port: u16 = arguments.value("a port")?;
     let bytes: u64 = arguments.option("--bytes")?.unwrap_or(0);
     let wait = arguments.flag("--wait");
-    let listener = match (arguments.flag("--activated"), arguments.flag("--mptcp")) {
-        (true, _) => TcpListener::from(stdin().as_fd().try_clone_to_owned().named("dup")?),
-        (false, true) => listen_mptcp(port)?,
-        (false, false) => listen(port)?,
+    let transport: Option<Transport> = arguments.option("--transport")?;
+    let listener = match transport {
+        _ if arguments.flag("--activated") => {
+            TcpListener::from(stdin().as_fd().try_clone_to_owned().named("dup")?)
+        }
+        Some(transport) => transport.listen(port)?,
+        None => listen(port)?,
     };
     arguments.done()?;
     let mut sent = Sent {
@@ -137,14 +176,6 @@ pub fn serve(arguments: &mut Arguments) -> Answer {
 /// Listens on every address, IPv4 and IPv6.
 pub fn listen(port: u16) -> Result<TcpListener, Failure> {
     TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).named("bind")
-}
-
-fn listen_mptcp(port: u16) -> Result<TcpListener, Failure> {
-    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    let socket = raw::open(any.ip(), libc::SOCK_STREAM, libc::IPPROTO_MPTCP)?;
-    bind(socket.as_raw_fd(), &SockaddrStorage::from(any)).named("bind")?;
-    nix::sys::socket::listen(&socket, Backlog::MAXCONN).named("listen")?;
-    Ok(socket.into())
 }
 
 /// Says that there is no more to come, and waits until the far end has read everything
