@@ -3,6 +3,7 @@
 
 mod archive;
 mod bare_machine;
+mod battery;
 mod enforcement;
 mod install;
 mod world;
