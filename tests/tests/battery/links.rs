@@ -6,13 +6,12 @@ use trefoil_lab::namespace::Namespace;
 use trefoil_lab::program::Program;
 use trefoil_lab::{Lab, places};
 
-use crate::stage::{Stage, UDP_PORT, go, nothing, way};
+use crate::stage::{LINK, Stage, UDP_PORT, Way, go, nothing, way};
 use crate::world::{TRAFFIC, at, traffic, traffic_in};
 
 /// The host's end of the cable to the foreign host, and the other.
 const NEAR: &str = "02:00:00:00:01:03";
 const FAR: &str = "02:00:00:00:02:03";
-const LINK: &str = "to-foreign";
 
 fn frame(stage: &mut Stage<'_>, more: &[&str]) -> Result<()> {
     let (from, to) = (at(places::HOST, 4000), stage.udp());
@@ -123,7 +122,11 @@ fn row_20_routed_through_the_host() -> Result<()> {
 
 #[test]
 fn row_20_bridged_through_the_host() -> Result<()> {
-    go(&[way("20b", send_as_a_guest)], "", guest)
+    let way = Way {
+        uplink: "to-far",
+        ..way("20b", send_as_a_guest)
+    };
+    go(&[way], "", guest)
 }
 
 fn send_as_a_guest(stage: &mut Stage<'_>) -> Result<()> {

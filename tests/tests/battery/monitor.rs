@@ -34,12 +34,14 @@ fn row_26_without_the_agent() -> Result<()> {
         Way {
             id: "26a",
             agent: Meanwhile::Stopped,
+            uplink: "auto",
             prepare: |_| Ok(()),
             send,
         },
         Way {
             id: "26b",
             agent: Meanwhile::Killed,
+            uplink: "auto",
             prepare: |_| Ok(()),
             send,
         },

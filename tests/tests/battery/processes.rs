@@ -70,6 +70,7 @@ fn row_17_older_than_the_agent() -> Result<()> {
         Way {
             id: "17a",
             agent: Meanwhile::Runs,
+            uplink: "auto",
             prepare: |stage| {
                 let to = stage.udp();
                 stage.start(&["udp", &to, "--hold"]).map(drop)
@@ -79,6 +80,7 @@ fn row_17_older_than_the_agent() -> Result<()> {
         Way {
             id: "17b",
             agent: Meanwhile::Runs,
+            uplink: "auto",
             prepare: |stage| {
                 let to = stage.tcp();
                 stage
@@ -90,6 +92,7 @@ fn row_17_older_than_the_agent() -> Result<()> {
         Way {
             id: "17c",
             agent: Meanwhile::Runs,
+            uplink: "auto",
             prepare: |stage| {
                 // Known to the agent before, in whose mode it may open.
                 let before = stage.lab.agent().policy(&policy(false)).start()?;
@@ -121,6 +124,7 @@ fn row_18_data_after_the_end_of_the_process() -> Result<()> {
     let abandoned = Way {
         id: "18a",
         agent: Meanwhile::Runs,
+        uplink: "auto",
         prepare: |stage| {
             if stage.enforced {
                 abandon(stage)?;

@@ -1,11 +1,12 @@
 //! Going every way out twice, in report mode and in enforce mode, and grading it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use trefoil_lab::battery::{Grade, Grades, Table, Told, seen_and_owned};
+use trefoil_lab::link::LinkCounters;
 use trefoil_lab::namespace::Namespace;
 use trefoil_lab::places::HOST;
 use trefoil_lab::program::{Outcome, Program, Running};
@@ -53,6 +54,9 @@ pub enum Meanwhile {
     Killed,
 }
 
+/// The host's link to the far place.
+pub const LINK: &str = "to-foreign";
+
 /// A way out.
 pub struct Way {
     /// Its line in the table.
@@ -63,6 +67,8 @@ pub struct Way {
     pub prepare: fn(&mut Stage<'_>) -> Result<()>,
     /// Sends.
     pub send: fn(&mut Stage<'_>) -> Result<()>,
+    /// The interface that is watched; else all that lead out.
+    pub uplink: &'static str,
 }
 
 /// A way that begins when the agent runs.
@@ -72,6 +78,7 @@ pub const fn way(id: &'static str, send: fn(&mut Stage<'_>) -> Result<()>) -> Wa
         agent: Meanwhile::Runs,
         prepare: |_| Ok(()),
         send,
+        uplink: "auto",
     }
 }
 
@@ -279,9 +286,10 @@ fn go_once(
     for (way, stage) in ways.iter().zip(&mut stages) {
         (way.prepare)(stage).with_context(|| format!("{}, before the agent", way.id))?;
     }
+    let settings = format!("heartbeat_interval = \"1s\"\n{settings}");
     let start = || {
-        let agent = lab.agent().policy(&policy(enforced)).settings(settings);
-        agent.start()
+        let agent = lab.agent().policy(&policy(enforced)).settings(&settings);
+        agent.uplink(ways[0].uplink).start()
     };
     let mut agent = start()?;
     // What left before was judged by nobody.
@@ -290,6 +298,7 @@ fn go_once(
     let mut records = Vec::new();
     for (way, stage) in ways.iter().zip(&mut stages) {
         let described = || format!("{}, enforced: {enforced}", way.id);
+        let books = Books::told_by(agent.records()?);
         match way.agent {
             Meanwhile::Runs => (way.send)(stage).with_context(described)?,
             Meanwhile::Stopped => {
@@ -303,9 +312,18 @@ fn go_once(
                 agent = start()?;
             }
         }
-        wait_until_gone(stage, &tap, &mut agent).with_context(described)?;
+        wait_until_gone(stage, &tap, &mut agent, books).with_context(described)?;
         stage.running.clear();
     }
+    let link = match ways[0].uplink {
+        "auto" => LINK,
+        name => name,
+    };
+    let sent = LinkCounters::read(&lab.host, link)?.tx_bytes;
+    let books = agent.wait_for("books that are about all of it", |records| {
+        let books = Books::told_by(records);
+        (books.counted_by(link) >= sent).then_some(books)
+    })?;
     records.extend(agent.stop(Signal::SIGINT)?.1);
     if lab.pins().exists() {
         trefoil_lab::agent::detach(lab)?;
@@ -316,7 +334,7 @@ fn go_once(
         Ok((tap.packets() >= sent).then_some(()))
     })
     .with_context(|| format!("{} of {sent} have", tap.packets()))?;
-    stages
+    let mut all: Vec<Gone> = stages
         .iter()
         .map(|stage| {
             let (seen, owned) = stage.told_by(&records)?;
@@ -327,17 +345,80 @@ fn go_once(
                 arrived: stage.arrived(&tap),
             })
         })
-        .collect()
+        .collect::<Result<_>>()?;
+    // What no record of a flow tells may be among the sums of an uplink.
+    let of_no_flow = all.iter_mut().filter(|gone| gone.seen == Grade::No);
+    let of_no_flow: Vec<&mut Gone> = of_no_flow.collect();
+    let bytes: u64 = of_no_flow.iter().map(|gone| gone.bytes).sum();
+    if books.without_flow() >= bytes {
+        of_no_flow
+            .into_iter()
+            .for_each(|gone| gone.seen = Grade::Part);
+    }
+    Ok(all)
+}
+
+/// The last books of each uplink.
+#[derive(Default)]
+struct Books(BTreeMap<String, Record>);
+
+impl Books {
+    fn told_by(records: &[Record]) -> Self {
+        let mut books = Self::default();
+        for record in records {
+            if record.text("subject").starts_with("books of uplink") {
+                books.0.insert(record.text("uplink"), record.clone());
+            }
+        }
+        books
+    }
+
+    fn sum(&self, fields: &[&str]) -> u64 {
+        let number = |record: &Record, field: &&str| record.number(field).unwrap_or_default();
+        let of_one = |record| fields.iter().map(move |field| number(record, field));
+        self.0.values().flat_map(of_one).sum()
+    }
+
+    /// Bytes that no hook of a socket has judged.
+    fn without_flow(&self) -> u64 {
+        self.sum(&[
+            "bytes_kernel",
+            "bytes_forwarded",
+            "bytes_packet_socket",
+            "bytes_not_ip",
+            "bytes_unaccounted",
+        ])
+    }
+
+    fn dropped(&self) -> u64 {
+        self.sum(&["bytes_dropped"])
+    }
+
+    /// Bytes of which the interface's counter knew.
+    fn counted_by(&self, uplink: &str) -> u64 {
+        self.0.get(uplink).map_or(0, |record| {
+            ["bytes_before", "bytes_sent"]
+                .iter()
+                .map(|field| record.number(field).unwrap_or_default())
+                .sum()
+        })
+    }
 }
 
 /// Waits until all bytes of a way have arrived, or until a record says why not.
-fn wait_until_gone(stage: &Stage<'_>, tap: &Tap, agent: &mut Agent<'_>) -> Result<()> {
+fn wait_until_gone(
+    stage: &Stage<'_>,
+    tap: &Tap,
+    agent: &mut Agent<'_>,
+    before: Books,
+) -> Result<()> {
     if stage.bytes == 0 && !stage.enforced {
         bail!("nothing was sent");
     }
     agent.wait_for("bytes arrive or are blocked", |records| {
         let arrived = stage.arrived(tap);
-        let is_blocked = stage.enforced && stage.is_blocked_by(records);
+        let is_dropped = || Books::told_by(records).dropped() > before.dropped();
+        let is_blocked = stage.enforced && (stage.is_blocked_by(records) || is_dropped());
         (is_blocked || arrived > 0 && arrived >= stage.bytes).then_some(())
     })
 }
