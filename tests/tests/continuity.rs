@@ -13,10 +13,13 @@ use trefoil_lab::sink::{TcpSink, UdpSink};
 use trefoil_lab::{Lab, Record, places, wait_for};
 use world::{REFUSED, approving, at, enforcing, gapless, is_final, reporting, told, traffic};
 
+/// How often each sender has sent.
+type Rounds = [AtomicU64; 3];
+
 /// Sends to the foreign host without a pause, by a connection, a connected and
-/// an unconnected socket, while `act` runs, which is told how often they have sent.
-fn while_sending<T>(lab: &Lab, act: impl FnOnce(&AtomicU64) -> Result<T>) -> Result<T> {
-    let (end, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
+/// an unconnected socket, while `act` runs, which is told how often each has sent.
+fn while_sending<T>(lab: &Lab, act: impl FnOnce(&Rounds) -> Result<T>) -> Result<T> {
+    let (end, rounds) = (AtomicBool::new(false), Rounds::default());
     let (end, rounds) = (&end, &rounds);
     let datagrams = ["--hold", "--count", "200", "--size", "300"];
     let mut senders = [
@@ -43,8 +46,9 @@ fn while_sending<T>(lab: &Lab, act: impl FnOnce(&AtomicU64) -> Result<T>) -> Res
         sender.line()?;
     }
     std::thread::scope(|scope| -> Result<T> {
-        let threads = senders.map(|mut sender| {
-            scope.spawn(move || -> Result<()> {
+        let mut threads = Vec::new();
+        for (mut sender, rounds) in senders.into_iter().zip(rounds) {
+            threads.push(scope.spawn(move || -> Result<()> {
                 while !end.load(Ordering::Relaxed) {
                     sender.proceed()?;
                     sender.line()?;
@@ -52,8 +56,8 @@ fn while_sending<T>(lab: &Lab, act: impl FnOnce(&AtomicU64) -> Result<T>) -> Res
                 }
                 sender.finish()?.success()?;
                 Ok(())
-            })
-        });
+            }));
+        }
         let acted = act(rounds);
         end.store(true, Ordering::Relaxed);
         for thread in threads {
@@ -65,12 +69,15 @@ fn while_sending<T>(lab: &Lab, act: impl FnOnce(&AtomicU64) -> Result<T>) -> Res
     })
 }
 
-/// Waits until all senders together have sent some more.
-fn some_more(rounds: &AtomicU64) -> Result<()> {
-    let goal = rounds.load(Ordering::Relaxed) + 15;
-    wait_for("more is sent", || {
-        Ok((rounds.load(Ordering::Relaxed) >= goal).then_some(()))
-    })
+/// Waits until each sender has sent some more: the round that it is in, and others.
+fn some_more(rounds: &Rounds) -> Result<()> {
+    for of_one in rounds {
+        let goal = of_one.load(Ordering::Relaxed) + 4;
+        wait_for("more is sent", || {
+            Ok((of_one.load(Ordering::Relaxed) >= goal).then_some(()))
+        })?;
+    }
+    Ok(())
 }
 
 /// The final record of each flow. A killed agent may have handed a record over
