@@ -10,12 +10,14 @@ pub mod flow;
 pub mod loss;
 pub mod owner;
 pub mod policy;
+pub mod tree;
 pub mod uplink;
 
 pub use flow::*;
 pub use loss::*;
 pub use owner::*;
 pub use policy::*;
+pub use tree::*;
 pub use uplink::*;
 
 /// Version of everything in this folder. Pins live in `<pin-dir>/v<ABI_VERSION>`.
