@@ -284,7 +284,8 @@ impl Monitor {
 
     /// Reports that the programs were taken out, and what was counted till then.
     pub fn lost_attachment(&mut self) -> Result<(), KernelError> {
-        self.drain_all()?;
+        // The tables are there as long as this agent holds them.
+        self.sweep()?;
         self.table
             .close_all(clock::since_boot_ns(), &mut self.reports);
         self.report()?;
