@@ -11,6 +11,7 @@ use trefoil_ebpf::abi::*;
 use crate::{
     atomic,
     maps::{EMPTY, ENDED, EVENTS, TOTALS, lose},
+    remembered::{connection, remember},
 };
 
 /// Nanoseconds since boot, suspend included.
@@ -88,6 +89,14 @@ pub fn finish(reason: u32, tracked: *const Tracked) -> u32 {
     0
 }
 
+/// Generation 0 is never in force, so the first packet asks the judge.
+pub const NOT_JUDGED: Decision = Decision {
+    generation: 0,
+    rule: NO_RULE,
+    verdict: verdict::NONE,
+    flags: 0,
+};
+
 /// Starts a flow in a slot whose owner is set already.
 #[inline(always)]
 pub fn begin(tracked: *mut Tracked, cookie: u64, peer: &Peer, direction: u8, decision: Decision) {
@@ -124,6 +133,16 @@ pub fn end(tracked: *mut Tracked) {
         finish(reason::CLOSED, tracked);
     }
     unsafe { (*tracked).flow.state = state | FLOW_ENDED };
+}
+
+/// Ends the flow of a connection of TCP. Acknowledgements and resets that the kernel sends
+/// in its name from now on are judged as it was.
+#[inline(always)]
+pub fn end_connection(tracked: *mut Tracked) {
+    // SAFETY: a map value; the verifier checks the access.
+    let flow = unsafe { &(*tracked).flow };
+    remember(&connection(&flow.peer, flow.local_port), &flow.decision);
+    end(tracked);
 }
 
 /// Continues the slot as a new flow with the same ends: the policy changed its

@@ -18,25 +18,40 @@ pub fn find(key: &FlowKey) -> Option<*mut Tracked> {
 #[inline(always)]
 pub fn find_for_sender(key: &FlowKey, sender: *const Owner) -> Option<*mut Tracked> {
     let tracked = find(key)?;
+    set_sender(tracked, sender, quality::INFERRED);
+    Some(tracked)
+}
+
+/// Takes in who sends on a flow. `first` is how certain it is that all of it is the
+/// sender's, if nobody was known to send on it before.
+#[inline(always)]
+pub fn set_sender(tracked: *mut Tracked, sender: *const Owner, first: u8) {
     // SAFETY: map values; the verifier checks the access.
     unsafe {
-        if (*tracked).owner.pid != (*sender).pid
-            || (*tracked).owner.start_ns != (*sender).start_ns
-            || (*tracked).owner.exe_id != (*sender).exe_id
+        if (*tracked).owner.pid == (*sender).pid
+            && (*tracked).owner.start_ns == (*sender).start_ns
+            && (*tracked).owner.exe_id == (*sender).exe_id
         {
-            let was_shared = (*tracked).flow.state & FLOW_SHARED != 0;
-            (*tracked).owner = *sender;
+            let is_shared = (*tracked).flow.state & FLOW_SHARED != 0;
+            if first == quality::DIRECT && !is_shared {
+                (*tracked).owner.quality = (*sender).quality;
+            }
+            return;
+        }
+        let was_shared = (*tracked).flow.state & FLOW_SHARED != 0;
+        let is_first = (*tracked).owner.pid == 0 && first == quality::DIRECT;
+        (*tracked).owner = *sender;
+        if !is_first {
             (*tracked).owner.quality = quality::INFERRED;
             (*tracked).flow.state |= FLOW_SHARED;
-            // Rules may say something else about this sender.
-            (*tracked).flow.decision.generation = 0;
-            // Once: two senders in turn would fill the ring buffer.
-            if !was_shared {
-                announce_owner(tracked);
-            }
+        }
+        // Rules may say something else about this sender.
+        (*tracked).flow.decision.generation = 0;
+        // Once: two senders in turn would fill the ring buffer.
+        if !was_shared && (*tracked).flow.state & FLOW_ANNOUNCED != 0 {
+            announce_owner(tracked);
         }
     }
-    Some(tracked)
 }
 
 /// Makes a flow; `None`, and counted, if the table is full.

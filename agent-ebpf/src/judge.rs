@@ -54,6 +54,13 @@ pub fn judge(in_force: InForce, source: &Source, peer: &Peer, bytes: u32) -> Dec
     decision
 }
 
+/// True for a destination from which nothing leaves the host or the link.
+#[inline(always)]
+pub fn is_local(generation: u32, peer: &Peer) -> bool {
+    let (high, low) = peer.address.halves();
+    fallback(destination(generation, high, low)) == verdict::LOCAL
+}
+
 /// A decision that came through a global function.
 #[inline(always)]
 fn decision_of(word: u64) -> Decision {

@@ -46,11 +46,17 @@ mod owner;
 #[cfg(target_arch = "bpf")]
 mod packet;
 #[cfg(target_arch = "bpf")]
+mod remembered;
+#[cfg(target_arch = "bpf")]
+mod settle;
+#[cfg(target_arch = "bpf")]
 mod source;
 #[cfg(target_arch = "bpf")]
 mod tables;
 #[cfg(target_arch = "bpf")]
 mod tree;
+#[cfg(target_arch = "bpf")]
+mod uplink_flows;
 
 /// The kernel lends helpers such as `bpf_probe_read_kernel` to programs under a
 /// GPL-compatible licence only. The sources are (MIT OR Apache-2.0) as well.

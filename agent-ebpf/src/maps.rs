@@ -152,15 +152,23 @@ pub static UPLINKS: HashMap<u32, Uplink, MAX_UPLINKS> = HashMap::new();
 #[btf_map]
 pub static UPLINK_BOOKS: PerCpuHashMap<u32, UplinkBooks, MAX_UPLINKS> = PerCpuHashMap::new();
 
-/// What was decided about sockets of other network namespaces, by destination: their
-/// packets are forwarded by this host, and have no socket any more when they come to an
-/// uplink. Also about datagrams of which the beginning has been at an uplink, with port 0
-/// and, in `pad`, the lower bytes of the socket's cookie. Written by `egress` and
-/// `uplink_egress`, read by the latter. The kernel drops what was not used for longest;
-/// without memory for an entry `forwarded-full` counts, and what is not found is judged
-/// by its destination alone.
+/// Flows of frames that no socket's hooks have judged. Written by `uplink_egress` and
+/// `sock_send_length`; read and emptied by the agent. When full, frames are judged and
+/// counted in `UPLINK_BOOKS`, with `flows-full`.
 #[btf_map]
-pub static FORWARDED: LruHashMap<Peer, Decision, 65536> = LruHashMap::new();
+pub static UPLINK_FLOWS: HashMap<UplinkFlowKey, Tracked, 65536, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
+/// What was decided where a socket was to be seen, for packets that come to an uplink
+/// without it. By destination about sockets of other network namespaces, whose packets
+/// are forwarded by this host; about the beginning of a datagram, for the rest of it;
+/// about connections of TCP that are over, in whose name the kernel still answers. See
+/// `remembered` for the keys. Written by `egress`, `uplink_egress` and what ends a flow,
+/// read by the first two. The kernel drops what was not used for longest; without memory
+/// for an entry `remembered-full` counts, and what is not found is judged by its
+/// destination alone.
+#[btf_map]
+pub static REMEMBERED: LruHashMap<Peer, Decision, 65536> = LruHashMap::new();
 
 /// Headers of the two policy generations. This and the tables below are
 /// written by the agent in the slot that is not in force, read by the judge.

@@ -6,9 +6,11 @@ use trefoil_ebpf::abi::{Address, ETHERNET_HEADER, Peer};
 
 /// IP protocol numbers.
 pub mod protocol {
+    pub const ICMP: u8 = 1;
     pub const TCP: u8 = 6;
     pub const UDP: u8 = 17;
     pub const DCCP: u8 = 33;
+    pub const ICMPV6: u8 = 58;
     pub const SCTP: u8 = 132;
     pub const UDPLITE: u8 = 136;
 }

@@ -24,6 +24,15 @@ pub struct Source {
 }
 
 impl Source {
+    /// Nothing is known of it.
+    pub const NOBODY: Self = Self {
+        exe_id: 0,
+        cgroup_id: 0,
+        uid: u32::MAX,
+        gid: u32::MAX,
+        session: 0,
+    };
+
     #[inline(always)]
     pub fn of(owner: *const Owner) -> Self {
         // SAFETY: a map value; the verifier checks the access.

@@ -64,8 +64,8 @@ pub const MEANINGS: &[(&str, &str)] = &[
         "frames left by an interface that has no books; they were judged, and are in no sum",
     ),
     (
-        "forwarded-full",
-        "packets of containers, or the rest of datagrams, were judged by their destination alone",
+        "remembered-full",
+        "packets that came to an uplink without their socket were judged by their destination alone",
     ),
 ];
 

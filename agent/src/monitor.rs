@@ -10,11 +10,14 @@ use std::{
     sync::Arc,
 };
 
-use trefoil_ebpf::abi::{Event, FLOW_EMBRYONIC, FLOW_ENDED, FlowKey, Peer, Tracked, reason};
+use trefoil_ebpf::abi::{
+    COOKIE_OF_NO_SOCKET, Event, FLOW_EMBRYONIC, FLOW_ENDED, FlowKey, Peer, Tracked, UplinkFlowKey,
+    reason, verdict,
+};
 
 use crate::{
     clock::{self, BootClock},
-    flow::{FlowSettings, FlowStats, FlowTable, Report, Sweep, may_become_a_session},
+    flow::{FlowId, FlowSettings, FlowStats, FlowTable, Report, Sweep, may_become_a_session},
     geo::Geo,
     kernel::{Enforcement, Events, Kernel, KernelError, LoadSettings, Reader},
     limits::Said,
@@ -219,6 +222,7 @@ impl Monitor {
         // In this order: a flow whose socket is not among those that are looked at
         // afterwards has none any more.
         let many_peer_flows = self.reader.many_peer_flows()?;
+        let uplink_flows = self.reader.uplink_flows()?;
         let mut states = self.kernel.socket_flows()?;
         self.cut_unapproved(&states)?;
         let live: HashSet<u64> = states.iter().map(|tracked| tracked.flow.cookie).collect();
@@ -235,6 +239,15 @@ impl Monitor {
                 states.push(tracked);
             }
         }
+        for (key, tracked) in &uplink_flows {
+            let is_local = tracked.flow.decision.verdict == verdict::LOCAL;
+            let has_socket = key.cookie != 0 && self.kernel.sees_sockets();
+            if is_local || has_socket && !live.contains(&key.cookie) {
+                self.take_from_uplink(key, began_ns)?;
+            } else {
+                states.push(*tracked);
+            }
+        }
         // What ended while this was read is in the ring buffer, which comes first.
         self.drain_all()?;
         let sweep = Sweep {
@@ -242,9 +255,22 @@ impl Monitor {
             complete: true,
         };
         self.table.sweep(&sweep, states.iter(), &mut self.reports);
-        let idle: Vec<FlowKey> = self.table.idle(began_ns.saturating_sub(IDLE_NS)).collect();
-        for key in idle {
-            self.take(&key, began_ns)?;
+        let at_uplinks: HashMap<FlowId, UplinkFlowKey> = uplink_flows
+            .iter()
+            .map(|(key, tracked)| (FlowId::of(&tracked.flow), *key))
+            .collect();
+        let idle: Vec<FlowId> = self.table.idle(began_ns.saturating_sub(IDLE_NS)).collect();
+        for id in idle {
+            match at_uplinks.get(&id) {
+                Some(key) => self.take_from_uplink(key, began_ns)?,
+                None => self.take(
+                    &FlowKey {
+                        cookie: id.cookie,
+                        peer: id.peer,
+                    },
+                    began_ns,
+                )?,
+            }
         }
         self.report()?;
         self.report_limits();
@@ -422,7 +448,9 @@ impl Monitor {
                 return Ok(());
             }
             // TCP has one peer, and its flows end by themselves.
-            reason::OPENED if flow.peer.protocol != TCP => {
+            reason::OPENED
+                if flow.peer.protocol != TCP && flow.cookie & COOKIE_OF_NO_SOCKET == 0 =>
+            {
                 let peers = self.peers.entry(flow.cookie).or_default();
                 if !peers.contains(&flow.peer) {
                     peers.push(flow.peer);
@@ -441,6 +469,14 @@ impl Monitor {
     /// amounts to by then is final.
     fn take(&mut self, key: &FlowKey, time_ns: u64) -> Result<(), KernelError> {
         if let Some(tracked) = self.reader.take_flow(key)? {
+            self.end(tracked, time_ns);
+        }
+        Ok(())
+    }
+
+    /// As [`take`](Self::take), of the table of uplinks.
+    fn take_from_uplink(&mut self, key: &UplinkFlowKey, time_ns: u64) -> Result<(), KernelError> {
+        if let Some(tracked) = self.reader.take_uplink_flow(key)? {
             self.end(tracked, time_ns);
         }
         Ok(())

@@ -105,7 +105,7 @@ impl Names {
         }
         // Without a process the uid is that of the socket, which the kernel
         // may have opened for anybody.
-        if owner.quality != quality::NONE {
+        if quality::names_a_process(owner.quality) {
             facts.user = self.logins.name(owner.uid).map(Into::into);
             facts.login = logged_in(owner.loginuid)
                 .and_then(|uid| self.logins.name(uid))

@@ -22,7 +22,7 @@ pub struct Peer {
     pub port: u16,
     /// IP protocol number (6 TCP, 17 UDP, ...), after IPv6 extension headers.
     pub protocol: u8,
-    /// Zero, but for some keys of map `FORWARDED`.
+    /// Zero, but for some keys of map `REMEMBERED`.
     pub pad: [u8; 5],
 }
 
@@ -121,6 +121,10 @@ pub const SOCKET_HAS_FLOWS: u32 = 8;
 
 /// The socket belongs to the agent's own network namespace.
 pub const SOCKET_OWN_NAMESPACE: u32 = 16;
+
+/// A packet socket. `tracked.flow` is no flow: its two ends and its cookie are those of
+/// the flow in map `UPLINK_FLOWS` that its last frame belongs to.
+pub const SOCKET_OF_FRAMES: u32 = 32;
 
 /// The socket tag, value of the socket storage `SOCKETS`.
 ///

@@ -19,13 +19,14 @@ pub const LOSSES: &[&str] = &[
     "policy-missing",
     "sockets-untagged",
     "uplinks-unknown",
-    "forwarded-full",
+    "remembered-full",
 ];
 
 /// The ring buffer had no room. The event's numbers are not lost: they come
 /// with a later event, from `ENDED`, or from the next sweep.
 pub const LOSS_EVENTS_FULL: u32 = 0;
-/// `FLOWS` had no room: packets were judged and are in `TOTALS`, but in no flow.
+/// `FLOWS` or `UPLINK_FLOWS` had no room: packets were judged and are in `TOTALS` or
+/// `UPLINK_BOOKS`, but in no flow.
 pub const LOSS_FLOWS_FULL: u32 = 1;
 /// `PROCESSES` had no room.
 pub const LOSS_PROCESSES_FULL: u32 = 2;
@@ -55,9 +56,9 @@ pub const LOSS_SOCKETS_UNTAGGED: u32 = 13;
 /// A frame left by an interface that has no books: judged, and in no sum.
 pub const LOSS_UPLINKS_UNKNOWN: u32 = 14;
 
-/// `FORWARDED` had no room: packets of a socket in another network namespace, or the rest
-/// of a datagram, are judged by their destination alone.
-pub const LOSS_FORWARDED_FULL: u32 = 15;
+/// `REMEMBERED` had no room: what comes to an uplink without the socket that sent it is
+/// judged by its destination alone.
+pub const LOSS_REMEMBERED_FULL: u32 = 15;
 
 /// Number of counters.
 pub const N_LOSSES: u32 = 16;

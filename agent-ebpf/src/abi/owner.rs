@@ -21,6 +21,16 @@ pub mod quality {
     pub const INFERRED: u8 = 1;
     /// The kernel saw this process act on this socket.
     pub const DIRECT: u8 = 2;
+    /// No process: the kernel sent this by itself.
+    pub const KERNEL: u8 = 3;
+    /// No process of this host: it came in by another interface.
+    pub const FORWARDED: u8 = 4;
+
+    /// True if a process of this host is named.
+    #[must_use]
+    pub const fn names_a_process(quality: u8) -> bool {
+        matches!(quality, INFERRED | DIRECT)
+    }
 }
 
 /// The process that a flow is attributed to, as it was when it acted.

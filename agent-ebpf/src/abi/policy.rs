@@ -80,6 +80,9 @@ pub const DECISION_ENFORCED: u8 = 1;
 /// [`Decision::flags`]: it depends on the clock or on a budget, so it holds for one
 /// packet and is not kept.
 pub const DECISION_LIMITED: u8 = 2;
+/// [`Decision::flags`], in map `REMEMBERED` alone: made at an uplink, where the packet
+/// belongs to a flow in `UPLINK_FLOWS`.
+pub const DECISION_AT_UPLINK: u8 = 4;
 
 /// What the judge said, and under which policy.
 #[repr(C, align(8))]

@@ -1,6 +1,6 @@
 //! Uplinks: what left by each interface, and who had judged it.
 
-use super::verdict;
+use super::{Address, Peer, verdict};
 
 /// Most interfaces that are watched at a time: entries of `UPLINKS`.
 pub const MAX_UPLINKS: usize = 64;
@@ -92,6 +92,28 @@ pub struct Uplink {
     pub made_qdisc: u32,
 }
 
+/// Key of map `UPLINK_FLOWS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UplinkFlowKey {
+    /// Cookie of the packet socket that sends, or of the socket whose data is in the
+    /// tunnel's packet; 0 where there is none.
+    pub cookie: u64,
+    /// The far end.
+    pub peer: Peer,
+    /// The near address.
+    pub source: Address,
+    /// The near port in host byte order; 0 where the protocol has none.
+    pub source_port: u16,
+    /// One of [`sender`].
+    pub sender: u8,
+    /// Zero.
+    pub pad: [u8; 5],
+}
+
+/// Set in the cookie of a flow that has no socket. The kernel counts cookies from 1.
+pub const COOKIE_OF_NO_SOCKET: u64 = 1 << 63;
+
 /// Bytes of an Ethernet header.
 pub const ETHERNET_HEADER: u32 = 14;
 
@@ -100,4 +122,5 @@ const _: () = {
     assert!(size_of::<UplinkTotals>() == 24);
     assert!(size_of::<UplinkBooks>() == 48 * 24);
     assert!(size_of::<Uplink>() == 48);
+    assert!(size_of::<UplinkFlowKey>() == 56);
 };

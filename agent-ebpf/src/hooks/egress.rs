@@ -18,11 +18,13 @@ use aya_ebpf::{
 use trefoil_ebpf::abi::*;
 
 use crate::{
-    accounting::{announce, begin, begin_again, count, count_total, end, finish},
+    accounting::{NOT_JUDGED, begin, count_total},
     flows,
     judge::{judge, undetermined},
-    maps::{CUTS, FLOWS, FORWARDED, InForce, SOCKETS, in_force, lose},
+    maps::{CUTS, FLOWS, InForce, SOCKETS, in_force, lose},
     packet::{Ends, ends, is_bare_reset, protocol},
+    remembered::{connection, remember, remembered},
+    settle::{decide, record},
     source::Source,
 };
 
@@ -55,19 +57,45 @@ fn egress(ctx: SkBuffContext) -> i32 {
         lose(LOSS_PACKETS_UNPARSED, 1);
         return without_flow(&undetermined(in_force), bytes);
     };
+    if ends.destination.protocol == protocol::TCP && is_control_packet(skb) {
+        let key = connection(&ends.destination, ends.source_port);
+        let known = remembered(in_force, &key);
+        if known.verdict != verdict::NONE {
+            count_total(&known, bytes, false);
+            return PASS;
+        }
+    }
     let tracked = slot(skb, &mut ends);
     if tracked.is_null() {
         let source = Source {
-            exe_id: 0,
             cgroup_id: cgroup_of(skb),
             uid: uid_of(skb),
-            gid: u32::MAX,
-            session: 0,
+            ..Source::NOBODY
         };
         let decision = judge(in_force, &source, &ends.destination, bytes as u32);
         return without_flow(&decision, bytes);
     }
     settle(in_force, tracked, skb, &ends, bytes)
+}
+
+/// True for what the kernel sends in the name of a connection that is over: before 6.13
+/// by a socket of its own, and since then by none that comes here.
+#[inline(always)]
+fn is_control_packet(skb: *mut __sk_buff) -> bool {
+    const SOCK_RAW: u32 = 3;
+    // SAFETY: a field of the context; the verifier checks the access. So below.
+    let socket = unsafe { (*skb).__bindgen_anon_2.sk };
+    if socket.is_null() {
+        return false;
+    }
+    let socket = unsafe { bpf_sk_fullsock(socket) };
+    if socket.is_null() || unsafe { (*socket).type_ } != SOCK_RAW {
+        return false;
+    }
+    match SOCKETS.get(socket) {
+        Some(tag) => unsafe { (*tag).tracked.owner.pid == 0 },
+        None => true,
+    }
 }
 
 /// Counts a packet that belongs to no flow, for want of memory or of a socket.
@@ -160,14 +188,6 @@ fn find(skb: *mut __sk_buff, ends: &mut Ends) -> Option<*mut Tracked> {
     Some(created)
 }
 
-/// Generation 0 is never in force, so the first packet asks the judge.
-const NOT_JUDGED: Decision = Decision {
-    generation: 0,
-    rule: NO_RULE,
-    verdict: verdict::NONE,
-    flags: 0,
-};
-
 /// Tags a socket that was not tagged when it was made. The running task is
 /// anybody's: only what the socket itself says is known.
 #[inline(always)]
@@ -236,64 +256,21 @@ fn settle(
     ends: &Ends,
     bytes: u64,
 ) -> i32 {
+    let decision = decide(in_force, tracked, ends, bytes as u32);
+    let mut blocked = decision.blocks();
     // SAFETY: a map value; the verifier checks the access. So below.
     let flow = unsafe { &raw mut (*tracked).flow };
-    let mut decision = unsafe { (*flow).decision };
-    if !in_force.made(&decision) {
-        let source = Source::of(unsafe { &raw const (*tracked).owner });
-        let anew = judge(in_force, &source, &ends.destination, bytes as u32);
-        if decision.verdict != verdict::NONE && !decision.agrees(&anew) {
-            // Another verdict is another flow, of the same senders.
-            let kept = FLOW_EMBRYONIC | FLOW_SENT | FLOW_SHARED;
-            let state = unsafe { (*flow).state } & kept;
-            end(tracked);
-            begin_again(tracked, anew, state);
-        } else {
-            unsafe { (*flow).decision = anew };
-        }
-        decision = anew;
-    }
-    if unsafe { (*flow).local.is_unspecified() } {
-        unsafe {
-            (*flow).local = ends.source;
-            (*flow).local_port = ends.source_port;
-        }
-    }
-    let is_late = unsafe { (*flow).state } & FLOW_ENDED != 0;
-    if is_late {
-        begin_again(tracked, decision, FLOW_ENDED);
-    }
-    let mut blocked = decision.blocks();
     if blocked && is_farewell(skb, unsafe { &(*flow).cookie }) {
         blocked = false;
         unsafe { (*flow).state |= FLOW_CUT };
     }
-    if ends.is_forwarded && !blocked {
+    if ends.is_forwarded {
+        // Uplinks will not see its socket.
         remember(&ends.destination, &decision);
     }
-    count(tracked, bytes, blocked);
     count_total(&decision, bytes, blocked);
-    if is_late {
-        finish(reason::CLOSED, tracked);
-    } else if decision.verdict != verdict::LOCAL {
-        // An answer that is blocked will not become a session that could be announced.
-        let is_embryo = unsafe { (*flow).state } & FLOW_EMBRYONIC != 0;
-        if blocked || !is_embryo {
-            announce(tracked);
-        }
-    }
+    record(tracked, &decision, bytes, blocked);
     if blocked { DROP } else { PASS }
-}
-
-/// Tells the uplinks what was decided about a packet whose socket they will not see.
-#[inline(never)]
-fn remember(peer: &Peer, decision: &Decision) -> u32 {
-    // SAFETY: eight bytes that are written as one.
-    let known = unsafe { FORWARDED.get(peer) };
-    if known != Some(decision) && FORWARDED.insert(peer, decision, 0).is_err() {
-        lose(LOSS_FORWARDED_FULL, 1);
-    }
-    0
 }
 
 /// True for the one packet that leaves although the policy does not approve it: the

@@ -10,7 +10,7 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use trefoil_ebpf::abi::{SOCKET_HAS_PEER, SOCKET_LISTENS};
 
 use crate::{
-    accounting::end,
+    accounting::end_connection,
     maps::{SOCKETS, active},
 };
 
@@ -38,7 +38,7 @@ fn notice(ctx: &BtfTracePointContext) -> Option<()> {
     } else if flags & SOCKET_LISTENS != 0 {
         unsafe { (*tag).flags = flags & !SOCKET_LISTENS };
     } else if flags & SOCKET_HAS_PEER != 0 {
-        end(unsafe { &raw mut (*tag).tracked });
+        end_connection(unsafe { &raw mut (*tag).tracked });
     }
     Some(())
 }

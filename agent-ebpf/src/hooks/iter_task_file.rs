@@ -16,6 +16,7 @@ use crate::{globals::offset, kernel_memory::Kernel, maps::SOCKETS, owner::set_ho
 
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
+const AF_PACKET: u16 = 17;
 const TCP_LISTEN: u8 = 10;
 
 /// `struct bpf_iter__task_file`
@@ -62,12 +63,13 @@ fn tag(ctx: *const Context) -> Option<()> {
             sock.add(offset!(sock_state)).read(),
         )
     };
-    if family != AF_INET && family != AF_INET6 || SOCKETS.get(sock).is_some() {
+    let is_watched = matches!(family, AF_INET | AF_INET6 | AF_PACKET);
+    if !is_watched || SOCKETS.get(sock).is_some() {
         return None;
     }
     let tag = SOCKETS.get_or_create(sock)?;
     unsafe {
-        if state == TCP_LISTEN {
+        if state == TCP_LISTEN && family != AF_PACKET {
             (*tag).flags = SOCKET_LISTENS;
         }
         set_holder(&raw mut (*tag).tracked.owner, task);

@@ -9,7 +9,7 @@ use trefoil_ebpf::abi::{SOCKET_HAS_FLOWS, SOCKET_HAS_PEER, SOCKET_RELEASED};
 
 use super::egress::is_tcp;
 use crate::{
-    accounting::{announce_socket_gone, end},
+    accounting::{announce_socket_gone, end, end_connection},
     globals::tcp_state_seen,
     maps::{SOCKETS, in_place},
 };
@@ -32,9 +32,12 @@ fn release(ctx: &SockContext) -> Option<()> {
     let flags = unsafe { (*tag).flags };
     let tracked = unsafe { &raw mut (*tag).tracked };
     unsafe { (*tag).flags = flags | SOCKET_RELEASED };
-    let ends_later = is_tcp(ctx.sock) && tcp_state_seen();
-    if flags & SOCKET_HAS_PEER != 0 && !ends_later {
-        end(tracked);
+    if flags & SOCKET_HAS_PEER != 0 {
+        match is_tcp(ctx.sock) {
+            true if tcp_state_seen() => {} // It ends later.
+            true => end_connection(tracked),
+            false => end(tracked),
+        }
     }
     if flags & SOCKET_HAS_FLOWS != 0 {
         announce_socket_gone(tracked);

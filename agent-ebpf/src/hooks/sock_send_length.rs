@@ -14,6 +14,7 @@ use crate::{
     accounting::announce_owner,
     maps::{PROCESSES, SOCKETS, active},
     owner::set_current,
+    uplink_flows::attribute_last,
 };
 
 #[btf_tracepoint(function = "sock_send_length")]
@@ -24,15 +25,16 @@ fn sock_send_length(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn notice(ctx: &BtfTracePointContext) -> Option<()> {
-    if ctx.arg::<i32>(1) <= 0 {
-        return None; // Nothing was sent.
-    }
     active()?;
     let tag = SOCKETS.get(ctx.arg::<*mut u8>(0))?;
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     // SAFETY: map values; the verifier checks the access. So below.
     let (owner, flow) = unsafe { (&raw mut (*tag).tracked.owner, &raw mut (*tag).tracked.flow) };
     let (flags, state) = unsafe { ((*tag).flags, (*flow).state) };
+    // A frame that was dropped at the uplink is somebody's as well.
+    if ctx.arg::<i32>(1) <= 0 && flags & SOCKET_OF_FRAMES == 0 {
+        return None; // Nothing was sent.
+    }
     let is_certain = unsafe { (*owner).quality } == quality::DIRECT || state & FLOW_SHARED != 0;
     // A process that has called exec since is another sender, too.
     let exe_id = unsafe { PROCESSES.get(&pid) }.map_or(0, |process| process.exe_id);
@@ -43,6 +45,9 @@ fn notice(ctx: &BtfTracePointContext) -> Option<()> {
         return None;
     }
     set_current(owner);
+    if flags & SOCKET_OF_FRAMES != 0 {
+        attribute_last(tag);
+    }
     if flags & SOCKET_HAS_PEER == 0 {
         return None;
     }

@@ -8,18 +8,23 @@
 
 use aya_ebpf::{
     bindings::__sk_buff,
-    helpers::generated::{bpf_get_listener_sock, bpf_sk_fullsock},
+    helpers::generated::{bpf_get_listener_sock, bpf_get_socket_cookie, bpf_sk_fullsock},
     macros::classifier,
     programs::TcContext,
 };
 use trefoil_ebpf::abi::*;
 
 use crate::{
-    atomic, flows,
-    judge::{judge, undetermined},
-    maps::{FORWARDED, InForce, SOCKETS, UPLINK_BOOKS, UPLINKS, in_force, lose},
-    packet::{Frame, Part, ends_at, frame},
+    accounting::NOT_JUDGED,
+    atomic,
+    flows::{self, set_sender},
+    judge::{is_local, judge, undetermined},
+    maps::{InForce, SOCKETS, UPLINK_BOOKS, UPLINKS, in_force, lose},
+    packet::{Ends, Frame, Part, ends_at, frame, protocol},
+    remembered::{connection, remember, remembered, rest_of},
+    settle::{decide, record},
     source::Source,
+    uplink_flows,
 };
 
 /// On to the next program on this interface, which may be somebody else's: this one
@@ -77,56 +82,48 @@ fn uplink_egress(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn packet(in_force: InForce, skb: *mut __sk_buff, start: u32, size: Size) -> i32 {
+    let sender = sender(skb);
     let Some(ends) = ends_at(skb, start) else {
         lose(LOSS_PACKETS_UNPARSED, 1);
-        return settle(sender_without_flow(skb), undetermined(in_force), size);
+        return settle(sender, undetermined(in_force), size);
     };
-    let peer = &ends.destination;
-    let tag = tag(skb);
-    if ends.part == Part::Later {
-        // It has no ports: what holds for the beginning of the datagram holds for it.
-        let known = remembered(in_force, &rest_of(peer, tag));
-        if known != verdict::NONE {
-            let sender = match tag.is_null() {
-                true => sender_without_flow(skb),
-                false => sender::SOCKET,
-            };
-            count(size, judged(sender, known));
-            return NEXT;
-        }
-    }
-    let mut known = verdict::NONE;
-    if !tag.is_null() {
-        known = judged_by_socket(tag, peer);
-    }
-    let sender = sender_without_flow(skb);
-    if known == verdict::NONE && sender == sender::FORWARDED {
-        known = remembered(in_force, peer);
-    }
-    if known != verdict::NONE {
+    let tag = tag(skb, sender);
+    let known = known(in_force, tag, sender, &ends);
+    if known.verdict != verdict::NONE && known.flags & DECISION_AT_UPLINK == 0 {
         if ends.part == Part::First {
-            remember_rest(in_force, peer, tag, known);
+            remember(&rest(&ends.destination, tag), &known);
         }
-        count(size, judged(sender::SOCKET, known));
+        let sender = match sender {
+            sender::KERNEL if tag.is_null() => sender::KERNEL,
+            _ => sender::SOCKET,
+        };
+        count(size, judged(sender, known.verdict));
         return NEXT;
     }
-    // A tunnel's packet may still have the socket whose data is in it, and a flow may
-    // have found no room in its table: then it is known whose it is.
-    let source = if tag.is_null() {
-        Source {
-            exe_id: 0,
-            cgroup_id: 0,
-            uid: u32::MAX,
-            gid: u32::MAX,
-            session: 0,
-        }
+    let tracked = slot(in_force.generation, skb, tag, sender, &ends);
+    let decision = if tracked.is_null() {
+        // It goes no farther than the link, or there is no room for a flow.
+        let source = match tag.is_null() {
+            true => Source::NOBODY,
+            // SAFETY: a map value; the verifier checks the access.
+            false => Source::of(unsafe { &raw const (*tag).tracked.owner }),
+        };
+        judge(in_force, &source, &ends.destination, size.bytes)
+    } else if known.verdict != verdict::NONE {
+        begin_as(tracked, &ends, known)
     } else {
-        // SAFETY: a map value; the verifier checks the access.
-        Source::of(unsafe { &raw const (*tag).tracked.owner })
+        decide(in_force, tracked, &ends, size.bytes)
     };
-    let decision = judge(in_force, &source, peer, size.bytes);
     if ends.part == Part::First {
-        remember_rest(in_force, peer, tag, decision.verdict);
+        let here = Decision {
+            flags: decision.flags | DECISION_AT_UPLINK,
+            ..decision
+        };
+        remember(&rest(&ends.destination, tag), &here);
+    }
+    if !tracked.is_null() {
+        let bytes = u64::from(size.bytes.saturating_sub(start));
+        record(tracked, &decision, bytes, decision.blocks());
     }
     settle(sender, decision, size)
 }
@@ -144,9 +141,10 @@ fn settle(sender: u8, decision: Decision, size: Size) -> i32 {
 }
 
 /// The tag of the socket that a frame has; null if there is none. An answer to a
-/// connection request has its listener's.
+/// connection request has its listener's. A packet socket, which no other hook sees when
+/// it is opened, gets one.
 #[inline(always)]
-fn tag(skb: *mut __sk_buff) -> *mut Socket {
+fn tag(skb: *mut __sk_buff, sender: u8) -> *mut Socket {
     const NONE: *mut Socket = core::ptr::null_mut();
     // SAFETY: a field of the context; the verifier checks the access. So below.
     let socket = unsafe { (*skb).__bindgen_anon_2.sk };
@@ -155,7 +153,17 @@ fn tag(skb: *mut __sk_buff) -> *mut Socket {
     }
     let whole = unsafe { bpf_sk_fullsock(socket) };
     if !whole.is_null() {
-        return SOCKETS.get(whole).unwrap_or(NONE);
+        if sender != sender::PACKET {
+            return SOCKETS.get(whole).unwrap_or(NONE);
+        }
+        let Some(tag) = SOCKETS.get_or_create(whole) else {
+            return NONE;
+        };
+        unsafe {
+            (*tag).flags = SOCKET_OF_FRAMES | SOCKET_HAS_FLOWS;
+            (*tag).tracked.flow.cookie = bpf_get_socket_cookie(skb.cast());
+        }
+        return tag;
     }
     let listener = unsafe { bpf_get_listener_sock(socket) };
     if listener.is_null() {
@@ -164,76 +172,175 @@ fn tag(skb: *mut __sk_buff) -> *mut Socket {
     SOCKETS.get(listener).unwrap_or(NONE)
 }
 
+/// What is decided already about a frame; of verdict `NONE` if nothing is. A decision
+/// that was made here, about the beginning of this datagram, says so.
+#[inline(never)]
+fn known(in_force: InForce, tag: *const Socket, sender: u8, ends: &Ends) -> Decision {
+    let peer = &ends.destination;
+    if ends.part == Part::Later {
+        // It has no ports: what holds for the beginning of the datagram holds for it.
+        let known = remembered(in_force, &rest(peer, tag));
+        if known.verdict != verdict::NONE {
+            return known;
+        }
+    }
+    if sender != sender::PACKET && !tag.is_null() {
+        let decision = judged_by_socket(tag, peer);
+        if decision.verdict != verdict::NONE {
+            return decision;
+        }
+    }
+    match sender {
+        sender::FORWARDED => remembered(in_force, peer),
+        sender::KERNEL if peer.protocol == protocol::TCP => {
+            remembered(in_force, &connection(peer, ends.source_port))
+        }
+        _ => NOT_JUDGED,
+    }
+}
+
 /// What the hooks of a socket have decided about this destination. `NONE` if they have
 /// not: the kernel sends it elsewhere than the process that uses the socket, or they do
 /// not watch it.
-#[inline(never)]
-fn judged_by_socket(tag: *const Socket, peer: &Peer) -> u8 {
+#[inline(always)]
+fn judged_by_socket(tag: *const Socket, peer: &Peer) -> Decision {
     // SAFETY: map values; the verifier checks the access. So below.
     let (flags, flow) = unsafe { ((*tag).flags, &raw const (*tag).tracked.flow) };
     if flags & SOCKET_HAS_PEER != 0 && unsafe { (*flow).peer == *peer } {
-        return unsafe { (*flow).decision.verdict };
+        return unsafe { (*flow).decision };
     }
     if flags & SOCKET_HAS_FLOWS == 0 {
-        return verdict::NONE;
+        return NOT_JUDGED;
     }
     let key = FlowKey {
         cookie: unsafe { (*flow).cookie },
         peer: *peer,
     };
     match flows::find(&key) {
-        Some(tracked) => unsafe { (*tracked).flow.decision.verdict },
-        None => verdict::NONE,
+        Some(tracked) => unsafe { (*tracked).flow.decision },
+        None => NOT_JUDGED,
     }
 }
 
-/// What was decided about this destination where its socket was to be seen, or about the
-/// beginning of this datagram, under the policy that is in force. `NONE` if nothing, or
-/// that it may not leave.
-#[inline(never)]
-fn remembered(in_force: InForce, peer: &Peer) -> u8 {
-    // SAFETY: eight bytes that are written as one.
-    match unsafe { FORWARDED.get(peer) } {
-        Some(decision) if decision.generation == in_force.generation && !decision.blocks() => {
-            decision.verdict
-        }
-        _ => verdict::NONE,
-    }
-}
-
-/// Under what the decision about the rest of a datagram is remembered: the destination
-/// without a port, and the socket where there is one.
+/// The key under which the decision about the rest of a datagram is remembered.
 #[inline(always)]
-fn rest_of(peer: &Peer, tag: *const Socket) -> Peer {
-    let mut key = *peer;
-    key.port = 0;
-    if !tag.is_null() {
+fn rest(peer: &Peer, tag: *const Socket) -> Peer {
+    let cookie = match tag.is_null() {
+        true => 0,
         // SAFETY: a map value; the verifier checks the access.
-        let cookie = unsafe { (*tag).tracked.flow.cookie };
-        let [a, b, c, d, e, ..] = cookie.to_le_bytes();
-        key.pad = [a, b, c, d, e];
-    }
-    key
+        false => unsafe { (*tag).tracked.flow.cookie },
+    };
+    rest_of(peer, cookie)
 }
 
-/// Lets the rest of a datagram go the way of its beginning.
+/// Finds or makes the flow that a frame belongs to, which no socket's hooks have judged.
+/// Null if it goes no farther than the link, or if there is no room.
+///
+/// A function of its own, so that what it needs of the stack is free again when the
+/// judge is asked.
 #[inline(never)]
-fn remember_rest(in_force: InForce, peer: &Peer, tag: *const Socket, verdict: u8) -> u32 {
-    let decision = Decision {
-        generation: in_force.generation,
-        rule: NO_RULE,
-        verdict,
-        flags: in_force.flags,
+fn slot(
+    generation: u32,
+    skb: *mut __sk_buff,
+    tag: *mut Socket,
+    sender: u8,
+    ends: &Ends,
+) -> *mut Tracked {
+    find(generation, skb, tag, sender, ends).unwrap_or(core::ptr::null_mut())
+}
+
+#[inline(always)]
+fn find(
+    generation: u32,
+    skb: *mut __sk_buff,
+    tag: *mut Socket,
+    sender: u8,
+    ends: &Ends,
+) -> Option<*mut Tracked> {
+    let mut key = UplinkFlowKey {
+        cookie: 0,
+        peer: ends.destination,
+        source: ends.source,
+        source_port: ends.source_port,
+        sender,
+        pad: [0; 5],
     };
-    if FORWARDED.insert(&rest_of(peer, tag), &decision, 0).is_err() {
-        lose(LOSS_FORWARDED_FULL, 1);
+    if !tag.is_null() {
+        // SAFETY: a map value; the verifier checks the access. So below.
+        let last = unsafe { &mut (*tag).tracked.flow };
+        key.cookie = last.cookie;
+        if sender == sender::PACKET {
+            last.peer = key.peer;
+            last.local = key.source;
+            last.local_port = key.source_port;
+        }
     }
-    0
+    let tracked = match uplink_flows::find(&key) {
+        Some(tracked) => tracked,
+        None if is_local(generation, &key.peer) => return None,
+        None => uplink_flows::create(&key, quality(skb, sender))?,
+    };
+    if !tag.is_null() {
+        // A packet socket's process has sent this; the outside of a tunnel is the kernel's
+        // doing, and the process the one whose data is in it.
+        let owner = unsafe { &raw const (*tag).tracked.owner };
+        if unsafe { (*owner).pid } != 0 {
+            let certainty = match sender {
+                sender::PACKET => quality::DIRECT,
+                _ => quality::INFERRED,
+            };
+            set_sender(tracked, owner, certainty);
+        }
+    }
+    Some(tracked)
+}
+
+/// How much is known of the owner of a frame whose socket nobody has tagged.
+#[inline(always)]
+fn quality(skb: *mut __sk_buff, sender: u8) -> u8 {
+    const TCP_TIME_WAIT: u32 = 6;
+    const SOCK_RAW: u32 = 3;
+    match sender {
+        sender::FORWARDED => return quality::FORWARDED,
+        sender::PACKET => return quality::NONE,
+        _ => {}
+    }
+    // SAFETY: a field of the context; the verifier checks the access. So below.
+    let socket = unsafe { (*skb).__bindgen_anon_2.sk };
+    if socket.is_null() || unsafe { (*socket).state } == TCP_TIME_WAIT {
+        return quality::KERNEL;
+    }
+    // The sockets with which the kernel resets connections and answers pings are raw.
+    // Any other that is not tagged is of a process that is not watched, or the kernel's.
+    let whole = unsafe { bpf_sk_fullsock(socket) };
+    if whole.is_null() || unsafe { (*whole).type_ } != SOCK_RAW {
+        return quality::NONE;
+    }
+    match unsafe { (*whole).protocol } as u8 {
+        protocol::TCP | protocol::ICMP | protocol::ICMPV6 => quality::KERNEL,
+        _ => quality::NONE,
+    }
+}
+
+/// Takes over for a flow what was decided about the beginning of a datagram.
+#[inline(always)]
+fn begin_as(tracked: *mut Tracked, ends: &Ends, decision: Decision) -> Decision {
+    let decision = Decision {
+        flags: decision.flags & !DECISION_AT_UPLINK,
+        ..decision
+    };
+    // SAFETY: a map value; the verifier checks the access.
+    unsafe {
+        let flow = &raw mut (*tracked).flow;
+        (*flow).decision = decision;
+        (*flow).local = ends.source;
+    }
+    decision
 }
 
 /// Who sent a frame that the hooks of its socket have not judged.
 #[inline(always)]
-fn sender_without_flow(skb: *mut __sk_buff) -> u8 {
+fn sender(skb: *mut __sk_buff) -> u8 {
     // SAFETY: fields of the context; the verifier checks the access. So below.
     let (came_in_by, socket) = unsafe { ((*skb).ingress_ifindex, (*skb).__bindgen_anon_2.sk) };
     if came_in_by != 0 {

@@ -54,6 +54,12 @@ impl Live {
                 .into_iter()
                 .map(|(_, tracked)| tracked),
         );
+        open.extend(
+            self.reader
+                .uplink_flows()?
+                .into_iter()
+                .map(|(_, tracked)| tracked),
+        );
         open.retain(|tracked| {
             let counted = counted(&tracked.flow);
             tracked.flow.state & (FLOW_ENDED | FLOW_EMBRYONIC) == 0

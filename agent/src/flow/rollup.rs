@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
-use trefoil_ebpf::abi::{Counters, NO_RULE, NOBODY_LOGGED_IN, Owner, Peer, Tracked, direction};
+use trefoil_ebpf::abi::{
+    Counters, NO_RULE, NOBODY_LOGGED_IN, Owner, Peer, Tracked, direction, quality,
+};
 
 use super::{ReportKind, plus};
 use crate::geo::Country;
@@ -27,6 +29,9 @@ pub struct RollupGroup {
     pub cgroup_id: u64,
     /// Real user id.
     pub uid: u32,
+    /// The owner's quality if no process of this host sent it: the kernel did, or it was
+    /// forwarded. Else 0.
+    pub without_process: u8,
     /// Generation of the policy, which the number of the rule belongs to.
     pub generation: u32,
     /// Index of the rule in the policy file.
@@ -49,6 +54,10 @@ impl RollupKey {
             exe_id: owner.exe_id,
             cgroup_id: owner.cgroup_id,
             uid: owner.uid,
+            without_process: match owner.quality {
+                quality::KERNEL | quality::FORWARDED => owner.quality,
+                _ => 0,
+            },
             generation: flow.decision.generation,
             rule: flow.decision.rule,
             country,

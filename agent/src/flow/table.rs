@@ -7,7 +7,7 @@ use std::{
 };
 
 use trefoil_ebpf::abi::{
-    Counters, Event, FLOW_EMBRYONIC, FLOW_ENDED, Flow, FlowKey, Tracked, quality, reason, verdict,
+    Counters, Event, FLOW_EMBRYONIC, FLOW_ENDED, Flow, Tracked, quality, reason, verdict,
 };
 
 use super::{
@@ -195,16 +195,13 @@ impl FlowTable {
     }
 
     /// Flows whose numbers have not moved since `before_ns`. Those of them that
-    /// are in the kernel's table for sockets with many peers may be ended there,
-    /// to make room: a packet that still comes is a flow of its own.
-    pub fn idle(&self, before_ns: u64) -> impl Iterator<Item = FlowKey> {
+    /// are in the kernel's tables for sockets with many peers and for uplinks may be
+    /// ended there, to make room: a packet that still comes is a flow of its own.
+    pub fn idle(&self, before_ns: u64) -> impl Iterator<Item = FlowId> {
         self.flows
             .iter()
             .filter(move |(_, entry)| entry.moved_ns < before_ns)
-            .map(|(id, _)| FlowKey {
-                cookie: id.cookie,
-                peer: id.peer,
-            })
+            .map(|(id, _)| *id)
     }
 
     /// The newest state of every open flow.

@@ -315,10 +315,11 @@ pub(super) fn lock(pins: &PinDir) -> Result<File, KernelError> {
     Ok(file)
 }
 
-fn sizes(tables: &TableSizes) -> [(&'static str, u32); 6] {
+fn sizes(tables: &TableSizes) -> [(&'static str, u32); 7] {
     [
         ("EVENTS", tables.events_bytes),
         ("FLOWS", tables.flows),
+        ("UPLINK_FLOWS", tables.flows),
         ("ENDED", tables.ended),
         ("PROCESSES", tables.processes),
         ("EXECUTABLES", tables.executables),

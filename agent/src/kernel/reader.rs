@@ -9,7 +9,8 @@ use std::{
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use trefoil_ebpf::abi::{
-    Cgroup, EndedKey, Event, Executable, FlowKey, LOSSES, Policy, Totals, Tracked, verdict,
+    Cgroup, EndedKey, Event, Executable, FlowKey, LOSSES, Policy, Totals, Tracked, UplinkFlowKey,
+    verdict,
 };
 
 use super::{
@@ -26,6 +27,9 @@ pub struct Reader {
     flows: Hash<FlowKey, Tracked>,
     /// The same map, for what aya's type does not offer.
     flows_map: MapData,
+    uplink_flows: Hash<UplinkFlowKey, Tracked>,
+    /// As `flows_map`.
+    uplink_flows_map: MapData,
     ended: Hash<EndedKey, Tracked>,
     executables: Hash<u64, Executable>,
     cgroups: Hash<u64, Cgroup>,
@@ -51,6 +55,8 @@ impl Reader {
         Ok(Self {
             flows: hash(pins, "FLOWS")?,
             flows_map: pins.open_map("FLOWS")?,
+            uplink_flows: hash(pins, "UPLINK_FLOWS")?,
+            uplink_flows_map: pins.open_map("UPLINK_FLOWS")?,
             ended: hash(pins, "ENDED")?,
             executables: hash(pins, "EXECUTABLES")?,
             cgroups: hash(pins, "CGROUPS")?,
@@ -143,6 +149,17 @@ impl Reader {
     pub fn take_flow(&self, key: &FlowKey) -> Result<Option<Tracked>, KernelError> {
         bpf_syscall::take(self.flows_map.fd().as_fd(), key)
             .map_err(|error| KernelError::failed("take from map FLOWS", error))
+    }
+
+    /// All flows of frames that no socket's hooks have judged.
+    pub fn uplink_flows(&self) -> Result<Vec<(UplinkFlowKey, Tracked)>, KernelError> {
+        collect(&self.uplink_flows, "UPLINK_FLOWS")
+    }
+
+    /// Takes a flow out of the table of uplinks.
+    pub fn take_uplink_flow(&self, key: &UplinkFlowKey) -> Result<Option<Tracked>, KernelError> {
+        bpf_syscall::take(self.uplink_flows_map.fd().as_fd(), key)
+            .map_err(|error| KernelError::failed("take from map UPLINK_FLOWS", error))
     }
 
     /// Takes all final states that found the ring buffer full.

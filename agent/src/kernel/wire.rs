@@ -50,6 +50,7 @@ plain!(
     abi::Peer,
     abi::Uplink,
     abi::UplinkBooks,
+    abi::UplinkFlowKey,
 );
 
 /// The bytes of a value.

@@ -296,8 +296,9 @@ fields! {
     ParentExe "parent_exe" Text "" FLOWS
         "executable of its parent";
     Attribution "attribution" Text "" FLOWS
-        "`direct` (the kernel saw this process act on this socket), `inferred` (derived) or `none`; \
-         the worst of all in a rollup";
+        "`direct` (the kernel saw this process act on this socket), `inferred` (derived), `none`, \
+         or that there is none on this host: `kernel` (sent by itself) or `forwarded` (came in by \
+         another interface); the worst of all in a rollup";
     Subject "subject" Text "" NEWS
         "what it is about: a hook, a counter of losses, a budget, an exception, a file";
     Reason "reason" Text "" NEWS
@@ -379,7 +380,7 @@ fields! {
     FlowsInferred "flows_inferred" Number "flow" HEARTBEAT
         "those with `inferred`";
     FlowsNone "flows_none" Number "flow" HEARTBEAT
-        "those with `none`";
+        "all others: no process is known, or there is none";
     Losses "losses" Number "" HEARTBEAT
         "sum of all counters of losses; 0 if nothing ever got lost";
     Pending "pending" Number "record" HEARTBEAT

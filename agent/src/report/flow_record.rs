@@ -201,7 +201,7 @@ impl Record {
         self.set_known(Field::ExeSha256, facts.exe_sha256.clone());
         // Without a process the uid is that of the socket, which the kernel may
         // have opened for anybody.
-        if owner.quality != quality::NONE {
+        if quality::names_a_process(owner.quality) {
             self.set_known(Field::Uid, somebody(owner.uid));
             self.set_known(Field::Gid, somebody(owner.gid));
         }
@@ -263,6 +263,11 @@ fn rollup_sum(rollup: &Rollup) -> Counters {
 
 /// `curl (pid 4711, nginx.service, user www-data)`.
 fn who(owner: &Owner, facts: &FlowFacts) -> String {
+    match owner.quality {
+        quality::KERNEL => return "the kernel".to_owned(),
+        quality::FORWARDED => return "somebody whom this host forwards for".to_owned(),
+        _ => {}
+    }
     let name = match &facts.exe {
         Some(exe) => exe.rsplit('/').next().unwrap_or(exe).to_owned(),
         None if owner.pid != 0 => comm(owner),
@@ -285,7 +290,9 @@ fn who(owner: &Owner, facts: &FlowFacts) -> String {
     }
     match &facts.user {
         Some(user) => details.push(format!("user {user}")),
-        None if owner.quality != quality::NONE => details.push(format!("uid {}", owner.uid)),
+        None if quality::names_a_process(owner.quality) => {
+            details.push(format!("uid {}", owner.uid))
+        }
         None => {}
     }
     match (&facts.login, &facts.user) {
@@ -353,9 +360,12 @@ fn flow_message(report: &FlowReport, facts: &FlowFacts) -> String {
     } else {
         format!("→ {peer}{country}")
     };
+    let sender = match owner.quality {
+        quality::FORWARDED => format!("{}, forwarded,", ip_address(&flow.local)),
+        _ => who(owner, facts),
+    };
     let mut message = format!(
-        "{} {way}: {}",
-        who(owner, facts),
+        "{sender} {way}: {}",
         judgement(flow, &report.counted, facts)
     );
     let counted = &report.counted;

@@ -40,6 +40,8 @@ pub fn attribution(quality: u8) -> &'static str {
     match quality {
         quality::DIRECT => "direct",
         quality::INFERRED => "inferred",
+        quality::KERNEL => "kernel",
+        quality::FORWARDED => "forwarded",
         _ => "none",
     }
 }

@@ -13,12 +13,12 @@ use crate::world::traffic;
 
 #[test]
 fn row_25_more_flows_than_there_is_room_for() -> Result<()> {
-    const DESTINATIONS: u8 = 150;
+    const DESTINATIONS: u8 = 240;
     let send = |stage: &mut Stage<'_>| {
         let to = stage.udp();
         stage.to = crate::stage::from_first(DESTINATIONS);
         let number = DESTINATIONS.to_string();
-        stage.run(&["udp-many", &to, "--destinations", &number, "--count", "300"])
+        stage.run(&["udp-many", &to, "--destinations", &number, "--count", "480"])
     };
     go(&[way("25a", send)], "[tables]\nflows = 64\n", nothing)
 }

@@ -1,0 +1,61 @@
+//! What was decided where a socket was to be seen, for packets that come to an uplink
+//! without it; in map `REMEMBERED`.
+//!
+//! Holds while the policy is in force that it was decided under, and only of what may
+//! leave: all else is judged once more, where it is.
+
+use trefoil_ebpf::abi::*;
+
+use crate::{
+    accounting::NOT_JUDGED,
+    maps::{InForce, REMEMBERED, lose},
+};
+
+/// What was decided about a key; of verdict `NONE` if nothing, or that it may not leave.
+#[inline(always)]
+pub fn remembered(in_force: InForce, key: &Peer) -> Decision {
+    // SAFETY: eight bytes that are written as one.
+    match unsafe { REMEMBERED.get(key) } {
+        Some(decision) if decision.generation == in_force.generation && !decision.blocks() => {
+            *decision
+        }
+        _ => NOT_JUDGED,
+    }
+}
+
+/// Remembers a decision, unless it is that nothing may leave.
+#[inline(never)]
+pub fn remember(key: &Peer, decision: &Decision) -> u32 {
+    if decision.blocks() || decision.verdict == verdict::NONE {
+        return 0;
+    }
+    // SAFETY: eight bytes that are written as one.
+    let known = unsafe { REMEMBERED.get(key) };
+    if known != Some(decision) && REMEMBERED.insert(key, decision, 0).is_err() {
+        lose(LOSS_REMEMBERED_FULL, 1);
+    }
+    0
+}
+
+/// The key of a connection of TCP that is over, by its two ports: the kernel still
+/// acknowledges and resets in its name, and the socket is gone.
+#[inline(always)]
+pub fn connection(peer: &Peer, own_port: u16) -> Peer {
+    let [a, b] = own_port.to_be_bytes();
+    Peer {
+        pad: [a, b, 0, 0, 1],
+        ..*peer
+    }
+}
+
+/// The key of the rest of a datagram: the destination without a port, and the socket's
+/// cookie where there is one, else 0.
+#[inline(always)]
+pub fn rest_of(peer: &Peer, cookie: u64) -> Peer {
+    let [a, b, c, d, e, ..] = cookie.to_le_bytes();
+    Peer {
+        port: 0,
+        pad: [a, b, c, d, e],
+        ..*peer
+    }
+}

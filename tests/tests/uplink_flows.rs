@@ -1,0 +1,293 @@
+//! What no socket's hooks have judged is in records as well, with both ends, and they say
+//! whose it is: a packet socket's process, the kernel's, or somebody's whom the host
+//! forwards for.
+
+mod world;
+
+use std::io::Read;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use trefoil_lab::agent::detach;
+use trefoil_lab::namespace::Namespace;
+use trefoil_lab::program::Program;
+use trefoil_lab::wiring::{far_link_address, guest};
+use trefoil_lab::{Agent, Lab, Record, places, wait_for};
+use world::{TRAFFIC, at, enforcing, is_final, reporting, told, traffic, traffic_in};
+
+/// Number of the link to the foreign host.
+const FOREIGN_LINK: u8 = 3;
+/// What `traffic` sends in a datagram unless told otherwise.
+const PAYLOAD: u64 = 64;
+const UDP_HEADER: u64 = 8;
+
+fn ip_header(address: IpAddr) -> u64 {
+    if address.is_ipv4() { 20 } else { 40 }
+}
+
+/// Final records about what went to an address: when the programs are taken out of the
+/// kernel, all flows end.
+fn finals_to(mut agent: Agent<'_>, lab: &Lab, to: IpAddr) -> Result<Vec<Record>> {
+    detach(lab)?;
+    agent.wait_for("the agent ends", |records| {
+        let last = records.last()?;
+        (last.is("event", "coverage") && last.is("state", "uncovered")).then_some(())
+    })?;
+    let (_, records) = agent.stop(Signal::SIGTERM)?;
+    let is_wanted = |record: &Record| is_final(record) && record.is("dst_addr", to);
+    Ok(records.into_iter().filter(is_wanted).collect())
+}
+
+fn holds(record: &Record, facts: &[(&str, &dyn ToString)]) -> Result<()> {
+    for (name, expected) in facts {
+        let expected = expected.to_string();
+        ensure!(
+            record.text(name) == expected,
+            "{name} is not `{expected}`: {record}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_forwarded_is_told_by_both_its_ends() -> Result<()> {
+    for (to, enforced) in [(places::FOREIGN, false), (places::FOREIGN6, true)] {
+        let lab = Lab::new()?;
+        let machine = guest(&lab.host, "machine", 1)?;
+        let policy = if enforced { enforcing() } else { reporting() };
+        let mut agent = lab.agent().policy(&policy).uplink("auto").start()?;
+        let from = if to.is_ipv4() { machine.v4 } else { machine.v6 };
+        // From two ports: two flows.
+        for port in ["4001", "4002"] {
+            let program = Program::new(TRAFFIC, &machine.place, None, None)?;
+            program
+                .args(["udp", &at(to, 9), "--count", "5", "--from", port])
+                .run()?
+                .success()?;
+        }
+        agent.wait_for("two violations are told", |records| {
+            let told = records.iter().filter(|record| {
+                record.is("event", "violation")
+                    && record.is("dst_addr", to)
+                    && record.is("src_addr", from)
+                    && record.is("attribution", "forwarded")
+            });
+            (told.count() == 2).then_some(())
+        })?;
+        let finals = finals_to(agent, &lab, to)?;
+        ensure!(finals.len() == 2, "{} final records", finals.len());
+        let bytes = 5 * (PAYLOAD + UDP_HEADER + ip_header(to));
+        for record in &finals {
+            holds(
+                record,
+                &[
+                    ("attribution", &"forwarded"),
+                    ("src_addr", &from),
+                    ("dst_port", &9),
+                    ("protocol", &"udp"),
+                    ("verdict", &"denied"),
+                    ("rule", &"never there"),
+                    ("pid", &""),
+                    ("uid", &""),
+                ],
+            )?;
+            let (outcome, field) = match enforced {
+                true => ("dropped", "blocked_bytes"),
+                false => ("would-drop", "bytes_out"),
+            };
+            holds(record, &[("outcome", &outcome), (field, &bytes)])?;
+        }
+        lab.close()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_frame_is_its_senders_also_if_it_is_the_only_one() -> Result<()> {
+    for (to, enforced) in [
+        (places::FOREIGN, false),
+        (places::FOREIGN6, false),
+        (places::FOREIGN, true),
+    ] {
+        let lab = Lab::new()?;
+        let policy = if enforced { enforcing() } else { reporting() };
+        let agent = lab.agent().policy(&policy).uplink("auto").start()?;
+        let from = if to.is_ipv4() {
+            places::HOST
+        } else {
+            places::HOST6
+        };
+        let (mac, to_port, near) = (far_link_address(FOREIGN_LINK), at(to, 9), from.to_string());
+        let frames = ["packet", "to-foreign", &mac, &to_port, "--from", &near];
+        let sent = traffic_in(&lab, "frames.service")?.args(frames).run()?;
+        let pid = told(&sent)?.pop().context("it said nothing")?.text("pid");
+        let finals = finals_to(agent, &lab, to)?;
+        let [record] = finals.as_slice() else {
+            anyhow::bail!("{} final records", finals.len());
+        };
+        holds(
+            record,
+            &[
+                ("attribution", &"direct"),
+                ("pid", &pid),
+                ("exe", &TRAFFIC),
+                ("unit", &"frames.service"),
+                ("src_addr", &from),
+                ("direction", &"outbound"),
+                ("verdict", &"denied"),
+            ],
+        )?;
+        let bytes = PAYLOAD + UDP_HEADER + ip_header(to);
+        let field = if enforced {
+            "blocked_bytes"
+        } else {
+            "bytes_out"
+        };
+        holds(record, &[(field, &bytes)])?;
+        lab.close()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn rules_about_a_service_hold_for_its_packet_sockets() -> Result<()> {
+    const POLICY: &str = r#"
+mode = "report"
+[[rules]]
+name    = "leases"
+from    = { unit = "leases.service" }
+to      = { networks = ["203.0.113.0/24"] }
+verdict = "approve"
+"#;
+    let lab = Lab::new()?;
+    let agent = lab.agent().policy(POLICY).uplink("auto").start()?;
+    let (mac, to, near) = (
+        far_link_address(FOREIGN_LINK),
+        at(places::FOREIGN, 9),
+        places::HOST.to_string(),
+    );
+    let frames = ["packet", "to-foreign", &mac, &to, "--from", &near];
+    for unit in ["leases.service", "other.service"] {
+        let program = traffic_in(&lab, unit)?.args(frames);
+        program.args(["--count", "4"]).run()?.success()?;
+    }
+    // Whose a socket is, the kernel tells when its first frame has been sent.
+    let finals = finals_to(agent, &lab, places::FOREIGN)?;
+    let mut told: Vec<_> = finals
+        .iter()
+        .map(|record| {
+            let packets = record.number("packets_out")?;
+            Ok((record.text("unit"), record.text("verdict"), packets))
+        })
+        .collect::<Result<_>>()?;
+    told.sort();
+    let expected = [
+        ("leases.service", "approved", 3),
+        ("leases.service", "unapproved", 1),
+        ("other.service", "unapproved", 4),
+    ];
+    let expected = expected.map(|(unit, verdict, n)| (unit.to_owned(), verdict.to_owned(), n));
+    ensure!(told == expected, "{told:?}");
+    lab.close()
+}
+
+/// States of TCP as /proc/net/tcp has them.
+const FIN_WAIT_2: &str = "05";
+const LAST_ACK: &str = "09";
+
+/// True if a connection of a namespace is in this state.
+fn has(place: &Namespace, state: &str) -> Result<bool> {
+    place.enter(|| {
+        let table = std::fs::read_to_string("/proc/thread-self/net/tcp")?;
+        let states = table
+            .lines()
+            .filter_map(|line| line.split_whitespace().nth(3));
+        Ok(states.into_iter().any(|other| other == state))
+    })
+}
+
+#[test]
+fn the_kernel_may_end_a_connection_whose_socket_is_gone() -> Result<()> {
+    const POLICY: &str = r#"
+mode = "enforce"
+[[rules]]
+name    = "the service's peer"
+from    = { unit = "shop.service" }
+to      = { networks = ["198.51.100.0/24"] }
+verdict = "approve"
+"#;
+    let lab = Lab::new()?;
+    let settings = "heartbeat_interval = \"1s\"\n";
+    let mut agent = lab
+        .agent()
+        .policy(POLICY)
+        .settings(settings)
+        .uplink("auto")
+        .start()?;
+    let address = SocketAddr::new(places::PEER, 443);
+    let listener = lab.peer.enter(|| Ok(TcpListener::bind(address)?))?;
+    let client = traffic_in(&lab, "shop.service")?.args([
+        "tcp",
+        &at(places::PEER, 443),
+        "--bytes",
+        "1000",
+        "--abandon",
+    ]);
+    client.run()?.success()?;
+    let (mut session, _) = listener.accept()?;
+    session.read_to_end(&mut Vec::new())?;
+    // The client has ended, and its end is acknowledged: what comes now finds no socket.
+    wait_for("the client's end is acknowledged", || {
+        Ok(has(&lab.host, FIN_WAIT_2)?.then_some(()))
+    })?;
+    drop(session);
+    wait_for("the other end is acknowledged", || {
+        Ok((!has(&lab.peer, LAST_ACK)?).then_some(()))
+    })?;
+    let sent = lab.link_to(&lab.peer)?.tx_bytes;
+    let book = agent.wait_for("books about all of it", |records| {
+        let mut books = records.iter().rev();
+        let book = books.find(|record| record.is("subject", "books of uplink to-peer"))?;
+        let counted = book.number("bytes_sent").ok()? + book.number("bytes_before").ok()?;
+        (counted >= sent).then(|| book.clone())
+    })?;
+    for name in ["bytes_dropped", "bytes_unapproved", "bytes_undetermined"] {
+        ensure!(book.is(name, 0), "{book}");
+    }
+    let records = agent.records()?;
+    ensure!(
+        !records.iter().any(|record| record.is("event", "violation")),
+        "{records:?}"
+    );
+    agent.stop(Signal::SIGTERM)?;
+    detach(&lab)?;
+    lab.close()
+}
+
+#[test]
+fn what_the_kernel_sends_by_itself_is_the_kernels() -> Result<()> {
+    let lab = Lab::new()?;
+    let agent = lab.agent().policy(&reporting()).uplink("auto").start()?;
+    // Nobody listens: the kernel resets the connection that is asked for.
+    let (server, source) = (at(places::HOST, 81), places::FOREIGN.to_string());
+    let client = Program::new(TRAFFIC, &lab.foreign, None, None)?;
+    client.args(["tcp", &server, "--source", &source]).run()?;
+    traffic(&lab)?.args(["udp", &at(places::PEER, 9)]).run()?;
+    let finals = finals_to(agent, &lab, places::FOREIGN)?;
+    let [record] = finals.as_slice() else {
+        anyhow::bail!("{} final records", finals.len());
+    };
+    const BARE_RESET: u64 = 40;
+    holds(
+        record,
+        &[
+            ("attribution", &"kernel"),
+            ("src_port", &81),
+            ("bytes_out", &BARE_RESET),
+            ("verdict", &"denied"),
+            ("outcome", &"would-drop"),
+        ],
+    )?;
+    lab.close()
+}
