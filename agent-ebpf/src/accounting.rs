@@ -11,6 +11,7 @@ use trefoil_ebpf::abi::*;
 use crate::{
     atomic,
     maps::{EMPTY, ENDED, EVENTS, TOTALS, lose},
+    owner::set_acting,
     remembered::{connection, remember},
 };
 
@@ -65,6 +66,26 @@ pub fn announce_owner(tracked: *const Tracked) {
 pub fn announce_socket_gone(tracked: *const Tracked) {
     // A failure is counted; the agent finds idle flows by itself.
     hand_over(reason::SOCKET_GONE, tracked);
+}
+
+/// Tells that the running process opens a way out that no hook judges, one of [`unseen`].
+#[inline(always)]
+pub fn announce_unseen(way: u16, refused: bool) {
+    let Some(mut entry) = EVENTS.reserve(0) else {
+        lose(LOSS_EVENTS_FULL, 1);
+        return;
+    };
+    let event: *mut Event = entry.as_mut_ptr();
+    // SAFETY: reserved memory of this size.
+    unsafe {
+        ptr::write_bytes(event, 0, 1);
+        (*event).time_ns = now_ns();
+        (*event).reason = reason::UNSEEN;
+        (*event).tracked.flow.local_port = way;
+        (*event).tracked.flow.counters.refused = u64::from(refused);
+        set_acting(&raw mut (*event).tracked.owner);
+    }
+    entry.submit(BPF_RB_NO_WAKEUP.into());
 }
 
 /// Hands over final numbers; what the ring buffer cannot take waits in `ENDED`.

@@ -26,6 +26,8 @@ mod accounting;
 #[cfg(target_arch = "bpf")]
 mod atomic;
 #[cfg(target_arch = "bpf")]
+mod books;
+#[cfg(target_arch = "bpf")]
 mod bounds;
 #[cfg(target_arch = "bpf")]
 mod budget;

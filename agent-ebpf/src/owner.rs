@@ -63,6 +63,19 @@ pub fn set_holder(owner: *mut Owner, task: Kernel) -> u32 {
     set_task_facts(owner, task, pid, quality::INFERRED)
 }
 
+/// As [`set_current`], where the helpers that it uses are not to be had.
+#[inline(always)]
+pub fn set_acting(owner: *mut Owner) {
+    // SAFETY: a helper without arguments.
+    set_holder(owner, unsafe { bpf_get_current_task() });
+    // SAFETY: the caller's memory; the verifier checks the access.
+    unsafe {
+        if (*owner).quality == quality::INFERRED {
+            (*owner).quality = quality::DIRECT;
+        }
+    }
+}
+
 /// What both kinds of owner have in common.
 #[inline(always)]
 fn set_task_facts(owner: *mut Owner, task: Kernel, pid: u32, known: u8) -> u32 {

@@ -1,23 +1,90 @@
 //! Flows of frames that no socket's hooks have judged, in map `UPLINK_FLOWS`.
 
+use core::ptr;
+
 use trefoil_ebpf::abi::*;
 
 use crate::{
     accounting::{NOT_JUDGED, begin},
     flows::set_sender,
+    judge::is_local,
     maps::{EMPTY, UPLINK_FLOWS, lose},
+    packet::Ends,
 };
+
+/// Finds or makes the flow that a frame belongs to, which no socket's hooks have judged;
+/// `tag` is null if it has no socket that is tagged, and then `quality` is that of its owner.
+/// Null if it goes no farther than the link, or if there is no room.
+///
+/// A function of its own, so that what it needs of the stack is free again when the
+/// judge is asked.
+#[inline(never)]
+pub fn slot(
+    generation: u32,
+    tag: *mut Socket,
+    sender: u8,
+    quality: u8,
+    ends: &Ends,
+) -> *mut Tracked {
+    find_or_create(generation, tag, sender, quality, ends).unwrap_or(ptr::null_mut())
+}
+
+#[inline(always)]
+fn find_or_create(
+    generation: u32,
+    tag: *mut Socket,
+    sender: u8,
+    quality: u8,
+    ends: &Ends,
+) -> Option<*mut Tracked> {
+    let mut key = UplinkFlowKey {
+        cookie: 0,
+        peer: ends.destination,
+        source: ends.source,
+        source_port: ends.source_port,
+        sender,
+        pad: [0; 5],
+    };
+    if !tag.is_null() {
+        // SAFETY: a map value; the verifier checks the access. So below.
+        let last = unsafe { &mut (*tag).tracked.flow };
+        key.cookie = last.cookie;
+        if sender == sender::PACKET {
+            last.peer = key.peer;
+            last.local = key.source;
+            last.local_port = key.source_port;
+        }
+    }
+    let tracked = match find(&key) {
+        Some(tracked) => tracked,
+        None if is_local(generation, &key.peer) => return None,
+        None => create(&key, quality)?,
+    };
+    if !tag.is_null() {
+        // A packet socket's process has sent this; the outside of a tunnel is the kernel's
+        // doing, and the process the one whose data is in it.
+        let owner = unsafe { &raw const (*tag).tracked.owner };
+        if unsafe { (*owner).pid } != 0 {
+            let certainty = match sender {
+                sender::PACKET => quality::DIRECT,
+                _ => quality::INFERRED,
+            };
+            set_sender(tracked, owner, certainty);
+        }
+    }
+    Some(tracked)
+}
 
 /// The flow with this key, if there is one.
 #[inline(always)]
-pub fn find(key: &UplinkFlowKey) -> Option<*mut Tracked> {
+fn find(key: &UplinkFlowKey) -> Option<*mut Tracked> {
     UPLINK_FLOWS.get_ptr_mut(key)
 }
 
 /// Makes a flow whose owner is nobody yet, and only of this `quality`; `None`, and
 /// counted, if the table is full.
 #[inline(always)]
-pub fn create(key: &UplinkFlowKey, quality: u8) -> Option<*mut Tracked> {
+fn create(key: &UplinkFlowKey, quality: u8) -> Option<*mut Tracked> {
     let empty = EMPTY.get(0)?;
     const BPF_NOEXIST: u64 = 1;
     // Another CPU may have been faster, and that is as good.

@@ -447,6 +447,12 @@ impl Monitor {
                 }
                 return Ok(());
             }
+            reason::UNSEEN => {
+                let facts = self.facts(&event.tracked)?;
+                let record = Record::unseen(event, &facts, &BootClock::read());
+                self.reporter.emit(record);
+                return Ok(());
+            }
             // TCP has one peer, and its flows end by themselves.
             reason::OPENED
                 if flow.peer.protocol != TCP && flow.cookie & COOKIE_OF_NO_SOCKET == 0 =>

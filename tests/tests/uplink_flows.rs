@@ -34,7 +34,8 @@ fn finals_to(mut agent: Agent<'_>, lab: &Lab, to: IpAddr) -> Result<Vec<Record>>
         let last = records.last()?;
         (last.is("event", "coverage") && last.is("state", "uncovered")).then_some(())
     })?;
-    let (_, records) = agent.stop(Signal::SIGTERM)?;
+    let records = agent.records()?.to_vec();
+    agent.ended()?;
     let is_wanted = |record: &Record| is_final(record) && record.is("dst_addr", to);
     Ok(records.into_iter().filter(is_wanted).collect())
 }

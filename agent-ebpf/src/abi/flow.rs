@@ -175,6 +175,22 @@ pub mod reason {
     /// The socket `cookie` is gone: its flows in `FLOWS` get no more packets.
     /// Only the cookie and the owner are filled in.
     pub const SOCKET_GONE: u32 = 5;
+    /// A process opened a way out that no hook judges, or tried to: the owner is the
+    /// process, `local_port` one of [`unseen`](super::unseen), `counters.refused` 1 if it
+    /// does not get it.
+    pub const UNSEEN: u32 = 6;
+}
+
+/// Ways out that no hook judges.
+pub mod unseen {
+    /// A packet socket that asks to skip the queue (`PACKET_QDISC_BYPASS`).
+    pub const QUEUE: u16 = 1;
+    /// A ring for sending of an AF_XDP socket.
+    pub const XDP: u16 = 2;
+    /// A device for remote direct memory access.
+    pub const RDMA: u16 = 3;
+    /// A device that a process or a guest drives by itself.
+    pub const VFIO: u16 = 4;
 }
 
 /// What the ring buffer `EVENTS` carries.

@@ -10,6 +10,7 @@
 mod cgroup_mkdir;
 mod cgroup_rmdir;
 mod connect;
+mod device_open;
 mod egress;
 mod inet_sock_set_state;
 mod ingress;
@@ -21,6 +22,7 @@ mod sched_process_exec;
 mod sched_process_exit;
 mod sched_process_fork;
 mod sendmsg;
+mod setsockopt;
 mod sock_addr;
 mod sock_create;
 mod sock_release;

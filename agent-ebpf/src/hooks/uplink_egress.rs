@@ -3,8 +3,8 @@
 //!
 //! `BPF_TCX_EGRESS` (6.6), before that a filter of the clsact qdisc. What comes here
 //! without having been judged: forwarded traffic, tunnels, the kernel's own packets,
-//! packet sockets. Frames that skip traffic control (`PACKET_QDISC_BYPASS`, AF_XDP) do
-//! not come here; they are what the interface's own counter has more than the books.
+//! packet sockets. Frames of AF_XDP do not come here; they are what the interface's own
+//! counter has more than the books.
 
 use aya_ebpf::{
     bindings::__sk_buff,
@@ -16,15 +16,15 @@ use trefoil_ebpf::abi::*;
 
 use crate::{
     accounting::NOT_JUDGED,
-    atomic,
-    flows::{self, set_sender},
-    judge::{is_local, judge, undetermined},
-    maps::{InForce, SOCKETS, UPLINK_BOOKS, UPLINKS, in_force, lose},
+    books::{Size, count, dropped, judged, not_ip},
+    flows,
+    judge::{judge, undetermined},
+    maps::{InForce, SOCKETS, UPLINKS, in_force, lose},
     packet::{Ends, Frame, Part, ends_at, frame, protocol},
     remembered::{connection, remember, remembered, rest_of},
     settle::{decide, record},
     source::Source,
-    uplink_flows,
+    uplink_flows::slot,
 };
 
 /// On to the next program on this interface, which may be somebody else's: this one
@@ -36,14 +36,6 @@ const DROP: i32 = 2;
 
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
-
-/// What is counted about one frame.
-#[derive(Clone, Copy)]
-struct Size {
-    interface: u32,
-    bytes: u32,
-    wire_bytes: u32,
-}
 
 #[classifier]
 fn uplink_egress(ctx: TcContext) -> i32 {
@@ -67,14 +59,7 @@ fn uplink_egress(ctx: TcContext) -> i32 {
     match frame(skb, header_bytes) {
         Frame::Ip(start) => packet(in_force, skb, start, size),
         Frame::Other(ethertype) => {
-            const ARP: u16 = 0x0806;
-            const LLDP: u16 = 0x88cc;
-            let kind = match ethertype {
-                ARP => unjudged::ARP,
-                LLDP => unjudged::LLDP,
-                _ => unjudged::OTHER,
-            };
-            count(size, UNJUDGED + u32::from(kind));
+            count(size, not_ip(ethertype));
             NEXT
         }
     }
@@ -100,7 +85,13 @@ fn packet(in_force: InForce, skb: *mut __sk_buff, start: u32, size: Size) -> i32
         count(size, judged(sender, known.verdict));
         return NEXT;
     }
-    let tracked = slot(in_force.generation, skb, tag, sender, &ends);
+    let tracked = slot(
+        in_force.generation,
+        tag,
+        sender,
+        quality(skb, sender),
+        &ends,
+    );
     let decision = if tracked.is_null() {
         // It goes no farther than the link, or there is no room for a flow.
         let source = match tag.is_null() {
@@ -132,7 +123,7 @@ fn packet(in_force: InForce, skb: *mut __sk_buff, start: u32, size: Size) -> i32
 #[inline(always)]
 fn settle(sender: u8, decision: Decision, size: Size) -> i32 {
     if decision.blocks() {
-        count(size, DROPPED + u32::from(decision.verdict));
+        count(size, dropped(decision.verdict));
         DROP
     } else {
         count(size, judged(sender, decision.verdict));
@@ -160,7 +151,7 @@ fn tag(skb: *mut __sk_buff, sender: u8) -> *mut Socket {
             return NONE;
         };
         unsafe {
-            (*tag).flags = SOCKET_OF_FRAMES | SOCKET_HAS_FLOWS;
+            (*tag).flags |= SOCKET_OF_FRAMES | SOCKET_HAS_FLOWS;
             (*tag).tracked.flow.cookie = bpf_get_socket_cookie(skb.cast());
         }
         return tag;
@@ -233,68 +224,6 @@ fn rest(peer: &Peer, tag: *const Socket) -> Peer {
     rest_of(peer, cookie)
 }
 
-/// Finds or makes the flow that a frame belongs to, which no socket's hooks have judged.
-/// Null if it goes no farther than the link, or if there is no room.
-///
-/// A function of its own, so that what it needs of the stack is free again when the
-/// judge is asked.
-#[inline(never)]
-fn slot(
-    generation: u32,
-    skb: *mut __sk_buff,
-    tag: *mut Socket,
-    sender: u8,
-    ends: &Ends,
-) -> *mut Tracked {
-    find(generation, skb, tag, sender, ends).unwrap_or(core::ptr::null_mut())
-}
-
-#[inline(always)]
-fn find(
-    generation: u32,
-    skb: *mut __sk_buff,
-    tag: *mut Socket,
-    sender: u8,
-    ends: &Ends,
-) -> Option<*mut Tracked> {
-    let mut key = UplinkFlowKey {
-        cookie: 0,
-        peer: ends.destination,
-        source: ends.source,
-        source_port: ends.source_port,
-        sender,
-        pad: [0; 5],
-    };
-    if !tag.is_null() {
-        // SAFETY: a map value; the verifier checks the access. So below.
-        let last = unsafe { &mut (*tag).tracked.flow };
-        key.cookie = last.cookie;
-        if sender == sender::PACKET {
-            last.peer = key.peer;
-            last.local = key.source;
-            last.local_port = key.source_port;
-        }
-    }
-    let tracked = match uplink_flows::find(&key) {
-        Some(tracked) => tracked,
-        None if is_local(generation, &key.peer) => return None,
-        None => uplink_flows::create(&key, quality(skb, sender))?,
-    };
-    if !tag.is_null() {
-        // A packet socket's process has sent this; the outside of a tunnel is the kernel's
-        // doing, and the process the one whose data is in it.
-        let owner = unsafe { &raw const (*tag).tracked.owner };
-        if unsafe { (*owner).pid } != 0 {
-            let certainty = match sender {
-                sender::PACKET => quality::DIRECT,
-                _ => quality::INFERRED,
-            };
-            set_sender(tracked, owner, certainty);
-        }
-    }
-    Some(tracked)
-}
-
 /// How much is known of the owner of a frame whose socket nobody has tagged.
 #[inline(always)]
 fn quality(skb: *mut __sk_buff, sender: u8) -> u8 {
@@ -353,35 +282,4 @@ fn sender(skb: *mut __sk_buff) -> u8 {
         AF_INET | AF_INET6 => sender::KERNEL,
         _ => sender::PACKET,
     }
-}
-
-const UNJUDGED: u32 = sender::N as u32 * verdict::N as u32;
-const DROPPED: u32 = UNJUDGED + unjudged::N as u32;
-const N_TOTALS: u32 = DROPPED + verdict::N as u32;
-
-/// Index of the sum that a judged frame belongs to.
-#[inline(always)]
-fn judged(sender: u8, verdict: u8) -> u32 {
-    u32::from(sender) * u32::from(verdict::N) + u32::from(verdict)
-}
-
-/// Adds a frame to one of the sums of its interface, which follow each other in
-/// [`UplinkBooks`].
-#[inline(never)]
-fn count(size: Size, index: u32) -> u32 {
-    let Some(books) = UPLINK_BOOKS.get_ptr_mut(&size.interface) else {
-        lose(LOSS_UPLINKS_UNKNOWN, 1);
-        return 0;
-    };
-    if index >= N_TOTALS {
-        return 0;
-    }
-    // SAFETY: within the value, as has just been seen.
-    let totals = unsafe { books.cast::<UplinkTotals>().add(index as usize) };
-    unsafe {
-        atomic::add(&raw mut (*totals).bytes, u64::from(size.bytes));
-        atomic::add(&raw mut (*totals).wire_bytes, u64::from(size.wire_bytes));
-        atomic::add(&raw mut (*totals).frames, 1);
-    }
-    0
 }

@@ -93,6 +93,29 @@ pub fn iterate(program: BorrowedFd<'_>, map: Option<BorrowedFd<'_>>) -> io::Resu
     Ok(File::from(owned(bpf(BPF_ITER_CREATE, &mut create)?)))
 }
 
+/// Attaches a program to a place in a control group, one of `enum bpf_attach_type`
+/// (kernel 5.7), beside those that are there, and returns the link.
+pub fn attach_to_cgroup(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct LinkCreate {
+        program: u32,
+        cgroup: u32,
+        attach_type: u32,
+        flags: u32,
+    }
+    let mut create = LinkCreate {
+        program: program.as_raw_fd() as u32,
+        cgroup: cgroup.as_raw_fd() as u32,
+        attach_type,
+        flags: 0,
+    };
+    bpf(BPF_LINK_CREATE, &mut create).map(owned)
+}
+
 /// Attaches a program behind all others at the exit of an interface (kernel 6.6), and
 /// returns the link.
 pub fn attach_tcx_egress(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {

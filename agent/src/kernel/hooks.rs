@@ -1,16 +1,16 @@
 //! The hooks: which program goes where, and what is not covered without it.
 
+use std::{
+    os::fd::{AsFd as _, BorrowedFd},
+    path::Path,
+};
+
 use aya::{
     Btf, Ebpf,
-    programs::{
-        BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock,
-        CgroupSockAddr, Program,
-        links::{FdLink, LinkError},
-    },
+    programs::{Program, links::FdLink},
 };
-use std::os::fd::{AsFd as _, BorrowedFd};
 
-use super::KernelError;
+use super::{KernelError, bpf_syscall};
 
 /// Where a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +88,16 @@ pub const HOOKS: &[Hook] = &[
         Place::Cgroup,
         Some("ends of flows when their socket is closed"),
     ),
+    hook(
+        "setsockopt",
+        Place::Cgroup,
+        Some("packet sockets that ask to skip the queue, and AF_XDP"),
+    ),
+    hook(
+        "device_open",
+        Place::Cgroup,
+        Some("devices that send past the kernel"),
+    ),
     hook("ingress", Place::Cgroup, None),
     hook("egress", Place::Cgroup, None),
     hook("sendmsg4", Place::Cgroup, None),
@@ -137,6 +147,8 @@ pub fn load(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<(), KernelError> 
         (Program::CgroupSkb(program), _) => program.load(),
         (Program::CgroupSock(program), _) => program.load(),
         (Program::CgroupSockAddr(program), _) => program.load(),
+        (Program::CgroupSockopt(program), _) => program.load(),
+        (Program::CgroupDevice(program), _) => program.load(),
         (Program::SchedClassifier(program), Place::Uplink) => program.load(),
         _ => return Err(missing(hook)),
     }
@@ -152,66 +164,60 @@ pub fn program<'a>(ebpf: &'a Ebpf, hook: &Hook) -> Result<BorrowedFd<'a>, Kernel
     Ok(fd.as_fd())
 }
 
-/// Attaches one program and gives its link away.
+/// Attaches one program and pins its link, so that it stays when this agent ends. False
+/// if it is not attached by a link, or not here: uplinks are attached one by one, as they
+/// come.
 pub fn attach(
     ebpf: &mut Ebpf,
     hook: &Hook,
     cgroup: BorrowedFd<'_>,
-) -> Result<Option<FdLink>, KernelError> {
-    // Links are always multi-attach; other modes are refused.
-    const MODE: CgroupAttachMode = CgroupAttachMode::Single;
+    pin: &Path,
+) -> Result<bool, KernelError> {
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
         KernelError::failed(format!("attach program {}", hook.name), error)
     };
-    let program = ebpf.program_mut(hook.name).ok_or_else(|| missing(hook))?;
-    let link: Result<FdLink, LinkError> = match program {
-        // Uplinks are attached one by one, as they come.
-        Program::Iter(_) | Program::SchedClassifier(_) => return Ok(None),
-        Program::BtfTracePoint(program) => {
-            let program: &mut BtfTracePoint = program;
+    let unpinned = |error: Box<dyn std::error::Error + Send + Sync>| {
+        KernelError::failed(format!("pin link {}", pin.display()), error)
+    };
+    match hook.place {
+        Place::Iterator(_) | Place::Uplink => return Ok(false),
+        Place::Cgroup => {
+            let program = program(ebpf, hook)?;
+            let link = bpf_syscall::attach_to_cgroup(program, cgroup, attach_type(hook.name))
+                .map_err(|error| failed(error.into()))?;
+            bpf_syscall::pin(link.as_fd(), pin).map_err(|error| unpinned(error.into()))?;
+        }
+        Place::Tracepoint => {
+            let Some(Program::BtfTracePoint(program)) = ebpf.program_mut(hook.name) else {
+                return Err(missing(hook));
+            };
             let id = program.attach().map_err(|error| failed(error.into()))?;
             let link = program
                 .take_link(id)
                 .map_err(|error| failed(error.into()))?;
-            Ok(link.into())
+            FdLink::from(link)
+                .pin(pin)
+                .map_err(|error| unpinned(error.into()))?;
         }
-        Program::CgroupSkb(program) => {
-            let program: &mut CgroupSkb = program;
-            let direction = match hook.name {
-                "ingress" => CgroupSkbAttachType::Ingress,
-                _ => CgroupSkbAttachType::Egress,
-            };
-            let id = program
-                .attach(cgroup, direction, MODE)
-                .map_err(|error| failed(error.into()))?;
-            program
-                .take_link(id)
-                .map_err(|error| failed(error.into()))?
-                .try_into()
-        }
-        Program::CgroupSock(program) => {
-            let program: &mut CgroupSock = program;
-            let id = program
-                .attach(cgroup, MODE)
-                .map_err(|error| failed(error.into()))?;
-            program
-                .take_link(id)
-                .map_err(|error| failed(error.into()))?
-                .try_into()
-        }
-        Program::CgroupSockAddr(program) => {
-            let program: &mut CgroupSockAddr = program;
-            let id = program
-                .attach(cgroup, MODE)
-                .map_err(|error| failed(error.into()))?;
-            program
-                .take_link(id)
-                .map_err(|error| failed(error.into()))?
-                .try_into()
-        }
-        _ => return Err(missing(hook)),
-    };
-    link.map(Some).map_err(|error| failed(error.into()))
+    }
+    Ok(true)
+}
+
+/// The place in a control group of the program with this name: `enum bpf_attach_type`.
+fn attach_type(name: &str) -> u32 {
+    match name {
+        "ingress" => 0,
+        "egress" => 1,
+        "sock_create" => 2,
+        "device_open" => 6,
+        "connect4" => 10,
+        "connect6" => 11,
+        "sendmsg4" => 14,
+        "sendmsg6" => 15,
+        "setsockopt" => 22,
+        "sock_release" => 34,
+        _ => unreachable!("{name} has no place in a control group"),
+    }
 }
 
 fn missing(hook: &Hook) -> KernelError {

@@ -9,7 +9,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use aya::{Ebpf, programs::links::FdLink};
+use aya::Ebpf;
 use trefoil_ebpf::abi::Control;
 
 use super::{
@@ -99,13 +99,13 @@ impl Kernel {
                     continue;
                 }
             }
-            match hooks::attach(&mut self.ebpf, hook, cgroup) {
-                Ok(Some(link)) => pin(&self.pins, self.instance, hook.name, link)?,
+            let path = self.pins.link(self.instance, hook.name);
+            match hooks::attach(&mut self.ebpf, hook, cgroup, &path) {
                 // So that `trefoil flows` can run it, agent alive or dead.
-                Ok(None) if hook.is_pinned() => {
+                Ok(false) if hook.is_pinned() => {
                     pin_program(&self.pins, self.instance, &mut self.ebpf, hook.name)?;
                 }
-                Ok(None) => {}
+                Ok(_) => {}
                 Err(error) if hook.without.is_some() => {
                     status.attached = false;
                     status.why = Some(with_causes(&error));
@@ -188,13 +188,6 @@ impl Kernel {
             tracing::error!("{error}");
         }
     }
-}
-
-fn pin(pins: &PinDir, instance: u32, hook: &str, link: FdLink) -> Result<(), KernelError> {
-    let path = pins.link(instance, hook);
-    link.pin(&path)
-        .map(drop)
-        .map_err(|error| KernelError::failed(format!("pin link {}", path.display()), error))
 }
 
 fn pin_program(

@@ -136,6 +136,7 @@ macro_rules! fields {
 
 const ALL: Kinds = Kinds::ALL;
 const FLOWS: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation]);
+const ACTORS: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation, Kind::Coverage]);
 const SPANS: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation, Kind::Coverage]);
 const JUDGED: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation, Kind::Budget, Kind::Exception]);
 const STATES: Kinds = Kinds::of(&[
@@ -258,44 +259,44 @@ fields! {
          their bytes are not yet in the sums";
     BytesOpen "bytes_open" Number "byte" FLOWS
         "rollup: what those have sent so far";
-    Pid "pid" Number "" FLOWS
+    Pid "pid" Number "" ACTORS
         "the process, in the host's pid namespace";
-    StartTime "start_time" Time "" FLOWS
+    StartTime "start_time" Time "" ACTORS
         "when it started; with `pid` it names the process for good";
-    Exe "exe" Text "" FLOWS
+    Exe "exe" Text "" ACTORS
         "path of its executable when it was executed";
-    ExeNote "exe_note" Text "" FLOWS
+    ExeNote "exe_note" Text "" ACTORS
         "why `exe` is not the path of a file of the host: `truncated`, `foreign` (of a container) or \
          `unlinked` (had no name any more)";
-    ExeSha256 "exe_sha256" Text "" FLOWS
+    ExeSha256 "exe_sha256" Text "" ACTORS
         "SHA-256 of the executable";
-    Comm "comm" Text "" FLOWS
+    Comm "comm" Text "" ACTORS
         "name of the thread that acted, which it can choose itself";
-    Uid "uid" Number "" FLOWS
+    Uid "uid" Number "" ACTORS
         "user id";
-    Gid "gid" Number "" FLOWS
+    Gid "gid" Number "" ACTORS
         "group id, which a rollup has not";
-    User "user" Text "" FLOWS
+    User "user" Text "" ACTORS
         "name of that user";
-    Loginuid "loginuid" Number "" FLOWS
+    Loginuid "loginuid" Number "" ACTORS
         "user id with which somebody logged in to start it";
-    Login "login" Text "" FLOWS
+    Login "login" Text "" ACTORS
         "name of that user";
-    Session "session" Number "" FLOWS
+    Session "session" Number "" ACTORS
         "audit session of that login";
-    Unit "unit" Text "" FLOWS
+    Unit "unit" Text "" ACTORS
         "systemd unit of the system that the process runs in";
-    UserUnit "user_unit" Text "" FLOWS
+    UserUnit "user_unit" Text "" ACTORS
         "systemd unit of a user's manager that it runs in";
-    Container "container" Text "" FLOWS
+    Container "container" Text "" ACTORS
         "container that it runs in";
-    Cgroup "cgroup" Text "" FLOWS
+    Cgroup "cgroup" Text "" ACTORS
         "path of its control group";
-    Ppid "ppid" Number "" FLOWS
+    Ppid "ppid" Number "" ACTORS
         "its parent";
-    ParentExe "parent_exe" Text "" FLOWS
+    ParentExe "parent_exe" Text "" ACTORS
         "executable of its parent";
-    Attribution "attribution" Text "" FLOWS
+    Attribution "attribution" Text "" ACTORS
         "`direct` (the kernel saw this process act on this socket), `inferred` (derived), `none`, \
          or that there is none on this host: `kernel` (sent by itself) or `forwarded` (came in by \
          another interface); the worst of all in a rollup";

@@ -184,7 +184,7 @@ impl Record {
         }
     }
 
-    fn set_owner(&mut self, owner: &Owner, facts: &FlowFacts, clock: &BootClock) {
+    pub(super) fn set_owner(&mut self, owner: &Owner, facts: &FlowFacts, clock: &BootClock) {
         let somebody = |id: u32| Some(id).filter(|id| *id != NOBODY_LOGGED_IN);
         if owner.pid != 0 {
             self.set(Field::Pid, owner.pid);
@@ -262,7 +262,7 @@ fn rollup_sum(rollup: &Rollup) -> Counters {
 }
 
 /// `curl (pid 4711, nginx.service, user www-data)`.
-fn who(owner: &Owner, facts: &FlowFacts) -> String {
+pub(super) fn who(owner: &Owner, facts: &FlowFacts) -> String {
     match owner.quality {
         quality::KERNEL => return "the kernel".to_owned(),
         quality::FORWARDED => return "somebody whom this host forwards for".to_owned(),

@@ -19,6 +19,7 @@ mod reporter;
 mod sequence;
 mod sink;
 mod terminal;
+mod unseen;
 pub mod words;
 
 #[cfg(test)]

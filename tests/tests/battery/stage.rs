@@ -99,6 +99,8 @@ pub struct Stage<'lab> {
     pub senders: BTreeSet<u32>,
     /// Bytes of payload that were sent.
     pub bytes: u64,
+    /// A sender was told that it must not.
+    refused: bool,
     /// Programs that go on.
     pub running: Vec<Running>,
     /// What the far end listens with, for a way that begins before the agent.
@@ -118,6 +120,7 @@ impl<'lab> Stage<'lab> {
             to: addresses.collect(),
             senders: BTreeSet::new(),
             bytes: 0,
+            refused: false,
             running: Vec::new(),
             listener: None,
         }
@@ -138,6 +141,7 @@ impl<'lab> Stage<'lab> {
     /// Takes in how a sender ended.
     pub fn note(&mut self, outcome: Outcome) -> Result<()> {
         ensure!(outcome.code != USAGE, "{}", outcome.stderr);
+        self.refused |= outcome.code == world::REFUSED;
         let outcome = match self.enforced {
             true => outcome,
             false => outcome.success()?,
@@ -418,7 +422,8 @@ fn wait_until_gone(
     agent.wait_for("bytes arrive or are blocked", |records| {
         let arrived = stage.arrived(tap);
         let is_dropped = || Books::told_by(records).dropped() > before.dropped();
-        let is_blocked = stage.enforced && (stage.is_blocked_by(records) || is_dropped());
+        let is_blocked =
+            stage.enforced && (stage.refused || stage.is_blocked_by(records) || is_dropped());
         (is_blocked || arrived > 0 && arrived >= stage.bytes).then_some(())
     })
 }

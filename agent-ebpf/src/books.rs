@@ -1,0 +1,67 @@
+//! The books of an uplink: which of its sums a frame belongs to.
+
+use trefoil_ebpf::abi::*;
+
+use crate::{
+    atomic,
+    maps::{UPLINK_BOOKS, lose},
+};
+
+/// What is counted about one frame.
+#[derive(Clone, Copy)]
+pub struct Size {
+    pub interface: u32,
+    pub bytes: u32,
+    /// As they are on the wire, where each segment has headers of its own.
+    pub wire_bytes: u32,
+}
+
+const UNJUDGED: u32 = sender::N as u32 * verdict::N as u32;
+const DROPPED: u32 = UNJUDGED + unjudged::N as u32;
+const N_TOTALS: u32 = DROPPED + verdict::N as u32;
+
+/// Index of the sum that a judged frame belongs to.
+#[inline(always)]
+pub fn judged(sender: u8, verdict: u8) -> u32 {
+    u32::from(sender) * u32::from(verdict::N) + u32::from(verdict)
+}
+
+/// Index of the sum of what was dropped at the uplink.
+#[inline(always)]
+pub fn dropped(verdict: u8) -> u32 {
+    DROPPED + u32::from(verdict)
+}
+
+/// Index of the sum that a frame belongs to which is no IP.
+#[inline(always)]
+pub fn not_ip(ethertype: u16) -> u32 {
+    const ARP: u16 = 0x0806;
+    const LLDP: u16 = 0x88cc;
+    let kind = match ethertype {
+        ARP => unjudged::ARP,
+        LLDP => unjudged::LLDP,
+        _ => unjudged::OTHER,
+    };
+    UNJUDGED + u32::from(kind)
+}
+
+/// Adds a frame to one of the sums of its interface, which follow each other in
+/// [`UplinkBooks`].
+#[inline(never)]
+pub fn count(size: Size, index: u32) -> u32 {
+    let Some(books) = UPLINK_BOOKS.get_ptr_mut(&size.interface) else {
+        lose(LOSS_UPLINKS_UNKNOWN, 1);
+        return 0;
+    };
+    if index >= N_TOTALS {
+        return 0;
+    }
+    // SAFETY: within the value, as has just been seen.
+    let totals = unsafe { books.cast::<UplinkTotals>().add(index as usize) };
+    unsafe {
+        atomic::add(&raw mut (*totals).bytes, u64::from(size.bytes));
+        atomic::add(&raw mut (*totals).wire_bytes, u64::from(size.wire_bytes));
+        atomic::add(&raw mut (*totals).frames, 1);
+    }
+    0
+}

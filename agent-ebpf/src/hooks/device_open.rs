@@ -1,0 +1,42 @@
+//! A process opens a device that the kernel hands over to it, and that may send by
+//! itself: remote direct memory access, or whatever a guest is given. What leaves so is in
+//! no counter of this host, so that all that can be said is that it was opened.
+//!
+//! `BPF_CGROUP_DEVICE`, 4.15, in process context.
+
+use aya_ebpf::{macros::cgroup_device, programs::DeviceContext};
+use trefoil_ebpf::abi::unseen;
+
+use crate::{accounting::announce_unseen, maps::in_place};
+
+/// Every path lets the device be opened.
+const PASS: i32 = 1;
+
+/// As in the kernel's list of devices.
+const MISC: u32 = 10;
+const MISC_VFIO: u32 = 196;
+const INFINIBAND: u32 = 231;
+const INFINIBAND_FIRST_VERBS: u32 = 192;
+
+#[cgroup_device]
+fn device_open(ctx: DeviceContext) -> i32 {
+    const MAKE: u32 = 1;
+    // SAFETY: fields of the context; the verifier checks the access.
+    let (access, major, minor) = unsafe {
+        let device = ctx.device;
+        (
+            (*device).access_type >> 16,
+            (*device).major,
+            (*device).minor,
+        )
+    };
+    let way = match (major, minor) {
+        (MISC, MISC_VFIO) => unseen::VFIO,
+        (INFINIBAND, INFINIBAND_FIRST_VERBS..) => unseen::RDMA,
+        _ => return PASS,
+    };
+    if access & MAKE == 0 && in_place().is_some() {
+        announce_unseen(way, false);
+    }
+    PASS
+}

@@ -1,0 +1,128 @@
+//! Ways out that no hook judges: whoever opens one is named in a record.
+
+mod world;
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use trefoil_lab::agent::detach;
+use trefoil_lab::wiring::far_link_address;
+use trefoil_lab::{Agent, Lab, Record, places};
+use world::{REFUSED, TRAFFIC, at, enforcing, reporting, told, traffic_in};
+
+const NEAR: &str = "02:00:00:00:01:03";
+/// Number of the link to the foreign host.
+const FOREIGN_LINK: u8 = 3;
+
+/// The record about such a way.
+fn opened(agent: &mut Agent<'_>, subject: &str) -> Result<Record> {
+    agent.wait_for(subject, |records| {
+        let is_it = |record: &&Record| record.text("subject").contains(subject);
+        records.iter().find(is_it).cloned()
+    })
+}
+
+#[test]
+fn whoever_asks_to_skip_the_queue_is_named_and_does_not() -> Result<()> {
+    for enforced in [false, true] {
+        let lab = Lab::new()?;
+        let policy = if enforced { enforcing() } else { reporting() };
+        let mut agent = lab.agent().policy(&policy).uplink("auto").start()?;
+        let before = lab.link_to(&lab.foreign)?;
+        let far = far_link_address(FOREIGN_LINK);
+        let (from, to) = (at(places::HOST, 4000), at(places::FOREIGN, 9));
+        let frame = ["frame", "to-foreign", NEAR, &far, &from, &to];
+        let sent = traffic_in(&lab, "fast.service")?
+            .args(frame)
+            .args(["--bypass-qdisc"])
+            .run()?;
+        let pid = told(&sent)?.pop().context("it said nothing")?.text("pid");
+        let record = opened(&mut agent, "skip the queue")?;
+        for (name, expected) in [
+            ("event", "coverage"),
+            ("state", "covered"),
+            ("pid", &pid),
+            ("unit", "fast.service"),
+            ("exe", TRAFFIC),
+            ("attribution", "direct"),
+        ] {
+            ensure!(record.is(name, expected), "{name}: {record}");
+        }
+        let violation = agent.wait_for("the frame is judged", |records| {
+            let mut records = records.iter();
+            records
+                .find(|record| record.is("event", "violation") && record.is("pid", &pid))
+                .cloned()
+        })?;
+        ensure!(violation.is("dst_addr", places::FOREIGN), "{violation}");
+        let sent = lab.link_to(&lab.foreign)?.since(before).tx_packets;
+        ensure!(sent == u64::from(!enforced), "{sent} frames: {violation}");
+        agent.stop(Signal::SIGTERM)?;
+        detach(&lab)?;
+        lab.close()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn whoever_sends_by_af_xdp_is_named_and_refused_in_enforce_mode() -> Result<()> {
+    for enforced in [false, true] {
+        let lab = Lab::new()?;
+        let policy = if enforced { enforcing() } else { reporting() };
+        let mut agent = lab.agent().policy(&policy).uplink("auto").start()?;
+        let far = far_link_address(FOREIGN_LINK);
+        let (from, to) = (at(places::HOST, 4000), at(places::FOREIGN, 9));
+        let frame = ["frame", "to-foreign", NEAR, &far, &from, &to, "--xdp"];
+        let sent = traffic_in(&lab, "fast.service")?.args(frame).run()?;
+        let code = if enforced { REFUSED } else { 0 };
+        ensure!(sent.code == code, "{sent:?}");
+        let record = opened(&mut agent, "AF_XDP")?;
+        let state = if enforced { "covered" } else { "uncovered" };
+        ensure!(
+            record.is("state", state)
+                && record.is("exe", TRAFFIC)
+                && record.is("unit", "fast.service"),
+            "{record}"
+        );
+        agent.stop(Signal::SIGTERM)?;
+        detach(&lab)?;
+        lab.close()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn whoever_opens_a_device_that_sends_past_the_kernel_is_named() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut agent = lab.agent().policy(&reporting()).start()?;
+    // There is none: to ask for it is enough.
+    for (name, major, minor, subject) in [
+        ("uverbs", 231, 192, "remote direct memory access"),
+        ("vfio", 10, 196, "driven past the kernel"),
+    ] {
+        let device = lab.file(name);
+        mknod(
+            &device,
+            SFlag::S_IFCHR,
+            Mode::S_IRUSR | Mode::S_IWUSR,
+            makedev(major, minor),
+        )?;
+        let path = device.to_str().context("a path that is no text")?;
+        lab.program_in("guest.service", "/bin/cat")?
+            .args([path])
+            .run()?;
+        let record = opened(&mut agent, subject)?;
+        ensure!(
+            record.is("state", "uncovered")
+                && record.is("comm", "cat")
+                && record.is("unit", "guest.service"),
+            "{record}"
+        );
+        fs::remove_file(&device)?;
+    }
+    agent.stop(Signal::SIGTERM)?;
+    detach(&lab)?;
+    lab.close()
+}
