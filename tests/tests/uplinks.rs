@@ -5,110 +5,14 @@ mod world;
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
-use trefoil_lab::agent::Agent;
-use trefoil_lab::link::LinkCounters;
 use trefoil_lab::program::Program;
 use trefoil_lab::sink::TcpSink;
-use trefoil_lab::wiring::{Guest, far_link_address, guest};
-use trefoil_lab::{Lab, Record, places, wait_for};
+use trefoil_lab::wiring::{far_link_address, guest};
+use trefoil_lab::{Lab, places, wait_for};
+use world::books::{
+    FOREIGN_LINK, OFTEN, PEER_LINK, VERDICTS, agrees, books, frames, from_machine, sum,
+};
 use world::{TRAFFIC, at, enforcing, reporting, traffic};
-
-/// Books are read with each heartbeat.
-const OFTEN: &str = "heartbeat_interval = \"1s\"\n";
-/// Number of the link to the foreign host.
-const FOREIGN_LINK: u8 = 3;
-/// Number of the link to the peer.
-const PEER_LINK: u8 = 2;
-
-/// The fields whose sum is what was judged.
-const VERDICTS: [&str; 8] = [
-    "bytes_local",
-    "bytes_gateway",
-    "bytes_approved",
-    "bytes_exception",
-    "bytes_over_budget",
-    "bytes_denied",
-    "bytes_unapproved",
-    "bytes_undetermined",
-];
-/// The fields whose sum is that as well.
-const SENDERS: [&str; 4] = [
-    "bytes_socket",
-    "bytes_kernel",
-    "bytes_forwarded",
-    "bytes_packet_socket",
-];
-/// The fields whose sum is what could not be judged.
-const REASONS: [&str; 3] = ["bytes_arp", "bytes_lldp", "bytes_not_ip"];
-
-fn sum(record: &Record, names: &[&str]) -> Result<u64> {
-    names.iter().map(|name| record.number(name)).sum()
-}
-
-/// The books of an uplink once they are about all that its interface has sent by now,
-/// since it is watched. Fails unless they balance.
-fn books(agent: &mut Agent<'_>, lab: &Lab, uplink: &str) -> Result<Record> {
-    let sent = LinkCounters::read(&lab.host, uplink)?;
-    let book = agent.wait_for(&format!("books of {uplink} up to {sent:?}"), |records| {
-        let book = records
-            .iter()
-            .rev()
-            .find(|record| record.is("subject", format!("books of uplink {uplink}")))?;
-        let before = book.number("bytes_before").ok()?;
-        (book.number("bytes_sent").ok()? + before >= sent.tx_bytes).then(|| book.clone())
-    })?;
-    let judged = sum(&book, &VERDICTS)?;
-    let not_judged = sum(&book, &REASONS)?;
-    ensure!(judged == sum(&book, &SENDERS)?, "{book}");
-    ensure!(judged + not_judged == book.number("bytes_sent")?, "{book}");
-    ensure!(
-        book.is("bytes_unaccounted", 0) && book.is("bytes_unsent", 0),
-        "{book}"
-    );
-    ensure!(
-        book.number("bytes_before")? + judged + not_judged == sent.tx_bytes,
-        "{book} {sent:?}"
-    );
-    Ok(book)
-}
-
-/// Fails unless the far end of a link got what this end has sent.
-fn agrees(lab: &Lab, near: &str, far: &trefoil_lab::namespace::Namespace) -> Result<()> {
-    let near = LinkCounters::read(&lab.host, near)?;
-    let far = LinkCounters::read(far, "to-host")?;
-    ensure!(
-        near.tx_bytes == far.rx_bytes && near.tx_packets == far.rx_packets,
-        "{near:?} {far:?}"
-    );
-    Ok(())
-}
-
-/// Frames of a packet socket to a place, by the link with this number.
-fn frames(lab: &Lab, link: &str, number: u8, to: std::net::IpAddr) -> Result<Program> {
-    let from = if to.is_ipv4() {
-        places::HOST
-    } else {
-        places::HOST6
-    };
-    Ok(traffic(lab)?.args([
-        "packet",
-        link,
-        &far_link_address(number),
-        &at(to, 9),
-        "--from",
-        &from.to_string(),
-    ]))
-}
-
-/// Datagrams from a place behind the host, in no control group that is watched.
-fn from_machine(guest: &Guest, to: std::net::IpAddr) -> Result<()> {
-    let machine = Program::new(TRAFFIC, &guest.place, None, None)?;
-    machine
-        .args(["udp", &at(to, 9), "--count", "5"])
-        .run()?
-        .success()
-        .map(drop)
-}
 
 #[test]
 fn agents_come_and_go_and_books_hold_each_frame_once() -> Result<()> {
