@@ -9,7 +9,7 @@
 //! /guest in the machine is a file system of its own with the programs and
 //! packages under test ([`payload`]): all else there is what Debian installs.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -48,13 +48,16 @@ const PATIENCE: Duration = Duration::from_secs(420);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// A running machine. Its console and journal are kept in `results/NAME` when
-/// it is dropped; nothing else of it is.
+/// it is dropped, and what its commands took in `times.txt`; nothing else of it is.
 #[derive(Debug)]
 pub struct Vm {
     name: String,
     wire: BufReader<UnixStream>,
     half_line: Vec<u8>,
     last_id: u64,
+    /// For each command: seconds of the host's processors until its end, those that
+    /// it took, and its seconds by the clock.
+    times: File,
     qemu: Qemu,
 }
 
@@ -103,6 +106,7 @@ impl Vm {
             wire: BufReader::new(wire),
             half_line: Vec::new(),
             last_id: 0,
+            times: File::create(results.join("times.txt"))?,
             qemu,
         })
     }
@@ -176,8 +180,9 @@ impl Vm {
     }
 
     fn run_with_input(&mut self, command: &str, stdin: &str) -> Result<Ended> {
+        let (start, processor_start) = (Instant::now(), self.qemu.processor_time());
         let sent = self.send(command, stdin)?;
-        self.wait_for(command, |message| match message {
+        let ended = self.wait_for(command, |message| match message {
             Message::Answer {
                 id,
                 code,
@@ -189,7 +194,16 @@ impl Vm {
                 stderr,
             }),
             _ => None,
-        })
+        })?;
+        writeln!(
+            self.times,
+            "{:7.1} {:6.1} {:6.1}  {}",
+            self.qemu.processor_time().as_secs_f32(),
+            (self.qemu.processor_time() - processor_start).as_secs_f32(),
+            start.elapsed().as_secs_f32(),
+            command.lines().next().unwrap_or_default()
+        )?;
+        Ok(ended)
     }
 
     fn send(&mut self, command: &str, stdin: &str) -> Result<u64> {
