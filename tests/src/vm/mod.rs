@@ -44,8 +44,17 @@ pub const TARBALL: &str = "/guest/trefoil.tar.gz";
 /// two machines share two processors. Who waits this long has failed.
 const PATIENCE: Duration = Duration::from_secs(420);
 
-/// Between two looks at a condition.
+/// How often the wire is looked at, and the pause between the first two looks at a
+/// condition.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// The longest pause between two looks at a condition: each costs emulated processor
+/// time, which whatever is waited for needs as well.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// How much of a journal is kept: of the scenarios in which thousands of packets are
+/// refused, the end.
+const KEPT_LINES: u32 = 2000;
 
 /// A running machine. Its console and journal are kept in `results/NAME` when
 /// it is dropped, and what its commands took in `times.txt`; nothing else of it is.
@@ -150,6 +159,7 @@ impl Vm {
         mut ask: impl FnMut(&mut Self) -> Result<Option<T>>,
     ) -> Result<T> {
         let start = Instant::now();
+        let mut pause = PAUSE;
         loop {
             if let Some(answer) = ask(self)? {
                 return Ok(answer);
@@ -157,7 +167,8 @@ impl Vm {
             if start.elapsed() > PATIENCE {
                 bail!("waited {} s in vain: {what}", PATIENCE.as_secs());
             }
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(pause);
+            pause = LONGEST_PAUSE.min(pause * 3 / 2);
         }
     }
 
@@ -249,7 +260,9 @@ impl Vm {
     }
 
     fn keep_journal(&mut self) -> Result<()> {
-        let text = self.ok("journalctl --quiet --merge -o short-precise")?;
+        let text = self.ok(&format!(
+            "journalctl --quiet --merge -o short-precise -n {KEPT_LINES}"
+        ))?;
         let path = directory()?.join("results").join(&self.name);
         fs::write(path.join("journal.txt"), text).context("write the journal")
     }

@@ -66,14 +66,13 @@ fn transport(id: &'static str, host: u8, name: &str) -> Way {
         prepare: format!(
             "modprobe {name} && echo 1 > /proc/sys/net/{name}/max_init_retransmits && \
              ip -n far address replace 203.0.113.{host}/32 dev lo && rm -f /run/server && \
-             (ip netns exec far {serve} >/run/server 2>&1 </dev/null &) && \
+             {{ ip netns exec far {serve} >/run/server 2>&1 </dev/null & \
+             echo $! >/run/server.pid; }} && \
              until grep -q port /run/server; do sleep 0.1; done"
         ),
         send: format!("{TRAFFIC} tcp {to} --transport {name} --bytes 500"),
-        end: "for exe in /proc/[0-9]*/exe; do \
-                  if [ \"$(readlink $exe)\" = /guest/traffic ]; then \
-                      pid=${exe#/proc/}; kill ${pid%/exe}; fi; done"
-            .into(),
+        // It may have ended by itself.
+        end: "kill $(cat /run/server.pid) 2>/dev/null || true".into(),
         is_a_process: true,
     }
 }
