@@ -411,7 +411,11 @@ fn install_bpf_linker() -> Result<()> {
 
 fn cargo_install(name: &str, version: &str, arguments: &[&str]) -> Command {
     let mut cargo = workspace::cargo();
+    // What these tools do takes seconds, and to optimise them as their authors do,
+    // minutes.
     cargo
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
         .args(["install", "--locked", "--version", version])
         .args(arguments);
     cargo

@@ -9,9 +9,10 @@ use std::{
     fs,
     path::Path,
     process::{Command, Stdio},
+    thread,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 
 use crate::{
@@ -73,8 +74,16 @@ pub fn matches(filter: Option<&str>) -> Result<bool> {
 pub fn run_scenarios(filter: Option<&str>, battery: &Battery) -> Result<(Tally, bool)> {
     setup::ensure(&[Part::Bpf, Part::CountryData, Part::Package, Part::Vm])?;
     let directory = workspace::target_dir().join("vm");
-    image::ensure(&directory.join("image"))?;
-    make_packages(&directory.join("packages"))?;
+    // Both are work for one processor most of the time, the one because of what it waits
+    // for and the other because whatever is linked is optimised as a whole.
+    thread::scope(|scope| {
+        let image = scope.spawn(|| image::ensure(&directory.join("image")));
+        let packages = make_packages(&directory.join("packages"));
+        let image = image
+            .join()
+            .map_err(|_| anyhow!("making the image panicked"))?;
+        image.and(packages)
+    })?;
     let scratch = directory.join("scratch");
     let results = directory.join("results");
     for left in [&scratch, &results] {
