@@ -169,8 +169,9 @@ pub fn record_process(task: Kernel, scratch: u32, insert: u64) -> Option<()> {
 fn record_executable(task: Kernel, scratch: u32) -> Option<u64> {
     // A task without memory of its own is the kernel's: no executable, no loss.
     let mm = follow(task, offset!(task_mm))?;
-    let scratch = EXECUTABLE_SCRATCH.get_ptr_mut(scratch)?;
-    if read_executable(task, mm, scratch).is_none() {
+    let number = scratch;
+    let scratch = EXECUTABLE_SCRATCH.get_ptr_mut(number)?;
+    if read_executable(task, mm, number, scratch).is_none() {
         lose(LOSS_EXECUTABLES_UNREAD, 1);
         return None;
     }
@@ -191,12 +192,14 @@ fn record_executable(task: Kernel, scratch: u32) -> Option<u64> {
 /// Components and mounts that a path may have.
 const MAX_COMPONENTS: usize = 48;
 
-/// Fills the scratch entry from `mm->exe_file`.
-///
-/// `bpf_d_path` is not available to these programs, so the path is walked here,
-/// from the file up to the root of the mount namespace.
+/// Fills the scratch entry, which is that of this number, from `mm->exe_file`.
 #[inline(always)]
-fn read_executable(task: Kernel, mm: Kernel, scratch: *mut ExecutableScratch) -> Option<()> {
+fn read_executable(
+    task: Kernel,
+    mm: Kernel,
+    number: u32,
+    scratch: *mut ExecutableScratch,
+) -> Option<()> {
     let file = follow(mm, offset!(mm_exe_file))?;
     let inode = follow(file, offset!(file_inode))?;
     let super_block = follow(inode, offset!(inode_sb))?;
@@ -210,20 +213,82 @@ fn read_executable(task: Kernel, mm: Kernel, scratch: *mut ExecutableScratch) ->
         flags |= EXECUTABLE_UNLINKED;
     }
 
-    let mut dentry = follow(path, offset!(path_dentry))?;
-    let mut mount = follow(path, offset!(path_mnt))? - offset!(mount_mnt) as u64;
+    let dentry = follow(path, offset!(path_dentry))?;
+    let mount = follow(path, offset!(path_mnt))? - offset!(mount_mnt) as u64;
+    let walked = walk(dentry, mount, number) as usize;
+    if walked & WALK_FAILED != 0 {
+        return None;
+    }
+    if walked & WALK_COMPLETE == 0 {
+        flags |= EXECUTABLE_TRUNCATED;
+    }
+    let start = walked & (2 * EXECUTABLE_PATH - 1);
+    let len = masked::<{ 2 * EXECUTABLE_PATH - 1 }>(EXECUTABLE_PATH.wrapping_sub(start));
+    let start = masked::<{ 2 * EXECUTABLE_PATH - 1 }>(start);
+    // SAFETY: a map value; the verifier checks every access through it. So below.
+    unsafe {
+        let executable = &raw mut (*scratch).executable;
+        (*executable).class = ClassCache {
+            generation: 0,
+            class: 0,
+        };
+        (*executable).inode = read::<u64>(inode, offset!(inode_ino))?;
+        (*executable).device = read::<u32>(super_block, offset!(super_block_dev))?;
+        (*executable).path_len = len as u16;
+        (*executable).flags = flags;
+        // The rest is zero, since the hash covers all of it.
+        let words = (&raw mut (*executable).path).cast::<u64>();
+        for i in 0..EXECUTABLE_PATH / 8 {
+            ptr::write_volatile(words.add(i), 0);
+        }
+        if start <= EXECUTABLE_PATH && len <= EXECUTABLE_PATH {
+            let path = (&raw const (*scratch).walk).cast::<u8>();
+            bpf_probe_read_kernel(
+                (&raw mut (*executable).path).cast::<c_void>(),
+                len as u32,
+                path.add(start).cast::<c_void>(),
+            );
+        }
+    }
+    Some(())
+}
+
+/// The path was walked up to the root.
+const WALK_COMPLETE: usize = 2 * EXECUTABLE_PATH;
+/// The kernel's structures could not be read.
+const WALK_FAILED: usize = 4 * EXECUTABLE_PATH;
+
+/// Writes the path of an entry of a directory into the scratch entry of this number.
+/// Returns where it begins, with [`WALK_COMPLETE`] or [`WALK_FAILED`].
+///
+/// `bpf_d_path` is not available to these programs, so the path is walked here,
+/// from the file up to the root of the mount namespace. A global function, since what
+/// follows a loop is verified once for each way to leave each of its rounds.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn walk(dentry: Kernel, mount: Kernel, scratch: u32) -> u32 {
+    let Some(scratch) = EXECUTABLE_SCRATCH.get_ptr_mut(scratch) else {
+        return WALK_FAILED as u32;
+    };
+    walk_up(dentry, mount, scratch).unwrap_or(WALK_FAILED) as u32
+}
+
+#[inline(always)]
+fn walk_up(
+    mut dentry: Kernel,
+    mut mount: Kernel,
+    scratch: *mut ExecutableScratch,
+) -> Option<usize> {
     // SAFETY: a map value; the verifier checks every access through it. So below.
     let walk = unsafe { (&raw mut (*scratch).walk).cast::<u8>() };
     let mut start = EXECUTABLE_PATH;
-    let mut complete = false;
     for _ in 0..MAX_COMPONENTS {
         let mount_root = follow(mount, offset!(mount_mnt) + offset!(vfsmount_root))?;
         let parent = follow(dentry, offset!(dentry_parent))?;
         if dentry == mount_root || dentry == parent {
             let above = follow(mount, offset!(mount_parent))?;
             if above == mount {
-                complete = true;
-                break;
+                return Some(start | WALK_COMPLETE);
             }
             dentry = follow(mount, offset!(mount_mountpoint))?;
             mount = above;
@@ -251,35 +316,7 @@ fn read_executable(task: Kernel, mm: Kernel, scratch: *mut ExecutableScratch) ->
         unsafe { *walk.add(start) = b'/' };
         dentry = parent;
     }
-    if !complete {
-        flags |= EXECUTABLE_TRUNCATED;
-    }
-    let len = masked::<{ 2 * EXECUTABLE_PATH - 1 }>(EXECUTABLE_PATH - start);
-    let start = masked::<{ 2 * EXECUTABLE_PATH - 1 }>(start);
-    unsafe {
-        let executable = &raw mut (*scratch).executable;
-        (*executable).class = ClassCache {
-            generation: 0,
-            class: 0,
-        };
-        (*executable).inode = read::<u64>(inode, offset!(inode_ino))?;
-        (*executable).device = read::<u32>(super_block, offset!(super_block_dev))?;
-        (*executable).path_len = len as u16;
-        (*executable).flags = flags;
-        // The rest is zero, since the hash covers all of it.
-        let words = (&raw mut (*executable).path).cast::<u64>();
-        for i in 0..EXECUTABLE_PATH / 8 {
-            ptr::write_volatile(words.add(i), 0);
-        }
-        if start <= EXECUTABLE_PATH && len <= EXECUTABLE_PATH {
-            bpf_probe_read_kernel(
-                (&raw mut (*executable).path).cast::<c_void>(),
-                len as u32,
-                walk.add(start).cast::<c_void>(),
-            );
-        }
-    }
-    Some(())
+    Some(start)
 }
 
 /// True if paths of this task say nothing about the host's files, see
