@@ -29,9 +29,10 @@ impl Docs {
 /// How cargo runs the program that makes them.
 const MANUAL: [&str; 5] = ["run", "--quiet", "--package", "trefoil-manual", "--"];
 
-/// Writes the completions into a directory.
+/// Writes the completions into a directory, by the optimised program.
 pub fn completions(into: &Path) -> Result<()> {
-    workspace::run(workspace::cargo().args(MANUAL).arg("completions").arg(into))
+    let mut manual = Command::new(workspace::target_dir().join("release/trefoil-manual"));
+    workspace::run(manual.arg("completions").arg(into))
 }
 
 /// Whether each page is formatted without a warning. That each is up to date is a

@@ -41,6 +41,11 @@ pub fn debian_package(version: Option<&str>) -> Result<PathBuf> {
     setup::ensure(&[Part::Bpf, Part::CountryData, Part::Package])?;
     let beside = beside();
     fs::create_dir_all(&beside).with_context(|| format!("make {}", beside.display()))?;
+    // Both at once: the agent is compiled a single time for the two.
+    let mut cargo = workspace::cargo();
+    cargo.args(["build", "--release"]);
+    cargo.args(["--package", "trefoil", "--package", "trefoil-manual"]);
+    workspace::run(&mut cargo)?;
     docs::completions(&beside.join("completions"))?;
     fs::write(beside.join("THIRD-PARTY-LICENSES"), notices::notices()?)
         .context("write the licences of the dependencies")?;
@@ -52,7 +57,7 @@ pub fn debian_package(version: Option<&str>) -> Result<PathBuf> {
     }
     let mut cargo_deb = Command::new(setup::tool("cargo-deb"));
     cargo_deb
-        .args(["--package", "trefoil", "--output"])
+        .args(["--no-build", "--package", "trefoil", "--output"])
         .arg(workspace::target_dir().join("debian"))
         .current_dir(workspace::root())
         .stderr(Stdio::inherit());
