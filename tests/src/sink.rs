@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::cmsg_space;
@@ -253,11 +254,20 @@ impl Drop for TcpSink {
     }
 }
 
+/// After a connection that could not be accepted.
+const PAUSE: Duration = Duration::from_millis(10);
+
 fn accept(listener: &TcpListener, counts: &Arc<TcpCounts>, end: &AtomicBool) {
-    while let Ok((mut stream, _)) = listener.accept() {
+    loop {
+        let accepted = listener.accept();
         if end.load(Ordering::Relaxed) {
             return;
         }
+        // One that was reset meanwhile, or no room for a descriptor: others will come.
+        let Ok((mut stream, _)) = accepted else {
+            std::thread::sleep(PAUSE);
+            continue;
+        };
         counts.connections.fetch_add(1, Ordering::Relaxed);
         let counts = counts.clone();
         std::thread::spawn(move || {

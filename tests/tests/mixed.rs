@@ -50,7 +50,8 @@ fn once(lab: &Lab, machine: &Guest) -> Result<()> {
             &["ping", &address],
             &["ping", &address, "--raw"],
         ] {
-            traffic(lab)?.args(words).run()?.success()?;
+            let sent = traffic(lab)?.args(words).run()?;
+            sent.success().with_context(|| format!("{words:?}"))?;
         }
         frames(lab, "to-foreign", FOREIGN_LINK, to)?
             .args(["--count", "7", "--size", "100"])
@@ -73,7 +74,8 @@ fn once(lab: &Lab, machine: &Guest) -> Result<()> {
             .args(["tcp", &at(to, MPTCP_PORT)])
             .args(mptcp)
             .run()?
-            .success()?;
+            .success()
+            .context("mptcp")?;
         server.finish()?.success()?;
     }
     // In a tunnel.

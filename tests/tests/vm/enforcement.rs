@@ -4,8 +4,8 @@ use anyhow::{Result, ensure};
 use trefoil_lab::vm::{NEXT_PACKAGE, Vm};
 
 use crate::world::{
-    REFUSED, UPLINK_SCRIPT, arrived, enforce, enforcing, insist, installed, property, send_as,
-    wait_for_another_agent, wait_for_attempts, wait_for_violation,
+    REFUSED, TRAFFIC, UPLINK_SCRIPT, arrived, enforce, enforcing, foreign, insist, installed,
+    property, send_as, wait_for_another_agent, wait_for_attempts, wait_for_violation,
 };
 
 #[test]
@@ -59,6 +59,33 @@ fn an_agent_that_is_restarted_or_killed_leaks_nothing() -> Result<()> {
         wait_for_attempts(vm)?;
         wait_for_another_agent(vm, &pid)
     })
+}
+
+/// Until Linux 6.13 what the kernel sends for such a connection is of a socket of its own,
+/// in the control group of the root, which is watched here.
+#[test]
+fn the_kernel_may_end_a_connection_whose_socket_is_gone() -> Result<()> {
+    const RULE: &str = "\n[[rules]]\nname = \"closing\"\nfrom = { unit = \"closing.service\" }\n\
+                        to = { networks = [\"203.0.113.0/24\"] }\nverdict = \"approve\"\n";
+    let mut vm = enforcing("closing")?;
+    let policy = vm.read("/etc/trefoil/policy.toml")?;
+    vm.write("/etc/trefoil/policy.toml", &(policy + RULE))?;
+    vm.ok("systemctl reload trefoil")?;
+    let to = foreign(443);
+    vm.ok(&format!(
+        "(ip netns exec far {TRAFFIC} serve 443 --wait >/run/server 2>&1 </dev/null &) && \
+         until grep -q port /run/server; do sleep 0.1; done && \
+         systemd-run --quiet --wait --unit=closing --collect \
+             {TRAFFIC} tcp {to} --bytes 100 --abandon"
+    ))?;
+    vm.wait_until("no end of it waits for the other", |vm| {
+        // The server has ended, and the kernel has nothing left to send for it.
+        let open = "ip netns exec far cat /proc/net/tcp /proc/net/tcp6 | grep -c '^ *[0-9]*:'";
+        Ok((vm.run(open)?.stdout.trim() == "0").then_some(()))
+    })?;
+    let violations = vm.journal("-u trefoil TREFOIL_EVENT=violation TREFOIL_DST_PORT=443")?;
+    ensure!(violations.is_empty(), "{violations:?}");
+    Ok(())
 }
 
 #[test]
