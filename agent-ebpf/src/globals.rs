@@ -24,6 +24,10 @@ static EXECUTABLE_KEY: u64 = 0;
 #[unsafe(no_mangle)]
 static TCP_STATE_SEEN: u32 = 0;
 
+/// 1 if the kernel tells which socket of MPTCP a subflow belongs to (5.19); else 0.
+#[unsafe(no_mangle)]
+static SUBFLOWS_KNOWN: u32 = 0;
+
 /// Cookie of the agent's network namespace; 0 if this kernel does not tell.
 #[unsafe(no_mangle)]
 static NAMESPACE: u64 = 0;
@@ -64,6 +68,12 @@ pub fn namespace() -> u64 {
 pub fn tcp_state_seen() -> bool {
     // SAFETY: as above.
     unsafe { ptr::read_volatile(&TCP_STATE_SEEN) != 0 }
+}
+
+#[inline(always)]
+pub fn subflows_known() -> bool {
+    // SAFETY: as above.
+    unsafe { ptr::read_volatile(&SUBFLOWS_KNOWN) != 0 }
 }
 
 /// The offset of one field, e.g. `offset!(task_tgid)`.

@@ -54,6 +54,8 @@ mod settle;
 #[cfg(target_arch = "bpf")]
 mod source;
 #[cfg(target_arch = "bpf")]
+mod subflow;
+#[cfg(target_arch = "bpf")]
 mod tables;
 #[cfg(target_arch = "bpf")]
 mod tree;

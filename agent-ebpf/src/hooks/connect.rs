@@ -18,6 +18,7 @@ use crate::{
     maps::{SOCKETS, in_force},
     owner::set_current,
     source::Source,
+    subflow::inherit,
 };
 
 #[cgroup_sock_addr(connect4)]
@@ -47,6 +48,9 @@ fn connect(ctx: &SockAddrContext, peer: Peer) -> Option<i32> {
     }
     let owner = unsafe { &raw mut (*tracked).owner };
     set_current(owner);
+    if unsafe { (*owner).pid } == 0 {
+        inherit(tag, socket);
+    }
     let decision = judge(in_force, &Source::of(owner), &peer, 0);
     if decision.blocks() {
         refuse(owner, cookie, &peer, decision);

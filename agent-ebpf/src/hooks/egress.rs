@@ -26,6 +26,7 @@ use crate::{
     remembered::{connection, remember, remembered},
     settle::{decide, record},
     source::Source,
+    subflow::inherit,
 };
 
 const PASS: i32 = 1;
@@ -193,6 +194,9 @@ fn find(skb: *mut __sk_buff, ends: &mut Ends) -> Option<*mut Tracked> {
 #[inline(always)]
 fn tag_late(skb: *mut __sk_buff, socket: *mut bpf_sock) -> Option<*mut Socket> {
     let tag = SOCKETS.get_or_create(socket)?;
+    if inherit(tag, socket) {
+        return Some(tag);
+    }
     lose(LOSS_SOCKETS_UNTAGGED, 1);
     // SAFETY: a map value; the verifier checks the access.
     unsafe {
