@@ -144,13 +144,13 @@ pub static TOTALS: PerCpuArray<Totals, { verdict::N as usize }> = PerCpuArray::n
 /// Interfaces that are watched, by index. Written by the agent before it attaches
 /// `uplink_egress`, which reads it; the agent watches no more than fit, and says so.
 #[btf_map]
-pub static UPLINKS: HashMap<u32, Uplink, MAX_UPLINKS> = HashMap::new();
+pub static UPLINKS: HashMap<u32, Uplink, 64> = HashMap::new();
 
 /// What left by each of them. Entries are made and removed together with those of
 /// `UPLINKS`; written by `uplink_egress`, read by the agent. A frame without an entry
 /// counts as `uplinks-unknown`.
 #[btf_map]
-pub static UPLINK_BOOKS: PerCpuHashMap<u32, UplinkBooks, MAX_UPLINKS> = PerCpuHashMap::new();
+pub static UPLINK_BOOKS: PerCpuHashMap<u32, UplinkBooks, 64> = PerCpuHashMap::new();
 
 /// Flows of frames that no socket's hooks have judged. Written by `uplink_egress` and
 /// `sock_send_length`; read and emptied by the agent. When full, frames are judged and

@@ -81,6 +81,13 @@ pub struct Tables {
     pub events_bytes: u32,
     /// In the kernel: flows of sockets with many peers.
     pub flows: u32,
+    /// In the kernel: flows at uplinks that no socket's hooks have judged.
+    pub uplink_flows: u32,
+    /// In the kernel: decisions that outlive the socket they were made for; what was not used
+    /// for longest goes.
+    pub remembered: u32,
+    /// In the kernel: interfaces that are watched.
+    pub uplinks: u32,
     /// In the kernel: last states of flows that the ring buffer had no room for.
     pub ended: u32,
     /// In the kernel: live processes.
@@ -129,6 +136,9 @@ impl Default for Tables {
         Self {
             events_bytes: 8 << 20,
             flows: 65_536,
+            uplink_flows: 65_536,
+            remembered: 65_536,
+            uplinks: 64,
             ended: 65_536,
             processes: 65_536,
             executables: 16_384,

@@ -2,9 +2,6 @@
 
 use super::{Address, Peer, verdict};
 
-/// Most interfaces that are watched at a time: entries of `UPLINKS`.
-pub const MAX_UPLINKS: usize = 64;
-
 /// Who sent a frame, as far as the frame tells.
 pub mod sender {
     /// A socket whose own hooks had judged this destination.

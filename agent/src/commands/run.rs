@@ -60,6 +60,9 @@ pub fn run(args: &RunArgs) -> Result<Ending, Failure> {
         tables: TableSizes {
             events_bytes: settings.tables.events_bytes,
             flows: settings.tables.flows,
+            uplink_flows: settings.tables.uplink_flows,
+            remembered: settings.tables.remembered,
+            uplinks: settings.tables.uplinks,
             ended: settings.tables.ended,
             processes: settings.tables.processes,
             executables: settings.tables.executables,

@@ -37,6 +37,12 @@ pub struct TableSizes {
     pub events_bytes: u32,
     /// Flows of sockets with many peers.
     pub flows: u32,
+    /// Flows at uplinks that no socket's hooks have judged.
+    pub uplink_flows: u32,
+    /// Decisions that outlive the socket they were made for.
+    pub remembered: u32,
+    /// Interfaces that are watched.
+    pub uplinks: u32,
     /// Final states that wait because the ring buffer was full.
     pub ended: u32,
     /// Live processes.
@@ -317,11 +323,14 @@ pub(super) fn lock(pins: &PinDir) -> Result<File, KernelError> {
     Ok(file)
 }
 
-fn sizes(tables: &TableSizes) -> [(&'static str, u32); 7] {
+fn sizes(tables: &TableSizes) -> [(&'static str, u32); 10] {
     [
         ("EVENTS", tables.events_bytes),
         ("FLOWS", tables.flows),
-        ("UPLINK_FLOWS", tables.flows),
+        ("UPLINK_FLOWS", tables.uplink_flows),
+        ("REMEMBERED", tables.remembered),
+        ("UPLINKS", tables.uplinks),
+        ("UPLINK_BOOKS", tables.uplinks),
         ("ENDED", tables.ended),
         ("PROCESSES", tables.processes),
         ("EXECUTABLES", tables.executables),

@@ -36,6 +36,9 @@ impl Unattached {
             tables: TableSizes {
                 events_bytes: 1 << 16,
                 flows: 1,
+                uplink_flows: 1,
+                remembered: 1,
+                uplinks: 1,
                 ended: 1,
                 processes: 1,
                 executables: n_names,

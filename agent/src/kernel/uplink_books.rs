@@ -14,18 +14,30 @@ use crate::uplinks::Look;
 /// Maps `UPLINKS` and `UPLINK_BOOKS`.
 pub struct UplinkTable {
     uplinks: Hash<u32, Uplink>,
+    room: u32,
     books: PerCpuHashMap<aya::maps::MapData, Wire<u32>, Wire<UplinkBooks>>,
 }
 
 impl UplinkTable {
     /// Opens the tables of a pin directory.
     pub fn open(pins: &PinDir) -> Result<Self, KernelError> {
+        let room = pins
+            .open_map("UPLINKS")?
+            .info()
+            .map_err(|error| failed("UPLINKS", error))?
+            .max_entries();
         Ok(Self {
             uplinks: hash(pins, "UPLINKS")?,
+            room,
             books: Map::PerCpuHashMap(pins.open_map("UPLINK_BOOKS")?)
                 .try_into()
                 .map_err(|error| failed("UPLINK_BOOKS", error))?,
         })
+    }
+
+    /// How many interfaces can have books.
+    pub fn room(&self) -> u32 {
+        self.room
     }
 
     /// All interfaces that have books, by index.

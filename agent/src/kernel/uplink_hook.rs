@@ -8,7 +8,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use trefoil_ebpf::abi::{MAX_UPLINKS, Uplink};
+use trefoil_ebpf::abi::Uplink;
 
 use super::{
     KernelError, RouteSocket, UplinkTable, bpf_syscall, clsact, former, hooks::UPLINK_EGRESS,
@@ -70,8 +70,12 @@ impl UplinkHook {
         let uplink = match known {
             Some(uplink) => uplink,
             None => {
-                if self.table.all()?.len() >= MAX_UPLINKS {
-                    let full = format!("{MAX_UPLINKS} interfaces are watched, and no more can be");
+                let room = self.table.room();
+                if self.table.all()?.len() >= room as usize {
+                    let full = format!(
+                        "{room} interfaces are watched, and no more can be; see `uplinks` of \
+                         [tables] in the settings"
+                    );
                     return Err(failed(io::Error::other(full)));
                 }
                 let uplink = Uplink {

@@ -131,6 +131,9 @@ fn sizes(reader: &mut Reader<'_>, from: &DeTable<'_>, to: &mut Tables) {
     });
     let entries = |value: &DeValue<'_>| number(value, 1..=MAX_ENTRIES);
     table.set("flows", &mut to.flows, entries);
+    table.set("uplink_flows", &mut to.uplink_flows, entries);
+    table.set("remembered", &mut to.remembered, entries);
+    table.set("uplinks", &mut to.uplinks, entries);
     table.set("ended", &mut to.ended, entries);
     table.set("processes", &mut to.processes, entries);
     table.set("executables", &mut to.executables, entries);

@@ -110,6 +110,9 @@ fn everything_can_be_set() {
         [tables]
         events_bytes = 4096
         flows = 1
+        uplink_flows = 9
+        remembered = 10
+        uplinks = 11
         ended = 2
         processes = 3
         executables = 4
@@ -144,6 +147,9 @@ fn everything_can_be_set() {
             tables: Tables {
                 events_bytes: 4096,
                 flows: 1,
+                uplink_flows: 9,
+                remembered: 10,
+                uplinks: 11,
                 ended: 2,
                 processes: 3,
                 executables: 4,
