@@ -64,19 +64,12 @@ fn once(lab: &Lab, machine: &Guest) -> Result<()> {
             .args(["udp", &udp, "--count", "20"])
             .run()?
             .success()?;
-        let mptcp = ["--transport", "mptcp", "--bytes", "100000"];
-        let mut server = Program::new(TRAFFIC, &lab.foreign, None, None)?
-            .args(["serve", &MPTCP_PORT.to_string(), "--wait"])
-            .args(&mptcp[..2])
-            .start()?;
-        server.line()?;
         traffic(lab)?
-            .args(["tcp", &at(to, MPTCP_PORT)])
-            .args(mptcp)
+            .args(["tcp", &at(to, MPTCP_PORT), "--bytes", "100000"])
+            .args(["--transport", "mptcp"])
             .run()?
             .success()
             .context("mptcp")?;
-        server.finish()?.success()?;
     }
     // In a tunnel.
     traffic(lab)?
@@ -121,6 +114,11 @@ fn mixed_traffic_balances_in_every_interval() -> Result<()> {
         .start()?;
     let v4 = [places::FOREIGN, places::PEER];
     let v6 = [places::FOREIGN6, places::PEER6];
+    let mut server = Program::new(TRAFFIC, &lab.foreign, None, None)?
+        .args(["serve", &MPTCP_PORT.to_string(), "--wait", "--again"])
+        .args(["--transport", "mptcp"])
+        .start()?;
+    server.line()?;
     let senders = [
         rounds(traffic_in(&lab, "four.service")?, v4)?,
         rounds(traffic_in(&lab, "six.service")?, v6)?,

@@ -35,8 +35,9 @@ const USAGE: &str = "traffic COMMAND ...
   tcp ADDR:PORT [--from PORT] [--bytes N] [--hold socket|peer] [--fast-open|--fast-open-connect]
       [--wait] [--transport mptcp|sctp|dccp] [--source ADDR] [--abandon]
       with --abandon it ends while the kernel still has to send
-  serve PORT [--bytes N] [--wait] [--activated|--transport mptcp|sctp|dccp]
-      accepts one connection and sends; with --activated its standard input listens
+  serve PORT [--bytes N] [--wait] [--again] [--activated|--transport mptcp|sctp|dccp]
+      accepts one connection and sends, with --again one after the other until it is
+      killed; with --activated its standard input listens
   workers PORT --count N [--bytes N] [--accept parent|worker|activated]
       N processes, of which each answers one connection to one listener
       with --wait either reads to the other end's end before it ends its own

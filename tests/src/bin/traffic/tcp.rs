@@ -158,22 +158,27 @@ pub fn serve(arguments: &mut Arguments) -> Answer {
         Some(transport) => transport.listen(port)?,
         None => listen(port)?,
     };
+    let again = arguments.flag("--again");
     arguments.done()?;
     let mut sent = Sent {
         port,
         ..Sent::default()
     };
     sent.tell();
-    let (mut stream, _) = listener.accept().named("accept")?;
-    send(&mut stream, bytes, &mut sent)?;
-    if wait {
-        wait_for_end(&mut stream, &sent)?;
+    loop {
+        let (mut stream, _) = listener.accept().named("accept")?;
+        send(&mut stream, bytes, &mut sent)?;
+        if wait {
+            wait_for_end(&mut stream, &sent)?;
+        }
+        stream.shutdown(Shutdown::Write).named("shutdown")?;
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).named("read")?;
+        sent.tell();
+        if !again {
+            return Ok(());
+        }
     }
-    stream.shutdown(Shutdown::Write).named("shutdown")?;
-    let mut rest = Vec::new();
-    stream.read_to_end(&mut rest).named("read")?;
-    sent.tell();
-    Ok(())
 }
 
 /// Listens on every address, IPv4 and IPv6.
