@@ -110,6 +110,11 @@ pub static ENDED: HashMap<EndedKey, Tracked, 65536, { BPF_F_NO_PREALLOC as usize
 #[btf_map]
 pub static CUTS: HashMap<u64, u32, MAX_CUTS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
+/// The agent's own process. Written by the agent and by `signal_generate`, read by both.
+/// One entry.
+#[btf_map]
+pub static AGENT: Array<Agent, 1> = Array::new();
+
 /// Live processes by thread group id. Written by `fork`, `exec`, `exit` and, for
 /// processes older than the agent, `task`. When full: `processes-full`, and the
 /// process's flows have no executable.

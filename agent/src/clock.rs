@@ -58,6 +58,13 @@ pub fn since_boot_ns() -> u64 {
     u64::try_from(now_ns(ClockId::CLOCK_BOOTTIME)).unwrap_or(0)
 }
 
+/// Nanoseconds in which this host was awake: as since boot, without those in which it was
+/// suspended.
+#[must_use]
+pub fn awake_ns() -> u64 {
+    u64::try_from(now_ns(ClockId::CLOCK_MONOTONIC)).unwrap_or(0)
+}
+
 /// Microseconds since 1970.
 #[must_use]
 pub fn unix_us() -> u64 {

@@ -102,6 +102,14 @@ impl Losses {
         self.reported.values().sum()
     }
 
+    /// Somebody has set counters back: what they count from here on is reported again.
+    pub fn set_back(&mut self, now: &BTreeMap<&'static str, u64>) {
+        for (counter, reported) in &mut self.reported {
+            let now = now.get(counter.as_str()).copied().unwrap_or(0);
+            *reported = now.min(*reported);
+        }
+    }
+
     /// Records of the counters that moved.
     pub fn news(&mut self, now: &BTreeMap<&'static str, u64>, time_us: u64) -> Vec<Record> {
         let mut news = Vec::new();
@@ -152,6 +160,18 @@ mod tests {
         assert_eq!(counts, [Some(2), Some(2)]);
         assert!(losses.news(&now, 0).is_empty());
         assert_eq!(losses.sum(), 7);
+    }
+
+    #[test]
+    fn what_is_lost_after_a_counter_was_set_back_is_reported() {
+        let mut losses = Losses::since(BTreeMap::from([("events-full".to_owned(), 3)]));
+        losses.set_back(&BTreeMap::from([("events-full", 1)]));
+        let news = losses.news(&BTreeMap::from([("events-full", 2)]), 0);
+        let counts: Vec<_> = news
+            .iter()
+            .map(|record| record.number(Field::Count))
+            .collect();
+        assert_eq!(counts, [Some(1)]);
     }
 
     #[test]

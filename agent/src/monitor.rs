@@ -19,7 +19,7 @@ use crate::{
     clock::{self, BootClock},
     flow::{FlowId, FlowSettings, FlowStats, FlowTable, Report, Sweep, may_become_a_session},
     geo::Geo,
-    kernel::{Enforcement, Events, Kernel, KernelError, LoadSettings, Reader},
+    kernel::{Enforcement, Events, Kernel, KernelError, LoadSettings, OwnProcess, Reader},
     limits::Said,
     losses::Losses,
     names::Names,
@@ -33,6 +33,8 @@ mod cutter;
 mod follower;
 mod in_force;
 mod limits;
+mod pulse;
+mod tampering;
 mod uplinks;
 
 use cuts::Cuts;
@@ -40,6 +42,8 @@ pub use cutter::Cutter;
 use follower::{Follower, UplinkNews};
 use in_force::PolicyInForce;
 use limits::Limits;
+pub use tampering::Standing;
+use tampering::Tampering;
 use uplinks::Uplinks;
 
 /// Events that are taken before anything else gets its turn.
@@ -90,6 +94,7 @@ pub struct Monitor {
     losses: Losses,
     limits: Limits,
     uplinks: Uplinks,
+    tampering: Tampering,
     /// Peers of open flows by socket, for those in the table of many peers.
     peers: HashMap<u64, Vec<Peer>>,
     /// Control groups that are gone, and since when that is known.
@@ -154,6 +159,8 @@ impl Monitor {
         // An agent before may have been killed while it cut something.
         reader.set_cuts(&HashSet::new())?;
         let events = reader.events()?;
+        let (process, killed) = OwnProcess::watch(kernel.pins())?;
+        let tampering = Tampering::new(kernel.guard(&parts.load.cgroup)?, process);
         let places = Rc::new(RefCell::new(Arc::clone(geo)));
         let of_table = Rc::clone(&places);
         let country = move |address| of_table.borrow().country(address);
@@ -162,6 +169,7 @@ impl Monitor {
             losses: Losses::since(parts.reported_losses),
             limits: Limits::new(parts.said),
             uplinks: Uplinks::follow(&kernel, follower)?,
+            tampering,
             kernel,
             reader,
             events,
@@ -180,6 +188,9 @@ impl Monitor {
         };
         monitor.in_force(policy, enforcement);
         monitor.limit(policy, budgets, clock)?;
+        if let Some(killed) = killed {
+            monitor.report_signal(&killed)?;
+        }
         monitor.report_coverage(parts.last_seen_us);
         monitor.report_uplinks(parts.uplinks, uplink_news)?;
         Ok(monitor)
@@ -298,31 +309,25 @@ impl Monitor {
         self.forget_cgroups()
     }
 
-    /// False when the programs were taken out of the kernel.
-    pub fn is_attached(&self) -> bool {
-        self.kernel.is_attached()
-    }
-
-    /// True if that was `trefoil detach`, which says so before it does it.
-    pub fn was_detached(&self) -> bool {
-        self.kernel.was_detached()
-    }
-
-    /// Reports that the programs were taken out, and what was counted till then.
-    pub fn lost_attachment(&mut self) -> Result<(), KernelError> {
+    /// Reports what was counted till the programs were taken out. By `trefoil detach`, if
+    /// `is_asked`: then that is said as well.
+    pub fn lost_attachment(&mut self, is_asked: bool) -> Result<(), KernelError> {
         // The tables are there as long as this agent holds them.
         self.sweep()?;
-        self.table
-            .close_all(clock::since_boot_ns(), &mut self.reports);
-        self.report()?;
-        let record = if self.was_detached() {
-            let reason = Some("somebody ran `trefoil detach`");
-            Record::coverage("this host", Coverage::Uncovered, reason, clock::unix_us())
+        // With the pins, the kernel keeps open flows for the next agent.
+        if self.kernel.is_attached() {
+            self.table.flush(clock::since_boot_ns(), &mut self.reports);
         } else {
-            let reason = "its pins were removed; nothing is watched any more";
-            Record::tamper("the kernel programs", reason, clock::unix_us())
-        };
-        self.reporter.emit(record);
+            self.table
+                .close_all(clock::since_boot_ns(), &mut self.reports);
+        }
+        self.report()?;
+        if is_asked {
+            let reason = Some("somebody ran `trefoil detach`");
+            let record =
+                Record::coverage("this host", Coverage::Uncovered, reason, clock::unix_us());
+            self.reporter.emit(record);
+        }
         self.hand_over_all();
         Ok(())
     }
@@ -539,7 +544,15 @@ impl Monitor {
                 time_us,
             ));
         }
-        let reason = self.kernel.took_over().then(|| {
+        for hook in self.kernel.found_detached() {
+            let reason = "it was not attached when this agent started, and is again; what passed \
+                          meanwhile this hook has not seen";
+            let record = Record::tamper(&format!("hook {hook}"), reason, time_us)
+                .between(last_seen_us.unwrap_or(time_us), time_us);
+            self.reporter.emit(record);
+        }
+        let is_gapless = self.kernel.found_detached().is_empty();
+        let reason = (self.kernel.took_over() && is_gapless).then(|| {
             let since = last_seen_us.map_or("an unknown time".to_owned(), clock::rfc3339);
             format!(
                 "taken over without a gap; the programs went on counting and judging, but \

@@ -313,6 +313,13 @@ impl Agent<'_> {
         Ok(status.code())
     }
 
+    /// As [`ended`](Self::ended), and what is pinned stays.
+    pub fn ended_and_left(mut self) -> Result<Option<i32>> {
+        // What is pinned is the caller's from here on.
+        self.objects = Objects::default();
+        self.ended()
+    }
+
     /// Stops it by `signal` and waits for its end. What is pinned stays. Returns
     /// the exit code, if it has one, and all records.
     pub fn stop(mut self, signal: Signal) -> Result<(Option<i32>, Vec<Record>)> {

@@ -23,6 +23,13 @@ const BPF_LINK_GET_NEXT_ID: libc::c_int = 31;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 /// Takes a link's program from where it is attached.
 const BPF_LINK_DETACH: libc::c_int = 34;
+/// Makes a map.
+const BPF_MAP_CREATE: libc::c_int = 0;
+/// Read and write an element of a map.
+const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+/// Gives an object a name.
+const BPF_OBJ_PIN: libc::c_int = 6;
 /// Opens what is pinned.
 const BPF_OBJ_GET: libc::c_int = 7;
 /// Commands of bpf(2) that open an object by its id.
@@ -100,16 +107,84 @@ impl Objects {
 
 /// Detaches a pinned link, as root might.
 pub fn detach_link(pin: &Path) -> Result<()> {
-    let path = CString::new(pin.as_os_str().as_bytes())?;
-    let address = path.as_ptr() as u64;
-    let mut attributes = [address as u32, (address >> 32) as u32, 0, 0];
-    let link = bpf(BPF_OBJ_GET, &mut attributes)
-        .with_context(|| format!("open the link {}", pin.display()))?;
-    // SAFETY: the call returned a new descriptor that nobody else owns.
-    let link = unsafe { OwnedFd::from_raw_fd(link) };
+    let link = pinned(pin)?;
     let mut attributes = [link.as_raw_fd() as u32, 0, 0, 0];
     bpf(BPF_LINK_DETACH, &mut attributes).context("detach a link")?;
     Ok(())
+}
+
+/// Opens what is pinned there.
+pub fn pinned(pin: &Path) -> Result<OwnedFd> {
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let [low, high] = halves(path.as_ptr() as u64);
+    let object = bpf(BPF_OBJ_GET, &mut [low, high, 0, 0])
+        .with_context(|| format!("open the pin {}", pin.display()))?;
+    // SAFETY: the call returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(object) })
+}
+
+/// Gives an object a name on the BPF file system.
+pub fn pin(object: &OwnedFd, pin: &Path) -> Result<()> {
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let [low, high] = halves(path.as_ptr() as u64);
+    bpf(BPF_OBJ_PIN, &mut [low, high, object.as_raw_fd() as u32, 0])
+        .with_context(|| format!("pin {}", pin.display()))?;
+    Ok(())
+}
+
+/// The element of an array map. Of a map that has values by processor: of all of them.
+pub fn element(map: &OwnedFd, index: u32) -> Result<Vec<u8>> {
+    // No map of ours has larger ones that tests want to read.
+    let mut value = vec![0u8; 1 << 16];
+    let mut attributes = of_element(map, &index, value.as_mut_ptr());
+    bpf(BPF_MAP_LOOKUP_ELEM, &mut attributes).context("read an element of a map")?;
+    Ok(value)
+}
+
+/// Writes it. There may be more bytes than a value has.
+pub fn set_element(map: &OwnedFd, index: u32, value: &mut [u8]) -> std::io::Result<()> {
+    let mut attributes = of_element(map, &index, value.as_mut_ptr());
+    bpf(BPF_MAP_UPDATE_ELEM, &mut attributes).map(drop)
+}
+
+/// The map that is in a slot of an array of maps.
+pub fn inner_map(maps: &OwnedFd, slot: u32) -> Result<OwnedFd> {
+    let id = element(maps, slot)?;
+    let id = id.first_chunk().copied().map(u32::from_ne_bytes);
+    open(BPF_MAP_GET_FD_BY_ID, id.unwrap_or_default())?.context("no map in the slot")
+}
+
+/// Makes an array map like another one.
+pub fn map_like(other: &OwnedFd) -> Result<OwnedFd> {
+    // struct bpf_map_info: type, id, size of a key, of a value, entries, flags.
+    let info = info::<24>(other)?;
+    let word = |at: usize| {
+        let bytes = info.get(at..).and_then(|rest| rest.first_chunk()).copied();
+        bytes.map(u32::from_ne_bytes).unwrap_or_default()
+    };
+    let mut attributes = [word(0), word(8), word(12), word(16), word(20), 0, 0, 0];
+    let map = bpf(BPF_MAP_CREATE, &mut attributes).context("make a map")?;
+    // SAFETY: the call returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(map) })
+}
+
+fn of_element(map: &OwnedFd, index: &u32, value: *mut u8) -> [u32; 8] {
+    let [key_low, key_high] = halves(std::ptr::from_ref(index) as u64);
+    let [low, high] = halves(value as u64);
+    [
+        map.as_raw_fd() as u32,
+        0,
+        key_low,
+        key_high,
+        low,
+        high,
+        0,
+        0,
+    ]
+}
+
+fn halves(address: u64) -> [u32; 2] {
+    [address as u32, (address >> 32) as u32]
 }
 
 /// Whether there is an object with this id.
@@ -170,27 +245,28 @@ fn next_after(command: libc::c_int, id: u32) -> Result<Option<u32>> {
 }
 
 fn name_of(object: &OwnedFd, offset: usize) -> Result<String> {
-    const INFO: usize = 80;
     const NAME: usize = 16;
-    let mut info = [0u8; INFO];
-    let address = info.as_mut_ptr() as u64;
-    let mut attributes: [u32; 4] = [
-        object.as_raw_fd() as u32,
-        INFO as u32,
-        address as u32,
-        (address >> 32) as u32,
-    ];
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes).context("ask for the name of a BPF object")?;
+    let info = info::<80>(object)?;
     let name = info.get(offset..offset + NAME).unwrap_or_default();
     let name = String::from_utf8_lossy(name);
     Ok(name.trim_end_matches('\0').to_owned())
 }
 
+/// The beginning of what the kernel says of an object.
+fn info<const N: usize>(object: &OwnedFd) -> Result<[u8; N]> {
+    let mut info = [0u8; N];
+    let [low, high] = halves(info.as_mut_ptr() as u64);
+    let mut attributes = [object.as_raw_fd() as u32, N as u32, low, high];
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes).context("ask about a BPF object")?;
+    Ok(info)
+}
+
 /// bpf(2), with the beginning of union bpf_attr.
-fn bpf(command: libc::c_int, attributes: &mut [u32; 4]) -> std::io::Result<i32> {
+fn bpf(command: libc::c_int, attributes: &mut [u32]) -> std::io::Result<i32> {
     // SAFETY: the kernel reads and writes `attributes`, whose size is passed, and what
-    // they name: for BPF_OBJ_GET_INFO_BY_FD an array with its size, for BPF_OBJ_GET a
-    // path that ends in zero.
+    // they name: for BPF_OBJ_GET_INFO_BY_FD an array with its size, for BPF_OBJ_GET and
+    // BPF_OBJ_PIN a path that ends in zero, for elements of maps a key and a value that is
+    // large enough.
     let answer = unsafe {
         libc::syscall(
             libc::SYS_bpf,

@@ -255,21 +255,6 @@ fn an_agent_that_is_detached_while_it_runs_says_so_and_ends() -> Result<()> {
 }
 
 #[test]
-fn an_agent_whose_pins_are_removed_reports_tampering_and_fails() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut agent = lab.agent().policy(&reporting()).start()?;
-    fs::remove_dir_all(lab.pins())?;
-    agent.wait_for("a record of it", |records| {
-        records
-            .iter()
-            .any(|record| record.is("event", "tamper"))
-            .then_some(())
-    })?;
-    assert_eq!(agent.ended()?, Some(1));
-    lab.close()
-}
-
-#[test]
 fn detach_where_nothing_is_attached_is_fine() -> Result<()> {
     let lab = Lab::new()?;
     detach(&lab)?;

@@ -133,8 +133,41 @@ pub struct Cgroup {
     pub path: [u8; CGROUP_PATH],
 }
 
+/// The only entry of map `AGENT`: which process the agent is, and who has stopped or killed
+/// it. The agent writes who it is and takes out what it has reported.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Agent {
+    /// As [`Owner::start_ns`].
+    pub start_ns: u64,
+    /// Thread group id in the initial pid namespace; 0 if it is not known.
+    pub pid: u32,
+    /// Zero.
+    pub pad: u32,
+    /// The first signal that stopped it since the last report.
+    pub stopped: Signalled,
+    /// The first one that killed it.
+    pub killed: Signalled,
+}
+
+/// A signal to the agent.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Signalled {
+    /// When it was sent, nanoseconds since boot (suspend included).
+    pub time_ns: u64,
+    /// Its number; 0 if there was none.
+    pub signal: u32,
+    /// Zero.
+    pub pad: u32,
+    /// Who sent it; without a process if the kernel did by itself.
+    pub sender: Owner,
+}
+
 #[cfg(not(target_arch = "bpf"))]
 const _: () = {
+    assert!(size_of::<Signalled>() == 96);
+    assert!(size_of::<Agent>() == 208);
     assert!(size_of::<Owner>() == 80);
     assert!(size_of::<Process>() == 32);
     assert!(size_of::<Executable>() == 24 + EXECUTABLE_PATH);

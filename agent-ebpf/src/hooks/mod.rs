@@ -23,6 +23,7 @@ mod sched_process_exit;
 mod sched_process_fork;
 mod sendmsg;
 mod setsockopt;
+mod signal_generate;
 mod sock_addr;
 mod sock_create;
 mod sock_release;

@@ -28,7 +28,7 @@ use crate::{
     flow::FlowSettings,
     kernel::{Enforcement, Kernel, KernelError, LoadSettings, TableSizes},
     limits::Said,
-    monitor::{Compilation, Cutter, Monitor, Parts},
+    monitor::{Compilation, Cutter, Monitor, Parts, Standing},
     names::Names,
     notify::{Watchdog, notify},
     owner::{executable::Hashes, users::Logins},
@@ -45,6 +45,9 @@ use crate::{
 /// How often the ring buffer is drained. Waking the agent for each event would
 /// cost the sender ten times as much as the event itself.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
+
+/// How often it is looked whether all is as it was left.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 pub fn run(args: &RunArgs) -> Result<Ending, Failure> {
     let settings = merged(args)?;
@@ -202,7 +205,8 @@ async fn watch(
     let mut drain = interval(DRAIN_INTERVAL);
     let mut sweep = interval(settings.sweep_interval);
     let mut beat = interval(settings.heartbeat_interval);
-    for timer in [&mut drain, &mut sweep, &mut beat] {
+    let mut look = interval(LOOK_INTERVAL);
+    for timer in [&mut drain, &mut sweep, &mut beat, &mut look] {
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
     let mut watchdog = Watchdog::of_manager();
@@ -218,19 +222,26 @@ async fn watch(
                     return interrupted(monitor, settings);
                 }
             }
-            _ = sweep.tick() => {
-                if !monitor.is_attached() {
-                    monitor.lost_attachment()?;
-                    if monitor.was_detached() {
-                        State::remove(&settings.pin_dir);
-                        notify("STOPPING=1\nSTATUS=Taken out of the kernel by `trefoil detach`");
-                        return Ok(Ending::Fine);
-                    }
+            _ = look.tick() => match monitor.look_for_tampering()? {
+                Standing::Whole => {}
+                // As it was read; a compiler that is busy makes another one anyway.
+                Standing::PolicyDamaged if compiler.is_busy() => {}
+                Standing::PolicyDamaged => compiler.readdress(own_addresses.clone()),
+                Standing::Detached => {
+                    monitor.lost_attachment(true)?;
+                    State::remove(&settings.pin_dir);
+                    notify("STOPPING=1\nSTATUS=Taken out of the kernel by `trefoil detach`");
+                    return Ok(Ending::Fine);
+                }
+                Standing::Broken => {
+                    monitor.lost_attachment(false)?;
                     return Err(Failure::Other(
-                        "the kernel programs were taken out by somebody else; nothing is \
-                         watched any more: start trefoil again".to_owned(),
+                        "somebody else has taken kernel programs out; not all is watched any \
+                         more: start trefoil again".to_owned(),
                     ));
                 }
+            },
+            _ = sweep.tick() => {
                 monitor.sweep()?;
                 let addresses_now = sources::own_addresses();
                 let mut is_outdated =

@@ -14,10 +14,12 @@ use std::{
 
 use super::wire::Plain;
 
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
+const BPF_MAP_FREEZE: libc::c_long = 22;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_ITER_CREATE: libc::c_long = 33;
@@ -175,30 +177,91 @@ pub struct LinkInfo {
 }
 
 impl LinkInfo {
-    /// The control group that a link is attached to; `None` if it is to none, or to one
-    /// that is gone.
-    pub fn cgroup(&self) -> Option<u64> {
+    /// What a link holds its program at; `None` if it is at nothing that can be taken
+    /// from it, or at nothing any more.
+    pub fn target(&self) -> Option<Target> {
         const BPF_LINK_TYPE_CGROUP: u32 = 3;
-        (self.kind == BPF_LINK_TYPE_CGROUP && self.of_kind != 0).then_some(self.of_kind)
+        const BPF_LINK_TYPE_TCX: u32 = 11;
+        match (self.kind, self.of_kind) {
+            (BPF_LINK_TYPE_CGROUP, 1..) => Some(Target::Cgroup(self.of_kind)),
+            (BPF_LINK_TYPE_TCX, of_kind) => {
+                // The index is the first of two words.
+                let [a, b, c, d, ..] = of_kind.to_ne_bytes();
+                let index = u32::from_ne_bytes([a, b, c, d]);
+                (index != 0).then_some(Target::Interface(index))
+            }
+            _ => None,
+        }
     }
+}
+
+/// Where a link may be detached from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A control group, by its id.
+    Cgroup(u64),
+    /// An interface, by its index.
+    Interface(u32),
 }
 
 /// What the kernel says of a link (kernel 5.8).
 pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    info(link)
+}
+
+/// Type and id of a link, a program or a map: what begins the information about each.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    kind: u32,
+    /// Unique among objects of its sort that exist.
+    pub id: u32,
+}
+
+/// What an object is. Two descriptors with the same answer are of one object, if they are
+/// of the same sort.
+pub fn identity(object: BorrowedFd<'_>) -> io::Result<Identity> {
+    info(object)
+}
+
+fn info<T: Default>(object: BorrowedFd<'_>) -> io::Result<T> {
     #[repr(C)]
     struct InfoByFd {
         object: u32,
         info_len: u32,
         info: u64,
     }
-    let mut info = LinkInfo::default();
+    let mut info = T::default();
     let mut ask = InfoByFd {
-        object: link.as_raw_fd() as u32,
-        info_len: size_of::<LinkInfo>() as u32,
+        object: object.as_raw_fd() as u32,
+        info_len: size_of::<T>() as u32,
         info: std::ptr::from_mut(&mut info) as u64,
     };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut ask)?;
     Ok(info)
+}
+
+/// Makes a map read-only for user space, for good (kernel 5.2). It must not be mapped
+/// writable.
+pub fn freeze(map: BorrowedFd<'_>) -> io::Result<()> {
+    bpf(BPF_MAP_FREEZE, &mut [map.as_raw_fd() as u32]).map(drop)
+}
+
+/// Id of the map that is in a slot of an array of maps; `None` if there is none.
+pub fn inner_map(array: BorrowedFd<'_>, slot: u32) -> io::Result<Option<u32>> {
+    let mut id = 0_u32;
+    let mut element = Element {
+        map: array.as_raw_fd() as u32,
+        pad: 0,
+        key: std::ptr::from_ref(&slot) as u64,
+        value: std::ptr::from_mut(&mut id) as u64,
+        flags: 0,
+    };
+    match bpf(BPF_MAP_LOOKUP_ELEM, &mut element) {
+        Ok(_) => Ok(Some(id)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 #[repr(C)]

@@ -127,15 +127,9 @@ pub fn remove(
         return Ok(());
     }
     for end in [INGRESS, EGRESS] {
-        let mut n_filters = 0;
-        let all = message(interface, 0, end, 0);
-        let listed = routes.ask(RTM_GETTFILTER, NLM_F_DUMP, &all, |kind, body| {
-            // A chain without filters is listed as well, with no handle.
-            let has_handle = u32_at(body, 8).is_some_and(|handle| handle != 0);
-            n_filters += usize::from(kind == RTM_NEWTFILTER && has_handle);
-        });
-        if listed.is_err() || n_filters > 0 {
-            return Ok(());
+        match handles(routes, interface, end, 0) {
+            Ok(handles) if handles.is_empty() => {}
+            _ => return Ok(()),
         }
     }
     let mut qdisc = message(interface, CLSACT_HANDLE, CLSACT, 0);
@@ -144,6 +138,41 @@ pub fn remove(
         Err(error) if !is_gone(&error) => Err(KernelError::failed("remove a clsact qdisc", error)),
         _ => Ok(()),
     }
+}
+
+/// True if there is such a filter.
+pub fn is_attached(
+    routes: &mut RouteSocket,
+    interface: u32,
+    handle: u32,
+) -> Result<bool, KernelError> {
+    handles(routes, interface, EGRESS, info())
+        .map(|handles| handles.contains(&handle))
+        .or_else(|error| {
+            if is_gone(&error) {
+                Ok(false)
+            } else {
+                Err(error)
+            }
+        })
+        .map_err(|error| KernelError::failed("list filters of clsact", error))
+}
+
+/// Handles of the filters at one end of the qdisc; of one priority, unless `info` is 0.
+fn handles(
+    routes: &mut RouteSocket,
+    interface: u32,
+    end: u32,
+    info: u32,
+) -> std::io::Result<Vec<u32>> {
+    let mut handles = Vec::new();
+    let all = message(interface, 0, end, info);
+    routes.ask(RTM_GETTFILTER, NLM_F_DUMP, &all, |kind, body| {
+        // A chain without filters is listed as well, with no handle.
+        let handle = u32_at(body, 8).filter(|handle| *handle != 0);
+        handles.extend(handle.filter(|_| kind == RTM_NEWTFILTER));
+    })?;
+    Ok(handles)
 }
 
 /// `tcm_info` of the filter: its priority, and that it is for all protocols.
@@ -220,8 +249,11 @@ mod tests {
             !filters.contains("handle 0x7") && filters.contains("handle 0x8"),
             "{filters}"
         );
+        let found = [7, 8].map(|handle| is_attached(&mut routes, LOOPBACK, handle).unwrap());
+        assert_eq!(found, [false, true]);
         remove(&mut routes, LOOPBACK, 8, true).unwrap();
         assert!(!shown(&place, &QDISC).contains("clsact"));
+        assert!(!is_attached(&mut routes, LOOPBACK, 8).unwrap());
         // What is gone already is as good, and what is not ours stays.
         remove(&mut routes, LOOPBACK, 8, true).unwrap();
         shown(&place, &["qdisc", "add", "dev", "lo", "clsact"]);

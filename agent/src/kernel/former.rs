@@ -14,7 +14,8 @@ use std::{
 };
 
 use super::{
-    KernelError, bpf_syscall,
+    KernelError,
+    bpf_syscall::{self, Target},
     hooks::{HOOKS, Place},
     pins::PinDir,
     uplink_hook::{FilterPin, UPLINK_PIN},
@@ -41,9 +42,13 @@ pub fn can_be_replaced(pins: &PinDir, cgroup: &Path) -> bool {
             let Ok(info) = info else {
                 return false;
             };
+            if info.target().is_none() {
+                // Somebody has detached it, so there is nothing in that place.
+                continue;
+            }
             if is_in_cgroup(&hook) {
                 has_cgroup = true;
-                if info.cgroup() != Some(cgroup.ino()) {
+                if info.target() != Some(Target::Cgroup(cgroup.ino())) {
                     return false;
                 }
             }
@@ -56,6 +61,20 @@ pub fn can_be_replaced(pins: &PinDir, cgroup: &Path) -> bool {
         }
     }
     has_cgroup
+}
+
+/// Hooks in control groups that an instance has pinned, and that are attached no more.
+pub fn detached(pins: &PinDir, instance: u32) -> Vec<String> {
+    let is_detached = |hook: &str| {
+        bpf_syscall::open_pin(&pins.link(instance, hook))
+            .and_then(|link| bpf_syscall::link_info(link.as_fd()))
+            .is_ok_and(|info| info.target().is_none())
+    };
+    let links = pins.pinned_links().into_iter();
+    links
+        .filter(|(of, hook)| *of == instance && is_in_cgroup(hook) && is_detached(hook))
+        .map(|(_, hook)| hook)
+        .collect()
 }
 
 /// Puts a program in the place of what another instance has attached as this hook, and

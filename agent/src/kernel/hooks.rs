@@ -82,6 +82,11 @@ pub const HOOKS: &[Hook] = &[
         Place::Tracepoint,
         Some("processes that send on sockets which others opened"),
     ),
+    hook(
+        "signal_generate",
+        Place::Tracepoint,
+        Some("who stops or kills the agent"),
+    ),
     hook("sock_create", Place::Cgroup, None),
     hook(
         "sock_release",

@@ -1,6 +1,7 @@
 //! Loading the programs and their maps, and access to what they do.
 
 use std::{
+    cell::Cell,
     fs::File,
     os::fd::{AsFd as _, AsRawFd},
     path::PathBuf,
@@ -21,7 +22,7 @@ use super::{
     pins::{MapLayout, PinDir, detach},
     questions,
     reader::Reader,
-    tables::{self, ControlWords},
+    tables::{self, ControlWords, Written},
     wire::bytes_of,
 };
 use crate::{clock::BootClock, policy::Image};
@@ -74,8 +75,12 @@ pub struct Kernel {
     pub(super) hooks: Vec<HookStatus>,
     pub(super) instance: u32,
     pub(super) took_over: bool,
+    /// Hooks that were found detached, though an agent before had attached them.
+    pub(super) found_detached: Vec<String>,
     /// Its programs are put in the place of those of an instance before.
     pub(super) replaces: bool,
+    /// The policy that was written last, which is in force soon afterwards.
+    pub(super) written: Cell<Option<Written>>,
     /// Open for good: somebody may take the pin away.
     sockets: MapData,
     _lock: File,
@@ -170,6 +175,7 @@ impl Kernel {
         let control = ControlWords::open(&pins)?;
         let sockets = pins.open_map("SOCKETS")?;
         Ok(Self {
+            found_detached: former::detached(&pins, before.instance),
             pins,
             ebpf,
             control,
@@ -177,6 +183,7 @@ impl Kernel {
             instance,
             took_over,
             replaces,
+            written: Cell::new(None),
             sockets,
             _lock: lock,
         })
@@ -196,7 +203,9 @@ impl Kernel {
     /// Writes a policy where it is not in force yet. Its times are told by `clock`;
     /// returns where each of its budgets is counted.
     pub fn write_policy(&self, policy: &Image, clock: &BootClock) -> Result<Vec<u32>, KernelError> {
-        tables::write(&self.pins, policy, clock)
+        let (places, written) = tables::write(&self.pins, policy, clock)?;
+        self.written.set(Some(written));
+        Ok(places)
     }
 
     /// Where the pins are.
@@ -207,6 +216,11 @@ impl Kernel {
     /// True if programs of an earlier agent were attached when this one started.
     pub fn took_over(&self) -> bool {
         self.took_over
+    }
+
+    /// Hooks that were found detached, though an agent before had attached them.
+    pub fn found_detached(&self) -> &[String] {
+        &self.found_detached
     }
 
     /// What attaches the program for uplinks to interfaces; `None` if this kernel does not
@@ -339,7 +353,7 @@ fn sizes(tables: &TableSizes) -> [(&'static str, u32); 10] {
 }
 
 /// Names of the maps in the object, except those of its own data.
-fn map_names() -> impl Iterator<Item = String> {
+pub(super) fn map_names() -> impl Iterator<Item = String> {
     object()
         .maps
         .into_keys()

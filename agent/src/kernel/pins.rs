@@ -117,9 +117,7 @@ impl PinDir {
                 path: self.base.clone(),
             });
         }
-        MapData::from_pin(&path).map_err(|error| {
-            KernelError::failed(format!("open pinned map {}", path.display()), error)
-        })
+        open_map(&path)
     }
 
     /// Compares pinned maps with what the agent is about to use.
@@ -249,6 +247,11 @@ fn is_bpffs(path: &Path) -> bool {
     nix::sys::statfs::statfs(path).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC)
 }
 
+fn open_map(path: &Path) -> Result<MapData, KernelError> {
+    MapData::from_pin(path)
+        .map_err(|error| KernelError::failed(format!("open pinned map {}", path.display()), error))
+}
+
 fn remove(path: &Path) -> Result<(), KernelError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(KernelError::failed(
@@ -273,23 +276,26 @@ pub fn detach(pin_dir: &PinDir) -> Result<(usize, usize), KernelError> {
             return Err(KernelError::failed(operation, error));
         }
     };
-    // The kernel lets go of a link some time after its last pin is gone. Nothing is
-    // to be refused in between.
-    if let Ok(control) = ControlWords::open(pin_dir) {
-        control.set(Control {
-            generation: control.get().generation,
-            instance: 0,
-        });
+    let is_version = |dir: &fs::DirEntry| {
+        let name = dir.file_name();
+        let digits = name.to_str().and_then(|name| name.strip_prefix('v'));
+        digits.is_some_and(|digits| digits.parse::<u32>().is_ok())
+    };
+    let versions: Vec<_> = versions.flatten().filter(is_version).collect();
+    // Nothing is to be refused any more when the first pin goes: the kernel lets go of a
+    // link some time after its last pin is gone, and an agent holds it as well, and looks
+    // here. This word is the same in every version.
+    for version in &versions {
+        let control = open_map(&version.path().join("maps/CONTROL"));
+        if let Ok(control) = control.and_then(|map| ControlWords::map(&map)) {
+            control.set(Control {
+                generation: control.get().generation,
+                instance: 0,
+            });
+        }
     }
     n_links += pin_dir.remove_filters()?;
-    for version in versions.flatten() {
-        let is_version = version.file_name().to_str().is_some_and(|name| {
-            name.strip_prefix('v')
-                .is_some_and(|digits| digits.parse::<u32>().is_ok())
-        });
-        if !is_version {
-            continue;
-        }
+    for version in versions {
         for (dir, count) in [("links", &mut n_links), ("maps", &mut n_maps)] {
             let dir = version.path().join(dir);
             let Ok(pins) = fs::read_dir(&dir) else {

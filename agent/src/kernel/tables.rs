@@ -6,7 +6,7 @@ use aya::maps::{Array, ArrayOfMaps, MapData};
 use trefoil_ebpf::abi::{CHUNK_BYTES, Control, ControlPage, ENFORCE_ALWAYS, ENFORCE_NEVER, Policy};
 
 use super::{
-    KernelError,
+    KernelError, bpf_syscall,
     budgets::{Budgets, Places},
     mapped::Mapped,
     pins::PinDir,
@@ -64,7 +64,11 @@ pub struct ControlWords {
 impl ControlWords {
     /// Maps the pinned page.
     pub fn open(pins: &PinDir) -> Result<Self, KernelError> {
-        let map = pins.open_map("CONTROL")?;
+        Self::map(&pins.open_map("CONTROL")?)
+    }
+
+    /// Maps the page.
+    pub(super) fn map(map: &MapData) -> Result<Self, KernelError> {
         let mapped = Mapped::new(map.fd().as_fd(), size_of::<ControlPage>())
             .map_err(|error| KernelError::failed("map CONTROL", error))?;
         Ok(Self { mapped })
@@ -97,6 +101,27 @@ impl ControlWords {
     }
 }
 
+/// What was written for a generation, to be compared with what is there later.
+#[derive(Clone, Copy)]
+pub struct Written {
+    header: Policy,
+    /// Id of the map with its tables.
+    chunks: u32,
+}
+
+impl Written {
+    /// True if this is what the slot of its generation holds.
+    pub fn is_there(&self, pins: &PinDir) -> Result<bool, KernelError> {
+        let slot = self.header.generation & 1;
+        let Wire(header) = policies(pins)?
+            .get(&slot, 0)
+            .map_err(|error| KernelError::failed("read map POLICIES", error))?;
+        let chunks = bpf_syscall::inner_map(pins.open_map("TABLES")?.fd().as_fd(), slot)
+            .map_err(|error| KernelError::failed("read map TABLES", error))?;
+        Ok(header == self.header && chunks == Some(self.chunks))
+    }
+}
+
 /// Where the word about a generation's slot is.
 fn enforce_offset(generation: u32) -> usize {
     let slot = (generation & 1) as usize;
@@ -108,7 +133,14 @@ fn enforce_offset(generation: u32) -> usize {
 ///
 /// The slot may still be read by a program that started under the generation
 /// before the present one, so those are waited for first. Returns where its budgets are.
-pub fn write(pins: &PinDir, image: &Image, clock: &BootClock) -> Result<Places, KernelError> {
+///
+/// User space cannot change the tables afterwards, nor can this: what is left is to put
+/// others in their place.
+pub fn write(
+    pins: &PinDir,
+    image: &Image,
+    clock: &BootClock,
+) -> Result<(Places, Written), KernelError> {
     wait_for_programs();
     let places = Budgets::open(pins)?.allot(&image.budgets)?;
     let slot = image.header.generation & 1;
@@ -129,17 +161,29 @@ pub fn write(pins: &PinDir, image: &Image, clock: &BootClock) -> Result<Places, 
             mapped.set_word(offset, word);
         }
     }
+    // A map that is mapped writable cannot be frozen.
+    drop(mapped);
+    let failed_to_freeze = |error| KernelError::failed("freeze map TABLES", error);
+    bpf_syscall::freeze(chunks.fd().as_fd()).map_err(failed_to_freeze)?;
+    let identity = bpf_syscall::identity(chunks.fd().as_fd()).map_err(failed_to_freeze)?;
     // The kernel frees the chunks that were there when no program reads them any more.
     let mut slots =
         ArrayOfMaps::<MapData>::try_from(aya::maps::Map::ArrayOfMaps(pins.open_map("TABLES")?))
             .map_err(failed)?;
     slots.set(slot, &chunks, 0).map_err(failed)?;
-    let failed = |error| KernelError::failed("write map POLICIES", error);
-    let mut policies =
-        Array::<_, Wire<Policy>>::try_from(aya::maps::Map::Array(pins.open_map("POLICIES")?))
-            .map_err(failed)?;
-    policies.set(slot, Wire(image.header), 0).map_err(failed)?;
-    Ok(places)
+    policies(pins)?
+        .set(slot, Wire(image.header), 0)
+        .map_err(|error| KernelError::failed("write map POLICIES", error))?;
+    let written = Written {
+        header: image.header,
+        chunks: identity.id,
+    };
+    Ok((places, written))
+}
+
+fn policies(pins: &PinDir) -> Result<Array<MapData, Wire<Policy>>, KernelError> {
+    Array::try_from(aya::maps::Map::Array(pins.open_map("POLICIES")?))
+        .map_err(|error| KernelError::failed("use map POLICIES", error))
 }
 
 /// Waits until every program that runs now has returned.

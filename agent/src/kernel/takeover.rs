@@ -157,6 +157,23 @@ impl Kernel {
         });
     }
 
+    /// What is in force by the control word.
+    pub fn control(&self) -> Control {
+        self.control.get()
+    }
+
+    /// The number of this instance.
+    pub fn instance(&self) -> u32 {
+        self.instance
+    }
+
+    /// True if the tables hold the policy that was written last.
+    pub fn holds_what_was_written(&self) -> Result<bool, KernelError> {
+        self.written
+            .get()
+            .map_or(Ok(true), |written| written.is_there(&self.pins))
+    }
+
     /// True once `trefoil detach` has said that nothing is in force any more.
     pub fn was_detached(&self) -> bool {
         self.control.get().instance == 0

@@ -32,6 +32,7 @@ plain!(
     u32,
     u64,
     abi::Address,
+    abi::Agent,
     abi::Budget,
     abi::Cgroup,
     abi::Control,

@@ -19,7 +19,8 @@ pub(super) struct PolicyInForce {
     source: String,
     /// Names it, as records do.
     id: Option<String>,
-    enforcement: Enforcement,
+    pub(super) generation: u32,
+    pub(super) enforcement: Enforcement,
     /// What was last said about it.
     mode: Mode,
     /// The policy of which it was said that its trial is over.
@@ -31,6 +32,7 @@ impl Default for PolicyInForce {
         Self {
             source: String::new(),
             id: None,
+            generation: 0,
             enforcement: Enforcement::Never,
             mode: Mode::Report,
             reverted: None,
@@ -98,7 +100,8 @@ impl Monitor {
         let holds = enforcement.holds_at(clock::since_boot_ns());
         let source = self.policy.source.clone();
         let by;
-        let news = if enforcement == Enforcement::Always && enforcement != self.policy.enforcement {
+        let was_on_trial = matches!(self.policy.enforcement, Enforcement::Until(_));
+        let news = if was_on_trial && enforcement == Enforcement::Always {
             by = confirmed_by().unwrap_or_else(|| "somebody".to_owned());
             PolicyNews::Confirmed {
                 source: &source,
@@ -122,6 +125,7 @@ impl Monitor {
         self.policy.source.clone_from(&policy.source);
         let id = Some(compiled.id().to_owned());
         self.policy.id.clone_from(&id);
+        self.policy.generation = compiled.header.generation;
         self.policy.enforcement = enforcement;
         self.names.add_policy(RuleNames {
             generation: compiled.header.generation,

@@ -63,6 +63,43 @@ impl Uplinks {
             watched: BTreeMap::new(),
         })
     }
+
+    pub(super) fn routes(&mut self) -> &mut RouteSocket {
+        &mut self.routes
+    }
+
+    /// Those that are watched, by index.
+    pub(super) fn names(&self) -> Vec<(u32, String)> {
+        let watched = self.watched.iter();
+        watched
+            .map(|(index, watched)| (*index, watched.link.name.clone()))
+            .collect()
+    }
+
+    /// All counters in the books of an interface; `None` if it has none.
+    pub(super) fn counters(&self, index: u32) -> Result<Option<Vec<u64>>, KernelError> {
+        let (uplink, books) = (self.table.get(index)?, self.table.books(index)?);
+        Ok(uplink.and(books).map(|books| {
+            let counters = books.judged.iter().chain(&books.unjudged);
+            let counters = counters.chain(&books.dropped);
+            counters
+                .flat_map(|sum| [sum.bytes, sum.wire_bytes, sum.frames])
+                .collect()
+        }))
+    }
+
+    /// False if the interface is gone.
+    pub(super) fn is_there(&mut self, index: u32) -> bool {
+        !matches!(self.routes.counters(index), Ok(None))
+    }
+
+    /// Opens books again that somebody has closed.
+    pub(super) fn begin_again(&mut self, index: u32) -> Result<(), KernelError> {
+        match self.watched.get(&index) {
+            Some(watched) => self.table.begin(index, &watched.uplink),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Monitor {
@@ -146,6 +183,8 @@ impl Monitor {
                     while_running,
                     time_us,
                 );
+                let guard = &mut self.tampering.guard;
+                guard.hold_uplink(link.index, &link.name)?;
                 self.uplinks
                     .watched
                     .insert(link.index, Watched { link, uplink });
@@ -166,6 +205,7 @@ impl Monitor {
                 Record::coverage(&subject, Coverage::Uncovered, Some(&reason), time_us)
             }
             UplinkNews::Gone { index, books } => {
+                self.tampering.forget_uplink(index);
                 let Some(watched) = self.uplinks.watched.remove(&index) else {
                     return Ok(());
                 };

@@ -136,8 +136,8 @@ macro_rules! fields {
 
 const ALL: Kinds = Kinds::ALL;
 const FLOWS: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation]);
-const ACTORS: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation, Kind::Coverage]);
-const SPANS: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation, Kind::Coverage]);
+const ACTORS: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation, Kind::Coverage, Kind::Tamper]);
+const SPANS: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation, Kind::Coverage, Kind::Tamper]);
 const JUDGED: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation, Kind::Budget, Kind::Exception]);
 const STATES: Kinds = Kinds::of(&[
     Kind::Flow,
@@ -246,9 +246,10 @@ fields! {
         "calls of connect or send that failed with EPERM";
     Started "started" Time "" SPANS
         "first packet or call of the flow; begin of the interval of a rollup; books of an uplink: \
-         when it began to be watched";
+         when it began to be watched; gap: when all was seen to be well for the last time";
     Ended "ended" Time "" SPANS
-        "end of the flow; end of the interval of a rollup; books of an uplink: when they were read";
+        "end of the flow; end of the interval of a rollup; books of an uplink: when they were read; \
+         gap: when it was noticed, or over";
     End "end" Text "" FLOWS
         "`seen`, or `inferred`: the flow no longer showed up, and `ended` is when it was last seen";
     Flows "flows" Number "flow" FLOWS
@@ -260,7 +261,7 @@ fields! {
     BytesOpen "bytes_open" Number "byte" FLOWS
         "rollup: what those have sent so far";
     Pid "pid" Number "" ACTORS
-        "the process, in the host's pid namespace";
+        "the process, in the host's pid namespace; coverage, tamper: of whoever did it. So below";
     StartTime "start_time" Time "" ACTORS
         "when it started; with `pid` it names the process for good";
     Exe "exe" Text "" ACTORS

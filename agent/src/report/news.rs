@@ -1,9 +1,12 @@
 //! Records that are not about flows: policy, coverage, loss, heartbeat, tamper.
 
-use trefoil_ebpf::abi::{Totals, verdict};
+use trefoil_ebpf::abi::{Signalled, Totals, verdict};
 
-use super::{Field, Kind, Priority, Record, words};
-use crate::{clock, flow::FlowStats};
+use super::{Field, FlowFacts, Kind, Priority, Record, flow_record::who, words};
+use crate::{
+    clock::{self, BootClock},
+    flow::FlowStats,
+};
 
 /// What became of a policy.
 #[derive(Clone, Copy, Debug)]
@@ -246,11 +249,58 @@ impl Record {
     /// Somebody changed what only Trefoil should change.
     #[must_use]
     pub fn tamper(subject: &str, reason: &str, time_us: u64) -> Self {
-        let message = format!("{subject} was changed by somebody else: {reason}");
+        let message = format!("Tampering with {subject}: {reason}");
         let mut record = Self::new(Kind::Tamper, Priority::Critical, time_us, message);
         record.set(Field::Subject, subject);
         record.set(Field::Reason, reason);
         record
+    }
+
+    /// Somebody stopped the agent with a signal, or killed the one before.
+    ///
+    /// That the kernel does so for want of memory or a terminal, and process 1 since it
+    /// manages services, is a gap and no tampering.
+    #[must_use]
+    pub fn signalled(
+        deed: &Signalled,
+        facts: &FlowFacts,
+        clock: &BootClock,
+        ended_us: u64,
+    ) -> Self {
+        const SIGKILL: u32 = 9;
+        let started_us = clock.unix_us(deed.time_ns);
+        let for_ns = ended_us.saturating_sub(started_us).saturating_mul(1000);
+        let who = match deed.sender.pid {
+            0 => "the kernel".to_owned(),
+            _ => who(&deed.sender, facts),
+        };
+        let what = match deed.signal {
+            SIGKILL => "killed the agent before this one",
+            _ => "stopped the agent",
+        };
+        let reason = format!(
+            "{who} {what}; for {} nothing was reported, and the programs went on counting and \
+             judging",
+            words::duration(for_ns)
+        );
+        let is_tampering = deed.sender.pid > 1;
+        let mut record = if is_tampering {
+            Self::tamper("the agent", &reason, ended_us)
+        } else {
+            Self::coverage("this host", Coverage::Covered, Some(&reason), ended_us)
+        };
+        if is_tampering {
+            record.set_owner(&deed.sender, facts, clock);
+        }
+        record.between(started_us, ended_us)
+    }
+
+    /// Says when this may have been so, in microseconds since 1970.
+    #[must_use]
+    pub fn between(mut self, started_us: u64, ended_us: u64) -> Self {
+        self.set(Field::Started, clock::rfc3339(started_us));
+        self.set(Field::Ended, clock::rfc3339(ended_us));
+        self
     }
 }
 
@@ -382,5 +432,43 @@ mod tests {
         );
         let record = Record::tamper("/run/trefoil/agent.seq", "it is damaged", 0);
         assert_eq!(record.priority(), Priority::Critical);
+        assert_eq!(
+            record.message(),
+            "Tampering with /run/trefoil/agent.seq: it is damaged"
+        );
+    }
+
+    #[test]
+    fn who_stopped_the_agent_is_named_and_is_not_always_tampering() {
+        let told = |pid| {
+            let mut deed = Signalled {
+                time_ns: 2_000_000_000,
+                signal: 19,
+                ..Signalled::default()
+            };
+            deed.sender.pid = pid;
+            deed.sender.comm[..4].copy_from_slice(b"kill");
+            let clock = BootClock::booted_at(0);
+            Record::signalled(&deed, &FlowFacts::default(), &clock, 5_000_000)
+        };
+        let record = told(17);
+        assert_eq!(record.kind(), Kind::Tamper);
+        assert_eq!(
+            record.message(),
+            "Tampering with the agent: kill (pid 17) stopped the agent; for 3 s nothing was \
+             reported, and the programs went on counting and judging"
+        );
+        assert_eq!(record.number(Field::Pid), Some(17));
+        assert_eq!(
+            record.text(Field::Started),
+            Some("1970-01-01T00:00:02.000000Z")
+        );
+        assert_eq!(
+            record.text(Field::Ended),
+            Some("1970-01-01T00:00:05.000000Z")
+        );
+        for nobody in [0, 1] {
+            assert_eq!(told(nobody).kind(), Kind::Coverage);
+        }
     }
 }

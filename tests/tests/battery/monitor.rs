@@ -52,26 +52,20 @@ fn row_26_without_the_agent() -> Result<()> {
 #[test]
 fn row_27_root_takes_the_programs_out() -> Result<()> {
     let table = Table::of_the_project()?;
-    let unpinned = tampered(|agent, lab| {
-        std::fs::remove_dir_all(lab.pins())?;
-        agent.wait_for("the agent ends", |records| {
+    let told = |agent: &mut Agent<'_>| {
+        agent.wait_for("it is told", |records| {
             records.iter().any(is_tamper).then_some(())
         })
+    };
+    let unpinned = tampered(|agent, lab| {
+        std::fs::remove_dir_all(lab.pins())?;
+        told(agent)
     })?;
     let detached = tampered(|agent, lab| {
         let pins = lab.pinned();
         let is_egress = |pin: &&PathBuf| pin.to_string_lossy().ends_with("egress");
         kernel::detach_link(pins.iter().find(is_egress).context("no such pin")?)?;
-        // It has had time to look.
-        let before = agent.records()?.len();
-        agent.wait_for("three heartbeats", |records| {
-            let beats = records.get(before..).unwrap_or_default().iter();
-            (beats
-                .filter(|record| record.is("event", "heartbeat"))
-                .count()
-                >= 3)
-                .then_some(())
-        })
+        told(agent)
     })?;
     table.hold("27a", unpinned)?;
     table.hold("27b", detached)
