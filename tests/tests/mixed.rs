@@ -130,7 +130,7 @@ fn mixed_traffic_balances_in_every_interval() -> Result<()> {
     for sender in senders {
         for tally in told(&sender.finish()?.success()?)? {
             ensure!(
-                tally.text("went") == "" || tally.number("went")? > 0,
+                tally.text("went").is_empty() || tally.number("went")? > 0,
                 "{tally}"
             );
         }
