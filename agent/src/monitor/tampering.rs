@@ -209,26 +209,21 @@ impl Monitor {
         let mut found = Vec::new();
         for (index, name) in self.uplinks.names() {
             let subject = format!("the books of uplink {name}");
-            let counters = self.uplinks.counters(index)?;
-            match counters {
-                Some(counters) => {
-                    if self.tampering.went_back(&index.to_string(), counters) {
-                        found.push(set_back(&subject));
-                    }
+            if let Some(counters) = self.uplinks.counters(index)? {
+                if self.tampering.went_back(&index.to_string(), counters) {
+                    found.push(set_back(&subject));
                 }
+            } else if self.uplinks.is_there(index) {
                 // Nobody else closes books but the thread that saw the interface go.
-                None if self.uplinks.is_there(index) => {
-                    self.uplinks.begin_again(index)?;
-                    self.tampering.counters.remove(&index.to_string());
-                    found.push(Damage {
-                        subject,
-                        reason: "they were removed, and begin again with nothing; what they \
-                                 held is in the remainder"
-                            .to_owned(),
-                        is_mended: true,
-                    });
-                }
-                None => {}
+                self.uplinks.begin_again(index)?;
+                self.tampering.counters.remove(&index.to_string());
+                found.push(Damage {
+                    subject,
+                    reason: "they were removed, and begin again with nothing; what they held is \
+                             in the remainder"
+                        .to_owned(),
+                    is_mended: true,
+                });
             }
         }
         Ok(found)
