@@ -10,11 +10,12 @@
 use trefoil_ebpf::abi::*;
 
 use crate::accounting::now_ns;
+use crate::bounds::masked;
 use crate::budget::is_within;
-use crate::maps::{InForce, POLICIES, TABLES, lose};
+use crate::maps::{InForce, lose};
 use crate::packet::protocol;
 use crate::source::Source;
-use crate::tables::{entry, in_chunk};
+use crate::tables::{Tables, entry, in_chunk};
 use crate::tree::{find_number, find128};
 
 /// Judges under the policy in force, which the caller read from `CONTROL` once, and
@@ -106,7 +107,8 @@ extern "C" fn judge_flow(policy: u64, who: u64, paths: u64, packet: u64) -> u64 
 #[inline(always)]
 fn decide(generation: u32, found: u32, who: u64, paths: u64, packet: u64) -> Option<Decision> {
     let slot = generation & 1;
-    let policy = POLICIES.get(slot)?;
+    let tables = Tables::of(slot)?;
+    let (first, header) = (tables.first, tables.header());
     let mut decision = Decision {
         generation,
         rule: NO_RULE,
@@ -118,81 +120,58 @@ fn decide(generation: u32, found: u32, who: u64, paths: u64, packet: u64) -> Opt
         verdict::LOCAL => return Some(decision),
         _ => {}
     }
-    let destination = found as u16;
 
-    let chunks = TABLES.get(slot)?;
-    // What is small is in the first chunk, unless the policy is huge.
-    let first = chunks.get(0)?;
-    let small_class = |table: u32, number: u16| {
-        let place = u64::from(table) + u64::from(number) * size_of::<u16>() as u64;
-        let chunk = match (place >> CHUNK_SHIFT) as u32 {
-            0 => first,
-            n => chunks.get(n)?,
-        };
-        // SAFETY: within the chunk. So below.
-        Some(unsafe { *in_chunk::<u16>(chunk, place) })
+    // SAFETY: the index is below N_SMALL.
+    let small_class = |table: *const [u16; N_SMALL], number: u64| unsafe {
+        let number = masked::<{ N_SMALL - 1 }>(number as usize);
+        u64::from(*table.cast::<u16>().wrapping_add(number))
     };
-    let number_class = |branch: Branch, number: u32| match branch.kind() {
-        Branch::VALUE => branch.0 as u16,
-        _ => find_number(slot, branch.0, number) as u16,
+    let number_class = |branch: Branch, number: u32| {
+        let value = match branch.kind() {
+            Branch::VALUE => branch.0,
+            _ => find_number(slot, branch.0, number),
+        };
+        u64::from(value as u16)
+    };
+    // SAFETY: parts of the first chunk.
+    let (tcp_ports, udp_ports, small_users) = unsafe {
+        (
+            &raw const (*first).tcp_ports,
+            &raw const (*first).udp_ports,
+            &raw const (*first).small_users,
+        )
     };
     let service = match (packet >> 16) as u8 {
-        protocol::TCP => small_class(policy.tcp_ports, packet as u16)?,
-        protocol::UDP => small_class(policy.udp_ports, packet as u16)?,
-        _ => number_class(policy.services, packet as u32 & 0xff_ffff),
+        protocol::TCP => small_class(tcp_ports, packet),
+        protocol::UDP => small_class(udp_ports, packet),
+        _ => number_class(header.services, packet as u32 & 0xff_ffff),
     };
     let user = match (who as u32) >> N_SMALL.ilog2() {
-        0 => small_class(policy.small_users, who as u16)?,
-        _ => number_class(policy.users, who as u32),
+        0 => small_class(small_users, who),
+        _ => number_class(header.users, who as u32),
     };
     let login = (paths >> 32) as usize & 3;
-    let groups = policy.groups[if login < login::N {
+    let groups = header.groups[if login < login::N {
         login
     } else {
         login::UNKNOWN
     }];
     let group = number_class(groups, (who >> 32) as u32);
-    let (executable, cgroup) = ((paths >> 16) as u16, paths as u16);
-    let summary = |dimension: usize, class: u16| {
-        u64::from(policy.summaries[dimension]) + (u64::from(class) << SUMMARY_SHIFT)
-    };
-    let row = |dimension: usize, class: u16| {
-        u64::from(policy.rows[dimension]) + (u64::from(class) << (policy.row_shift & 31))
+    let row_bytes = u64::from(header.row_bytes);
+    let row = |dimension: usize, class: u64| u64::from(header.rows[dimension]) + class * row_bytes;
+    let rows = Rows {
+        first,
+        slot,
+        are_near: header.rows_are_near != 0,
+        destination: row(dimension::DESTINATION, u64::from(found as u16)),
+        service: row(dimension::SERVICE, service),
+        user: row(dimension::USER, user),
+        group: row(dimension::GROUP, group),
+        executable: row(dimension::EXECUTABLE, paths >> 16 & 0xffff),
+        cgroup: row(dimension::CGROUP, paths & 0xffff),
     };
     // Words that can have a clause in common: mostly one or two.
-    let destinations = summary(dimension::DESTINATION, destination);
-    let services = summary(dimension::SERVICE, service);
-    let users = summary(dimension::USER, user);
-    let groups = summary(dimension::GROUP, group);
-    let executables = summary(dimension::EXECUTABLE, executable);
-    let cgroups = summary(dimension::CGROUP, cgroup);
-    let farthest = destinations | services | users | groups | executables | cgroups;
-    let mut candidates = if farthest >> CHUNK_SHIFT == 0 {
-        // SAFETY: within the chunk. So below.
-        let words = |place: u64| unsafe { (*in_chunk::<Summary>(first, place)).words };
-        words(destinations)
-            & words(services)
-            & words(users)
-            & words(groups)
-            & words(executables)
-            & words(cgroups)
-    } else {
-        far_summary(slot, destinations as u32)
-            & far_summary(slot, services as u32)
-            & far_summary(slot, users as u32)
-            & far_summary(slot, groups as u32)
-            & far_summary(slot, executables as u32)
-            & far_summary(slot, cgroups as u32)
-    };
-    let destinations = row(dimension::DESTINATION, destination);
-    let services = row(dimension::SERVICE, service);
-    let users = row(dimension::USER, user);
-    let groups = row(dimension::GROUP, group);
-    let executables = row(dimension::EXECUTABLE, executable);
-    let cgroups = row(dimension::CGROUP, cgroup);
-    // No row is in two chunks, so that all of its words are where it begins.
-    let farthest = destinations | services | users | groups | executables | cgroups;
-    let is_near = farthest >> CHUNK_SHIFT == 0;
+    let mut candidates = rows.common(0) as u32;
     let mut i = 0;
     let mut clauses = 0;
     // Each round takes a word, or skips a clause whose time has not come or is over.
@@ -201,35 +180,21 @@ fn decide(generation: u32, found: u32, who: u64, paths: u64, packet: u64) -> Opt
             if candidates == 0 {
                 break;
             }
-            i = candidates.trailing_zeros();
+            i = u64::from(candidates.trailing_zeros());
             candidates &= candidates - 1;
-            let offset = u64::from(i) * size_of::<u64>() as u64;
-            clauses = if is_near {
-                let word = |row: u64| unsafe { *in_chunk::<u64>(first, row + offset) };
-                word(destinations)
-                    & word(services)
-                    & word(users)
-                    & word(groups)
-                    & word(executables)
-                    & word(cgroups)
-            } else {
-                far_word(slot, (destinations + offset) as u32)
-                    & far_word(slot, (services + offset) as u32)
-                    & far_word(slot, (users + offset) as u32)
-                    & far_word(slot, (groups + offset) as u32)
-                    & far_word(slot, (executables + offset) as u32)
-                    & far_word(slot, (cgroups + offset) as u32)
-            };
+            clauses = rows.common((1 + i) * size_of::<u64>() as u64);
             if clauses == 0 {
                 continue;
             }
         }
-        let place = policy.clauses + ((i << 6 | clauses.trailing_zeros()) << CLAUSE_SHIFT);
-        let clause = match place >> CHUNK_SHIFT {
-            0 => first,
-            n => chunks.get(n)?,
+        let number = i << 6 | u64::from(clauses.trailing_zeros());
+        let number = masked::<{ MAX_CLAUSES - 1 }>(number as usize);
+        // SAFETY: a clause of the first chunk.
+        let clause = unsafe {
+            &*(&raw const (*first).clauses)
+                .cast::<Clause>()
+                .wrapping_add(number)
         };
-        let clause = unsafe { &*in_chunk::<Clause>(clause, u64::from(place)) };
         if clause.limits & CLAUSE_TIMED != 0 {
             let now_ns = now_ns();
             if now_ns >= clause.expires_ns {
@@ -256,22 +221,50 @@ fn decide(generation: u32, found: u32, who: u64, paths: u64, packet: u64) -> Opt
     Some(decision)
 }
 
-/// A summary that is not in the first chunk; of no words if it cannot be read.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn far_summary(slot: u32, place: u32) -> u32 {
-    entry::<Summary>(slot, place).map_or(0, |summary| summary.words)
+/// Where the rows of a flow's classes are.
+struct Rows {
+    first: *const First,
+    slot: u32,
+    are_near: bool,
+    destination: u64,
+    service: u64,
+    user: u64,
+    group: u64,
+    executable: u64,
+    cgroup: u64,
 }
 
-/// A word of a row, as [`far_summary`].
+impl Rows {
+    /// What the words at this offset have in common.
+    #[inline(always)]
+    fn common(&self, offset: u64) -> u64 {
+        if self.are_near {
+            // SAFETY: within the chunk.
+            let word = |row: u64| unsafe { *in_chunk::<u64>(self.first.cast(), row + offset) };
+            word(self.destination)
+                & word(self.service)
+                & word(self.user)
+                & word(self.group)
+                & word(self.executable)
+                & word(self.cgroup)
+        } else {
+            let word = |row: u64| far_word(self.slot, (row + offset) as u32);
+            word(self.destination)
+                & word(self.service)
+                & word(self.user)
+                & word(self.group)
+                & word(self.executable)
+                & word(self.cgroup)
+        }
+    }
+}
+
+/// A word of a row that need not be in the first chunk; of no clauses if it cannot be read.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn far_word(slot: u32, place: u32) -> u64 {
     entry::<u64>(slot, place).copied().unwrap_or(0)
 }
-
-const SUMMARY_SHIFT: u32 = size_of::<Summary>().ilog2();
-const CLAUSE_SHIFT: u32 = size_of::<Clause>().ilog2();
 
 /// The verdict on a destination that no clause matches; none if [`destination`] could
 /// not read the tables.
@@ -285,12 +278,12 @@ fn fallback(found: u32) -> u8 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn destination(generation: u32, high: u64, low: u64) -> u32 {
-    let slot = generation & 1;
-    let (Some(policy), Some(chunks)) = (POLICIES.get(slot), TABLES.get(slot)) else {
+    let Some(tables) = Tables::of(generation & 1) else {
         return 0;
     };
+    let header = tables.header();
     match Address::from_halves(high, low).as_v4() {
-        Some(v4) => find128(policy, chunks, policy.v4, u64::from(v4) << 32, 0),
-        None => find128(policy, chunks, policy.v6, high, low),
+        Some(v4) => find128(&tables, header.v4, u64::from(v4) << 32, 0),
+        None => find128(&tables, header.v6, high, low),
     }
 }

@@ -16,10 +16,7 @@ use aya_ebpf::{
 };
 use trefoil_ebpf::abi::*;
 
-use crate::{
-    atomic, globals,
-    tables::{Chunk, Tables},
-};
+use crate::{atomic, globals, tables::Chunks};
 
 /// Written by the agent, read by every hook first. One entry.
 #[btf_map]
@@ -175,14 +172,14 @@ pub static UPLINK_FLOWS: HashMap<UplinkFlowKey, Tracked, 65536, { BPF_F_NO_PREAL
 #[btf_map]
 pub static REMEMBERED: LruHashMap<Peer, Decision, 65536> = LruHashMap::new();
 
-/// Headers of the two policy generations. This and the tables below are
-/// written by the agent in the slot that is not in force, read by the judge.
+/// What the agent's verbs want to know of the two policy generations. This and the tables
+/// below are written by the agent in the slot that is not in force.
 #[btf_map]
 pub static POLICIES: Array<Policy, 2> = Array::new();
 
-/// All tables of each of the two generations, see [`CHUNK_BYTES`].
+/// All tables of each of the two generations, see [`CHUNK_BYTES`]; read by the judge.
 #[btf_map]
-pub static TABLES: Tables<Chunk, CHUNK_BYTES> = Tables::new();
+pub static TABLES: Chunks = Chunks::new();
 
 /// What has left by the rules that count. Entries are given out and taken back by the
 /// agent, which refuses a policy that would need more; written by the judge.

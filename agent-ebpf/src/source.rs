@@ -7,8 +7,8 @@ use core::ptr;
 use trefoil_ebpf::abi::*;
 
 use crate::{
-    maps::{CGROUPS, EXECUTABLES, POLICIES, TABLES, lose},
-    tables::{Chunks, in_chunk},
+    maps::{CGROUPS, EXECUTABLES, lose},
+    tables::{Tables, in_chunk},
 };
 
 /// What the judge needs to know about the source.
@@ -99,16 +99,17 @@ extern "C" fn executable_class(exe_id: u64, generation: u32) -> u32 {
     let Some(automaton) = Automaton::open(generation) else {
         return 0;
     };
-    let mut state = automaton.policy.executable_start;
+    let mut state = automaton.header.executable_start;
     for i in 0..EXECUTABLE_PATH as u32 {
         if i >= len {
             break;
         }
         // SAFETY: i < EXECUTABLE_PATH.
-        let Some(next) = automaton.step(state, unsafe { *path.add(i as usize) }) else {
+        let byte = unsafe { *path.add(i as usize) };
+        state = next_state(generation, state, u32::from(byte));
+        if state == NO_STATE {
             return 0;
-        };
-        state = next;
+        }
     }
     automaton.finish(generation, state, cache)
 }
@@ -138,16 +139,17 @@ extern "C" fn cgroup_class(cgroup_id: u64, generation: u32) -> u32 {
     let Some(automaton) = Automaton::open(generation) else {
         return 0;
     };
-    let mut state = automaton.policy.cgroup_start;
+    let mut state = automaton.header.cgroup_start;
     for i in 0..CGROUP_PATH as u32 {
         if i >= len {
             break;
         }
         // SAFETY: i < CGROUP_PATH.
-        let Some(next) = automaton.step(state, unsafe { *path.add(i as usize) }) else {
+        let byte = unsafe { *path.add(i as usize) };
+        state = next_state(generation, state, u32::from(byte));
+        if state == NO_STATE {
             return 0;
-        };
-        state = next;
+        }
     }
     automaton.finish(generation, state, cache)
 }
@@ -165,41 +167,46 @@ fn cached(cache: *mut ClassCache, generation: u32) -> Option<u32> {
     }
 }
 
+/// What [`next_state`] returns if the tables cannot be read.
+const NO_STATE: u32 = u32::MAX;
+
+/// The state that a byte of a path leads to. A function of its own: the verifier goes
+/// through the loops that call it byte by byte, and through this once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn next_state(generation: u32, state: u32, byte: u32) -> u32 {
+    let next = || {
+        const STATE_SHIFT: u32 = size_of::<State>().ilog2();
+        let tables = Tables::of(generation & 1)?;
+        let header = tables.header();
+        let letter = header.letters[byte as usize & 0xff] as usize & (MAX_LETTERS - 1);
+        let place = header.states + (state << STATE_SHIFT);
+        let chunk = tables.chunk(place)?;
+        // SAFETY: within the chunk.
+        Some(unsafe { (*in_chunk::<State>(chunk, u64::from(place))).next[letter] })
+    };
+    next().map_or(NO_STATE, u32::from)
+}
+
 /// The automata of one policy.
 struct Automaton {
-    policy: &'static Policy,
-    chunks: &'static Chunks,
+    header: &'static Header,
+    tables: Tables,
 }
 
 impl Automaton {
     #[inline(always)]
     fn open(generation: u32) -> Option<Self> {
-        let slot = generation & 1;
-        Some(Self {
-            policy: POLICIES.get(slot)?,
-            chunks: TABLES.get(slot)?,
-        })
-    }
-
-    /// The next state; none if the tables cannot be read. What this costs is verified
-    /// once for each byte that a path can have.
-    #[inline(always)]
-    fn step(&self, state: u32, byte: u8) -> Option<u32> {
-        const STATE_SHIFT: u32 = size_of::<State>().ilog2();
-        let letter = self.policy.letters[byte as usize] as usize & (MAX_LETTERS - 1);
-        let place = self.policy.states + (state << STATE_SHIFT);
-        let chunk = self.chunks.get(place >> CHUNK_SHIFT)?;
-        // SAFETY: within the chunk.
-        Some(u32::from(unsafe {
-            (*in_chunk::<State>(chunk, u64::from(place))).next[letter]
-        }))
+        let tables = Tables::of(generation & 1)?;
+        let header = tables.header();
+        Some(Self { header, tables })
     }
 
     #[inline(always)]
     fn finish(&self, generation: u32, state: u32, cache: *mut ClassCache) -> u32 {
         const CLASS_SHIFT: u32 = size_of::<StateClass>().ilog2();
-        let place = self.policy.state_classes + (state << CLASS_SHIFT);
-        let class = self.chunks.get(place >> CHUNK_SHIFT).map_or(0, |chunk| {
+        let place = self.header.state_classes + (state << CLASS_SHIFT);
+        let class = self.tables.chunk(place).map_or(0, |chunk| {
             // SAFETY: within the chunk.
             u32::from(unsafe { (*in_chunk::<StateClass>(chunk, u64::from(place))).class })
         });

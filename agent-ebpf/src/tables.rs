@@ -1,60 +1,83 @@
-//! The tables of a policy: for each of two slots an array of chunks, just as many
-//! as it takes, which the agent replaces as a whole.
+//! The tables of a policy: for each of two slots as many chunks as it takes, which the
+//! agent replaces.
 
 use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
     bindings::{
-        BPF_F_INNER_MAP, BPF_F_MMAPABLE,
+        BPF_F_MMAPABLE,
         bpf_map_type::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_ARRAY_OF_MAPS},
     },
     helpers::generated::bpf_map_lookup_elem,
 };
-use trefoil_ebpf::abi::{CHUNK_BYTES, CHUNK_SHIFT};
+use trefoil_ebpf::abi::{CHUNK_BYTES, CHUNK_SHIFT, First, Header, MAX_CHUNKS, chunk_index};
 
 use crate::{bounds::offset_within, maps::TABLES};
 
-/// One table: entries `T` of `SIZE` bytes, by index.
+/// See [`CHUNK_BYTES`].
+pub type Chunk = [u64; CHUNK_BYTES / size_of::<u64>()];
+
+/// All tables of one slot.
+#[derive(Clone, Copy)]
+pub struct Tables {
+    slot: u32,
+    /// What most decisions read.
+    pub first: *const First,
+}
+
+impl Tables {
+    /// The tables of a slot: those of the first chunk are found at once.
+    #[inline(always)]
+    pub fn of(slot: u32) -> Option<Self> {
+        let first = TABLES.get(chunk_index(slot, 0))?.cast::<First>();
+        Some(Self { slot, first })
+    }
+
+    /// The header.
+    #[inline(always)]
+    pub fn header(&self) -> &'static Header {
+        // SAFETY: the entry of an array stays where it is while a program runs.
+        unsafe { &(*self.first).header }
+    }
+
+    /// The chunk that a place is in, if there is one. None of another slot, whatever the
+    /// place.
+    #[inline(always)]
+    pub fn chunk(&self, place: u32) -> Option<*const Chunk> {
+        TABLES.get(chunk_index(self.slot, place >> CHUNK_SHIFT))
+    }
+}
+
+/// One chunk. A map of its own, because the look-up of the only element of a map that is
+/// as large as every other is no call: the kernel puts the instructions in its place.
 ///
 /// The kernel learns the sizes of its entries and not their types. Kernels before
 /// 6.2 put a map into a slot only if it has type information where this
 /// definition has it, and the agent's maps have none. aya-ebpf's own type is of
 /// no use here for that reason.
 #[repr(C)]
-pub struct Table<T, const SIZE: usize> {
+pub struct ChunkMap {
     r#type: *const [i32; BPF_MAP_TYPE_ARRAY as usize],
     key_size: *const [i32; 4],
-    value_size: *const [i32; SIZE],
+    value_size: *const [i32; CHUNK_BYTES],
     max_entries: *const [i32; 1],
-    map_flags: *const [i32; (BPF_F_INNER_MAP | BPF_F_MMAPABLE) as usize],
-    /// For Rust alone; the loader does not know a member of this name.
-    entry: *const T,
+    map_flags: *const [i32; BPF_F_MMAPABLE as usize],
 }
 
-impl<T, const SIZE: usize> Table<T, SIZE> {
-    /// The entry at `index`, if there is one.
-    #[inline(always)]
-    pub fn get(&self, index: u32) -> Option<&T> {
-        const { assert!(size_of::<T>() == SIZE) };
-        // SAFETY: entries of arrays stay where they are while a program runs.
-        unsafe { look_up::<T>(ptr::from_ref(self).cast(), index).as_ref() }
-    }
-}
-
-/// A table for each slot.
+/// The chunks of both slots, at [`chunk_index`].
 #[repr(C)]
-pub struct Tables<T, const SIZE: usize> {
+pub struct Chunks {
     r#type: *const [i32; BPF_MAP_TYPE_ARRAY_OF_MAPS as usize],
     key: *const u32,
     value: *const u32,
-    max_entries: *const [i32; 2],
-    values: [*const Table<T, SIZE>; 0],
+    max_entries: *const [i32; 2 * MAX_CHUNKS],
+    values: [*const ChunkMap; 0],
 }
 
 // SAFETY: placeholders that the loader replaces; never dereferenced.
-unsafe impl<T, const SIZE: usize> Sync for Tables<T, SIZE> {}
+unsafe impl Sync for Chunks {}
 
-impl<T, const SIZE: usize> Tables<T, SIZE> {
+impl Chunks {
     pub const fn new() -> Self {
         Self {
             r#type: ptr::null(),
@@ -65,23 +88,23 @@ impl<T, const SIZE: usize> Tables<T, SIZE> {
         }
     }
 
-    /// The table in `slot`, if there is one.
     #[inline(always)]
-    pub fn get(&self, slot: u32) -> Option<&Table<T, SIZE>> {
-        // SAFETY: the kernel frees a table only when no program uses it.
-        unsafe { look_up::<Table<T, SIZE>>(ptr::from_ref(self).cast(), slot).as_ref() }
+    fn get(&self, index: u32) -> Option<*const Chunk> {
+        // The kernel frees a chunk only when no program uses it, and the entry of an array
+        // stays where it is.
+        let chunk = look_up::<ChunkMap>(ptr::from_ref(self).cast(), index);
+        if chunk.is_null() {
+            return None;
+        }
+        let chunk = look_up::<Chunk>(chunk.cast(), 0);
+        if chunk.is_null() { None } else { Some(chunk) }
     }
 }
-
-/// See [`CHUNK_BYTES`].
-pub type Chunk = [u64; CHUNK_BYTES / size_of::<u64>()];
-/// All of one generation.
-pub type Chunks = Table<Chunk, CHUNK_BYTES>;
 
 /// The element at a place of a policy's tables.
 #[inline(always)]
 pub fn entry<T>(slot: u32, place: u32) -> Option<&'static T> {
-    let chunk = TABLES.get(slot)?.get(place >> CHUNK_SHIFT)?;
+    let chunk = Tables::of(slot)?.chunk(place)?;
     // SAFETY: within the chunk, which stays while a program runs; elements are
     // integers, for which everything is a value.
     Some(unsafe { &*in_chunk(chunk, u64::from(place)) })

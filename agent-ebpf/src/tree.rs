@@ -4,8 +4,7 @@ use trefoil_ebpf::abi::*;
 
 use crate::{
     bounds::masked,
-    maps::{POLICIES, TABLES},
-    tables::{Chunk, Chunks, in_chunk},
+    tables::{Chunk, Tables, in_chunk},
 };
 
 /// The value of a key of 32 bits, as in [`Branch::value`]; 0 if the tables cannot be
@@ -13,28 +12,27 @@ use crate::{
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn find_number(slot: u32, branch: u32, key: u32) -> u32 {
-    let slot = slot & 1;
-    let (Some(policy), Some(chunks)) = (POLICIES.get(slot), TABLES.get(slot)) else {
+    let Some(tables) = Tables::of(slot & 1) else {
         return 0;
     };
-    find128(policy, chunks, Branch(branch), u64::from(key) << 32, 0)
+    find128(&tables, Branch(branch), u64::from(key) << 32, 0)
 }
 
 /// The value of a key of 128 bits.
 #[inline(always)]
-pub fn find128(policy: &Policy, chunks: &Chunks, branch: Branch, high: u64, low: u64) -> u32 {
+pub fn find128(tables: &Tables, branch: Branch, high: u64, low: u64) -> u32 {
     if branch.kind() == Branch::VALUE {
         return branch.0;
     }
-    find(policy, chunks, branch, high, low).unwrap_or(0)
+    find(tables, branch, high, low).unwrap_or(0)
 }
 
 #[inline(always)]
-fn find(policy: &Policy, chunks: &Chunks, mut branch: Branch, high: u64, low: u64) -> Option<u32> {
+fn find(tables: &Tables, mut branch: Branch, high: u64, low: u64) -> Option<u32> {
     const BRANCH_SHIFT: u32 = size_of::<Branch>().ilog2();
     let mut rest = high;
     let mut number = branch.place() >> CHUNK_SHIFT;
-    let mut chunk: *const Chunk = chunks.get(number)?;
+    let mut chunk = tables.chunk(branch.place())?;
     for _ in 0..MAX_TREE_LEVELS {
         if branch.kind() != Branch::NODE {
             break;
@@ -51,17 +49,17 @@ fn find(policy: &Policy, chunks: &Chunks, mut branch: Branch, high: u64, low: u6
         let next = branch.place() >> CHUNK_SHIFT;
         if next != number {
             number = next;
-            chunk = chunks.get(number)?;
+            chunk = tables.chunk(branch.place())?;
         }
     }
     if branch.kind() == Branch::PACKED {
         let packed = last_packed(chunk, branch, rest);
         let index = masked::<{ Packed::N_VALUES - 1 }>(packed as usize);
         // SAFETY: the index is masked, which the compiler cannot see.
-        return Some(unsafe { *policy.values.as_ptr().add(index) });
+        return Some(unsafe { *tables.header().values.as_ptr().add(index) });
     }
     let span = unsafe { *in_chunk::<Span>(chunk, u64::from(branch.place())) };
-    let chunk = chunks.get(span.start >> CHUNK_SHIFT)?;
+    let chunk = tables.chunk(span.start)?;
     Some(last_long(chunk, span, high, low))
 }
 

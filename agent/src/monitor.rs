@@ -74,7 +74,7 @@ impl Compilation {
     /// of the tables it takes.
     pub fn set_generation(&mut self, generation: u32) {
         self.compiled.header.generation = generation;
-        self.image.header.generation = generation;
+        self.image.policy.generation = generation;
     }
 }
 

@@ -19,21 +19,28 @@ use super::{Branch, Packed};
 pub const MAX_CLAUSES: usize = ROW_WORDS * 64;
 /// Words of the longest [`Row`].
 pub const ROW_WORDS: usize = 32;
-/// Different bytes that patterns can tell apart, see [`Policy::letters`].
+/// Different bytes that patterns can tell apart, see [`Header::letters`].
 pub const MAX_LETTERS: usize = 128;
 /// Most ranges of one table.
 pub const MAX_RANGES: usize = 1 << 21;
 
-/// All tables of a policy are in one map, whose elements are chunks of this many
-/// bytes. A table is where the header says, in bytes from the beginning of the
-/// first chunk, at a multiple of the size of its elements, which is a power of two:
-/// so no element is in two chunks. What is searched is in one chunk as a whole. One
-/// look-up finds a chunk, and what is in it is memory.
+/// All tables of a policy are in chunks of this many bytes, each a map that is in map
+/// `TABLES`, at [`chunk_index`]. The first is [`First`]. A table is where that says, in bytes
+/// from the beginning of the first chunk, at a multiple of the size of its elements, which
+/// is a power of two: so no element is in two chunks. What is searched is in one chunk as a
+/// whole. One look-up finds a chunk, and what is in it is memory.
 pub const CHUNK_BYTES: usize = 1 << CHUNK_SHIFT;
 /// See [`CHUNK_BYTES`].
 pub const CHUNK_SHIFT: u32 = 21;
 /// Most chunks of a policy: 64 MiB.
 pub const MAX_CHUNKS: usize = 32;
+
+/// Index of a slot's chunk in map `TABLES`: that of no other slot, whatever the number.
+#[inline(always)]
+#[must_use]
+pub const fn chunk_index(slot: u32, number: u32) -> u32 {
+    number << 1 | slot & 1
+}
 
 /// What a policy says about a flow, as reports name it.
 pub mod verdict {
@@ -151,7 +158,7 @@ pub struct ClassCache {
     pub class: u32,
 }
 
-/// The six things a clause can name. Also the index into [`Policy::rows`].
+/// The six things a clause can name. Also the index into [`Header::rows`].
 pub mod dimension {
     /// Path of the control group (unit, slice, group, container).
     pub const CGROUP: usize = 0;
@@ -169,7 +176,7 @@ pub mod dimension {
     pub const N: usize = 6;
 }
 
-/// What is known of the login session of a source: index into [`Policy::groups`].
+/// What is known of the login session of a source: index into [`Header::groups`].
 pub mod login {
     /// Nothing.
     pub const UNKNOWN: usize = 0;
@@ -196,7 +203,7 @@ pub const MODE_REPORT: u32 = 0;
 /// Report and block.
 pub const MODE_ENFORCE: u32 = 1;
 
-/// Header of a compiled policy, one per slot in map `POLICIES`.
+/// What there is to say about a compiled policy, one per slot in map `POLICIES`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -205,10 +212,12 @@ pub struct Policy {
     /// `MODE_*`: what the policy asks for. What the kernel does about it is in
     /// [`super::ControlPage::enforce_until_ns`].
     pub mode: u32,
-    /// Words of a row.
-    pub n_words: u32,
-    /// Number of clauses.
-    pub n_clauses: u32,
+}
+
+/// Where the tables of a policy are, and what is small of them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
     /// IPv4 destinations; key: the address.
     pub v4: Branch,
     /// IPv6 destinations; key: the address.
@@ -219,22 +228,14 @@ pub struct Policy {
     pub users: Branch,
     /// For each case of [`login`], groups; key: group id.
     pub groups: [Branch; login::N],
-    /// Classes of the ports of TCP: a u16 each of [`N_SMALL`]. So below.
-    pub tcp_ports: u32,
-    /// Classes of the ports of UDP.
-    pub udp_ports: u32,
-    /// Classes of users below [`N_SMALL`].
-    pub small_users: u32,
-    /// Where the [`Clause`]s are.
-    pub clauses: u32,
-    /// Zero.
-    pub pad: u32,
-    /// Where the row of class 0 of each [`dimension`] is.
+    /// Where the row of class 0 of each [`dimension`] is: its summary, then as many of its
+    /// words as the policy's clauses take. Bit `i` of the summary says that word `i` is not
+    /// zero: a decision reads only those that can have a clause in common.
     pub rows: [u32; dimension::N],
-    /// Where the [`Summary`] of that row is.
-    pub summaries: [u32; dimension::N],
-    /// Bytes of a row, as a power of two.
-    pub row_shift: u32,
+    /// Bytes of a row, with its summary.
+    pub row_bytes: u32,
+    /// 1 if all rows are in the first chunk, else 0.
+    pub rows_are_near: u32,
     /// Where the [`State`]s are.
     pub states: u32,
     /// Where the class of a path is that ends in a state: a [`StateClass`] for each.
@@ -243,8 +244,8 @@ pub struct Policy {
     pub cgroup_start: u32,
     /// State in which the automaton for executable paths begins.
     pub executable_start: u32,
-    /// Number of states.
-    pub n_states: u32,
+    /// Zero. What follows the header is at a multiple of its elements' size.
+    pub pad: [u32; 5],
     /// Maps a byte of a path to its letter, below [`MAX_LETTERS`].
     pub letters: [u8; 256],
     /// Values that [`Packed`] have indexes of, as in [`Branch::value`].
@@ -254,6 +255,28 @@ pub struct Policy {
 /// Numbers that have a table of their own, whose index they are.
 pub const N_SMALL: usize = 1 << 16;
 
+/// The first chunk of a policy: what most decisions read. What is where in it the programs
+/// need not ask.
+#[repr(C)]
+pub struct First {
+    /// The header.
+    pub header: Header,
+    /// What the clauses decide.
+    pub clauses: [Clause; MAX_CLAUSES],
+    /// Classes of users below [`N_SMALL`].
+    pub small_users: [u16; N_SMALL],
+    /// Classes of the ports of TCP.
+    pub tcp_ports: [u16; N_SMALL],
+    /// Classes of the ports of UDP.
+    pub udp_ports: [u16; N_SMALL],
+    /// Tables that are where the header says.
+    pub tables: [u64; (CHUNK_BYTES - FIXED_BYTES) / size_of::<u64>()],
+}
+
+/// Bytes of the first chunk that are the same tables in every policy.
+pub const FIXED_BYTES: usize =
+    size_of::<Header>() + MAX_CLAUSES * size_of::<Clause>() + 3 * N_SMALL * size_of::<u16>();
+
 /// The set of clauses that one class satisfies: clause `i` is bit `i % 64` of
 /// word `i / 64`. A policy with few clauses has rows of fewer words.
 #[repr(C)]
@@ -261,15 +284,6 @@ pub const N_SMALL: usize = 1 << 16;
 pub struct Row {
     /// The bits.
     pub words: [u64; ROW_WORDS],
-}
-
-/// Which words of a row are not zero, so that a decision reads only those that can
-/// have a clause in common: word `i` is bit `i`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Summary {
-    /// The bits.
-    pub words: u32,
 }
 
 /// One state of the automata that classify paths, byte by byte.
@@ -413,7 +427,9 @@ impl Question {
 const _: () = {
     assert!(size_of::<Decision>() == 8);
     assert!(size_of::<ClassCache>() == 8);
-    assert!(size_of::<Policy>() == 16 + 28 + 20 + 48 + 24 + 256 + 4 * Packed::N_VALUES);
+    assert!(size_of::<Policy>() == 8);
+    assert!(size_of::<Header>() == 28 + 24 + 8 + 36 + 256 + 4 * Packed::N_VALUES);
+    assert!(size_of::<First>() == CHUNK_BYTES);
     assert!(ROW_WORDS <= u32::BITS as usize);
     assert!(size_of::<Row>() == 256);
     assert!(size_of::<State>() == 256);

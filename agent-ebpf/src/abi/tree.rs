@@ -101,7 +101,7 @@ impl Branch {
 }
 
 /// All keys from one up to the next entry's, in the fewest bytes: the first bits of the key
-/// that follow those which led there, and the index of the value in [`super::Policy::values`].
+/// that follow those which led there, and the index of the value in [`super::Header::values`].
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packed(pub u32);

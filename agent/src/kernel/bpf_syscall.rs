@@ -15,11 +15,13 @@ use std::{
 use super::wire::Plain;
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const BPF_MAP_FREEZE: libc::c_long = 22;
+const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_ITER_CREATE: libc::c_long = 33;
@@ -300,6 +302,50 @@ struct Element {
     key: u64,
     value: u64,
     flags: u64,
+}
+
+/// Fills entries of a map of maps, in one go: the kernel waits once, and not for each of
+/// them, until no program uses what was there (kernel 5.19).
+pub fn fill(map: BorrowedFd<'_>, indexes: &[u32], maps: &[BorrowedFd<'_>]) -> io::Result<()> {
+    #[repr(C)]
+    struct Batch {
+        in_batch: u64,
+        out_batch: u64,
+        keys: u64,
+        values: u64,
+        count: u32,
+        map: u32,
+        element_flags: u64,
+        flags: u64,
+    }
+    let values: Vec<u32> = maps.iter().map(|map| map.as_raw_fd() as u32).collect();
+    let mut batch = Batch {
+        in_batch: 0,
+        out_batch: 0,
+        keys: indexes.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count: indexes.len().min(values.len()) as u32,
+        map: map.as_raw_fd() as u32,
+        element_flags: 0,
+        flags: 0,
+    };
+    bpf(BPF_MAP_UPDATE_BATCH, &mut batch).map(drop)
+}
+
+/// Empties an entry of a map of maps, if there is one in it.
+pub fn remove(map: BorrowedFd<'_>, index: u32) -> io::Result<()> {
+    let mut element = Element {
+        map: map.as_raw_fd() as u32,
+        pad: 0,
+        key: std::ptr::from_ref(&index) as u64,
+        value: 0,
+        flags: 0,
+    };
+    match bpf(BPF_MAP_DELETE_ELEM, &mut element) {
+        Ok(_) => Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Takes an element out of a hash map (kernel 5.14); `None` if it is not there.

@@ -1,7 +1,7 @@
 //! Loading the programs and their maps, and access to what they do.
 
 use std::{
-    cell::Cell,
+    cell::RefCell,
     fs::File,
     os::fd::{AsFd as _, AsRawFd},
     path::PathBuf,
@@ -80,7 +80,7 @@ pub struct Kernel {
     /// Its programs are put in the place of those of an instance before.
     pub(super) replaces: bool,
     /// The policy that was written last, which is in force soon afterwards.
-    pub(super) written: Cell<Option<Written>>,
+    pub(super) written: RefCell<Option<Written>>,
     /// Open for good: somebody may take the pin away.
     sockets: MapData,
     _lock: File,
@@ -183,7 +183,7 @@ impl Kernel {
             instance,
             took_over,
             replaces,
-            written: Cell::new(None),
+            written: RefCell::new(None),
             sockets,
             _lock: lock,
         })
@@ -204,7 +204,7 @@ impl Kernel {
     /// returns where each of its budgets is counted.
     pub fn write_policy(&self, policy: &Image, clock: &BootClock) -> Result<Vec<u32>, KernelError> {
         let (places, written) = tables::write(&self.pins, policy, clock)?;
-        self.written.set(Some(written));
+        self.written.replace(Some(written));
         Ok(places)
     }
 

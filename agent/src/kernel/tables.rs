@@ -3,7 +3,10 @@
 use std::{mem::offset_of, os::fd::AsFd};
 
 use aya::maps::{Array, ArrayOfMaps, MapData};
-use trefoil_ebpf::abi::{CHUNK_BYTES, Control, ControlPage, ENFORCE_ALWAYS, ENFORCE_NEVER, Policy};
+use trefoil_ebpf::abi::{
+    CHUNK_BYTES, Control, ControlPage, ENFORCE_ALWAYS, ENFORCE_NEVER, MAX_CHUNKS, Policy,
+    chunk_index,
+};
 
 use super::{
     KernelError, bpf_syscall,
@@ -15,7 +18,6 @@ use super::{
 use crate::{clock::BootClock, policy::Image};
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
-const BPF_F_INNER_MAP: u32 = 1 << 12;
 
 /// Until when a policy blocks what it does not approve; from then on it reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,23 +104,30 @@ impl ControlWords {
 }
 
 /// What was written for a generation, to be compared with what is there later.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Written {
-    header: Policy,
-    /// Id of the map with its tables.
-    chunks: u32,
+    policy: Policy,
+    /// Ids of the maps that are its chunks, in order.
+    chunks: Vec<u32>,
 }
 
 impl Written {
     /// True if this is what the slot of its generation holds.
     pub fn is_there(&self, pins: &PinDir) -> Result<bool, KernelError> {
-        let slot = self.header.generation & 1;
-        let Wire(header) = policies(pins)?
+        let slot = self.policy.generation & 1;
+        let Wire(policy) = policies(pins)?
             .get(&slot, 0)
             .map_err(|error| KernelError::failed("read map POLICIES", error))?;
-        let chunks = bpf_syscall::inner_map(pins.open_map("TABLES")?.fd().as_fd(), slot)
-            .map_err(|error| KernelError::failed("read map TABLES", error))?;
-        Ok(header == self.header && chunks == Some(self.chunks))
+        let tables = pins.open_map("TABLES")?;
+        for number in 0..MAX_CHUNKS {
+            let there =
+                bpf_syscall::inner_map(tables.fd().as_fd(), chunk_index(slot, number as u32))
+                    .map_err(|error| KernelError::failed("read map TABLES", error))?;
+            if there != self.chunks.get(number).copied() {
+                return Ok(false);
+            }
+        }
+        Ok(policy == self.policy)
     }
 }
 
@@ -143,40 +152,14 @@ pub fn write(
 ) -> Result<(Places, Written), KernelError> {
     wait_for_programs();
     let places = Budgets::open(pins)?.allot(&image.budgets)?;
-    let slot = image.header.generation & 1;
-    let failed = |error| KernelError::failed("write map TABLES", error);
-    let layout = aya_obj::Map::new_from_params(
-        aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY as u32,
-        size_of::<u32>() as u32,
-        CHUNK_BYTES as u32,
-        image.n_chunks() as u32,
-        BPF_F_INNER_MAP | BPF_F_MMAPABLE,
-    );
-    let chunks = MapData::create(layout, "TABLES", None).map_err(failed)?;
-    let mut mapped = Mapped::new(chunks.fd().as_fd(), size_of_val(&image.words[..]))
-        .map_err(|error| KernelError::failed("map TABLES", error))?;
-    mapped.write(&image.words);
-    for (offset, words) in image.limits(clock, &places) {
-        for (word, offset) in words.into_iter().zip((offset..).step_by(size_of::<u64>())) {
-            mapped.set_word(offset, word);
-        }
-    }
-    // A map that is mapped writable cannot be frozen.
-    drop(mapped);
-    let failed_to_freeze = |error| KernelError::failed("freeze map TABLES", error);
-    bpf_syscall::freeze(chunks.fd().as_fd()).map_err(failed_to_freeze)?;
-    let identity = bpf_syscall::identity(chunks.fd().as_fd()).map_err(failed_to_freeze)?;
-    // The kernel frees the chunks that were there when no program reads them any more.
-    let mut slots =
-        ArrayOfMaps::<MapData>::try_from(aya::maps::Map::ArrayOfMaps(pins.open_map("TABLES")?))
-            .map_err(failed)?;
-    slots.set(slot, &chunks, 0).map_err(failed)?;
+    let slot = image.policy.generation & 1;
+    let chunks = write_chunks(pins, image, slot, &image.limits(clock, &places))?;
     policies(pins)?
-        .set(slot, Wire(image.header), 0)
+        .set(slot, Wire(image.policy), 0)
         .map_err(|error| KernelError::failed("write map POLICIES", error))?;
     let written = Written {
-        header: image.header,
-        chunks: identity.id,
+        policy: image.policy,
+        chunks,
     };
     Ok((places, written))
 }
@@ -184,6 +167,68 @@ pub fn write(
 fn policies(pins: &PinDir) -> Result<Array<MapData, Wire<Policy>>, KernelError> {
     Array::try_from(aya::maps::Map::Array(pins.open_map("POLICIES")?))
         .map_err(|error| KernelError::failed("use map POLICIES", error))
+}
+
+/// Makes a map of each chunk and puts them into a slot, instead of those that were there:
+/// the kernel frees these when no program reads them any more. Returns their ids.
+fn write_chunks(
+    pins: &PinDir,
+    image: &Image,
+    slot: u32,
+    limits: &[(usize, Vec<u64>)],
+) -> Result<Vec<u32>, KernelError> {
+    let failed = |error| KernelError::failed("write map TABLES", error);
+    let failed_to_freeze = |error| KernelError::failed("freeze map TABLES", error);
+    let layout = || {
+        aya_obj::Map::new_from_params(
+            aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY as u32,
+            size_of::<u32>() as u32,
+            CHUNK_BYTES as u32,
+            1,
+            BPF_F_MMAPABLE,
+        )
+    };
+    let (mut chunks, mut ids) = (Vec::new(), Vec::new());
+    for words in image.chunks() {
+        let chunk = MapData::create(layout(), "TABLES", None).map_err(failed)?;
+        let mut mapped = Mapped::new(chunk.fd().as_fd(), CHUNK_BYTES)
+            .map_err(|error| KernelError::failed("map TABLES", error))?;
+        mapped.write(words);
+        if chunks.is_empty() {
+            mapped.write(&[image.header]);
+            for (place, words) in limits {
+                for (word, place) in words.iter().zip((*place..).step_by(size_of::<u64>())) {
+                    mapped.set_word(place, *word);
+                }
+            }
+        }
+        // A map that is mapped writable cannot be frozen.
+        drop(mapped);
+        bpf_syscall::freeze(chunk.fd().as_fd()).map_err(failed_to_freeze)?;
+        let identity = bpf_syscall::identity(chunk.fd().as_fd()).map_err(failed_to_freeze)?;
+        ids.push(identity.id);
+        chunks.push(chunk);
+    }
+    let indexes: Vec<u32> = (0..MAX_CHUNKS as u32)
+        .map(|number| chunk_index(slot, number))
+        .collect();
+    let (filled, empty) = indexes.split_at(chunks.len());
+    let tables = pins.open_map("TABLES")?;
+    let maps: Vec<_> = chunks.iter().map(|chunk| chunk.fd().as_fd()).collect();
+    if bpf_syscall::fill(tables.fd().as_fd(), filled, &maps).is_err() {
+        // Before 5.19, one by one.
+        let mut tables =
+            ArrayOfMaps::<MapData>::try_from(aya::maps::Map::ArrayOfMaps(pins.open_map("TABLES")?))
+                .map_err(failed)?;
+        for (&index, chunk) in filled.iter().zip(&chunks) {
+            tables.set(index, chunk, 0).map_err(failed)?;
+        }
+    }
+    for &index in empty {
+        bpf_syscall::remove(tables.fd().as_fd(), index)
+            .map_err(|error| KernelError::failed("empty an entry of map TABLES", error))?;
+    }
+    Ok(ids)
 }
 
 /// Waits until every program that runs now has returned.

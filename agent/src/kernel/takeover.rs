@@ -75,7 +75,7 @@ impl Kernel {
         attach_more(self)?;
         // A program that was replaced and still runs may not have read yet who counts.
         wait_for_programs();
-        self.put_in_force(policy.header.generation, enforcement);
+        self.put_in_force(policy.policy.generation, enforcement);
         Ok(budgets)
     }
 
@@ -169,9 +169,9 @@ impl Kernel {
 
     /// True if the tables hold the policy that was written last.
     pub fn holds_what_was_written(&self) -> Result<bool, KernelError> {
-        self.written
-            .get()
-            .map_or(Ok(true), |written| written.is_there(&self.pins))
+        let written = self.written.borrow();
+        let written = written.as_ref();
+        written.map_or(Ok(true), |written| written.is_there(&self.pins))
     }
 
     /// True once `trefoil detach` has said that nothing is in force any more.

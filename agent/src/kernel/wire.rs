@@ -41,6 +41,7 @@ plain!(
     abi::Event,
     abi::Executable,
     abi::FlowKey,
+    abi::Header,
     abi::HostRoot,
     abi::Offsets,
     abi::Policy,

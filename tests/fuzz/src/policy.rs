@@ -38,7 +38,7 @@ pub fn check(input: &[u8]) {
         }
     };
     if let Ok(image) = Image::new(&compiled) {
-        assert_eq!(image.header.generation, 7);
+        assert_eq!(image.policy.generation, 7);
     }
     assert_eq!(compiled.rules.len(), scene.policy.rules.len());
     for asked in 0..N_QUESTIONS {

@@ -2,9 +2,11 @@
 //!
 //! Owns the layout that `trefoil_ebpf::abi::CHUNK_BYTES` describes, and no meaning.
 
+use std::mem::offset_of;
+
 use trefoil_ebpf::abi::{
-    self, Branch, CHUNK_BYTES, CLAUSE_COUNTED, CLAUSE_TIMED, MAX_CHUNKS, MODE_ENFORCE, MODE_REPORT,
-    N_SMALL, Row, Span, StateClass, Summary, login,
+    self, Branch, CHUNK_BYTES, CLAUSE_COUNTED, CLAUSE_TIMED, First, Header, MAX_CHUNKS,
+    MAX_CLAUSES, MODE_ENFORCE, MODE_REPORT, N_SMALL, Span, StateClass, login,
 };
 
 use super::{Budget, Clause, Compiled, Mode, Period, Range32, tree};
@@ -17,8 +19,10 @@ use crate::policy::{
 /// A header and the chunks that it speaks of.
 #[derive(Clone, Debug)]
 pub struct Image {
-    /// Where things are; its `generation` says which slot it goes to.
-    pub header: abi::Policy,
+    /// Its `generation` says which slot it goes to.
+    pub policy: abi::Policy,
+    /// Where things are.
+    pub header: Header,
     /// All chunks, one behind the other, as words in host byte order.
     pub words: Vec<u64>,
     /// Clauses that have limits, and their places in the table.
@@ -36,39 +40,38 @@ impl Image {
     pub fn new(compiled: &Compiled) -> Result<Self, Fault> {
         let mut layout = Layout::default();
         let mut values = tree::Values::default();
-        // What every decision reads comes first, and mostly is in one chunk.
+        // The first chunk begins as [`First`] says; who writes it puts the header there.
+        layout
+            .words
+            .resize(size_of::<Header>() / size_of::<u64>(), 0);
+        let mut clauses: Vec<_> = compiled.clauses.iter().map(unlimited).collect();
+        clauses.resize(MAX_CLAUSES, abi::Clause::default());
+        layout.fixed(offset_of!(First, clauses));
+        layout.table(&clauses);
+        layout.fixed(offset_of!(First, small_users));
+        layout.small(&compiled.users, 0);
+        layout.fixed(offset_of!(First, tcp_ports));
+        layout.small(&compiled.services, service::key(Protocol::TCP.0, 0));
+        layout.fixed(offset_of!(First, udp_ports));
+        layout.small(&compiled.services, service::key(Protocol::UDP.0, 0));
+        layout.fixed(offset_of!(First, tables));
+
+        // Rows of no more words than there are, so that one decision reads little.
+        let n_words = compiled.header.n_words;
+        let row_bytes = (1 + n_words) * size_of::<u64>() as u32;
+        let first_row = layout.here();
+        for row in &compiled.rows {
+            layout.row(&row.words[..n_words as usize]);
+        }
+        let rows_are_near = u32::from(layout.here() as usize <= CHUNK_BYTES);
+        let rows = compiled.header.rows.map(|row| first_row + row * row_bytes);
+
         let users = tree::append(&mut layout, &mut values, &numbers(&compiled.users))?;
-        let small_users = layout.small(&compiled.users, 0);
         let mut groups = [Branch::value(0); login::N];
         for (branch, table) in groups.iter_mut().zip(&compiled.groups) {
             *branch = tree::append(&mut layout, &mut values, &numbers(table))?;
         }
         let services = tree::append(&mut layout, &mut values, &numbers(&compiled.services))?;
-        let decides: Vec<_> = compiled.clauses.iter().map(unlimited).collect();
-        let clauses = layout.table(&decides);
-        let first_summary = layout.summaries(&compiled.rows);
-
-        // Rows of no more words than there are, so that one decision reads little.
-        let n_words = compiled.header.n_words;
-        let row_words = (n_words as usize).next_power_of_two();
-        layout.align(row_words * size_of::<u64>());
-        let first_row = layout.here();
-        for row in &compiled.rows {
-            layout.words.extend(&row.words[..row_words]);
-        }
-        let row_shift = (row_words * size_of::<u64>()).ilog2();
-        let rows = compiled
-            .header
-            .rows
-            .map(|row| first_row + (row << row_shift));
-
-        let summaries = compiled
-            .header
-            .rows
-            .map(|row| first_summary + row * size_of::<Summary>() as u32);
-
-        let [tcp_ports, udp_ports] = [Protocol::TCP, Protocol::UDP]
-            .map(|protocol| layout.small(&compiled.services, service::key(protocol.0, 0)));
         layout.align(size_of::<abi::State>());
         let states = layout.here();
         for state in &compiled.states {
@@ -107,32 +110,27 @@ impl Image {
             .help("name fewer networks, or use country data with fewer ranges"));
         }
         Ok(Self {
-            header: abi::Policy {
+            policy: abi::Policy {
                 generation: compiled.header.generation,
                 mode: match compiled.mode() {
                     Mode::Report => MODE_REPORT,
                     Mode::Enforce => MODE_ENFORCE,
                 },
-                n_words,
-                n_clauses: compiled.clauses.len() as u32,
+            },
+            header: Header {
                 v4,
                 v6,
                 services,
                 users,
                 groups,
-                tcp_ports,
-                udp_ports,
-                small_users,
-                clauses,
-                pad: 0,
                 rows,
-                summaries,
-                row_shift,
+                row_bytes,
+                rows_are_near,
                 states,
                 state_classes,
                 cgroup_start: compiled.header.cgroup_start,
                 executable_start: compiled.header.executable_start,
-                n_states: compiled.states.len() as u32,
+                pad: [0; 5],
                 letters: compiled.header.letters,
                 values: values.all(),
             },
@@ -179,16 +177,15 @@ impl Image {
             }
             let mut words = Vec::new();
             limited.write(&mut words);
-            let first = self.header.clauses as usize + number * size_of::<abi::Clause>();
+            let first = offset_of!(First, clauses) + number * size_of::<abi::Clause>();
             (first, words)
         });
         limits.collect()
     }
 
-    /// Number of chunks.
-    #[must_use]
-    pub fn n_chunks(&self) -> usize {
-        self.words.len() * size_of::<u64>() / CHUNK_BYTES
+    /// The words of each chunk.
+    pub fn chunks(&self) -> impl ExactSizeIterator<Item = &[u64]> {
+        self.words.chunks_exact(CHUNK_BYTES / size_of::<u64>())
     }
 }
 
@@ -237,24 +234,20 @@ impl Layout {
         }
     }
 
-    /// Appends the summaries of rows, two in a word.
-    fn summaries(&mut self, rows: &[Row]) -> u32 {
-        let start = self.here();
-        let summary = |row: &Row| {
-            let used = row.words.iter().enumerate().filter(|(_, word)| **word != 0);
-            used.fold(0_u32, |bits, (i, _)| bits | 1 << i).to_ne_bytes()
-        };
-        for pair in rows.chunks(2) {
-            let second = pair.get(1).map_or([0; 4], summary);
-            self.words.push(word([summary(&pair[0]), second]));
-        }
-        start
+    /// What follows is where every policy has it.
+    fn fixed(&self, place: usize) {
+        assert_eq!(self.here() as usize, place, "as abi::First has it");
+    }
+
+    /// Appends a row with its summary.
+    fn row(&mut self, words: &[u64]) {
+        let used = words.iter().zip(0..).filter(|(word, _)| **word != 0);
+        self.words.push(used.fold(0, |bits, (_, i)| bits | 1 << i));
+        self.words.extend(words);
     }
 
     /// Appends the classes of [`N_SMALL`] numbers from `first` on, four in a word.
-    fn small(&mut self, ranges: &[Range32], first: u32) -> u32 {
-        self.align(N_SMALL * size_of::<u16>());
-        let start = self.here();
+    fn small(&mut self, ranges: &[Range32], first: u32) {
         let n_before = ranges.partition_point(|range| range.first <= first) - 1;
         let mut ranges = ranges[n_before..].iter().peekable();
         let mut class = 0;
@@ -266,7 +259,6 @@ impl Layout {
         });
         let classes: Vec<_> = classes.collect();
         self.words.extend(classes.chunks_exact(4).map(word_of_four));
-        start
     }
 
     /// Appends numbers, as many as a power of two, all of them in one chunk, and in one
