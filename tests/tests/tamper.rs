@@ -174,7 +174,7 @@ fn nobody_can_edit_the_tables_of_a_policy_and_others_in_their_place_are_told() -
     let policies = kernel::pinned(&pin(&lab, "POLICIES")?)?;
     let slot = slot ^ 1;
     let mut header = kernel::element(&policies, slot)?;
-    header[8] ^= 1;
+    header[4] ^= 1;
     kernel::set_element(&policies, slot, &mut header)?;
     agent.wait_for("it is in force for the third time", |records| {
         (in_force(records) == 3).then_some(())
