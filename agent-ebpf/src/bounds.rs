@@ -1,4 +1,5 @@
-//! Bounds that the verifier can see.
+//! What the compiler is not to see through: bounds for the verifier, and arithmetic in the
+//! place of branches.
 
 /// `value & MASK`, kept even where the compiler can prove that it changes nothing.
 ///
@@ -32,4 +33,20 @@ pub fn offset_within<T, const SIZE: usize>(mut value: usize) -> usize {
         );
     }
     value
+}
+
+/// All bits if `a < b`, else none; both are below 2^63. The compiler would rather branch.
+#[inline(always)]
+pub fn ones_if_less(mut a: u64, b: u64) -> u64 {
+    // SAFETY: two instructions on two registers.
+    unsafe {
+        core::arch::asm!(
+            "{a} -= {b}",
+            "{a} s>>= 63",
+            a = inout(reg) a,
+            b = in(reg) b,
+            options(pure, nomem, nostack)
+        );
+    }
+    a
 }

@@ -3,7 +3,7 @@
 use trefoil_ebpf::abi::*;
 
 use crate::{
-    bounds::masked,
+    bounds::{masked, offset_within, ones_if_less},
     tables::{Chunk, Tables, in_chunk},
 };
 
@@ -53,7 +53,7 @@ fn find(tables: &Tables, mut branch: Branch, high: u64, low: u64) -> Option<u32>
         }
     }
     if branch.kind() == Branch::PACKED {
-        let packed = last_packed(chunk, branch, rest);
+        let packed = last_packed(chunk, branch, rest)?;
         let index = masked::<{ Packed::N_VALUES - 1 }>(packed as usize);
         // SAFETY: the index is masked, which the compiler cannot see.
         return Some(unsafe { *tables.header().values.as_ptr().add(index) });
@@ -63,24 +63,29 @@ fn find(tables: &Tables, mut branch: Branch, high: u64, low: u64) -> Option<u32>
     Some(last_long(chunk, span, high, low))
 }
 
-/// The last entry of a packed list that begins at or before the rest of a key. Which
-/// half it is in is calculated and not asked: nobody could foresee the answers.
+/// The last entry of a packed list that begins at or before the rest of a key. How many
+/// steps it takes and where each of them leads is calculated and not asked: nobody could
+/// foresee the answers.
 #[inline(always)]
-fn last_packed(chunk: *const Chunk, branch: Branch, rest: u64) -> u32 {
-    let key = (rest >> u32::BITS) | ((1 << Packed::INDEX_BITS) - 1);
-    let mut place = u64::from(branch.place());
-    let mut half = (size_of::<Packed>() as u64 / 2) << (branch.detail() & 7);
-    for _ in 0..Packed::MAX_STEPS {
-        if half < size_of::<Packed>() as u64 {
-            break;
-        }
-        // SAFETY: within the chunk. So below.
-        let first = unsafe { *in_chunk::<u32>(chunk, place + half) };
-        let is_beyond = ((key - u64::from(first)) as i64 >> 63) as u64;
-        place += half & !is_beyond;
-        half /= 2;
+fn last_packed(chunk: *const Chunk, branch: Branch, rest: u64) -> Option<u32> {
+    const ENTRY: usize = size_of::<Packed>();
+    let behind = (rest >> u32::BITS | ((1 << Packed::INDEX_BITS) - 1)) + 1;
+    let within = (ENTRY << (branch.detail() & 7)) - 1;
+    let place = offset_within::<Packed, CHUNK_BYTES>(branch.place() as usize);
+    // So that what is behind a shorter list can be read, and is in the chunk.
+    if place > CHUNK_BYTES - (ENTRY << Packed::MAX_STEPS) {
+        return None;
     }
-    unsafe { *in_chunk::<u32>(chunk, place) }
+    let mut entry = chunk.cast::<u8>().wrapping_add(place);
+    for step in (0..Packed::MAX_STEPS).rev() {
+        let half = ENTRY << step;
+        // SAFETY: within the chunk. So below.
+        let first = unsafe { *entry.wrapping_add(half).cast::<u32>() };
+        // No step, where the list is shorter than that.
+        let half = half & within;
+        entry = entry.wrapping_add(ones_if_less(u64::from(first), behind) as usize & half);
+    }
+    Some(unsafe { *entry.cast::<u32>() })
 }
 
 /// The value of the last entry of a long list that begins at or before a key.

@@ -189,6 +189,9 @@ impl Image {
     }
 }
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// Chunks that are being filled.
 #[derive(Default)]
 pub(super) struct Layout {
@@ -264,8 +267,9 @@ impl Layout {
     /// Appends numbers, as many as a power of two, all of them in one chunk, and in one
     /// cache line if they fit.
     pub fn numbers(&mut self, numbers: &[u32]) -> u32 {
-        self.align(size_of_val(numbers).min(64));
-        self.reserve(size_of_val(numbers));
+        self.align(size_of_val(numbers).min(LINE));
+        // A list is read as if it were as long as the longest.
+        self.reserve(size_of_val(numbers).max(LINE));
         let start = self.here();
         let pair = |pair: &[u32]| word([pair[0].to_ne_bytes(), pair[1].to_ne_bytes()]);
         self.words.extend(numbers.chunks_exact(2).map(pair));
