@@ -25,9 +25,10 @@ const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_LINK_DETACH: libc::c_int = 34;
 /// Makes a map.
 const BPF_MAP_CREATE: libc::c_int = 0;
-/// Read and write an element of a map.
+/// Read, write and remove an element of a map.
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
 /// Gives an object a name.
 const BPF_OBJ_PIN: libc::c_int = 6;
 /// Opens what is pinned.
@@ -145,6 +146,13 @@ pub fn element(map: &OwnedFd, index: u32) -> Result<Vec<u8>> {
 pub fn set_element(map: &OwnedFd, index: u32, value: &mut [u8]) -> std::io::Result<()> {
     let mut attributes = of_element(map, &index, value.as_mut_ptr());
     bpf(BPF_MAP_UPDATE_ELEM, &mut attributes).map(drop)
+}
+
+/// Removes an element of a map whose keys are as large as this.
+pub fn remove_element(map: &OwnedFd, key: u32) -> Result<()> {
+    let mut attributes = of_element(map, &key, std::ptr::null_mut());
+    bpf(BPF_MAP_DELETE_ELEM, &mut attributes).context("remove an element of a map")?;
+    Ok(())
 }
 
 /// The map that is in a slot of an array of maps.

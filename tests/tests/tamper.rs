@@ -118,7 +118,9 @@ const ENFORCE_UNTIL: usize = 8;
 #[test]
 fn an_edited_control_word_is_told_and_put_right() -> Result<()> {
     let lab = Lab::new()?;
-    let mut agent = lab.agent().policy(&enforcing()).start()?;
+    // What looks whether a trial was confirmed comes first nearly always.
+    let agent = lab.agent().policy(&enforcing());
+    let mut agent = agent.settings("sweep_interval = \"100ms\"\n").start()?;
     assert_eq!(raw(&lab)?, REFUSED);
     let control = kernel::pinned(&pin(&lab, "CONTROL")?)?;
     let page = kernel::element(&control, 0)?;
@@ -328,7 +330,14 @@ fn an_uplinks_link_and_books_are_looked_at_and_one_that_goes_is_no_tampering() -
 
     let links = lab.pinned();
     let is_uplink = |pin: &&PathBuf| pin.to_string_lossy().contains("-uplink_egress-");
-    kernel::detach_link(links.iter().find(is_uplink).context("no such pin")?)?;
+    let link = links.iter().find(is_uplink).context("no such pin")?;
+    let index = link.to_string_lossy();
+    let (_, index) = index.rsplit_once('-').context("no index")?;
+    let books = kernel::pinned(&pin(&lab, "UPLINK_BOOKS")?)?;
+    kernel::remove_element(&books, index.parse()?)?;
+    told(&mut agent, "the books of uplink to-foreign")?;
+
+    kernel::detach_link(link)?;
     told(&mut agent, "uplink to-foreign")?;
     assert_eq!(agent.ended_and_left()?, Some(1));
     let agent = start()?;

@@ -107,6 +107,9 @@ impl Monitor {
                 source: &source,
                 by: &by,
             }
+        } else if enforcement != self.policy.enforcement {
+            // Neither of the two, and nobody else's to say.
+            return false;
         } else if !holds && self.policy.mode == Mode::Enforce {
             self.policy.reverted = self.policy.id.clone();
             PolicyNews::Reverted { source: &source }
