@@ -455,7 +455,7 @@ mod tests {
         assert_eq!(record.kind(), Kind::Tamper);
         assert_eq!(
             record.message(),
-            "Tampering with the agent: kill (pid 17) stopped the agent; for 3 s nothing was \
+            "Tampering with the agent: kill (pid 17) stopped the agent; for 3.0 s nothing was \
              reported, and the programs went on counting and judging"
         );
         assert_eq!(record.number(Field::Pid), Some(17));
