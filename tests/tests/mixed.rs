@@ -115,7 +115,7 @@ fn mixed_traffic_balances_in_every_interval() -> Result<()> {
     let v4 = [places::FOREIGN, places::PEER];
     let v6 = [places::FOREIGN6, places::PEER6];
     let mut server = Program::new(TRAFFIC, &lab.foreign, None, None)?
-        .args(["serve", &MPTCP_PORT.to_string(), "--wait", "--again"])
+        .args(["serve", &MPTCP_PORT.to_string(), "--again"])
         .args(["--transport", "mptcp"])
         .start()?;
     server.line()?;

@@ -168,6 +168,11 @@ pub fn serve(arguments: &mut Arguments) -> Answer {
     loop {
         let (mut stream, _) = listener.accept().named("accept")?;
         send(&mut stream, bytes, &mut sent)?;
+        if again {
+            // Nobody reads so many lines.
+            end(stream.into())?;
+            continue;
+        }
         if wait {
             wait_for_end(&mut stream, &sent)?;
         }
@@ -175,9 +180,7 @@ pub fn serve(arguments: &mut Arguments) -> Answer {
         let mut rest = Vec::new();
         stream.read_to_end(&mut rest).named("read")?;
         sent.tell();
-        if !again {
-            return Ok(());
-        }
+        return Ok(());
     }
 }
 
