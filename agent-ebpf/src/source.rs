@@ -7,6 +7,7 @@ use core::ptr;
 use trefoil_ebpf::abi::*;
 
 use crate::{
+    bounds::masked,
     maps::{CGROUPS, EXECUTABLES, lose},
     tables::{Tables, in_chunk},
 };
@@ -93,19 +94,20 @@ extern "C" fn executable_class(exe_id: u64, generation: u32) -> u32 {
     let (path, len) = unsafe {
         (
             (&raw const (*executable).path).cast::<u8>(),
-            u32::from((*executable).path_len),
+            usize::from((*executable).path_len),
         )
     };
     let Some(automaton) = Automaton::open(generation) else {
         return 0;
     };
     let mut state = automaton.header.executable_start;
-    for i in 0..EXECUTABLE_PATH as u32 {
+    for i in 0..EXECUTABLE_PATH {
+        let i = masked::<{ EXECUTABLE_PATH - 1 }>(i);
         if i >= len {
             break;
         }
         // SAFETY: i < EXECUTABLE_PATH.
-        let byte = unsafe { *path.add(i as usize) };
+        let byte = unsafe { *path.add(i) };
         state = next_state(generation, state, u32::from(byte));
         if state == NO_STATE {
             return 0;
@@ -133,19 +135,20 @@ extern "C" fn cgroup_class(cgroup_id: u64, generation: u32) -> u32 {
     let (path, len) = unsafe {
         (
             (&raw const (*cgroup).path).cast::<u8>(),
-            u32::from((*cgroup).path_len),
+            usize::from((*cgroup).path_len),
         )
     };
     let Some(automaton) = Automaton::open(generation) else {
         return 0;
     };
     let mut state = automaton.header.cgroup_start;
-    for i in 0..CGROUP_PATH as u32 {
+    for i in 0..CGROUP_PATH {
+        let i = masked::<{ CGROUP_PATH - 1 }>(i);
         if i >= len {
             break;
         }
         // SAFETY: i < CGROUP_PATH.
-        let byte = unsafe { *path.add(i as usize) };
+        let byte = unsafe { *path.add(i) };
         state = next_state(generation, state, u32::from(byte));
         if state == NO_STATE {
             return 0;

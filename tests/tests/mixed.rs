@@ -163,6 +163,7 @@ fn mixed_traffic_balances_in_every_interval() -> Result<()> {
         connections >= CONNECTIONS_OF_TEN_MINUTES * seconds / 600,
         "{connections} connections"
     );
+    drop(server);
     agent.stop(Signal::SIGINT)?;
     lab.close()
 }
