@@ -18,6 +18,7 @@ use crate::{
     accounting::NOT_JUDGED,
     books::{Size, count, dropped, judged, not_ip},
     flows,
+    globals::uplink_flows_kept,
     judge::{judge, undetermined},
     maps::{InForce, SOCKETS, UPLINKS, in_force, lose},
     packet::{Ends, Frame, Part, ends_at, frame, protocol},
@@ -85,13 +86,17 @@ fn packet(in_force: InForce, skb: *mut __sk_buff, start: u32, size: Size) -> i32
         count(size, judged(sender, known.verdict));
         return NEXT;
     }
-    let tracked = slot(
-        in_force.generation,
-        tag,
-        sender,
-        quality(skb, sender),
-        &ends,
-    );
+    let tracked = if uplink_flows_kept() {
+        slot(
+            in_force.generation,
+            tag,
+            sender,
+            quality(skb, sender),
+            &ends,
+        )
+    } else {
+        core::ptr::null_mut()
+    };
     let decision = if tracked.is_null() {
         // It goes no farther than the link, or there is no room for a flow.
         let source = match tag.is_null() {

@@ -128,6 +128,8 @@ impl Kernel {
         let types = offsets::open()?;
         let tcp_state_seen = u32::from(types.has_function("btf_trace_inet_sock_set_state"));
         let subflows_known = u32::from(types.has_function("bpf_skc_to_mptcp_sock"));
+        // As old as the verifier that can do with it.
+        let uplink_flows_kept = u32::from(types.has_function("tcx_link_attach"));
         drop(types);
         let executable_key = random_word()?;
         let namespace = namespace_cookie();
@@ -141,6 +143,7 @@ impl Kernel {
             .override_global("EXECUTABLE_KEY", &executable_key, true)
             .override_global("TCP_STATE_SEEN", &tcp_state_seen, true)
             .override_global("SUBFLOWS_KNOWN", &subflows_known, true)
+            .override_global("UPLINK_FLOWS_KEPT", &uplink_flows_kept, true)
             .override_global("NAMESPACE", &namespace, true)
             .override_global("OFFSETS", bytes_of(&kernel_offsets), true);
         for (name, size) in &sizes {
