@@ -20,7 +20,8 @@ fn row_25_more_flows_than_there_is_room_for() -> Result<()> {
         let number = DESTINATIONS.to_string();
         stage.run(&["udp-many", &to, "--destinations", &number, "--count", "480"])
     };
-    go(&[way("25a", send)], "[tables]\nflows = 64\n", nothing)
+    let settings = "[tables]\nflows = 64\nuplink_flows = 64\n";
+    go(&[way("25a", send)], settings, nothing)
 }
 
 fn send(stage: &mut Stage<'_>) -> Result<()> {
