@@ -52,17 +52,40 @@ fn owned(fd: i32) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// Starts an iterator, over the elements of `map` if it is one over maps, and
-/// returns the file to read its output from.
-pub fn iterate(program: BorrowedFd<'_>, map: Option<BorrowedFd<'_>>) -> io::Result<File> {
+/// Makes a link. `target` is what it is to, as the attach type has it, and `of_kind` what
+/// the kernel wants to know besides.
+fn create_link<T>(
+    program: BorrowedFd<'_>,
+    target: u32,
+    attach_type: u32,
+    of_kind: T,
+) -> io::Result<OwnedFd> {
     #[repr(C)]
-    struct LinkCreate {
+    struct LinkCreate<T> {
         program: u32,
         target: u32,
         attach_type: u32,
         flags: u32,
-        iter_info: u64,
-        iter_info_len: u32,
+        of_kind: T,
+    }
+    let mut create = LinkCreate {
+        program: program.as_raw_fd() as u32,
+        target,
+        attach_type,
+        flags: 0,
+        of_kind,
+    };
+    bpf(BPF_LINK_CREATE, &mut create).map(owned)
+}
+
+/// Starts an iterator, over the elements of `map` if it is one over maps, and
+/// returns the file to read its output from.
+pub fn iterate(program: BorrowedFd<'_>, map: Option<BorrowedFd<'_>>) -> io::Result<File> {
+    /// Where `union bpf_iter_link_info` is, and its bytes.
+    #[repr(C)]
+    struct OfIterator {
+        info: u64,
+        info_len: u32,
         pad: u32,
     }
     #[repr(C)]
@@ -70,26 +93,14 @@ pub fn iterate(program: BorrowedFd<'_>, map: Option<BorrowedFd<'_>>) -> io::Resu
         link: u32,
         flags: u32,
     }
-    // `union bpf_iter_link_info`, whose first member for maps is the map.
+    // Its first member for maps is the map.
     let info: [u32; 4] = [map.map_or(0, |map| map.as_raw_fd() as u32), 0, 0, 0];
-    let mut create = LinkCreate {
-        program: program.as_raw_fd() as u32,
-        target: 0,
-        attach_type: BPF_TRACE_ITER,
-        flags: 0,
-        iter_info: if map.is_some() {
-            info.as_ptr() as u64
-        } else {
-            0
-        },
-        iter_info_len: if map.is_some() {
-            size_of_val(&info) as u32
-        } else {
-            0
-        },
+    let of_iterator = OfIterator {
+        info: map.map_or(0, |_| info.as_ptr() as u64),
+        info_len: map.map_or(0, |_| size_of_val(&info) as u32),
         pad: 0,
     };
-    let link = owned(bpf(BPF_LINK_CREATE, &mut create)?);
+    let link = create_link(program, 0, BPF_TRACE_ITER, of_iterator)?;
     let mut create = IterCreate {
         link: link.as_raw_fd() as u32,
         flags: 0,
@@ -104,45 +115,14 @@ pub fn attach_to_cgroup(
     cgroup: BorrowedFd<'_>,
     attach_type: u32,
 ) -> io::Result<OwnedFd> {
-    #[repr(C)]
-    struct LinkCreate {
-        program: u32,
-        cgroup: u32,
-        attach_type: u32,
-        flags: u32,
-    }
-    let mut create = LinkCreate {
-        program: program.as_raw_fd() as u32,
-        cgroup: cgroup.as_raw_fd() as u32,
-        attach_type,
-        flags: 0,
-    };
-    bpf(BPF_LINK_CREATE, &mut create).map(owned)
+    create_link(program, cgroup.as_raw_fd() as u32, attach_type, ())
 }
 
 /// Attaches a program behind all others at the exit of an interface (kernel 6.6), and
 /// returns the link.
 pub fn attach_tcx_egress(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
-    #[repr(C)]
-    struct LinkCreate {
-        program: u32,
-        interface: u32,
-        attach_type: u32,
-        flags: u32,
-        relative_to: u32,
-        pad: u32,
-        expected_revision: u64,
-    }
-    let mut create = LinkCreate {
-        program: program.as_raw_fd() as u32,
-        interface,
-        attach_type: BPF_TCX_EGRESS,
-        flags: 0,
-        relative_to: 0,
-        pad: 0,
-        expected_revision: 0,
-    };
-    bpf(BPF_LINK_CREATE, &mut create).map(owned)
+    // Relative to no other program, and whatever the revision.
+    create_link(program, interface, BPF_TCX_EGRESS, [0_u64; 2])
 }
 
 /// Puts a program in the place of the one that a link holds (kernel 5.7; 6.6 for TCX).
