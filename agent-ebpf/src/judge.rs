@@ -240,22 +240,20 @@ impl Rows {
     fn common(&self, offset: u64) -> u64 {
         if self.are_near {
             // SAFETY: within the chunk.
-            let word = |row: u64| unsafe { *in_chunk::<u64>(self.first.cast(), row + offset) };
-            word(self.destination)
-                & word(self.service)
-                & word(self.user)
-                & word(self.group)
-                & word(self.executable)
-                & word(self.cgroup)
+            self.all(|row| unsafe { *in_chunk::<u64>(self.first.cast(), row + offset) })
         } else {
-            let word = |row: u64| far_word(self.slot, (row + offset) as u32);
-            word(self.destination)
-                & word(self.service)
-                & word(self.user)
-                & word(self.group)
-                & word(self.executable)
-                & word(self.cgroup)
+            self.all(|row| far_word(self.slot, (row + offset) as u32))
         }
+    }
+
+    #[inline(always)]
+    fn all(&self, word: impl Fn(u64) -> u64) -> u64 {
+        word(self.destination)
+            & word(self.service)
+            & word(self.user)
+            & word(self.group)
+            & word(self.executable)
+            & word(self.cgroup)
     }
 }
 
