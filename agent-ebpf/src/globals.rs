@@ -28,8 +28,8 @@ static TCP_STATE_SEEN: u32 = 0;
 #[unsafe(no_mangle)]
 static SUBFLOWS_KNOWN: u32 = 0;
 
-/// 1 if flows are kept of what is judged at uplinks; else 0: verifiers before that of 6.6
-/// take each way through the hook for one of its own, which are too many.
+/// 1 if flows are kept of what is judged at uplinks; else 0: the verifier of 6.1 goes through
+/// more than the million instructions that it allows.
 #[unsafe(no_mangle)]
 static UPLINK_FLOWS_KEPT: u32 = 0;
 

@@ -10,16 +10,15 @@ use std::{
     sync::Arc,
 };
 
-use trefoil_ebpf::abi::{
-    COOKIE_OF_NO_SOCKET, Event, FLOW_EMBRYONIC, FLOW_ENDED, FlowKey, Peer, Tracked, UplinkFlowKey,
-    reason, verdict,
-};
+use trefoil_ebpf::abi::{COOKIE_OF_NO_SOCKET, Event, FlowKey, Peer, Tracked, reason};
 
 use crate::{
     clock::{self, BootClock},
-    flow::{FlowId, FlowSettings, FlowStats, FlowTable, Report, Sweep, may_become_a_session},
+    flow::{FlowSettings, FlowStats, FlowTable, Report},
     geo::Geo,
-    kernel::{Enforcement, Events, Kernel, KernelError, LoadSettings, OwnProcess, Reader},
+    kernel::{
+        Enforcement, Events, HookStatus, Kernel, KernelError, LoadSettings, OwnProcess, Reader,
+    },
     limits::Said,
     losses::Losses,
     names::Names,
@@ -34,6 +33,7 @@ mod follower;
 mod in_force;
 mod limits;
 mod pulse;
+mod sweep;
 mod tampering;
 mod uplinks;
 
@@ -48,10 +48,6 @@ use uplinks::Uplinks;
 
 /// Events that are taken before anything else gets its turn.
 const EVENTS_A_TURN: usize = 4_096;
-
-/// How long nothing must have been seen of a flow in the table of sockets with
-/// many peers before it is ended there, to make room.
-const IDLE_NS: u64 = 60_000_000_000;
 
 /// How long the last records may take to be handed over.
 const FAREWELL: std::time::Duration = std::time::Duration::from_secs(5);
@@ -221,77 +217,6 @@ impl Monitor {
         Ok(())
     }
 
-    /// Reads the state of all live flows, and what found the ring buffer full.
-    pub fn sweep(&mut self) -> Result<(), KernelError> {
-        if self.reporter.is_backed_up() {
-            return Ok(());
-        }
-        let began_ns = clock::since_boot_ns();
-        for tracked in self.reader.take_ended()? {
-            self.end(tracked, began_ns);
-        }
-        // In this order: a flow whose socket is not among those that are looked at
-        // afterwards has none any more.
-        let many_peer_flows = self.reader.many_peer_flows()?;
-        let uplink_flows = self.reader.uplink_flows()?;
-        let mut states = self.kernel.socket_flows()?;
-        self.cut_unapproved(&states)?;
-        let live: HashSet<u64> = states.iter().map(|tracked| tracked.flow.cookie).collect();
-        states.retain(|tracked| tracked.flow.state & FLOW_ENDED == 0);
-        for (key, tracked) in many_peer_flows {
-            let is_over = match tracked.flow.state & FLOW_EMBRYONIC {
-                // An answer to a connection request that never became a session.
-                FLOW_EMBRYONIC => tracked.flow.started_ns + IDLE_NS < began_ns,
-                _ => self.kernel.sees_sockets() && !live.contains(&key.cookie),
-            };
-            if is_over {
-                self.take(&key, began_ns)?;
-            } else if !may_become_a_session(&tracked.flow) {
-                states.push(tracked);
-            }
-        }
-        for (key, tracked) in &uplink_flows {
-            let is_local = tracked.flow.decision.verdict == verdict::LOCAL;
-            let has_socket = key.cookie != 0 && self.kernel.sees_sockets();
-            if is_local || has_socket && !live.contains(&key.cookie) {
-                self.take_from_uplink(key, began_ns)?;
-            } else {
-                states.push(*tracked);
-            }
-        }
-        // What ended while this was read is in the ring buffer, which comes first.
-        self.drain_all()?;
-        let sweep = Sweep {
-            began_ns,
-            complete: true,
-        };
-        self.table.sweep(&sweep, states.iter(), &mut self.reports);
-        let at_uplinks: HashMap<FlowId, UplinkFlowKey> = uplink_flows
-            .iter()
-            .map(|(key, tracked)| (FlowId::of(&tracked.flow), *key))
-            .collect();
-        let idle: Vec<FlowId> = self.table.idle(began_ns.saturating_sub(IDLE_NS)).collect();
-        for id in idle {
-            match at_uplinks.get(&id) {
-                Some(key) => self.take_from_uplink(key, began_ns)?,
-                None => self.take(
-                    &FlowKey {
-                        cookie: id.cookie,
-                        peer: id.peer,
-                    },
-                    began_ns,
-                )?,
-            }
-        }
-        self.report()?;
-        self.report_limits();
-        for record in self.losses.news(&self.reader.losses()?, clock::unix_us()) {
-            self.reporter.emit(record);
-        }
-        self.hand_over();
-        Ok(())
-    }
-
     /// Says that the agent lives, and what the sums are.
     pub fn beat(&mut self) -> Result<(), KernelError> {
         let totals = self.reader.totals()?;
@@ -332,19 +257,10 @@ impl Monitor {
         Ok(())
     }
 
-    /// Hooks that are not attached, and what is not covered without them.
+    /// Hooks that this kernel does not have, or not all of, and what is not covered then.
     pub fn uncovered(&self) -> Vec<(String, String)> {
-        self.kernel
-            .hooks()
-            .iter()
-            .filter(|hook| !hook.attached)
-            .map(|hook| {
-                (
-                    hook.name.to_owned(),
-                    hook.without.unwrap_or_default().to_owned(),
-                )
-            })
-            .collect()
+        let of = |hook: &HookStatus| Some((hook.name.to_owned(), hook.uncovered()?.to_owned()));
+        self.kernel.hooks().iter().filter_map(of).collect()
     }
 
     /// Losses that were reported so far.
@@ -476,33 +392,6 @@ impl Monitor {
         Ok(())
     }
 
-    /// Takes a flow out of the kernel's table of sockets with many peers; what it
-    /// amounts to by then is final.
-    fn take(&mut self, key: &FlowKey, time_ns: u64) -> Result<(), KernelError> {
-        if let Some(tracked) = self.reader.take_flow(key)? {
-            self.end(tracked, time_ns);
-        }
-        Ok(())
-    }
-
-    /// As [`take`](Self::take), of the table of uplinks.
-    fn take_from_uplink(&mut self, key: &UplinkFlowKey, time_ns: u64) -> Result<(), KernelError> {
-        if let Some(tracked) = self.reader.take_uplink_flow(key)? {
-            self.end(tracked, time_ns);
-        }
-        Ok(())
-    }
-
-    fn end(&mut self, tracked: Tracked, time_ns: u64) {
-        let event = Event {
-            time_ns,
-            reason: reason::CLOSED,
-            pad: 0,
-            tracked,
-        };
-        self.table.observe(&event, &mut self.reports);
-    }
-
     /// Gives names to what the flow table has to say, and hands it on.
     fn report(&mut self) -> Result<(), KernelError> {
         if self.reports.is_empty() {
@@ -528,13 +417,12 @@ impl Monitor {
     fn report_coverage(&mut self, last_seen_us: Option<u64>) {
         let time_us = clock::unix_us();
         for hook in self.kernel.hooks().to_vec() {
-            if hook.attached {
+            let Some(uncovered) = hook.uncovered() else {
                 continue;
-            }
-            let reason = match (hook.without, &hook.why) {
-                (Some(without), Some(why)) => format!("not covered: {without} ({why})"),
-                (Some(without), None) => format!("not covered: {without}"),
-                (None, why) => why.clone().unwrap_or_default(),
+            };
+            let reason = match &hook.why {
+                Some(why) => format!("not covered: {uncovered} ({why})"),
+                None => format!("not covered: {uncovered}"),
             };
             let subject = format!("hook {}", hook.name);
             self.reporter.emit(Record::coverage(

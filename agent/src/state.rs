@@ -47,7 +47,7 @@ pub struct State {
     pub rules: Vec<String>,
     /// Build of the country data.
     pub geo: String,
-    /// Hooks that are not attached, and what is not covered without them.
+    /// Hooks that this kernel does not have, or not all of, and what is not covered then.
     pub uncovered: Vec<(String, String)>,
     /// Flows whose owner is direct, inferred, unknown.
     pub owners: [u64; 3],

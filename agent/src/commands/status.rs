@@ -137,6 +137,11 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
             )),
         }
     }
+    // Those at uplinks have a pin for each, and none that shows whether the kernel has them.
+    let uncovered = state.iter().flat_map(|state| &state.uncovered);
+    for (hook, what) in uncovered.filter(|(name, _)| !hooks.contains_key(name.as_str())) {
+        notes.push(format!("hook {hook} on this kernel does not cover {what}"));
+    }
     if header.is_none() {
         findings.push("no policy is in force: nothing is judged".to_owned());
     }

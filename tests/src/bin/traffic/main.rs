@@ -10,6 +10,7 @@ mod frame;
 mod handed;
 mod insist;
 mod many;
+mod option;
 mod packet;
 mod raw;
 mod rounds;
@@ -78,6 +79,9 @@ const USAGE: &str = "traffic COMMAND ...
       one process connects, another one sends
   turn reconnect|replace ADDR:PORT ADDR:PORT
       sends to both, with one socket or one descriptor
+  option N
+      sets an option of a socket by a value of so many bytes, of which the kernel reads
+      the first four
   relay PORT ADDR:PORT
       one datagram to that port of the loopback interface goes on
   log SOCKET MESSAGE
@@ -180,6 +184,7 @@ fn run(arguments: &mut Arguments) -> Answer {
         "hand-on" => handed::hand_on(arguments),
         "use" => handed::use_handed(arguments),
         "turn" => handed::turn(arguments),
+        "option" => option::set(arguments),
         "relay" => handed::relay(arguments),
         "workers" => workers::workers(arguments),
         "log" => log(arguments),

@@ -1,0 +1,119 @@
+//! The state of all live flows, read from the kernel's tables once a second, so that a lost
+//! event delays a number and does not lose it; and what is taken out of the tables.
+
+use std::collections::{HashMap, HashSet};
+
+use trefoil_ebpf::abi::{
+    Event, FLOW_EMBRYONIC, FLOW_ENDED, FlowKey, Tracked, UplinkFlowKey, reason, verdict,
+};
+
+use super::Monitor;
+use crate::{
+    clock,
+    flow::{FlowId, Sweep, may_become_a_session},
+    kernel::KernelError,
+};
+
+/// How long nothing must have been seen of a flow in the table of sockets with
+/// many peers before it is ended there, to make room.
+const IDLE_NS: u64 = 60_000_000_000;
+
+impl Monitor {
+    /// Reads the state of all live flows, and what found the ring buffer full.
+    pub fn sweep(&mut self) -> Result<(), KernelError> {
+        if self.reporter.is_backed_up() {
+            return Ok(());
+        }
+        let began_ns = clock::since_boot_ns();
+        for tracked in self.reader.take_ended()? {
+            self.end(tracked, began_ns);
+        }
+        // In this order: a flow whose socket is not among those that are looked at
+        // afterwards has none any more.
+        let many_peer_flows = self.reader.many_peer_flows()?;
+        let uplink_flows = self.reader.uplink_flows()?;
+        let mut states = self.kernel.socket_flows()?;
+        self.cut_unapproved(&states)?;
+        let live: HashSet<u64> = states.iter().map(|tracked| tracked.flow.cookie).collect();
+        states.retain(|tracked| tracked.flow.state & FLOW_ENDED == 0);
+        for (key, tracked) in many_peer_flows {
+            let is_over = match tracked.flow.state & FLOW_EMBRYONIC {
+                // An answer to a connection request that never became a session.
+                FLOW_EMBRYONIC => tracked.flow.started_ns + IDLE_NS < began_ns,
+                _ => self.kernel.sees_sockets() && !live.contains(&key.cookie),
+            };
+            if is_over {
+                self.take(&key, began_ns)?;
+            } else if !may_become_a_session(&tracked.flow) {
+                states.push(tracked);
+            }
+        }
+        for (key, tracked) in &uplink_flows {
+            let is_local = tracked.flow.decision.verdict == verdict::LOCAL;
+            let has_socket = key.cookie != 0 && self.kernel.sees_sockets();
+            if is_local || has_socket && !live.contains(&key.cookie) {
+                self.take_from_uplink(key, began_ns)?;
+            } else {
+                states.push(*tracked);
+            }
+        }
+        // What ended while this was read is in the ring buffer, which comes first.
+        self.drain_all()?;
+        let sweep = Sweep {
+            began_ns,
+            complete: true,
+        };
+        self.table.sweep(&sweep, states.iter(), &mut self.reports);
+        let at_uplinks: HashMap<FlowId, UplinkFlowKey> = uplink_flows
+            .iter()
+            .map(|(key, tracked)| (FlowId::of(&tracked.flow), *key))
+            .collect();
+        let idle: Vec<FlowId> = self.table.idle(began_ns.saturating_sub(IDLE_NS)).collect();
+        for id in idle {
+            match at_uplinks.get(&id) {
+                Some(key) => self.take_from_uplink(key, began_ns)?,
+                None => self.take(
+                    &FlowKey {
+                        cookie: id.cookie,
+                        peer: id.peer,
+                    },
+                    began_ns,
+                )?,
+            }
+        }
+        self.report()?;
+        self.report_limits();
+        for record in self.losses.news(&self.reader.losses()?, clock::unix_us()) {
+            self.reporter.emit(record);
+        }
+        self.hand_over();
+        Ok(())
+    }
+
+    /// Takes a flow out of the kernel's table of sockets with many peers; what it
+    /// amounts to by then is final.
+    pub(super) fn take(&mut self, key: &FlowKey, time_ns: u64) -> Result<(), KernelError> {
+        if let Some(tracked) = self.reader.take_flow(key)? {
+            self.end(tracked, time_ns);
+        }
+        Ok(())
+    }
+
+    /// As [`take`](Self::take), of the table of uplinks.
+    fn take_from_uplink(&mut self, key: &UplinkFlowKey, time_ns: u64) -> Result<(), KernelError> {
+        if let Some(tracked) = self.reader.take_uplink_flow(key)? {
+            self.end(tracked, time_ns);
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, tracked: Tracked, time_ns: u64) {
+        let event = Event {
+            time_ns,
+            reason: reason::CLOSED,
+            pad: 0,
+            tracked,
+        };
+        self.table.observe(&event, &mut self.reports);
+    }
+}
