@@ -8,13 +8,22 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use trefoil_lab::agent::detach;
-use trefoil_lab::wiring::far_link_address;
+use trefoil_lab::program::Outcome;
+use trefoil_lab::wiring::{far_link_address, near_link_address};
 use trefoil_lab::{Agent, Lab, Record, places};
+use world::books::FOREIGN_LINK;
 use world::{REFUSED, TRAFFIC, at, enforcing, reporting, told, traffic_in};
 
-const NEAR: &str = "02:00:00:00:01:03";
-/// Number of the link to the foreign host.
-const FOREIGN_LINK: u8 = 3;
+/// A frame to the foreign host, in the ways that `more` asks for.
+fn send_frame(lab: &Lab, more: &str) -> Result<Outcome> {
+    let (near, far) = (
+        near_link_address(FOREIGN_LINK),
+        far_link_address(FOREIGN_LINK),
+    );
+    let (from, to) = (at(places::HOST, 4000), at(places::FOREIGN, 9));
+    let frame = ["frame", "to-foreign", &near, &far, &from, &to, more];
+    traffic_in(lab, "fast.service")?.args(frame).run()
+}
 
 /// The record about such a way.
 fn opened(agent: &mut Agent<'_>, subject: &str) -> Result<Record> {
@@ -31,13 +40,7 @@ fn whoever_asks_to_skip_the_queue_is_named_and_does_not() -> Result<()> {
         let policy = if enforced { enforcing() } else { reporting() };
         let mut agent = lab.agent().policy(&policy).uplink("auto").start()?;
         let before = lab.link_to(&lab.foreign)?;
-        let far = far_link_address(FOREIGN_LINK);
-        let (from, to) = (at(places::HOST, 4000), at(places::FOREIGN, 9));
-        let frame = ["frame", "to-foreign", NEAR, &far, &from, &to];
-        let sent = traffic_in(&lab, "fast.service")?
-            .args(frame)
-            .args(["--bypass-qdisc"])
-            .run()?;
+        let sent = send_frame(&lab, "--bypass-qdisc")?;
         let pid = told(&sent)?.pop().context("it said nothing")?.text("pid");
         let record = opened(&mut agent, "skip the queue")?;
         for (name, expected) in [
@@ -72,10 +75,7 @@ fn whoever_sends_by_af_xdp_is_named_and_refused_in_enforce_mode() -> Result<()> 
         let lab = Lab::new()?;
         let policy = if enforced { enforcing() } else { reporting() };
         let mut agent = lab.agent().policy(&policy).uplink("auto").start()?;
-        let far = far_link_address(FOREIGN_LINK);
-        let (from, to) = (at(places::HOST, 4000), at(places::FOREIGN, 9));
-        let frame = ["frame", "to-foreign", NEAR, &far, &from, &to, "--xdp"];
-        let sent = traffic_in(&lab, "fast.service")?.args(frame).run()?;
+        let sent = send_frame(&lab, "--xdp")?;
         let code = if enforced { REFUSED } else { 0 };
         ensure!(sent.code == code, "{sent:?}");
         let record = opened(&mut agent, "AF_XDP")?;

@@ -12,12 +12,11 @@ use nix::sys::signal::Signal;
 use trefoil_lab::agent::detach;
 use trefoil_lab::namespace::Namespace;
 use trefoil_lab::program::Program;
-use trefoil_lab::wiring::{far_link_address, guest};
+use trefoil_lab::wiring::guest;
 use trefoil_lab::{Agent, Lab, Record, places, wait_for};
+use world::books::{FOREIGN_LINK, frames_of};
 use world::{TRAFFIC, at, enforcing, is_final, reporting, told, traffic, traffic_in};
 
-/// Number of the link to the foreign host.
-const FOREIGN_LINK: u8 = 3;
 /// What `traffic` sends in a datagram unless told otherwise.
 const PAYLOAD: u64 = 64;
 const UDP_HEADER: u64 = 8;
@@ -38,6 +37,12 @@ fn finals_to(mut agent: Agent<'_>, lab: &Lab, to: IpAddr) -> Result<Vec<Record>>
     agent.ended()?;
     let is_wanted = |record: &Record| is_final(record) && record.is("dst_addr", to);
     Ok(records.into_iter().filter(is_wanted).collect())
+}
+
+/// The one record that there is.
+fn only(mut records: Vec<Record>) -> Result<Record> {
+    ensure!(records.len() == 1, "{} final records", records.len());
+    records.pop().context("no record")
 }
 
 fn holds(record: &Record, facts: &[(&str, &dyn ToString)]) -> Result<()> {
@@ -119,16 +124,12 @@ fn a_frame_is_its_senders_also_if_it_is_the_only_one() -> Result<()> {
         } else {
             places::HOST6
         };
-        let (mac, to_port, near) = (far_link_address(FOREIGN_LINK), at(to, 9), from.to_string());
-        let frames = ["packet", "to-foreign", &mac, &to_port, "--from", &near];
-        let sent = traffic_in(&lab, "frames.service")?.args(frames).run()?;
+        let traffic = traffic_in(&lab, "frames.service")?;
+        let sent = frames_of(traffic, "to-foreign", FOREIGN_LINK, to).run()?;
         let pid = told(&sent)?.pop().context("it said nothing")?.text("pid");
-        let finals = finals_to(agent, &lab, to)?;
-        let [record] = finals.as_slice() else {
-            anyhow::bail!("{} final records", finals.len());
-        };
+        let record = only(finals_to(agent, &lab, to)?)?;
         holds(
-            record,
+            &record,
             &[
                 ("attribution", &"direct"),
                 ("pid", &pid),
@@ -145,7 +146,7 @@ fn a_frame_is_its_senders_also_if_it_is_the_only_one() -> Result<()> {
         } else {
             "bytes_out"
         };
-        holds(record, &[(field, &bytes)])?;
+        holds(&record, &[(field, &bytes)])?;
         lab.close()?;
     }
     Ok(())
@@ -163,15 +164,10 @@ verdict = "approve"
 "#;
     let lab = Lab::new()?;
     let agent = lab.agent().policy(POLICY).uplink("auto").start()?;
-    let (mac, to, near) = (
-        far_link_address(FOREIGN_LINK),
-        at(places::FOREIGN, 9),
-        places::HOST.to_string(),
-    );
-    let frames = ["packet", "to-foreign", &mac, &to, "--from", &near];
     for unit in ["leases.service", "other.service"] {
-        let program = traffic_in(&lab, unit)?.args(frames);
-        program.args(["--count", "4"]).run()?.success()?;
+        let traffic = traffic_in(&lab, unit)?;
+        let frames = frames_of(traffic, "to-foreign", FOREIGN_LINK, places::FOREIGN);
+        frames.args(["--count", "4"]).run()?.success()?;
     }
     // Whose a socket is, the kernel tells when its first frame has been sent.
     let finals = finals_to(agent, &lab, places::FOREIGN)?;
@@ -275,13 +271,10 @@ fn what_the_kernel_sends_by_itself_is_the_kernels() -> Result<()> {
     let client = Program::new(TRAFFIC, &lab.foreign, None, None)?;
     client.args(["tcp", &server, "--source", &source]).run()?;
     traffic(&lab)?.args(["udp", &at(places::PEER, 9)]).run()?;
-    let finals = finals_to(agent, &lab, places::FOREIGN)?;
-    let [record] = finals.as_slice() else {
-        anyhow::bail!("{} final records", finals.len());
-    };
+    let record = only(finals_to(agent, &lab, places::FOREIGN)?)?;
     const BARE_RESET: u64 = 40;
     holds(
-        record,
+        &record,
         &[
             ("attribution", &"kernel"),
             ("src_port", &81),

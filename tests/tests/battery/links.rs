@@ -4,18 +4,20 @@
 use anyhow::{Context, Result, ensure};
 use trefoil_lab::namespace::Namespace;
 use trefoil_lab::program::Program;
+use trefoil_lab::wiring::{far_link_address, near_link_address};
 use trefoil_lab::{Lab, places};
 
 use crate::stage::{LINK, Stage, UDP_PORT, Way, go, nothing, way};
 use crate::world::{TRAFFIC, at, traffic, traffic_in};
 
-/// The host's end of the cable to the foreign host, and the other.
-const NEAR: &str = "02:00:00:00:01:03";
-const FAR: &str = "02:00:00:00:02:03";
+/// Number of the link to the foreign host.
+const FOREIGN_LINK: u8 = 3;
 
 fn frame(stage: &mut Stage<'_>, more: &[&str]) -> Result<()> {
     let (from, to) = (at(places::HOST, 4000), stage.udp());
-    let mut arguments = vec!["frame", LINK, NEAR, FAR, &from, &to];
+    let near = near_link_address(FOREIGN_LINK);
+    let far = far_link_address(FOREIGN_LINK);
+    let mut arguments = vec!["frame", LINK, &near, &far, &from, &to];
     arguments.extend(more);
     stage.run(&arguments)
 }

@@ -89,19 +89,24 @@ pub fn agrees(lab: &Lab, near: &str, far: &Namespace) -> Result<()> {
 
 /// Frames of a packet socket to a place, by the link with this number.
 pub fn frames(lab: &Lab, link: &str, number: u8, to: IpAddr) -> Result<Program> {
+    Ok(frames_of(traffic(lab)?, link, number, to))
+}
+
+/// As [`frames`], of `traffic` wherever it runs.
+pub fn frames_of(traffic: Program, link: &str, number: u8, to: IpAddr) -> Program {
     let from = if to.is_ipv4() {
         places::HOST
     } else {
         places::HOST6
     };
-    Ok(traffic(lab)?.args([
+    traffic.args([
         "packet",
         link,
         &far_link_address(number),
         &at(to, 9),
         "--from",
         &from.to_string(),
-    ]))
+    ])
 }
 
 /// Datagrams from a place behind the host, in no control group that is watched.
