@@ -8,10 +8,11 @@ use std::fs::{self, Permissions};
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::agent::AgentBuilder;
@@ -167,13 +168,19 @@ impl Lab {
         LinkCounters::read(&self.host, &link_name(place))
     }
 
-    /// A copy of `executable` in the lab's directory, under a path of its own.
+    /// A copy of `executable` in the lab's directory, under a path of its own. Another
+    /// process writes it: what is started in this one meanwhile would inherit the file
+    /// open for writing, and until that has become another program the kernel starts no
+    /// program from the file (ETXTBSY).
     pub fn copy_program(&self, executable: impl AsRef<Path>, path: &str) -> Result<PathBuf> {
         let copy = self.file(path);
         if let Some(parent) = copy.parent() {
             fs::create_dir_all(parent)?;
         }
-        fs::copy(executable.as_ref(), &copy).with_context(|| format!("copy to {path}"))?;
+        let mut cp = Command::new("cp");
+        let status = cp.args([executable.as_ref(), &copy]).status();
+        let status = status.with_context(|| format!("start cp to copy to {path}"))?;
+        ensure!(status.success(), "copy to {path}: cp ended with {status}");
         Ok(copy)
     }
 
