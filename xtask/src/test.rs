@@ -26,6 +26,9 @@ const SKIPS: &str = "tests/skips.txt";
 /// How long output may go on after cargo has ended.
 const LEFT_BEHIND: Duration = Duration::from_secs(10);
 
+/// As much of what a failed test said is repeated at the end.
+const REPEATED_LINES: usize = 60;
+
 /// Arguments of `test`.
 #[derive(Args)]
 pub struct Test {
@@ -76,6 +79,9 @@ impl Test {
             problems.push("cargo test failed; the reason is above".to_owned());
         }
         println!("{}", battery.observed()?);
+        for failure in &tally.failures {
+            println!("{failure}");
+        }
         if self.filter.is_none() {
             problems.extend(battery.missing()?);
             problems.extend(tally.skipped.difference(&declared).map(|name| {
@@ -106,6 +112,28 @@ pub struct Tally {
     ignored: u32,
     /// The names of the tests that were ignored.
     skipped: BTreeSet<String>,
+    failures: Vec<Failure>,
+    /// The lines that are read now are what the last of them said.
+    is_in_failure: bool,
+}
+
+/// A test that failed.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Failure {
+    name: String,
+    said: Vec<String>,
+}
+
+/// Its reason stands at the end of what it said.
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(formatter, "{} failed:", self.name)?;
+        let from = self.said.len().saturating_sub(REPEATED_LINES);
+        for line in &self.said[from..] {
+            writeln!(formatter, "    {line}")?;
+        }
+        Ok(())
+    }
 }
 
 impl fmt::Display for Tally {
@@ -126,10 +154,12 @@ impl Tally {
         self.failed += more.failed;
         self.ignored += more.ignored;
         self.skipped.extend(more.skipped);
+        self.failures.extend(more.failures);
     }
 
     /// Takes in one line of the test harness, and ignores what is no such line.
     fn read(&mut self, line: &str) {
+        self.read_failure(line);
         if let Some(counts) = line.strip_prefix("test result: ") {
             self.results += 1;
             // "ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s"
@@ -150,6 +180,24 @@ impl Tally {
             && outcome.starts_with("ignored")
         {
             self.skipped.insert(name.to_owned());
+        }
+    }
+
+    /// Keeps what failed tests said, up to the backtrace.
+    fn read_failure(&mut self, line: &str) {
+        let head = line.strip_prefix("---- ");
+        if let Some(name) = head.and_then(|rest| rest.strip_suffix(" stdout ----")) {
+            self.is_in_failure = true;
+            self.failures.push(Failure {
+                name: name.to_owned(),
+                said: Vec::new(),
+            });
+        } else if line == "failures:" || line.to_lowercase().starts_with("stack backtrace:") {
+            self.is_in_failure = false;
+        } else if self.is_in_failure
+            && let Some(failure) = self.failures.last_mut()
+        {
+            failure.said.push(line.to_owned());
         }
     }
 }
@@ -250,8 +298,39 @@ mod tests {
             failed: 2,
             ignored: 1,
             skipped: BTreeSet::from(["lab::needs_a_kernel".to_owned()]),
+            ..Tally::default()
         };
         assert_eq!(tally, expected);
+    }
+
+    #[test]
+    fn what_failed_tests_said_is_kept() {
+        let mut tally = Tally::default();
+        for line in [
+            "failures:",
+            "",
+            "---- a::b stdout ----",
+            "Error: the reason",
+            "Stack backtrace:",
+            "   0: somewhere",
+            "",
+            "---- c stdout ----",
+            "assertion failed",
+            "",
+            "failures:",
+            "    a::b",
+        ] {
+            tally.read(line);
+        }
+        let failure = |name: &str, said: &[&str]| Failure {
+            name: name.to_owned(),
+            said: said.iter().map(|&line| line.to_owned()).collect(),
+        };
+        let expected = [
+            failure("a::b", &["Error: the reason"]),
+            failure("c", &["assertion failed", ""]),
+        ];
+        assert_eq!(tally.failures, expected);
     }
 
     #[test]
