@@ -57,13 +57,15 @@ pub fn debian_package(version: Option<&str>) -> Result<PathBuf> {
     }
     let mut cargo_deb = Command::new(setup::tool("cargo-deb"));
     cargo_deb
-        .args(["--no-build", "--package", "trefoil", "--output"])
+        .args(["--no-build", "--package", "trefoil"])
+        // A quarter larger than with the strongest compression, and made in a tenth of the time.
+        .arg("--fast")
+        .arg("--output")
         .arg(workspace::target_dir().join("debian"))
         .current_dir(workspace::root())
         .stderr(Stdio::inherit());
     if let Some(version) = version {
-        // For tests, which need not wait for the last percent of size.
-        cargo_deb.args(["--fast", "--deb-version", version]);
+        cargo_deb.args(["--deb-version", version]);
     }
     let output = cargo_deb
         .output()
