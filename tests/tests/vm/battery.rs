@@ -137,22 +137,30 @@ fn the_battery_where_the_kernel_has_more_modules() -> Result<()> {
         ensure!(gone.packets > 0, "{}: nothing arrived", way.id);
         reported.push(gone);
     }
-    // What is taken out of the kernel ends its flows.
-    vm.ok("trefoil detach")?;
-    vm.wait_until("the service has ended", |vm| {
-        Ok((vm.run("systemctl is-active trefoil")?.code != 0).then_some(()))
-    })?;
-    let records = vm.journal("-u trefoil TREFOIL_STATE=closed")?;
+    let reporting = status(&mut vm)?["policy"]["id"].as_str().map(str::to_owned);
+    let reporting = reporting.context("the policy in force has no id")?;
 
     vm.write(
         "/etc/trefoil/policy.toml",
         &POLICY.replace("\"report\"", "\"enforce\""),
     )?;
-    vm.ok("systemctl start trefoil")?;
+    vm.ok("systemctl reload trefoil")?;
+    let mut arrived = Vec::new();
+    for way in &ways {
+        arrived.push(go(&mut vm, way, true)?.packets);
+    }
+    // What is taken out of the kernel ends its flows.
+    vm.ok("trefoil detach")?;
+    vm.wait_until("the service has ended", |vm| {
+        Ok((vm.run("systemctl is-active trefoil")?.code != 0).then_some(()))
+    })?;
+    let records = vm.journal(&format!(
+        "-u trefoil TREFOIL_STATE=closed TREFOIL_POLICY={reporting}"
+    ))?;
+
     let table = Table::of_the_project()?;
     let mut differences = Vec::new();
-    for (way, gone) in ways.iter().zip(reported) {
-        let packets = go(&mut vm, way, true)?.packets;
+    for ((way, gone), packets) in ways.iter().zip(reported).zip(arrived) {
         let told = told_by(&records, way)?;
         let (mut seen, owned) = seen_and_owned(&told, gone.bytes, &gone.senders);
         if seen == Grade::No && gone.of_no_flow >= gone.bytes {
@@ -188,10 +196,14 @@ struct Books {
     dropped: u64,
 }
 
+/// It has findings as long as something is not covered.
+fn status(vm: &mut Vm) -> Result<serde_json::Value> {
+    let said = vm.run("trefoil status --json")?.stdout;
+    serde_json::from_str(&said).with_context(|| format!("status is {said:?}"))
+}
+
 fn books(vm: &mut Vm) -> Result<Books> {
-    // It has findings as long as something is not covered.
-    let status = vm.run("trefoil status --json")?.stdout;
-    let status: serde_json::Value = serde_json::from_str(&status)?;
+    let status = status(vm)?;
     let uplinks = status["uplinks"].as_object().context("no uplinks")?;
     let sum = |names: &[&str]| -> u64 {
         let of_one = |books: &serde_json::Value, name: &&str| books[*name].as_u64().unwrap_or(0);
