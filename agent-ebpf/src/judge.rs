@@ -172,53 +172,93 @@ fn decide(generation: u32, found: u32, who: u64, paths: u64, packet: u64) -> Opt
     };
     // Words that can have a clause in common: mostly one or two.
     let mut candidates = rows.common(0) as u32;
-    let mut i = 0;
-    let mut clauses = 0;
-    // Each round takes a word, or skips a clause whose time has not come or is over.
-    for _ in 0..ROW_WORDS + MAX_TIMED_CLAUSES {
+    let mut clause = None;
+    for _ in 0..ROW_WORDS {
+        if candidates == 0 {
+            break;
+        }
+        let word = u64::from(candidates.trailing_zeros());
+        candidates &= candidates - 1;
+        let clauses = rows.common((1 + word) * size_of::<u64>() as u64);
         if clauses == 0 {
-            if candidates == 0 {
-                break;
-            }
-            i = u64::from(candidates.trailing_zeros());
-            candidates &= candidates - 1;
-            clauses = rows.common((1 + i) * size_of::<u64>() as u64);
-            if clauses == 0 {
+            continue;
+        }
+        let mut number = word << 6 | u64::from(clauses.trailing_zeros());
+        if clause_at(first, number).limits & CLAUSE_TIMED != 0 {
+            let found = first_in_time(slot, word as u32, clauses);
+            decision.flags |= (found >> FOUND_FLAGS_SHIFT) as u8 & DECISION_LIMITED;
+            if found & NONE_IN_TIME != 0 {
                 continue;
             }
+            number = u64::from(found & (NONE_IN_TIME - 1));
         }
-        let number = i << 6 | u64::from(clauses.trailing_zeros());
-        let number = masked::<{ MAX_CLAUSES - 1 }>(number as usize);
-        // SAFETY: a clause of the first chunk.
-        let clause = unsafe {
-            &*(&raw const (*first).clauses)
-                .cast::<Clause>()
-                .wrapping_add(number)
-        };
-        if clause.limits & CLAUSE_TIMED != 0 {
-            let now_ns = now_ns();
-            if now_ns >= clause.expires_ns {
-                clauses &= clauses - 1;
-                continue;
-            }
-            decision.flags |= DECISION_LIMITED;
-            if now_ns < clause.starts_ns {
-                clauses &= clauses - 1;
-                continue;
-            }
-        }
-        decision.rule = clause.rule;
-        decision.verdict = clause.verdict;
-        if clause.limits & CLAUSE_COUNTED != 0 {
-            decision.flags |= DECISION_LIMITED;
-            let charge = (packet >> 32) << 1 | packet >> ENFORCED_SHIFT & 1;
-            if !is_within(clause.budget, clause.budget_bytes, charge) {
-                decision.verdict = verdict::OVER_BUDGET;
-            }
-        }
+        clause = Some(clause_at(first, number));
         break;
     }
+    let Some(clause) = clause else {
+        return Some(decision);
+    };
+    decision.rule = clause.rule;
+    decision.verdict = clause.verdict;
+    if clause.limits & CLAUSE_COUNTED != 0 {
+        decision.flags |= DECISION_LIMITED;
+        let charge = (packet >> 32) << 1 | packet >> ENFORCED_SHIFT & 1;
+        if !is_within(clause.budget, clause.budget_bytes, charge) {
+            decision.verdict = verdict::OVER_BUDGET;
+        }
+    }
     Some(decision)
+}
+
+/// A clause, of the first chunk. A number that there is none of leads to another clause.
+#[inline(always)]
+fn clause_at(first: *const First, number: u64) -> &'static Clause {
+    let number = masked::<{ MAX_CLAUSES - 1 }>(number as usize);
+    // SAFETY: the number is masked, which the compiler cannot see, and the entry of an array
+    // stays where it is while a program runs.
+    unsafe {
+        &*(&raw const (*first).clauses)
+            .cast::<Clause>()
+            .wrapping_add(number)
+    }
+}
+
+/// In what [`first_in_time`] returns: no clause.
+const NONE_IN_TIME: u32 = 1 << 16;
+/// In what [`first_in_time`] returns: where flags of the decision are.
+const FOUND_FLAGS_SHIFT: u32 = 24;
+
+/// The number of the first of these clauses of a word that is not outside of its time, with
+/// [`DECISION_LIMITED`] if it would be another at another time.
+///
+/// A function of its own, so that the verifier does not go through it once for each word.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn first_in_time(slot: u32, word: u32, mut clauses: u64) -> u32 {
+    let Some(tables) = Tables::of(slot & 1) else {
+        return NONE_IN_TIME;
+    };
+    let now_ns = now_ns();
+    let mut flags = 0;
+    // Behind all that have a time there may be one that has none.
+    for _ in 0..=MAX_TIMED_CLAUSES {
+        if clauses == 0 {
+            break;
+        }
+        let number = word << 6 | clauses.trailing_zeros();
+        let clause = clause_at(tables.first, u64::from(number));
+        if clause.limits & CLAUSE_TIMED == 0 {
+            return flags | number;
+        }
+        if now_ns < clause.expires_ns {
+            flags = u32::from(DECISION_LIMITED) << FOUND_FLAGS_SHIFT;
+            if now_ns >= clause.starts_ns {
+                return flags | number;
+            }
+        }
+        clauses &= clauses - 1;
+    }
+    flags | NONE_IN_TIME
 }
 
 /// Where the rows of a flow's classes are.
