@@ -44,15 +44,18 @@ install_all() {
     done
     [ -z "$dest" ] || return 0
     [ -d /run/systemd/system ] || fail "the files are there; start \`trefoil run\` by your own means, systemd does not run here"
-    systemctl daemon-reload
     journalctl --update-catalog
+    # Both read what is new of the unit.
     systemctl enable trefoil.service
     systemctl restart trefoil.service
     systemctl --no-pager status trefoil.service
 }
 
 remove_all() {
-    if [ -z "$dest" ]; then
+    # Not when it was removed before and is only purged now.
+    is_known=
+    if [ -z "$dest" ] && [ -e /usr/lib/systemd/system/trefoil.service ]; then
+        is_known=1
         systemctl disable --now trefoil.service 2>/dev/null || true
         if [ -x /usr/bin/trefoil ]; then
             /usr/bin/trefoil detach || rm -rf /sys/fs/bpf/trefoil
@@ -67,7 +70,7 @@ remove_all() {
         (cd "$dest/" && rmdir -p --ignore-fail-on-non-empty "$(dirname "$file")") 2>/dev/null || true
     done
     [ "$1" = purge ] && rm -rf "$dest/var/lib/trefoil"
-    [ -n "$dest" ] || {
+    [ -z "$is_known" ] || {
         systemctl daemon-reload
         journalctl --update-catalog
     }
