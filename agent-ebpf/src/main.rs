@@ -52,6 +52,8 @@ mod remembered;
 #[cfg(target_arch = "bpf")]
 mod settle;
 #[cfg(target_arch = "bpf")]
+mod socket;
+#[cfg(target_arch = "bpf")]
 mod source;
 #[cfg(target_arch = "bpf")]
 mod subflow;

@@ -4,7 +4,7 @@
 use aya_ebpf::{bindings::bpf_sock, helpers::generated::bpf_skc_to_mptcp_sock};
 use trefoil_ebpf::abi::*;
 
-use crate::{globals::subflows_known, maps::SOCKETS};
+use crate::{globals::subflows_known, maps::SOCKETS, socket::is_tcp};
 
 /// Gives the tag of a subflow the owner of the socket that it belongs to. False if it is
 /// no subflow, or if nothing is known about that one either.
@@ -12,7 +12,10 @@ use crate::{globals::subflows_known, maps::SOCKETS};
 /// `bpf_skc_to_mptcp_sock`, 5.19; before, nobody owns what the kernel opens.
 #[inline(always)]
 pub fn inherit(tag: *mut Socket, socket: *mut bpf_sock) -> bool {
-    if !subflows_known() {
+    // The kernel takes for a connection of TCP what is of that protocol, and reads behind the
+    // end of a raw socket, such as the one by which it sends resets: some kernels then follow
+    // a pointer to nowhere.
+    if !subflows_known() || !is_tcp(socket) {
         return false;
     }
     // SAFETY: the verifier checks the socket and the pointer that comes back.

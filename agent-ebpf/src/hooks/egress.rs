@@ -25,6 +25,7 @@ use crate::{
     packet::{Ends, ends, is_bare_reset, protocol},
     remembered::{connection, remember, remembered},
     settle::{decide, record},
+    socket::{is_raw, is_tcp},
     source::Source,
     subflow::inherit,
 };
@@ -83,14 +84,13 @@ fn egress(ctx: SkBuffContext) -> i32 {
 /// by a socket of its own, and since then by none that comes here.
 #[inline(always)]
 fn is_control_packet(skb: *mut __sk_buff) -> bool {
-    const SOCK_RAW: u32 = 3;
     // SAFETY: a field of the context; the verifier checks the access. So below.
     let socket = unsafe { (*skb).__bindgen_anon_2.sk };
     if socket.is_null() {
         return false;
     }
     let socket = unsafe { bpf_sk_fullsock(socket) };
-    if socket.is_null() || unsafe { (*socket).type_ } != SOCK_RAW {
+    if socket.is_null() || !is_raw(socket) {
         return false;
     }
     match SOCKETS.get(socket) {
@@ -283,13 +283,6 @@ fn settle(
 #[inline(always)]
 fn is_farewell(skb: *mut __sk_buff, cookie: &u64) -> bool {
     CUTS.get_ptr(cookie).is_some() && is_bare_reset(skb)
-}
-
-/// True for a TCP socket, and not for one that only sends packets of TCP.
-#[inline(always)]
-pub fn is_tcp(socket: *const bpf_sock) -> bool {
-    const SOCK_STREAM: u32 = 1;
-    unsafe { (*socket).type_ == SOCK_STREAM && (*socket).protocol == u32::from(protocol::TCP) }
 }
 
 #[inline(always)]

@@ -7,11 +7,11 @@
 use aya_ebpf::{macros::cgroup_sock, programs::SockContext};
 use trefoil_ebpf::abi::{SOCKET_HAS_FLOWS, SOCKET_HAS_PEER, SOCKET_RELEASED};
 
-use super::egress::is_tcp;
 use crate::{
     accounting::{announce_socket_gone, end, end_connection},
     globals::tcp_state_seen,
     maps::{SOCKETS, in_place},
+    socket::is_tcp,
 };
 
 /// Every path lets the socket go.

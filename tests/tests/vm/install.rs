@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use trefoil_lab::places::FOREIGN;
 
 use crate::world::{
-    EVERYTHING, EVERYTHING_BEFORE, OBJECTS, OBJECTS_BEFORE, TRAFFIC, arrived, enforcing, healthy,
+    EVERYTHING, EVERYTHING_BEFORE, LOOK_ALIKES, LOOK_ALIKES_GO, OBJECTS, OBJECTS_BEFORE, TRAFFIC, arrived, enforcing, healthy,
     installed, same_files, send_as, wait_for_violation,
 };
 
@@ -67,6 +67,19 @@ fn traffic_of_a_service_is_a_violation_wherever_one_looks() -> Result<()> {
         ensure!(explained.contains(words), "{explained}");
     }
     ensure!(!explained.contains("@TREFOIL_"), "{explained}");
+    Ok(())
+}
+
+/// A helper of the kernel takes them for connections of TCP, and reads behind the end of what
+/// they are. The kernel itself has such sockets, to send resets by.
+#[test]
+fn sockets_that_look_like_those_of_tcp_do_no_harm() -> Result<()> {
+    let mut vm = installed("look-alikes")?;
+    let before = arrived(&mut vm)?;
+    vm.ok(&format!("echo >{LOOK_ALIKES_GO}"))?;
+    vm.wait_until("each of them has sent", |vm| {
+        Ok((arrived(vm)? >= before + LOOK_ALIKES).then_some(()))
+    })?;
     Ok(())
 }
 

@@ -65,6 +65,12 @@ pub const OBJECTS_BEFORE: &str = "/dev/shm/objects-before";
 /// See [`OBJECTS_BEFORE`].
 pub const EVERYTHING_BEFORE: &str = "/dev/shm/everything-before";
 
+/// Raw sockets of TCP's protocol that are older than the agent, and that it cannot find:
+/// they are on their way from a process to itself.
+pub const LOOK_ALIKES: u64 = 100;
+/// They send when something is written to this.
+pub const LOOK_ALIKES_GO: &str = "/run/look-alikes.go";
+
 /// The package is installed, and nothing was done with it.
 static INSTALLED: Moment = Moment::new();
 
@@ -79,6 +85,11 @@ pub fn installed(name: &str) -> Result<Vm> {
         vm.ok(&format!("sh {UPLINK_SCRIPT}"))?;
         vm.ok(&format!("({OBJECTS}) > {OBJECTS_BEFORE}"))?;
         vm.ok(&format!("({EVERYTHING}) > {EVERYTHING_BEFORE}"))?;
+        vm.ok(&format!(
+            "mkfifo {LOOK_ALIKES_GO} && ({TRAFFIC} raw {FOREIGN} --protocol 6 \
+             --sockets {LOOK_ALIKES} <>{LOOK_ALIKES_GO} >/run/look-alikes 2>&1 &) && \
+             until [ -s /run/look-alikes ]; do sleep 0.1; done"
+        ))?;
         vm.ok(&format!("dpkg --install {PACKAGE}"))?;
         Ok(vm)
     })

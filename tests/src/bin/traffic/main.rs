@@ -43,7 +43,8 @@ const USAGE: &str = "traffic COMMAND ...
       N processes, of which each answers one connection to one listener
       with --wait either reads to the other end's end before it ends its own
   raw ADDR [--protocol N] [--size N] [--own-header [--fragment OFFSET]]
-      [--extensions N]
+      [--extensions N] [--sockets N]
+      with --sockets from as many, which no process has open until a line on standard input
   raw-flood ADDR
       such packets without a pause, whatever the kernel says, until its input ends;
       then a line tells how many went, and how many were refused

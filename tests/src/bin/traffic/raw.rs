@@ -1,11 +1,16 @@
 //! Packets without a transport: raw sockets and pings.
 
+use std::io::{IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, SockaddrStorage, sendto};
+use nix::cmsg_space;
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, sendto,
+};
 
 use crate::arguments::Arguments;
 use crate::udp::{family, own_port};
@@ -24,8 +29,12 @@ pub fn raw(arguments: &mut Arguments) -> Answer {
     let own_header = arguments.flag("--own-header");
     let fragment: u16 = arguments.option("--fragment")?.unwrap_or(0);
     let extensions: Option<u8> = arguments.option("--extensions")?;
+    let sockets: usize = arguments.option("--sockets")?.unwrap_or(0);
     arguments.done()?;
     let payload = vec![b'x'; size];
+    if sockets > 0 {
+        return in_flight(peer, protocol, sockets, &payload);
+    }
     if let Some(count) = extensions {
         return extended(peer, protocol as u8, count, &payload);
     }
@@ -44,6 +53,42 @@ pub fn raw(arguments: &mut Arguments) -> Answer {
     packet.extend(address.octets());
     packet.extend(payload);
     send(&socket, peer, &packet)
+}
+
+/// Sends from sockets that no process had open for a while: they were on their way.
+fn in_flight(peer: IpAddr, protocol: i32, count: usize, payload: &[u8]) -> Answer {
+    let (near, far) = UnixDatagram::pair().named("socketpair")?;
+    for _ in 0..count {
+        let socket = open(peer, libc::SOCK_RAW, protocol)?;
+        let message = [ControlMessage::ScmRights(&[socket.as_raw_fd()])];
+        let content = [IoSlice::new(b"x")];
+        sendmsg::<()>(near.as_raw_fd(), &content, &message, MsgFlags::empty(), None)
+            .named("sendmsg")?;
+    }
+    println!("{{}}");
+    told_to_proceed();
+    let mut room = cmsg_space!(RawFd);
+    for _ in 0..count {
+        let mut content = [0];
+        let mut content = [IoSliceMut::new(&mut content)];
+        let message = recvmsg::<()>(
+            far.as_raw_fd(),
+            &mut content,
+            Some(&mut room),
+            MsgFlags::empty(),
+        )
+        .named("recvmsg")?;
+        for part in message.cmsgs().named("recvmsg")? {
+            let ControlMessageOwned::ScmRights(sockets) = part else {
+                continue;
+            };
+            for socket in sockets {
+                // SAFETY: nobody else has this descriptor, which the kernel just made.
+                send(&unsafe { OwnedFd::from_raw_fd(socket) }, peer, payload)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// `traffic raw-flood`
