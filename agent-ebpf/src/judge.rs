@@ -109,15 +109,15 @@ fn decide(generation: u32, found: u32, who: u64, paths: u64, packet: u64) -> Opt
     let slot = generation & 1;
     let tables = Tables::of(slot)?;
     let (first, header) = (tables.first, tables.header());
-    let mut decision = Decision {
+    let without_clause = |limited: u8| Decision {
         generation,
         rule: NO_RULE,
         verdict: fallback(found),
-        flags: DECISION_ENFORCED,
+        flags: DECISION_ENFORCED | limited,
     };
-    match decision.verdict {
+    match fallback(found) {
         verdict::NONE => return None,
-        verdict::LOCAL => return Some(decision),
+        verdict::LOCAL => return Some(without_clause(0)),
         _ => {}
     }
 
@@ -172,7 +172,7 @@ fn decide(generation: u32, found: u32, who: u64, paths: u64, packet: u64) -> Opt
     };
     // Words that can have a clause in common: mostly one or two.
     let mut candidates = rows.common(0) as u32;
-    let mut clause = None;
+    let (mut clause, mut limited) = (None, 0);
     for _ in 0..ROW_WORDS {
         if candidates == 0 {
             break;
@@ -186,7 +186,7 @@ fn decide(generation: u32, found: u32, who: u64, paths: u64, packet: u64) -> Opt
         let mut number = word << 6 | u64::from(clauses.trailing_zeros());
         if clause_at(first, number).limits & CLAUSE_TIMED != 0 {
             let found = first_in_time(slot, word as u32, clauses);
-            decision.flags |= (found >> FOUND_FLAGS_SHIFT) as u8 & DECISION_LIMITED;
+            limited |= (found >> FOUND_FLAGS_SHIFT) as u8 & DECISION_LIMITED;
             if found & NONE_IN_TIME != 0 {
                 continue;
             }
@@ -196,10 +196,14 @@ fn decide(generation: u32, found: u32, who: u64, paths: u64, packet: u64) -> Opt
         break;
     }
     let Some(clause) = clause else {
-        return Some(decision);
+        return Some(without_clause(limited));
     };
-    decision.rule = clause.rule;
-    decision.verdict = clause.verdict;
+    let mut decision = Decision {
+        generation,
+        rule: clause.rule,
+        verdict: clause.verdict,
+        flags: DECISION_ENFORCED | limited,
+    };
     if clause.limits & CLAUSE_COUNTED != 0 {
         decision.flags |= DECISION_LIMITED;
         let charge = (packet >> 32) << 1 | packet >> ENFORCED_SHIFT & 1;
