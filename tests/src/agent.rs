@@ -59,6 +59,7 @@ pub struct AgentBuilder<'lab> {
     terminal: Option<&'lab Terminal>,
     arguments: Vec<&'static str>,
     uplinks: Vec<String>,
+    records: PathBuf,
 }
 
 /// A running agent. Killed and taken out of the kernel when dropped.
@@ -84,6 +85,7 @@ impl<'lab> AgentBuilder<'lab> {
             terminal: None,
             arguments: Vec::new(),
             uplinks: Vec::new(),
+            records: lab.file(""),
         }
     }
 
@@ -118,6 +120,12 @@ impl<'lab> AgentBuilder<'lab> {
         self
     }
 
+    /// With its records in a file of this directory, and not of the lab's.
+    pub fn records_in(mut self, directory: &Path) -> Self {
+        directory.clone_into(&mut self.records);
+        self
+    }
+
     /// With one more word on the command line.
     pub fn argument(mut self, argument: &'static str) -> Self {
         self.arguments.push(argument);
@@ -139,7 +147,7 @@ impl<'lab> AgentBuilder<'lab> {
             "refusing to attach an agent to {}: that is no lab",
             lab.cgroup.display()
         );
-        let json = lab.file(&format!("records-{run}.json"));
+        let json = self.records.join(format!("records-{run}.json"));
         File::create(&json)?;
         let mut command = Command::new(trefoil()?);
         command

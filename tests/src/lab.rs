@@ -77,10 +77,10 @@ impl Lab {
             closed: false,
             directory,
         };
-        lab.mount("bpf", "bpf")?;
+        lab.mount("bpf", "bpf", None)?;
         let root = match cgroup::version2_root()? {
             Some(root) => root,
-            None => lab.mount("cgroup", "cgroup2")?,
+            None => lab.mount("cgroup", "cgroup2", None)?,
         };
         lab.cgroup = root.join(instance.cgroup());
         fs::create_dir(&lab.cgroup).with_context(|| format!("create {}", lab.cgroup.display()))?;
@@ -282,7 +282,12 @@ impl Lab {
             .with_context(|| format!("remove {}", self.directory.display()))
     }
 
-    fn mount(&mut self, name: &str, kind: &str) -> Result<PathBuf> {
+    /// A file system of one megabyte in the lab's directory.
+    pub fn small_disk(&mut self) -> Result<PathBuf> {
+        self.mount("disk", "tmpfs", Some("size=1m"))
+    }
+
+    fn mount(&mut self, name: &str, kind: &str, options: Option<&str>) -> Result<PathBuf> {
         let target = self.directory.join(name);
         fs::create_dir(&target)?;
         mount(
@@ -290,7 +295,7 @@ impl Lab {
             &target,
             Some(kind),
             MsFlags::empty(),
-            None::<&str>,
+            options,
         )
         .with_context(|| format!("mount a {kind} file system on {}", target.display()))?;
         self.mounts.push(target.clone());

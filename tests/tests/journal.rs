@@ -3,13 +3,15 @@
 
 mod world;
 
+use std::fs::File;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use trefoil_lab::agent::kernel_verb;
-use trefoil_lab::{Lab, Record, places, wait_for};
+use trefoil_lab::{Agent, Lab, Record, places, wait_for};
 use world::{TRAFFIC, at, reporting, traffic_in};
 
 /// A violation by `shop.service`: its record, and the journal's entry of it.
@@ -173,23 +175,27 @@ fn catalog() -> Result<PathBuf> {
     None.context("no file *.catalog in packaging/")
 }
 
-#[test]
-fn records_wait_for_a_journal_that_is_away() -> Result<()> {
+/// Violations come while the agent cannot hand over records; all are there afterwards, once
+/// and in order, in the journal and in the file.
+fn records_wait(
+    lab: &Lab,
+    mut agent: Agent<'_>,
+    away: impl FnOnce() -> Result<()>,
+    back: impl FnOnce() -> Result<()>,
+) -> Result<()> {
     // More than the queue of a socket holds, which is 512 at most.
     const DATAGRAMS: usize = 400;
-    let lab = Lab::new()?;
-    let mut agent = lab.agent().policy(&reporting()).start()?;
-    lab.journal()?.stop()?;
-    traffic_in(&lab, "shop.service")?
+    away()?;
+    traffic_in(lab, "shop.service")?
         .args(["burst", &at(places::FOREIGN, 9), "--program", TRAFFIC])
         .args(["--count", &DATAGRAMS.to_string()])
         .run()?
         .success()?;
     wait_for("status says that records wait", || {
-        let status = kernel_verb(&lab, "status", &[])?;
+        let status = kernel_verb(lab, "status", &[])?;
         Ok((status.code == 1 && status.stdout.contains("records wait")).then_some(()))
     })?;
-    lab.journal()?.start_again()?;
+    back()?;
     agent.wait_for("violations", |records| {
         let violations = records
             .iter()
@@ -197,7 +203,7 @@ fn records_wait_for_a_journal_that_is_away() -> Result<()> {
         (violations.count() == DATAGRAMS).then_some(())
     })?;
     wait_for("status says that all is well", || {
-        Ok((kernel_verb(&lab, "status", &[])?.code == 0).then_some(()))
+        Ok((kernel_verb(lab, "status", &[])?.code == 0).then_some(()))
     })?;
     let (_, records) = agent.stop(Signal::SIGINT)?;
     let entries = lab.journal()?.entries(&["SYSLOG_IDENTIFIER=trefoil"])?;
@@ -208,5 +214,36 @@ fn records_wait_for_a_journal_that_is_away() -> Result<()> {
             .collect()
     };
     assert_eq!(numbers(&entries), numbers(&records));
+    Ok(())
+}
+
+#[test]
+fn records_wait_for_a_journal_that_is_away() -> Result<()> {
+    let lab = Lab::new()?;
+    let agent = lab.agent().policy(&reporting()).start()?;
+    let journal = lab.journal()?;
+    records_wait(&lab, agent, || journal.stop(), || journal.start_again())?;
+    lab.close()
+}
+
+#[test]
+fn records_wait_for_a_disk_that_is_full() -> Result<()> {
+    let mut lab = Lab::new()?;
+    let disk = lab.small_disk()?;
+    let agent = lab.agent().policy(&reporting()).records_in(&disk).start()?;
+    let ballast = disk.join("ballast");
+    records_wait(
+        &lab,
+        agent,
+        || {
+            let mut file = File::create(&ballast)?;
+            let full = (0..)
+                .find_map(|_| file.write_all(&[0; 4096]).err())
+                .context("endless")?;
+            ensure!(full.kind() == ErrorKind::StorageFull, "{full}");
+            Ok(())
+        },
+        || Ok(std::fs::remove_file(&ballast)?),
+    )?;
     lab.close()
 }
