@@ -44,6 +44,8 @@ pub struct Guard {
     cgroup: PathBuf,
     cgroup_id: u64,
     held: Vec<Held>,
+    /// What the last look has pinned again.
+    named_again: Vec<PathBuf>,
     /// Of a directory that was made again: that of [`Kernel`] is of the former one.
     lock: Option<File>,
 }
@@ -93,6 +95,7 @@ impl Kernel {
             cgroup: cgroup.to_owned(),
             cgroup_id: metadata.ino(),
             held: Vec::new(),
+            named_again: Vec::new(),
             lock: None,
         };
         for (hook, status) in HOOKS.iter().zip(&self.hooks) {
@@ -157,6 +160,7 @@ impl Guard {
     pub fn look(&mut self, routes: &mut RouteSocket) -> Vec<Damage> {
         let mut found = Vec::new();
         let (mut unnamed, mut failure) = (Vec::new(), None);
+        self.named_again.clear();
         for index in 0..self.held.len() {
             let held = &self.held[index];
             let is_detached = held.is_detached(routes);
@@ -217,7 +221,18 @@ impl Guard {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
-        bpf_syscall::pin(held.object.as_fd(), &held.path).map_err(failed)
+        bpf_syscall::pin(held.object.as_fd(), &held.path).map_err(failed)?;
+        self.named_again.push(held.path.clone());
+        Ok(())
+    }
+
+    /// Takes away the names that the last [`look`](Self::look) has given again.
+    pub fn take_back(&mut self) {
+        for path in self.named_again.drain(..) {
+            // Who took them away before may have come by once more.
+            let _ = fs::remove_file(path);
+        }
+        self.pins.remove_if_empty();
     }
 }
 

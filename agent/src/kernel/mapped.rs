@@ -69,6 +69,13 @@ impl Mapped {
         self.atomic(offset).store(word, Ordering::SeqCst);
     }
 
+    /// Writes an aligned word if it is `from` still. Returns whether it was.
+    pub fn change_word(&self, offset: usize, from: u64, to: u64) -> bool {
+        let word = self.atomic(offset);
+        word.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok()
+    }
+
     fn atomic(&self, offset: usize) -> &AtomicU64 {
         assert!(offset.is_multiple_of(8) && offset < self.len.get());
         let word = self.memory.as_ptr().wrapping_byte_add(offset);

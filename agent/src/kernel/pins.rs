@@ -89,6 +89,14 @@ impl PinDir {
         Ok(())
     }
 
+    /// Removes the directories in which nothing is.
+    pub fn remove_if_empty(&self) {
+        for dir in [self.links(), self.maps(), self.version(), self.base.clone()] {
+            // One in which there is something hurts nobody.
+            let _ = fs::remove_dir(dir);
+        }
+    }
+
     /// True if an agent runs that uses this directory.
     pub fn has_agent(&self) -> bool {
         matches!(super::load::lock(self), Err(KernelError::Busy { .. }))

@@ -84,11 +84,14 @@ impl ControlWords {
 
     /// Puts it in force, in one piece.
     pub fn set(&self, control: Control) {
-        let bytes: [u8; 8] = super::wire::bytes_of(&control)
-            .try_into()
-            .expect("the control word has 8 bytes");
-        let word = u64::from_ne_bytes(bytes);
-        self.mapped.set_word(offset_of!(ControlPage, control), word);
+        let offset = offset_of!(ControlPage, control);
+        self.mapped.set_word(offset, word_of(control));
+    }
+
+    /// Puts it in force if `from` is so still. Returns whether it was.
+    pub fn change(&self, from: Control, to: Control) -> bool {
+        let offset = offset_of!(ControlPage, control);
+        self.mapped.change_word(offset, word_of(from), word_of(to))
     }
 
     /// Until when the policy in force is enforced.
@@ -101,6 +104,13 @@ impl ControlWords {
         self.mapped
             .set_word(enforce_offset(generation), enforcement.word());
     }
+}
+
+fn word_of(control: Control) -> u64 {
+    let bytes: [u8; 8] = super::wire::bytes_of(&control)
+        .try_into()
+        .expect("the control word has 8 bytes");
+    u64::from_ne_bytes(bytes)
 }
 
 /// What was written for a generation, to be compared with what is there later.

@@ -75,13 +75,13 @@ impl Kernel {
         attach_more(self)?;
         // A program that was replaced and still runs may not have read yet who counts.
         wait_for_programs();
-        self.put_in_force(policy.policy.generation, enforcement);
+        self.begin(policy.policy.generation, enforcement);
         Ok(budgets)
     }
 
     /// Attaches some of the hooks, or puts their programs in the place of those of an
     /// instance before. Those that learn who is there begin to; those that count and
-    /// judge wait for [`put_in_force`](Self::put_in_force), unless they replace others.
+    /// judge wait for [`begin`](Self::begin), unless they replace others.
     ///
     /// Attached links are pinned, so that what is in force outlives the agent.
     fn attach(
@@ -133,15 +133,34 @@ impl Kernel {
             .map_or(Ok(()), |program| iterators::run(program, name))
     }
 
-    /// Puts a policy that was written in force, in one piece; with the first one,
-    /// these programs begin to count and judge, and those of an agent before end.
-    pub fn put_in_force(&self, generation: u32, enforcement: Enforcement) {
+    /// Puts the first policy in force, in one piece: these programs begin to count and
+    /// judge, and those of an agent before end.
+    pub fn begin(&self, generation: u32, enforcement: Enforcement) {
         // First, and about a slot that nobody reads yet.
         self.control.set_enforcement(generation, enforcement);
         self.control.set(Control {
             generation,
             instance: self.instance,
         });
+    }
+
+    /// Puts a policy that was written in force, in one piece, unless somebody has run
+    /// `trefoil detach`: that is not undone. Returns whether it is in force.
+    pub fn put_in_force(&self, generation: u32, enforcement: Enforcement) -> bool {
+        let wanted = Control {
+            generation,
+            instance: self.instance,
+        };
+        self.control.set_enforcement(generation, enforcement);
+        loop {
+            let found = self.control.get();
+            if found.instance == 0 {
+                return false;
+            }
+            if self.control.change(found, wanted) {
+                return true;
+            }
+        }
     }
 
     /// Until when the policy in force is enforced. Somebody may have confirmed it.

@@ -60,7 +60,7 @@ impl Unattached {
             Mode::Report => Enforcement::Never,
             Mode::Enforce => Enforcement::Always,
         };
-        self.put_in_force(policy.header.generation, enforcement);
+        self.begin(policy.header.generation, enforcement);
         Ok(())
     }
 }

@@ -75,7 +75,10 @@ impl Monitor {
         // Events under the former policy first, so that they are named by it.
         self.drain_all()?;
         let generation = policy.compiled.header.generation;
-        self.kernel.put_in_force(generation, enforcement);
+        if !self.kernel.put_in_force(generation, enforcement) {
+            // The next look finds that this agent has nothing to do any more.
+            return Ok(());
+        }
         self.names.set_geo(Arc::clone(geo));
         *self.places.borrow_mut() = Arc::clone(geo);
         self.in_force(policy, enforcement);

@@ -93,6 +93,11 @@ impl Monitor {
         if !self.kernel.was_detached() {
             self.tampering.n_detached = 0;
             found.extend(self.tampering.guard.look(self.uplinks.routes()));
+            if self.kernel.was_detached() {
+                // Somebody began to while this looked, and what was found missing is his work.
+                self.tampering.guard.take_back();
+                return Ok(Standing::Whole);
+            }
             found.extend(self.control_damage());
             found.extend(self.counter_damage()?);
             found.extend(self.uplink_damage()?);
@@ -150,9 +155,11 @@ impl Monitor {
         } else {
             return None;
         };
-        self.kernel
+        // Not if it says by now that nobody counts: see the next look.
+        let is_mended = self
+            .kernel
             .put_in_force(policy.generation, policy.enforcement);
-        Some(Damage {
+        is_mended.then(|| Damage {
             subject: "the control word".to_owned(),
             reason,
             is_mended: true,
