@@ -290,14 +290,8 @@ impl Lab {
     fn mount(&mut self, name: &str, kind: &str, options: Option<&str>) -> Result<PathBuf> {
         let target = self.directory.join(name);
         fs::create_dir(&target)?;
-        mount(
-            Some(kind),
-            &target,
-            Some(kind),
-            MsFlags::empty(),
-            options,
-        )
-        .with_context(|| format!("mount a {kind} file system on {}", target.display()))?;
+        mount(Some(kind), &target, Some(kind), MsFlags::empty(), options)
+            .with_context(|| format!("mount a {kind} file system on {}", target.display()))?;
         self.mounts.push(target.clone());
         Ok(target)
     }

@@ -4,8 +4,8 @@ use anyhow::{Context, Result, ensure};
 use trefoil_lab::places::FOREIGN;
 
 use crate::world::{
-    EVERYTHING, EVERYTHING_BEFORE, LOOK_ALIKES, LOOK_ALIKES_GO, OBJECTS, OBJECTS_BEFORE, TRAFFIC, arrived, enforcing, healthy,
-    installed, same_files, send_as, wait_for_violation,
+    EVERYTHING, EVERYTHING_BEFORE, LOOK_ALIKES, LOOK_ALIKES_GO, OBJECTS, OBJECTS_BEFORE, TRAFFIC,
+    arrived, enforcing, healthy, installed, same_files, send_as, wait_for_violation,
 };
 
 /// What the agent puts on the uplink of a kernel that has no links for it.

@@ -6,8 +6,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::errno::Errno;
 use nix::cmsg_space;
+use nix::errno::Errno;
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, sendto,
 };
@@ -62,8 +62,14 @@ fn in_flight(peer: IpAddr, protocol: i32, count: usize, payload: &[u8]) -> Answe
         let socket = open(peer, libc::SOCK_RAW, protocol)?;
         let message = [ControlMessage::ScmRights(&[socket.as_raw_fd()])];
         let content = [IoSlice::new(b"x")];
-        sendmsg::<()>(near.as_raw_fd(), &content, &message, MsgFlags::empty(), None)
-            .named("sendmsg")?;
+        sendmsg::<()>(
+            near.as_raw_fd(),
+            &content,
+            &message,
+            MsgFlags::empty(),
+            None,
+        )
+        .named("sendmsg")?;
     }
     println!("{{}}");
     told_to_proceed();
