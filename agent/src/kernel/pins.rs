@@ -111,8 +111,7 @@ impl PinDir {
             .flatten()
             .filter_map(|entry| {
                 let name = entry.file_name().into_string().ok()?;
-                let (instance, hook) = name.split_once('-')?;
-                Some((instance.parse().ok()?, hook.to_owned()))
+                parse_link(&name).map(|(instance, hook)| (instance, hook.to_owned()))
             })
             .collect()
     }
@@ -222,6 +221,12 @@ impl PinDir {
     }
 }
 
+/// Instance and hook of a pinned link, by its name.
+fn parse_link(name: &str) -> Option<(u32, &str)> {
+    let (instance, hook) = name.split_once('-')?;
+    Some((instance.parse().ok()?, hook))
+}
+
 /// What has to fit between an agent and a pinned map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapLayout {
@@ -302,22 +307,38 @@ pub fn detach(pin_dir: &PinDir) -> Result<(usize, usize), KernelError> {
             });
         }
     }
+    // Filters of interfaces may have to wait for others who change the network, and an agent
+    // does not wait long for its links to go once the word says so.
+    for version in &versions {
+        n_links += remove_pins(&version.path().join("links"), |pin| {
+            parse_link(pin).is_none_or(|(_, hook)| FilterPin::parse(hook).is_none())
+        })?;
+    }
     n_links += pin_dir.remove_filters()?;
     for version in versions {
-        for (dir, count) in [("links", &mut n_links), ("maps", &mut n_maps)] {
-            let dir = version.path().join(dir);
-            let Ok(pins) = fs::read_dir(&dir) else {
-                continue;
-            };
-            for pin in pins.flatten() {
-                remove(&pin.path())?;
-                *count += 1;
-            }
-            // Empty directories hurt nobody if they cannot be removed.
-            let _ = fs::remove_dir(&dir);
-        }
-        let _ = fs::remove_dir(version.path());
+        let dir = version.path();
+        n_links += remove_pins(&dir.join("links"), |_| true)?;
+        n_maps += remove_pins(&dir.join("maps"), |_| true)?;
+        let _ = fs::remove_dir(dir);
     }
     let _ = fs::remove_dir(pin_dir.base());
     Ok((n_links, n_maps))
+}
+
+/// Removes pins by their names, and the directory if it is empty then. Returns how many there
+/// were.
+fn remove_pins(dir: &Path, is_wanted: impl Fn(&str) -> bool) -> Result<usize, KernelError> {
+    let Ok(pins) = fs::read_dir(dir) else {
+        return Ok(0);
+    };
+    let mut n_removed = 0;
+    for pin in pins.flatten() {
+        if pin.file_name().to_str().is_none_or(&is_wanted) {
+            remove(&pin.path())?;
+            n_removed += 1;
+        }
+    }
+    // Empty directories hurt nobody if they cannot be removed.
+    let _ = fs::remove_dir(dir);
+    Ok(n_removed)
 }
