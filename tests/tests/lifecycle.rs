@@ -320,3 +320,32 @@ fn a_running_agent_has_given_up_what_it_needed_to_start() -> Result<()> {
     detach(&lab)?;
     lab.close()
 }
+
+#[test]
+fn who_asks_an_agent_that_ends_is_told_so() -> Result<()> {
+    let lab = Lab::new()?;
+    let agent = lab.agent().start()?;
+    // So that it does not answer before it ends.
+    agent.signal(Signal::SIGSTOP)?;
+    let status = format!("/proc/{}/status", agent.pid());
+    let asked = std::thread::scope(|scope| -> Result<_> {
+        let asks = scope.spawn(|| kernel_verb(&lab, "reload", &[]));
+        wait_for("it is asked", || {
+            let is_pending = fs::read_to_string(&status)?.lines().any(|line| {
+                let pending = line.strip_prefix("ShdPnd:").map(str::trim);
+                let bits = pending.and_then(|bits| u64::from_str_radix(bits, 16).ok());
+                bits.is_some_and(|bits| bits & 1 << (Signal::SIGHUP as u32 - 1) != 0)
+            });
+            Ok(is_pending.then_some(()))
+        })?;
+        agent.stop(Signal::SIGKILL)?;
+        asks.join().expect("it does not panic")
+    })?;
+    assert_ne!(asked.code, 0);
+    ensure!(
+        asked.stderr.contains("ended before it answered"),
+        "{asked:?}"
+    );
+    detach(&lab)?;
+    lab.close()
+}

@@ -58,6 +58,12 @@ pub fn reload(args: &ReloadArgs) -> Result<Ending, Failure> {
                 }
             };
         }
+        if kill(Pid::from_raw(pid), None) == Err(nix::Error::ESRCH) {
+            return Err(Failure::Other(format!(
+                "the agent, process {pid}, ended before it answered; `trefoil status` tells what \
+                 is in force"
+            )));
+        }
         thread::sleep(PAUSE);
     }
     Err(Failure::Other(format!(

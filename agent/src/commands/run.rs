@@ -334,7 +334,10 @@ fn renew(
                 renewal.is_asked,
                 Moment::now(),
             );
-            monitor.replace_policy(&policy, &geo, enforcement)?;
+            if !monitor.replace_policy(&policy, &geo, enforcement)? {
+                // Whoever asked finds that this agent has ended.
+                return Ok(());
+            }
             describe(state, &policy, monitor);
         }
         Err(Refusal { source, problems }) => {

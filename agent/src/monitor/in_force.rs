@@ -63,21 +63,21 @@ impl Monitor {
         self.kernel.enforcement()
     }
 
-    /// Puts another policy in force, in one piece.
+    /// Puts another policy in force, in one piece. Returns whether it is: not if somebody has
+    /// run `trefoil detach`, as the next look for tampering finds out.
     pub fn replace_policy(
         &mut self,
         policy: &Compilation,
         geo: &Arc<Geo>,
         enforcement: Enforcement,
-    ) -> Result<(), KernelError> {
+    ) -> Result<bool, KernelError> {
         let clock = BootClock::read();
         let places = self.kernel.write_policy(&policy.image, &clock)?;
         // Events under the former policy first, so that they are named by it.
         self.drain_all()?;
         let generation = policy.compiled.header.generation;
         if !self.kernel.put_in_force(generation, enforcement) {
-            // The next look finds that this agent has nothing to do any more.
-            return Ok(());
+            return Ok(false);
         }
         self.names.set_geo(Arc::clone(geo));
         *self.places.borrow_mut() = Arc::clone(geo);
@@ -86,7 +86,7 @@ impl Monitor {
         let sockets = self.kernel.socket_flows()?;
         self.cut_unapproved(&sockets)?;
         self.hand_over();
-        Ok(())
+        Ok(true)
     }
 
     /// Says that a policy was not put in force, and what is wrong with it.
