@@ -8,10 +8,8 @@ use trefoil_lab::wiring::{far_link_address, near_link_address};
 use trefoil_lab::{Lab, places};
 
 use crate::stage::{LINK, Stage, UDP_PORT, Way, go, nothing, way};
+use crate::world::books::FOREIGN_LINK;
 use crate::world::{TRAFFIC, at, traffic, traffic_in};
-
-/// Number of the link to the foreign host.
-const FOREIGN_LINK: u8 = 3;
 
 fn frame(stage: &mut Stage<'_>, more: &[&str]) -> Result<()> {
     let (from, to) = (at(places::HOST, 4000), stage.udp());
