@@ -58,7 +58,7 @@ pub fn debian_package(version: Option<&str>) -> Result<PathBuf> {
     let mut cargo_deb = Command::new(setup::tool("cargo-deb"));
     cargo_deb
         .args(["--no-build", "--package", "trefoil"])
-        // A quarter larger than with the strongest compression, and made in a tenth of the time.
+        // A quarter larger than with the strongest compression, and made much faster.
         .arg("--fast")
         .arg("--output")
         .arg(workspace::target_dir().join("debian"))
