@@ -164,7 +164,7 @@ impl Monitor {
             table: FlowTable::new(parts.flow_settings, country),
             losses: Losses::since(parts.reported_losses),
             limits: Limits::new(parts.said),
-            uplinks: Uplinks::follow(&kernel, follower)?,
+            uplinks: Uplinks::follow(&kernel, follower, &uplink_news)?,
             tampering,
             kernel,
             reader,

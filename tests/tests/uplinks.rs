@@ -21,11 +21,12 @@ fn agents_come_and_go_and_books_hold_each_frame_once() -> Result<()> {
         let agent = lab.agent().policy(&reporting()).settings(OFTEN);
         agent.uplink("to-foreign").start()
     };
-    let mut agent = start()?;
+    // Some of it leaves while the hook is attached for the first time.
     let mut sender = traffic(&lab)?
         .args(["raw-flood", &places::FOREIGN.to_string()])
         .start()?;
     sender.line()?;
+    let mut agent = start()?;
     for signal in [Signal::SIGKILL, Signal::SIGTERM].repeat(3) {
         agent.stop(signal)?;
         agent = start()?;

@@ -78,7 +78,7 @@ pub struct Uplink {
     pub attached_ns: u64,
     /// The interface's transmit counter in bytes just before that.
     pub before_bytes: u64,
-    /// The same just after that: what is in between may be in the books or not.
+    /// The same when the hook counted: what is in between may be in the books or not.
     pub after_bytes: u64,
     /// Name of the interface then, padded with zeros.
     pub name: [u8; 16],

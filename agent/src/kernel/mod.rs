@@ -52,4 +52,4 @@ pub use tables::Enforcement;
 #[cfg(any(test, feature = "testing"))]
 pub use unattached::{Unattached, peer};
 pub use uplink_books::UplinkTable;
-pub use uplink_hook::{Attached, UplinkHook, is_uplink_pin};
+pub use uplink_hook::{UplinkHook, is_uplink_pin};

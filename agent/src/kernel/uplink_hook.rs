@@ -26,15 +26,6 @@ pub struct UplinkHook {
     routes: RouteSocket,
 }
 
-/// How an interface came to be watched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attached {
-    /// Its books went on from an agent before.
-    pub is_taken_over: bool,
-    /// What it had sent before it was watched.
-    pub before_bytes: u64,
-}
-
 impl UplinkHook {
     /// `replaces` says whether the program may be put in the place of that of an
     /// instance before.
@@ -55,8 +46,9 @@ impl UplinkHook {
     }
 
     /// Attaches the program to an interface of the network namespace that this was made
-    /// in, and opens books for it unless it has some. What is attached is pinned.
-    pub fn attach(&mut self, link: &Link) -> Result<Attached, KernelError> {
+    /// in, and opens books for it unless it has some. What is attached is pinned. True if
+    /// its books go on from an agent before.
+    pub fn attach(&mut self, link: &Link) -> Result<bool, KernelError> {
         let failed = |error: io::Error| {
             KernelError::failed(format!("attach {UPLINK_EGRESS} to {}", link.name), error)
         };
@@ -81,8 +73,7 @@ impl UplinkHook {
                 let uplink = Uplink {
                     attached_ns: clock::since_boot_ns(),
                     before_bytes: self.sent(link)?,
-                    // Until it is known: nothing is missing in the books before that.
-                    after_bytes: u64::MAX,
+                    after_bytes: NOT_KNOWN,
                     name: padded(&link.name),
                     header_bytes,
                     made_qdisc: 0,
@@ -100,19 +91,36 @@ impl UplinkHook {
                 return Err(error);
             }
         };
-        if known.is_none() {
-            let after_bytes = self.sent(link)?;
-            let uplink = Uplink {
-                after_bytes,
-                made_qdisc: u32::from(made_qdisc),
-                ..uplink
-            };
-            self.table.set(link.index, &uplink)?;
+        if made_qdisc {
+            let made_qdisc = u32::from(made_qdisc);
+            self.table.set(
+                link.index,
+                &Uplink {
+                    made_qdisc,
+                    ..uplink
+                },
+            )?;
         }
-        Ok(Attached {
-            is_taken_over: known.is_some(),
-            before_bytes: uplink.before_bytes,
-        })
+        Ok(uplink.after_bytes != NOT_KNOWN)
+    }
+
+    /// Notes that the program counts by now what an interface sends: what is missing in its
+    /// books from then on left past the hook. Before a first policy is in force the program
+    /// is attached and counts nothing.
+    pub fn counts(&mut self, index: u32) -> Result<(), KernelError> {
+        let Some(uplink) = self.table.get(index)? else {
+            return Ok(());
+        };
+        // One that is gone by now has sent nothing more.
+        let after_bytes = self
+            .routes
+            .counters(index)?
+            .map_or(uplink.before_bytes, |counters| counters.bytes);
+        let uplink = Uplink {
+            after_bytes,
+            ..uplink
+        };
+        self.table.set(index, &uplink)
     }
 
     /// Attaches and pins. True if a qdisc was made for it.
@@ -200,6 +208,9 @@ impl UplinkHook {
         })
     }
 }
+
+/// `Uplink::after_bytes` until it is known: nothing is missing in books before that.
+const NOT_KNOWN: u64 = u64::MAX;
 
 /// Before the index in the name of the pin of a link to an interface.
 pub(super) const UPLINK_PIN: &str = "uplink_egress-";

@@ -14,7 +14,7 @@ use std::{
 use trefoil_ebpf::abi::UplinkBooks;
 
 use crate::{
-    kernel::{Attached, Change, Changes, KernelError, RouteSocket, UplinkHook},
+    kernel::{Change, Changes, KernelError, RouteSocket, UplinkHook},
     privileges::{self, Duty},
     settings::Uplinks,
     uplinks::{Link, Network},
@@ -26,8 +26,8 @@ pub enum UplinkNews {
     Watched {
         /// The interface.
         link: Link,
-        /// How that came.
-        attached: Attached,
+        /// Its books go on from an agent before.
+        is_taken_over: bool,
     },
     /// It has another name now.
     Renamed(Link),
@@ -159,6 +159,21 @@ impl Follower {
             }
         }
         self.watch(news);
+        self.in_force(news)
+    }
+
+    /// With the programs in force: notes that the interfaces that came to be watched are
+    /// counted from now on.
+    pub fn in_force(&mut self, news: &[UplinkNews]) -> Result<(), KernelError> {
+        for one in news {
+            if let UplinkNews::Watched {
+                link,
+                is_taken_over: false,
+            } = one
+            {
+                self.hook.counts(link.index)?;
+            }
+        }
         Ok(())
     }
 
@@ -173,9 +188,12 @@ impl Follower {
                 continue;
             };
             match self.hook.attach(&link) {
-                Ok(attached) => {
+                Ok(is_taken_over) => {
                     self.watched.insert(index, link.name.clone());
-                    news.push(UplinkNews::Watched { link, attached });
+                    news.push(UplinkNews::Watched {
+                        link,
+                        is_taken_over,
+                    });
                 }
                 Err(error) => {
                     self.failed.insert(index);

@@ -46,10 +46,16 @@ impl Uplinks {
         Ok((Some(follower), news))
     }
 
-    /// Follows what changes from now on.
-    pub(super) fn follow(kernel: &Kernel, follower: Option<Follower>) -> Result<Self, KernelError> {
+    /// With the programs in force: follows what changes from now on. `told` is what came
+    /// before.
+    pub(super) fn follow(
+        kernel: &Kernel,
+        follower: Option<Follower>,
+        told: &[UplinkNews],
+    ) -> Result<Self, KernelError> {
         let mut news = None;
-        if let Some(follower) = follower {
+        if let Some(mut follower) = follower {
+            follower.in_force(told)?;
             let (sender, receiver) = mpsc::channel();
             follower
                 .start(sender)
@@ -173,16 +179,16 @@ impl Monitor {
     ) -> Result<(), KernelError> {
         let time_us = clock::unix_us();
         let record = match news {
-            UplinkNews::Watched { link, attached } => {
+            UplinkNews::Watched {
+                link,
+                is_taken_over,
+            } => {
                 let Some(uplink) = self.uplinks.table.get(link.index)? else {
                     return Ok(());
                 };
-                let record = Record::uplink(
-                    &link.name,
-                    (!attached.is_taken_over).then_some(attached.before_bytes),
-                    while_running,
-                    time_us,
-                );
+                // Of what left while it began to be watched some may be in the books.
+                let before_bytes = (!is_taken_over).then_some(uplink.after_bytes);
+                let record = Record::uplink(&link.name, before_bytes, while_running, time_us);
                 let guard = &mut self.tampering.guard;
                 guard.hold_uplink(link.index, &link.name)?;
                 self.uplinks
@@ -258,7 +264,6 @@ fn books_of(
         uplink: &watched.link.name,
         since_us: BootClock::read().unix_us(watched.uplink.attached_ns),
         time_us,
-        before_bytes: watched.uplink.before_bytes,
         books,
         balance,
     })

@@ -14,8 +14,6 @@ pub struct Balanced<'a> {
     pub since_us: u64,
     /// Now.
     pub time_us: u64,
-    /// What the interface had sent by then.
-    pub before_bytes: u64,
     /// What came to the hook.
     pub books: &'a UplinkBooks,
     /// What the interface's own counter says of it; `None` if there is none any more.
@@ -113,8 +111,8 @@ impl Record {
         record.set(Field::Uplink, name);
         record.set(Field::Started, clock::rfc3339(balanced.since_us));
         record.set(Field::Ended, clock::rfc3339(balanced.time_us));
-        record.set(Field::BytesBefore, balanced.before_bytes);
         if let Some(balance) = balanced.balance {
+            record.set(Field::BytesBefore, balance.earlier_bytes);
             record.set(Field::BytesSent, balance.sent_bytes);
             record.set(Field::BytesUnaccounted, balance.unaccounted_bytes);
             record.set(Field::BytesUnsent, balance.unsent_bytes);
@@ -170,7 +168,6 @@ mod tests {
             uplink: "eth0",
             since_us: 0,
             time_us: 0,
-            before_bytes: 5,
             books: &books,
             balance,
         })
@@ -179,6 +176,7 @@ mod tests {
     #[test]
     fn every_sum_is_in_its_field() {
         let record = record(Some(Balance {
+            earlier_bytes: 5,
             sent_bytes: 1111,
             ..Balance::default()
         }));

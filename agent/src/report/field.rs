@@ -330,7 +330,9 @@ fields! {
     Uplink "uplink" Text "" COVERAGE
         "name of the interface";
     BytesBefore "bytes_before" Number "byte" COVERAGE
-        "what the interface had sent before it was watched: it is in no books";
+        "what the interface had sent before it was watched: it is in no books. Where something \
+         left while it began to be watched, the books tell exactly, and the record before them \
+         the most";
     BytesSent "bytes_sent" Number "byte" COVERAGE
         "what the interface's own transmit counter has counted since then, read at the moment of \
          the sums. It is the sum of what was judged, what could not be, and `bytes_unaccounted`, \

@@ -17,6 +17,9 @@ pub struct Look {
 /// What the counter and the books say of each other, since the hook was attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Balance {
+    /// What the interface had counted before it was watched: it is in no books. Frames
+    /// that left while the hook was attached are here unless the books have them.
+    pub earlier_bytes: u64,
     /// What the interface counted. As close to the books as the looks at the counter
     /// allow, so that it is what they say unless they disagree.
     pub sent_bytes: u64,
@@ -56,12 +59,18 @@ impl Look {
         // The counter stood somewhere between two looks, at the beginning and now.
         let counted_least = self.before_bytes.saturating_sub(uplink.after_bytes);
         let counted_most = self.after_bytes.saturating_sub(uplink.before_bytes);
+        let sent_bytes = if counted_least > most {
+            counted_least
+        } else {
+            most.min(counted_most)
+        };
         Balance {
-            sent_bytes: if counted_least > most {
-                counted_least
-            } else {
-                most.min(counted_most)
-            },
+            earlier_bytes: self
+                .after_bytes
+                .saturating_sub(sent_bytes)
+                .max(uplink.before_bytes)
+                .min(uplink.after_bytes),
+            sent_bytes,
             unaccounted_bytes: counted_least.saturating_sub(most),
             unsent_bytes: least.saturating_sub(counted_most),
         }
@@ -111,6 +120,23 @@ mod tests {
         moving.after_bytes = 1100;
         let look = look(1500, 450, 450, 1500);
         assert_eq!(look.balance(&moving, true).unaccounted_bytes, 0);
+    }
+
+    #[test]
+    fn what_left_while_the_hook_was_attached_is_in_the_books_or_was_earlier() {
+        let mut attached = UPLINK;
+        attached.after_bytes = 1180;
+        for (counted, earlier, unaccounted) in [
+            (1500, 1000, 0),
+            (1590, 1090, 0),
+            (1680, 1180, 0),
+            (1681, 1180, 1),
+        ] {
+            let found = look(counted, 500, 500, counted).balance(&attached, true);
+            assert_eq!(found.earlier_bytes, earlier);
+            assert_eq!(found.unaccounted_bytes, unaccounted);
+            assert_eq!(found.earlier_bytes + found.sent_bytes, counted);
+        }
     }
 
     #[test]

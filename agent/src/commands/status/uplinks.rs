@@ -62,7 +62,6 @@ pub fn look(
             uplink: &link.name,
             since_us,
             time_us: clock::unix_us(),
-            before_bytes: uplink.before_bytes,
             books: &look.books,
             balance: Some(balance),
         });
