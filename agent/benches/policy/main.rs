@@ -23,7 +23,7 @@ use trefoil::{
     kernel::{Enforcement, Unattached, peer},
     policy::{Compiled, Geography, Image, Surroundings, geography::Nowhere, testing::Random},
 };
-use trefoil_ebpf::abi::{MAX_QUESTIONS, Question};
+use trefoil_ebpf::abi::{MAX_QUESTIONS, Question, verdict};
 
 /// Where `cargo xtask bench` says that the country table is.
 const TABLE: &str = "TREFOIL_BENCH_TABLE";
@@ -90,9 +90,17 @@ fn main() {
         kernel.write_policy(&image, &BootClock::read()).unwrap();
         let written = began.elapsed();
         let began = Instant::now();
-        kernel.put_in_force(compiled.header.generation, Enforcement::Never);
+        kernel.begin(compiled.header.generation, Enforcement::Never);
         println!("  write, swap       {written:.1?}, {:.0?}", began.elapsed());
         for (name, questions) in &destinations {
+            let (answers, _) = kernel.ask(questions).unwrap();
+            let is_local = |answer: &u32| *answer as u8 == verdict::LOCAL;
+            assert!(
+                answers
+                    .iter()
+                    .all(|answer| is_local(answer) == (*name == LOCAL)),
+                "not judged by the policy"
+            );
             println!(
                 "  {name:17} {:.0} ns a decision",
                 ns_a_decision(questions, |questions| kernel.ask(questions).unwrap().1)

@@ -146,6 +146,7 @@ impl Kernel {
 
     /// Puts a policy that was written in force, in one piece, unless somebody has run
     /// `trefoil detach`: that is not undone. Returns whether it is in force.
+    #[must_use = "it may have been refused"]
     pub fn put_in_force(&self, generation: u32, enforcement: Enforcement) -> bool {
         let wanted = Control {
             generation,
