@@ -27,28 +27,23 @@ use crate::tree::{find_number, find128};
 #[inline(always)]
 pub fn judge(in_force: InForce, source: &Source, peer: &Peer, bytes: u32) -> Decision {
     let generation = in_force.generation;
-    let (high, low) = peer.address.halves();
-    let found = destination(generation, high, low);
-    if fallback(found) == verdict::LOCAL {
-        // Whatever is embedded stays here as well.
-        return Decision {
-            generation,
-            rule: NO_RULE,
-            verdict: verdict::LOCAL,
-            flags: in_force.flags,
-        };
-    }
+    let (login, paths) = source.classes(generation);
     let who = source.who();
-    let paths = source.path_classes(generation);
-    let service = u64::from(peer.protocol) << 16 | u64::from(peer.port);
-    let packet = u64::from(bytes) << 32 | u64::from(in_force.flags) << ENFORCED_SHIFT | service;
-    let policy_of = |found: u32| u64::from(generation) << 32 | u64::from(found);
-    let mut decision = decision_of(judge_flow(policy_of(found), who, paths, packet));
-    if let Some(v4) = peer.address.embedded_v4() {
+    let policy = u64::from(generation) << 32 | u64::from(paths);
+    let packet = u64::from(bytes) << 32
+        | u64::from(in_force.flags) << ENFORCED_SHIFT
+        | (login as u64) << LOGIN_SHIFT
+        | u64::from(peer.protocol) << 16
+        | u64::from(peer.port);
+    let (high, low) = peer.address.halves();
+    let mut decision = decision_of(judge_flow(policy, high, low, who, packet));
+    // Where the packet stays here, whatever is embedded stays as well.
+    if decision.verdict != verdict::LOCAL
+        && let Some(v4) = peer.address.embedded_v4()
+    {
         // Both may have a budget, and both are charged.
         let (high, low) = Address::v4(v4).halves();
-        let found = destination(generation, high, low);
-        let inner = decision_of(judge_flow(policy_of(found), who, paths, packet));
+        let inner = decision_of(judge_flow(policy, high, low, who, packet));
         decision = decision.or_stricter(inner);
     }
     decision.flags &= in_force.flags | DECISION_LIMITED;
@@ -83,18 +78,19 @@ pub const fn undetermined(in_force: InForce) -> Decision {
 /// Where [`DECISION_ENFORCED`] is in the last argument of [`judge_flow`].
 const ENFORCED_SHIFT: u32 = 31;
 const _: () = assert!(DECISION_ENFORCED == 1);
+/// Where the case of [`login`] is there.
+const LOGIN_SHIFT: u32 = 24;
 
-/// Judges by `generation << 32` with what [`destination`] found, by [`Source::who`] and
-/// [`Source::path_classes`], and by `bytes << 32 | enforced << 31 | protocol << 16 | port`.
-/// Returns a `Decision`, as of a policy that enforces.
+/// Judges by `generation << 32` with the classes of [`Source::classes`], by the halves of
+/// the address, by [`Source::who`], and by `bytes << 32 | enforced << 31 | login << 24 |
+/// protocol << 16 | port`. Returns a `Decision`, as of a policy that enforces.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn judge_flow(policy: u64, who: u64, paths: u64, packet: u64) -> u64 {
-    let generation = (policy >> 32) as u32;
-    let decision = decide(generation, policy as u32, who, paths, packet).unwrap_or_else(|| {
+extern "C" fn judge_flow(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> u64 {
+    let decision = decide(policy, high, low, who, packet).unwrap_or_else(|| {
         lose(LOSS_POLICY_MISSING, 1);
         Decision {
-            generation,
+            generation: (policy >> 32) as u32,
             rule: NO_RULE,
             verdict: verdict::UNDETERMINED,
             flags: 0,
@@ -105,10 +101,12 @@ extern "C" fn judge_flow(policy: u64, who: u64, paths: u64, packet: u64) -> u64 
 }
 
 #[inline(always)]
-fn decide(generation: u32, found: u32, who: u64, paths: u64, packet: u64) -> Option<Decision> {
+fn decide(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> Option<Decision> {
+    let generation = (policy >> 32) as u32;
     let slot = generation & 1;
     let tables = Tables::of(slot)?;
     let (first, header) = (tables.first, tables.header());
+    let found = class_of(&tables, high, low);
     let without_clause = |limited: u8| Decision {
         generation,
         rule: NO_RULE,
@@ -150,7 +148,7 @@ fn decide(generation: u32, found: u32, who: u64, paths: u64, packet: u64) -> Opt
         0 => small_class(small_users, who),
         _ => number_class(header.users, who as u32),
     };
-    let login = (paths >> 32) as usize & 3;
+    let login = packet as usize >> LOGIN_SHIFT & 3;
     let groups = header.groups[if login < login::N {
         login
     } else {
@@ -167,8 +165,8 @@ fn decide(generation: u32, found: u32, who: u64, paths: u64, packet: u64) -> Opt
         service: row(dimension::SERVICE, service),
         user: row(dimension::USER, user),
         group: row(dimension::GROUP, group),
-        executable: row(dimension::EXECUTABLE, paths >> 16 & 0xffff),
-        cgroup: row(dimension::CGROUP, paths & 0xffff),
+        executable: row(dimension::EXECUTABLE, policy >> 16 & 0xffff),
+        cgroup: row(dimension::CGROUP, policy & 0xffff),
     };
     // Words that can have a clause in common: mostly one or two.
     let mut candidates = rows.common(0) as u32;
@@ -323,9 +321,15 @@ extern "C" fn destination(generation: u32, high: u64, low: u64) -> u32 {
     let Some(tables) = Tables::of(generation & 1) else {
         return 0;
     };
+    class_of(&tables, high, low)
+}
+
+/// As [`destination`].
+#[inline(always)]
+fn class_of(tables: &Tables, high: u64, low: u64) -> u32 {
     let header = tables.header();
     match Address::from_halves(high, low).as_v4() {
-        Some(v4) => find128(&tables, header.v4, u64::from(v4) << 32, 0),
-        None => find128(&tables, header.v6, high, low),
+        Some(v4) => find128(tables, header.v4, u64::from(v4) << 32, 0),
+        None => find128(tables, header.v6, high, low),
     }
 }

@@ -56,9 +56,9 @@ impl Source {
         u64::from(self.gid) << 32 | u64::from(self.uid)
     }
 
-    /// Its classes under a policy: `login << 32 | executable << 16 | cgroup`.
+    /// The case of [`login`], and the classes under a policy: `executable << 16 | cgroup`.
     #[inline(always)]
-    pub fn path_classes(&self, generation: u32) -> u64 {
+    pub fn classes(&self, generation: u32) -> (usize, u32) {
         let login = match self.session {
             0 => login::UNKNOWN,
             NOBODY_LOGGED_IN => login::NONE,
@@ -72,7 +72,7 @@ impl Source {
             0 => 0,
             id => cgroup_class(id, generation),
         };
-        (login as u64) << 32 | u64::from(executable) << 16 | u64::from(cgroup)
+        (login, executable << 16 | cgroup)
     }
 }
 
