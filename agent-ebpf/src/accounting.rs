@@ -175,7 +175,7 @@ pub fn end(tracked: *mut Tracked) {
 pub fn end_connection(tracked: *mut Tracked) {
     // SAFETY: a map value; the verifier checks the access.
     let flow = unsafe { &(*tracked).flow };
-    remember(&connection(&flow.peer, flow.local_port), &flow.decision);
+    remember(&connection(&flow.peer, flow.local_port), flow.decision);
     end(tracked);
 }
 

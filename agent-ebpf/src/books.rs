@@ -45,11 +45,19 @@ pub fn not_ip(ethertype: u16) -> u32 {
     UNJUDGED + u32::from(kind)
 }
 
-/// Adds a frame to one of the sums of its interface, which follow each other in
-/// [`UplinkBooks`].
+/// Adds a frame to one of the sums of its interface.
+#[inline(always)]
+pub fn count(size: Size, index: u32) {
+    count_frame(size.interface, size.bytes, size.wire_bytes, index);
+}
+
+/// Adds to one of the sums of an interface, which follow each other in [`UplinkBooks`].
+///
+/// A global function to the kernel, as those of the judge.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn count(size: Size, index: u32) -> u32 {
-    let Some(books) = UPLINK_BOOKS.get_ptr_mut(&size.interface) else {
+extern "C" fn count_frame(interface: u32, bytes: u32, wire_bytes: u32, index: u32) -> u32 {
+    let Some(books) = UPLINK_BOOKS.get_ptr_mut(&interface) else {
         lose(LOSS_UPLINKS_UNKNOWN, 1);
         return 0;
     };
@@ -59,8 +67,8 @@ pub fn count(size: Size, index: u32) -> u32 {
     // SAFETY: within the value, as has just been seen.
     let totals = unsafe { books.cast::<UplinkTotals>().add(index as usize) };
     unsafe {
-        atomic::add(&raw mut (*totals).bytes, u64::from(size.bytes));
-        atomic::add(&raw mut (*totals).wire_bytes, u64::from(size.wire_bytes));
+        atomic::add(&raw mut (*totals).bytes, u64::from(bytes));
+        atomic::add(&raw mut (*totals).wire_bytes, u64::from(wire_bytes));
         atomic::add(&raw mut (*totals).frames, 1);
     }
     0

@@ -28,11 +28,6 @@ static TCP_STATE_SEEN: u32 = 0;
 #[unsafe(no_mangle)]
 static SUBFLOWS_KNOWN: u32 = 0;
 
-/// 1 if flows are kept of what is judged at uplinks; else 0: the verifier of 6.1 goes through
-/// more than the million instructions that it allows.
-#[unsafe(no_mangle)]
-static UPLINK_FLOWS_KEPT: u32 = 0;
-
 /// Cookie of the agent's network namespace; 0 if this kernel does not tell.
 #[unsafe(no_mangle)]
 static NAMESPACE: u64 = 0;
@@ -79,12 +74,6 @@ pub fn tcp_state_seen() -> bool {
 pub fn subflows_known() -> bool {
     // SAFETY: as above.
     unsafe { ptr::read_volatile(&SUBFLOWS_KNOWN) != 0 }
-}
-
-#[inline(always)]
-pub fn uplink_flows_kept() -> bool {
-    // SAFETY: as above.
-    unsafe { ptr::read_volatile(&UPLINK_FLOWS_KEPT) != 0 }
 }
 
 /// The offset of one field, e.g. `offset!(task_tgid)`.

@@ -36,14 +36,14 @@ pub fn judge(in_force: InForce, source: &Source, peer: &Peer, bytes: u32) -> Dec
         | u64::from(peer.protocol) << 16
         | u64::from(peer.port);
     let (high, low) = peer.address.halves();
-    let mut decision = decision_of(judge_flow(policy, high, low, who, packet));
+    let mut decision = Decision::from_word(judge_flow(policy, high, low, who, packet));
     // Where the packet stays here, whatever is embedded stays as well.
     if decision.verdict != verdict::LOCAL
         && let Some(v4) = peer.address.embedded_v4()
     {
         // Both may have a budget, and both are charged.
         let (high, low) = Address::v4(v4).halves();
-        let inner = decision_of(judge_flow(policy, high, low, who, packet));
+        let inner = Decision::from_word(judge_flow(policy, high, low, who, packet));
         decision = decision.or_stricter(inner);
     }
     decision.flags &= in_force.flags | DECISION_LIMITED;
@@ -55,13 +55,6 @@ pub fn judge(in_force: InForce, source: &Source, peer: &Peer, bytes: u32) -> Dec
 pub fn is_local(generation: u32, peer: &Peer) -> bool {
     let (high, low) = peer.address.halves();
     fallback(destination(generation, high, low)) == verdict::LOCAL
-}
-
-/// A decision that came through a global function.
-#[inline(always)]
-fn decision_of(word: u64) -> Decision {
-    // SAFETY: `Decision` is 8 bytes of integers, and `judge_classes` made it from one.
-    unsafe { core::mem::transmute::<u64, Decision>(word) }
 }
 
 /// The decision about a packet that cannot be read.
@@ -87,7 +80,7 @@ const LOGIN_SHIFT: u32 = 24;
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn judge_flow(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> u64 {
-    let decision = decide(policy, high, low, who, packet).unwrap_or_else(|| {
+    let decided = decide(policy, high, low, who, packet).unwrap_or_else(|| {
         lose(LOSS_POLICY_MISSING, 1);
         Decision {
             generation: (policy >> 32) as u32,
@@ -96,8 +89,7 @@ extern "C" fn judge_flow(policy: u64, high: u64, low: u64, who: u64, packet: u64
             flags: 0,
         }
     });
-    // SAFETY: `Decision` is 8 bytes of integers without padding.
-    unsafe { core::mem::transmute::<Decision, u64>(decision) }
+    decided.to_word()
 }
 
 #[inline(always)]

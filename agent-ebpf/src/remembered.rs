@@ -8,30 +8,40 @@ use trefoil_ebpf::abi::*;
 
 use crate::{
     accounting::NOT_JUDGED,
-    maps::{InForce, REMEMBERED, lose},
+    maps::{REMEMBERED, lose},
 };
 
-/// What was decided about a key; of verdict `NONE` if nothing, or that it may not leave.
+/// What was decided about a key under this policy; of verdict `NONE` if nothing, or that it
+/// may not leave.
 #[inline(always)]
-pub fn remembered(in_force: InForce, key: &Peer) -> Decision {
+pub fn remembered(generation: u32, key: &Peer) -> Decision {
     // SAFETY: eight bytes that are written as one.
     match unsafe { REMEMBERED.get(key) } {
-        Some(decision) if decision.generation == in_force.generation && !decision.blocks() => {
-            *decision
-        }
+        Some(decision) if decision.generation == generation && !decision.blocks() => *decision,
         _ => NOT_JUDGED,
     }
 }
 
 /// Remembers a decision, unless it is that nothing may leave.
+#[inline(always)]
+pub fn remember(key: &Peer, decision: Decision) {
+    let (high, low) = key.address.halves();
+    remember_words(high, low, key.rest(), decision.to_word());
+}
+
+/// By a key in words, which is on no caller's stack then. A global function to the kernel, as
+/// those of the judge.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn remember(key: &Peer, decision: &Decision) -> u32 {
+extern "C" fn remember_words(high: u64, low: u64, rest: u64, decision: u64) -> u32 {
+    let decision = Decision::from_word(decision);
     if decision.blocks() || decision.verdict == verdict::NONE {
         return 0;
     }
+    let key = Peer::new(Address::from_halves(high, low), rest);
     // SAFETY: eight bytes that are written as one.
-    let known = unsafe { REMEMBERED.get(key) };
-    if known != Some(decision) && REMEMBERED.insert(key, decision, 0).is_err() {
+    let known = unsafe { REMEMBERED.get(&key) };
+    if known != Some(&decision) && REMEMBERED.insert(&key, &decision, 0).is_err() {
         lose(LOSS_REMEMBERED_FULL, 1);
     }
     0

@@ -26,6 +26,29 @@ pub struct Peer {
     pub pad: [u8; 5],
 }
 
+impl Peer {
+    /// With what [`rest`](Self::rest) has made.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(address: Address, rest: u64) -> Self {
+        let [a, b, protocol, pad @ ..] = rest.to_le_bytes();
+        Self {
+            address,
+            port: u16::from_le_bytes([a, b]),
+            protocol,
+            pad,
+        }
+    }
+
+    /// What is behind the address, in one word.
+    #[inline(always)]
+    #[must_use]
+    pub const fn rest(&self) -> u64 {
+        let ([a, b], [c, d, e, f, g]) = (self.port.to_le_bytes(), self.pad);
+        u64::from_le_bytes([a, b, self.protocol, c, d, e, f, g])
+    }
+}
+
 /// What a flow amounts to so far. Bytes are those of IP packets, headers included.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -140,6 +140,28 @@ impl Decision {
         }
     }
 
+    /// As one word: in that form it goes through functions that take numbers alone.
+    #[inline(always)]
+    #[must_use]
+    pub const fn to_word(self) -> u64 {
+        (self.flags as u64) << 56
+            | (self.verdict as u64) << 48
+            | (self.rule as u64) << 32
+            | self.generation as u64
+    }
+
+    /// What [`to_word`](Self::to_word) has made.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_word(word: u64) -> Self {
+        Self {
+            generation: word as u32,
+            rule: (word >> 32) as u16,
+            verdict: (word >> 48) as u8,
+            flags: (word >> 56) as u8,
+        }
+    }
+
     /// True when `other` says the same, whatever the generation.
     #[inline(always)]
     pub const fn agrees(&self, other: &Self) -> bool {

@@ -61,7 +61,7 @@ fn egress(ctx: SkBuffContext) -> i32 {
     };
     if ends.destination.protocol == protocol::TCP && is_control_packet(skb) {
         let key = connection(&ends.destination, ends.source_port);
-        let known = remembered(in_force, &key);
+        let known = remembered(in_force.generation, &key);
         if known.verdict != verdict::NONE {
             count_total(&known, bytes, false);
             return PASS;
@@ -270,7 +270,7 @@ fn settle(
     }
     if ends.is_forwarded {
         // Uplinks will not see its socket.
-        remember(&ends.destination, &decision);
+        remember(&ends.destination, decision);
     }
     count_total(&decision, bytes, blocked);
     record(tracked, &decision, bytes, blocked);

@@ -18,7 +18,6 @@ use crate::{
     accounting::NOT_JUDGED,
     books::{Size, count, dropped, judged, not_ip},
     flows,
-    globals::uplink_flows_kept,
     judge::{judge, undetermined},
     maps::{InForce, SOCKETS, UPLINKS, in_force, lose},
     packet::{Ends, Frame, Part, ends_at, frame, protocol},
@@ -74,10 +73,11 @@ fn packet(in_force: InForce, skb: *mut __sk_buff, start: u32, size: Size) -> i32
         return settle(sender, undetermined(in_force), size);
     };
     let tag = tag(skb, sender);
-    let known = known(in_force, tag, sender, &ends);
+    let known = Decision::from_word(known(in_force.generation, tag, sender.into(), &ends));
+    let is_first = ends.part == Part::First;
     if known.verdict != verdict::NONE && known.flags & DECISION_AT_UPLINK == 0 {
-        if ends.part == Part::First {
-            remember(&rest(&ends.destination, tag), &known);
+        if is_first {
+            remember(&rest(&ends.destination, tag), known);
         }
         let sender = match sender {
             sender::KERNEL if tag.is_null() => sender::KERNEL,
@@ -86,42 +86,69 @@ fn packet(in_force: InForce, skb: *mut __sk_buff, start: u32, size: Size) -> i32
         count(size, judged(sender, known.verdict));
         return NEXT;
     }
-    let tracked = if uplink_flows_kept() {
-        slot(
-            in_force.generation,
-            tag,
-            sender,
-            quality(skb, sender),
-            &ends,
-        )
-    } else {
-        core::ptr::null_mut()
+    let known = match known.verdict {
+        verdict::NONE => Decision {
+            generation: in_force.generation,
+            ..NOT_JUDGED
+        },
+        _ => known,
     };
-    let decision = if tracked.is_null() {
-        // It goes no farther than the link, or there is no room for a flow.
-        let source = match tag.is_null() {
-            true => Source::NOBODY,
-            // SAFETY: a map value; the verifier checks the access.
-            false => Source::of(unsafe { &raw const (*tag).tracked.owner }),
-        };
-        judge(in_force, &source, &ends.destination, size.bytes)
-    } else if known.verdict != verdict::NONE {
-        begin_as(tracked, &ends, known)
-    } else {
-        decide(in_force, tracked, &ends, size.bytes)
-    };
-    if ends.part == Part::First {
+    let how =
+        u32::from(in_force.flags) << 16 | u32::from(quality(skb, sender)) << 8 | u32::from(sender);
+    let sizes = u64::from(start) << 32 | u64::from(size.bytes);
+    let decision = Decision::from_word(judge_frame(known.to_word(), tag, &ends, sizes, how));
+    if is_first {
         let here = Decision {
             flags: decision.flags | DECISION_AT_UPLINK,
             ..decision
         };
-        remember(&rest(&ends.destination, tag), &here);
-    }
-    if !tracked.is_null() {
-        let bytes = u64::from(size.bytes.saturating_sub(start));
-        record(tracked, &decision, bytes, decision.blocks());
+        remember(&rest(&ends.destination, tag), here);
     }
     settle(sender, decision, size)
+}
+
+/// Judges a frame that no socket's hooks have judged, and counts it in the flow that it
+/// belongs to. By what is known of its datagram, of verdict `NONE` if that is nothing; by
+/// `start of the IP header << 32 | bytes`, and by `flags in force << 16 | quality << 8 |
+/// sender`. Returns a `Decision`.
+///
+/// A global function to the kernel (with pointers: 5.13), as those below and those of the
+/// judge: the verifier goes through each of them once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge_frame(
+    known: u64,
+    tag: *mut Socket,
+    ends: *const Ends,
+    sizes: u64,
+    how: u32,
+) -> u64 {
+    let known = Decision::from_word(known);
+    let in_force = InForce {
+        generation: known.generation,
+        flags: (how >> 16) as u8,
+    };
+    let (quality, sender, bytes) = ((how >> 8) as u8, how as u8, sizes as u32);
+    // SAFETY: the caller's memory, or null as far as the verifier knows. So below.
+    let Some(ends) = (unsafe { ends.as_ref() }) else {
+        return undetermined(in_force).to_word();
+    };
+    let tracked = slot(in_force.generation, tag, sender, quality, ends);
+    if tracked.is_null() {
+        // It goes no farther than the link, or there is no room for a flow.
+        let source = match tag.is_null() {
+            true => Source::NOBODY,
+            false => Source::of(unsafe { &raw const (*tag).tracked.owner }),
+        };
+        return judge(in_force, &source, &ends.destination, bytes).to_word();
+    }
+    let decision = match known.verdict {
+        verdict::NONE => decide(in_force, tracked, ends, bytes),
+        _ => begin_as(tracked, ends, known),
+    };
+    let ip_bytes = bytes.saturating_sub((sizes >> 32) as u32);
+    record(tracked, &decision, u64::from(ip_bytes), decision.blocks());
+    decision.to_word()
 }
 
 /// Counts a frame that was judged here, and says what becomes of it.
@@ -168,14 +195,25 @@ fn tag(skb: *mut __sk_buff, sender: u8) -> *mut Socket {
     SOCKETS.get(listener).unwrap_or(NONE)
 }
 
-/// What is decided already about a frame; of verdict `NONE` if nothing is. A decision
+/// What is decided already about a frame, a `Decision` of verdict `NONE` if nothing is. One
 /// that was made here, about the beginning of this datagram, says so.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn known(in_force: InForce, tag: *const Socket, sender: u8, ends: &Ends) -> Decision {
-    let peer = &ends.destination;
+extern "C" fn known(generation: u32, tag: *const Socket, sender: u32, ends: *const Ends) -> u64 {
+    // SAFETY: the caller's memory, or null as far as the verifier knows.
+    let Some(ends) = (unsafe { ends.as_ref() }) else {
+        return NOT_JUDGED.to_word();
+    };
+    decided(generation, tag, sender as u8, ends).to_word()
+}
+
+#[inline(always)]
+fn decided(generation: u32, tag: *const Socket, sender: u8, ends: &Ends) -> Decision {
+    // Older verifiers take no key that is in the caller's memory.
+    let peer = &{ ends.destination };
     if ends.part == Part::Later {
         // It has no ports: what holds for the beginning of the datagram holds for it.
-        let known = remembered(in_force, &rest(peer, tag));
+        let known = remembered(generation, &rest(peer, tag));
         if known.verdict != verdict::NONE {
             return known;
         }
@@ -187,9 +225,9 @@ fn known(in_force: InForce, tag: *const Socket, sender: u8, ends: &Ends) -> Deci
         }
     }
     match sender {
-        sender::FORWARDED => remembered(in_force, peer),
+        sender::FORWARDED => remembered(generation, peer),
         sender::KERNEL if peer.protocol == protocol::TCP => {
-            remembered(in_force, &connection(peer, ends.source_port))
+            remembered(generation, &connection(peer, ends.source_port))
         }
         _ => NOT_JUDGED,
     }

@@ -141,24 +141,15 @@ pub struct HookStatus {
     pub without: Option<&'static str>,
     /// Why it is not, where that is known.
     pub why: Option<String>,
-    /// What is not covered although it is attached.
-    pub partly: Option<&'static str>,
 }
 
 impl HookStatus {
     /// What is not covered by this hook on this kernel.
     #[must_use]
     pub fn uncovered(&self) -> Option<&'static str> {
-        if self.attached {
-            self.partly
-        } else {
-            Some(self.without.unwrap_or_default())
-        }
+        (!self.attached).then(|| self.without.unwrap_or_default())
     }
 }
-
-/// What is not told where no flows are kept of what is judged at uplinks.
-pub const WITHOUT_UPLINK_FLOWS: &str = "where frames go that no socket's hooks have judged; they are in the books of their uplink alone";
 
 /// Loads one program into the kernel; the verifier sees it here.
 pub fn load(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<(), KernelError> {

@@ -128,9 +128,6 @@ impl Kernel {
         let types = offsets::open()?;
         let tcp_state_seen = u32::from(types.has_function("btf_trace_inet_sock_set_state"));
         let subflows_known = u32::from(types.has_function("bpf_skc_to_mptcp_sock"));
-        // That of 6.1 refuses the program with them, and 6.18 takes it; in between is TCX.
-        let keeps_uplink_flows = types.has_function("tcx_link_attach");
-        let uplink_flows_kept = u32::from(keeps_uplink_flows);
         drop(types);
         let executable_key = random_word()?;
         let namespace = namespace_cookie();
@@ -144,7 +141,6 @@ impl Kernel {
             .override_global("EXECUTABLE_KEY", &executable_key, true)
             .override_global("TCP_STATE_SEEN", &tcp_state_seen, true)
             .override_global("SUBFLOWS_KNOWN", &subflows_known, true)
-            .override_global("UPLINK_FLOWS_KEPT", &uplink_flows_kept, true)
             .override_global("NAMESPACE", &namespace, true)
             .override_global("OFFSETS", bytes_of(&kernel_offsets), true);
         for (name, size) in &sizes {
@@ -173,8 +169,6 @@ impl Kernel {
                 name: hook.name,
                 attached: why.is_none(),
                 without: hook.without,
-                partly: (hook.name == UPLINK_EGRESS && !keeps_uplink_flows)
-                    .then_some(hooks::WITHOUT_UPLINK_FLOWS),
                 why,
             });
         }
