@@ -13,8 +13,8 @@ use crate::{
 };
 
 /// Finds or makes the flow that a frame belongs to, which no socket's hooks have judged;
-/// `tag` is null if it has no socket that is tagged, and then `quality` is that of its owner.
-/// Null if it goes no farther than the link, or if there is no room.
+/// `tag` is null if it has no socket that is tagged. `quality` is how much is known of its
+/// owner. Null if it goes no farther than the link, or if there is no room.
 ///
 /// A function of its own, so that what it needs of the stack is free again when the
 /// judge is asked.
@@ -61,15 +61,10 @@ fn find_or_create(
         None => create(&key, quality)?,
     };
     if !tag.is_null() {
-        // A packet socket's process has sent this; the outside of a tunnel is the kernel's
-        // doing, and the process the one whose data is in it.
+        // Of a tunnel's packet the socket is that whose data is in it.
         let owner = unsafe { &raw const (*tag).tracked.owner };
         if unsafe { (*owner).pid } != 0 {
-            let certainty = match sender {
-                sender::PACKET => quality::DIRECT,
-                _ => quality::INFERRED,
-            };
-            set_sender(tracked, owner, certainty);
+            set_sender(tracked, owner, quality);
         }
     }
     Some(tracked)

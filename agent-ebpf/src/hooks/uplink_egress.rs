@@ -93,8 +93,9 @@ fn packet(in_force: InForce, skb: *mut __sk_buff, start: u32, size: Size) -> i32
         },
         _ => known,
     };
-    let how =
-        u32::from(in_force.flags) << 16 | u32::from(quality(skb, sender)) << 8 | u32::from(sender);
+    let how = u32::from(in_force.flags) << 16
+        | u32::from(quality(skb, sender, tag)) << 8
+        | u32::from(sender);
     let sizes = u64::from(start) << 32 | u64::from(size.bytes);
     let decision = Decision::from_word(judge_frame(known.to_word(), tag, &ends, sizes, how));
     if is_first {
@@ -267,11 +268,21 @@ fn rest(peer: &Peer, tag: *const Socket) -> Peer {
     rest_of(peer, cookie)
 }
 
-/// How much is known of the owner of a frame whose socket nobody has tagged.
+/// How much is known of the owner of a frame.
 #[inline(always)]
-fn quality(skb: *mut __sk_buff, sender: u8) -> u8 {
+fn quality(skb: *mut __sk_buff, sender: u8, tag: *const Socket) -> u8 {
     const TCP_TIME_WAIT: u32 = 6;
     const SOCK_RAW: u32 = 3;
+    // SAFETY: a map value; the verifier checks the access.
+    if !tag.is_null() && unsafe { (*tag).tracked.owner.pid } != 0 {
+        // Who sends on a socket has sent what is in its name, and so what is around that. In
+        // a listener's name the kernel answers.
+        let socket = unsafe { (*skb).__bindgen_anon_2.sk };
+        if !socket.is_null() && !unsafe { bpf_sk_fullsock(socket) }.is_null() {
+            return quality::DIRECT;
+        }
+        return quality::INFERRED;
+    }
     match sender {
         sender::FORWARDED => return quality::FORWARDED,
         sender::PACKET => return quality::NONE,
