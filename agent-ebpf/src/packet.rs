@@ -101,7 +101,11 @@ pub fn ends_at(skb: *mut __sk_buff, start: u32) -> Option<Ends> {
         part: Part::Whole,
         is_forwarded: false,
     };
-    (read_ends(skb, start, &raw mut ends) != 0).then_some(ends)
+    if fill(skb, start, &mut ends) {
+        Some(ends)
+    } else {
+        None
+    }
 }
 
 /// What a frame carries.
@@ -171,23 +175,14 @@ fn reset_len(skb: *mut __sk_buff) -> Option<u32> {
 /// Not inlined, so that its share of the stack is free again when the judge needs
 /// some: there are 512 bytes for both, and kernels before 6.9 count those of each
 /// function in steps of 32.
-///
-/// A global function to the kernel (with pointers: 5.13), so that the verifier goes through
-/// it once, and knows nothing of what it has filled in: else every kind of packet would be
-/// a way of its own through what follows.
-#[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn read_ends(skb: *mut __sk_buff, start: u32, ends: *mut Ends) -> u32 {
-    // SAFETY: the caller's memory, or null as far as the verifier knows.
-    let Some(ends) = (unsafe { ends.as_mut() }) else {
-        return 0;
-    };
+fn fill(skb: *mut __sk_buff, start: u32, ends: &mut Ends) -> bool {
     let filled = match load::<u8>(skb, start) {
         Some(first) if first >> 4 == 4 => fill_v4(skb, start, ends),
         Some(first) if first >> 4 == 6 => fill_v6(skb, start, ends),
         _ => None,
     };
-    u32::from(filled.is_some())
+    filled.is_some()
 }
 
 #[inline(always)]

@@ -43,21 +43,14 @@ fn uplink_egress(ctx: TcContext) -> i32 {
     let Some(in_force) = in_force() else {
         return NEXT;
     };
-    // SAFETY: fields of the context; the verifier checks the access.
-    let size = unsafe {
-        Size {
-            interface: (*skb).ifindex,
-            bytes: (*skb).len,
-            wire_bytes: (*skb).wire_len,
-        }
-    };
+    let size = size(skb);
     // SAFETY: an entry is removed only when its interface is gone.
     let header_bytes = match unsafe { UPLINKS.get(&size.interface) } {
         Some(uplink) => uplink.header_bytes,
         None => ETHERNET_HEADER,
     };
     match frame(skb, header_bytes) {
-        Frame::Ip(start) => packet(in_force, skb, start, size),
+        Frame::Ip(start) => packet(in_force, skb, start),
         Frame::Other(ethertype) => {
             count(size, not_ip(ethertype));
             NEXT
@@ -66,90 +59,120 @@ fn uplink_egress(ctx: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn packet(in_force: InForce, skb: *mut __sk_buff, start: u32, size: Size) -> i32 {
+fn size(skb: *mut __sk_buff) -> Size {
+    // SAFETY: fields of the context; the verifier checks the access.
+    unsafe {
+        Size {
+            interface: (*skb).ifindex,
+            bytes: (*skb).len,
+            wire_bytes: (*skb).wire_len,
+        }
+    }
+}
+
+/// A packet whose IP header is at `start`.
+#[inline(always)]
+fn packet(in_force: InForce, skb: *mut __sk_buff, start: u32) -> i32 {
+    let known = Decision::from_word(count_known(skb, start, in_force.generation));
+    match known.verdict {
+        verdict::NONE => {
+            let here = Decision {
+                generation: in_force.generation,
+                ..NOT_JUDGED
+            };
+            judge_frame(skb, start, in_force.flags.into(), here.to_word())
+        }
+        _ if known.flags & DECISION_AT_UPLINK == 0 => NEXT,
+        _ => judge_frame(skb, start, in_force.flags.into(), known.to_word()),
+    }
+}
+
+/// What is decided already about a packet, a `Decision` of verdict `NONE` if nothing is: it
+/// is counted, unless it was decided here about the beginning of its datagram.
+///
+/// A global function to the kernel, as [`judge_frame`] and those of the judge: the verifier
+/// goes through each of them once. What they need to know of the packet they read themselves:
+/// before 5.13 such functions take numbers and the context alone.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn count_known(skb: *mut __sk_buff, start: u32, generation: u32) -> u64 {
     let sender = sender(skb);
     let Some(ends) = ends_at(skb, start) else {
-        lose(LOSS_PACKETS_UNPARSED, 1);
-        return settle(sender, undetermined(in_force), size);
+        return NOT_JUDGED.to_word();
     };
     let tag = tag(skb, sender);
-    let known = Decision::from_word(known(in_force.generation, tag, sender.into(), &ends));
-    let is_first = ends.part == Part::First;
+    let known = known(generation, tag, sender, &ends);
     if known.verdict != verdict::NONE && known.flags & DECISION_AT_UPLINK == 0 {
-        if is_first {
+        if ends.part == Part::First {
             remember(&rest(&ends.destination, tag), known);
         }
         let sender = match sender {
             sender::KERNEL if tag.is_null() => sender::KERNEL,
             _ => sender::SOCKET,
         };
-        count(size, judged(sender, known.verdict));
-        return NEXT;
+        count(size(skb), judged(sender, known.verdict));
     }
-    let known = match known.verdict {
-        verdict::NONE => Decision {
-            generation: in_force.generation,
-            ..NOT_JUDGED
-        },
-        _ => known,
+    known.to_word()
+}
+
+/// Judges a packet that no socket's hooks have judged, counts it in the flow that it belongs
+/// to, and says what becomes of it. `flags` are those in force. `known` is what was decided
+/// about the beginning of its datagram; of verdict `NONE` if nothing was, and of the
+/// generation in force.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge_frame(skb: *mut __sk_buff, start: u32, flags: u32, known: u64) -> i32 {
+    let known = Decision::from_word(known);
+    let in_force = InForce {
+        generation: known.generation,
+        flags: flags as u8,
     };
-    let how = u32::from(in_force.flags) << 16
-        | u32::from(quality(skb, sender, tag)) << 8
-        | u32::from(sender);
-    let sizes = u64::from(start) << 32 | u64::from(size.bytes);
-    let decision = Decision::from_word(judge_frame(known.to_word(), tag, &ends, sizes, how));
-    if is_first {
+    let sender = sender(skb);
+    let Some(ends) = ends_at(skb, start) else {
+        lose(LOSS_PACKETS_UNPARSED, 1);
+        return settle(sender, undetermined(in_force), size(skb));
+    };
+    let tag = tag(skb, sender);
+    let decision = judge_packet(in_force, skb, start, known, tag, &ends);
+    if ends.part == Part::First {
         let here = Decision {
             flags: decision.flags | DECISION_AT_UPLINK,
             ..decision
         };
         remember(&rest(&ends.destination, tag), here);
     }
-    settle(sender, decision, size)
+    settle(sender, decision, size(skb))
 }
 
-/// Judges a frame that no socket's hooks have judged, and counts it in the flow that it
-/// belongs to. By what is known of its datagram, of verdict `NONE` if that is nothing; by
-/// `start of the IP header << 32 | bytes`, and by `flags in force << 16 | quality << 8 |
-/// sender`. Returns a `Decision`.
-///
-/// A global function to the kernel (with pointers: 5.13), as those below and those of the
-/// judge: the verifier goes through each of them once.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn judge_frame(
-    known: u64,
+#[inline(always)]
+fn judge_packet(
+    in_force: InForce,
+    skb: *mut __sk_buff,
+    start: u32,
+    known: Decision,
     tag: *mut Socket,
-    ends: *const Ends,
-    sizes: u64,
-    how: u32,
-) -> u64 {
-    let known = Decision::from_word(known);
-    let in_force = InForce {
-        generation: known.generation,
-        flags: (how >> 16) as u8,
-    };
-    let (quality, sender, bytes) = ((how >> 8) as u8, how as u8, sizes as u32);
-    // SAFETY: the caller's memory, or null as far as the verifier knows. So below.
-    let Some(ends) = (unsafe { ends.as_ref() }) else {
-        return undetermined(in_force).to_word();
-    };
+    ends: &Ends,
+) -> Decision {
+    let sender = sender(skb);
+    let bytes = size(skb).bytes;
+    let quality = quality(skb, sender, tag);
     let tracked = slot(in_force.generation, tag, sender, quality, ends);
     if tracked.is_null() {
         // It goes no farther than the link, or there is no room for a flow.
         let source = match tag.is_null() {
             true => Source::NOBODY,
+            // SAFETY: a map value; the verifier checks the access.
             false => Source::of(unsafe { &raw const (*tag).tracked.owner }),
         };
-        return judge(in_force, &source, &ends.destination, bytes).to_word();
+        return judge(in_force, &source, &ends.destination, bytes);
     }
     let decision = match known.verdict {
         verdict::NONE => decide(in_force, tracked, ends, bytes),
         _ => begin_as(tracked, ends, known),
     };
-    let ip_bytes = bytes.saturating_sub((sizes >> 32) as u32);
+    let ip_bytes = bytes.saturating_sub(start);
     record(tracked, &decision, u64::from(ip_bytes), decision.blocks());
-    decision.to_word()
+    decision
 }
 
 /// Counts a frame that was judged here, and says what becomes of it.
@@ -196,22 +219,11 @@ fn tag(skb: *mut __sk_buff, sender: u8) -> *mut Socket {
     SOCKETS.get(listener).unwrap_or(NONE)
 }
 
-/// What is decided already about a frame, a `Decision` of verdict `NONE` if nothing is. One
+/// What is decided already about a packet; of verdict `NONE` if nothing is. A decision
 /// that was made here, about the beginning of this datagram, says so.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn known(generation: u32, tag: *const Socket, sender: u32, ends: *const Ends) -> u64 {
-    // SAFETY: the caller's memory, or null as far as the verifier knows.
-    let Some(ends) = (unsafe { ends.as_ref() }) else {
-        return NOT_JUDGED.to_word();
-    };
-    decided(generation, tag, sender as u8, ends).to_word()
-}
-
 #[inline(always)]
-fn decided(generation: u32, tag: *const Socket, sender: u8, ends: &Ends) -> Decision {
-    // Older verifiers take no key that is in the caller's memory.
-    let peer = &{ ends.destination };
+fn known(generation: u32, tag: *const Socket, sender: u8, ends: &Ends) -> Decision {
+    let peer = &ends.destination;
     if ends.part == Part::Later {
         // It has no ports: what holds for the beginning of the datagram holds for it.
         let known = remembered(generation, &rest(peer, tag));
