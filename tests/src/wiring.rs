@@ -100,11 +100,6 @@ pub struct Guest {
     pub v6: IpAddr,
 }
 
-/// The link address of the host's end of the same link, see [`far_link_address`].
-pub fn near_link_address(number: u8) -> String {
-    format!("02:00:00:00:01:{number:02x}")
-}
-
 /// The link address of the far end of the host's link to the places of a lab, in the
 /// order gateway, peer, foreign, from 1 on.
 pub fn far_link_address(number: u8) -> String {
@@ -126,7 +121,7 @@ struct Cable<'lab> {
 
 impl Cable<'_> {
     fn near_mac(&self) -> String {
-        near_link_address(self.number)
+        format!("02:00:00:00:01:{:02x}", self.number)
     }
 
     fn far_mac(&self) -> String {

@@ -9,20 +9,16 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use trefoil_lab::agent::detach;
 use trefoil_lab::program::Outcome;
-use trefoil_lab::wiring::{far_link_address, near_link_address};
 use trefoil_lab::{Agent, Lab, Record, places};
-use world::books::FOREIGN_LINK;
-use world::{REFUSED, TRAFFIC, at, enforcing, reporting, told, traffic_in};
+use world::books::{FOREIGN_LINK, frames_of};
+use world::{REFUSED, TRAFFIC, enforcing, reporting, told, traffic_in};
 
 /// A frame to the foreign host, in the ways that `more` asks for.
 fn send_frame(lab: &Lab, more: &str) -> Result<Outcome> {
-    let (near, far) = (
-        near_link_address(FOREIGN_LINK),
-        far_link_address(FOREIGN_LINK),
-    );
-    let (from, to) = (at(places::HOST, 4000), at(places::FOREIGN, 9));
-    let frame = ["frame", "to-foreign", &near, &far, &from, &to, more];
-    traffic_in(lab, "fast.service")?.args(frame).run()
+    let traffic = traffic_in(lab, "fast.service")?;
+    frames_of(traffic, "to-foreign", FOREIGN_LINK, places::FOREIGN)
+        .args([more])
+        .run()
 }
 
 /// The record about such a way.

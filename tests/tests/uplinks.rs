@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use trefoil_lab::program::Program;
 use trefoil_lab::sink::TcpSink;
-use trefoil_lab::wiring::{far_link_address, guest, near_link_address};
+use trefoil_lab::wiring::guest;
 use trefoil_lab::{Lab, places, wait_for};
 use world::books::{
     FOREIGN_LINK, OFTEN, PEER_LINK, VERDICTS, agrees, books, frames, from_machine, sum,
@@ -359,13 +359,8 @@ fn what_passes_every_hook_is_the_remainder_of_the_books() -> Result<()> {
         .settings(OFTEN)
         .uplink("to-foreign")
         .start()?;
-    let (near, far) = (
-        near_link_address(FOREIGN_LINK),
-        far_link_address(FOREIGN_LINK),
-    );
-    let (from, to) = (at(places::HOST, 4000), at(places::FOREIGN, 9));
-    traffic(&lab)?
-        .args(["frame", "to-foreign", &near, &far, &from, &to, "--xdp"])
+    frames(&lab, "to-foreign", FOREIGN_LINK, places::FOREIGN)?
+        .args(["--xdp"])
         .run()?
         .success()?;
     let book = agent.wait_for("a remainder", |records| {

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use trefoil_lab::namespace::Namespace;
 use trefoil_lab::program::Program;
-use trefoil_lab::wiring::{far_link_address, near_link_address};
+use trefoil_lab::wiring::far_link_address;
 use trefoil_lab::{Lab, places};
 
 use crate::stage::{LINK, Stage, UDP_PORT, Way, go, nothing, way};
@@ -13,9 +13,8 @@ use crate::world::{TRAFFIC, at, traffic, traffic_in};
 
 fn frame(stage: &mut Stage<'_>, more: &[&str]) -> Result<()> {
     let (from, to) = (at(places::HOST, 4000), stage.udp());
-    let near = near_link_address(FOREIGN_LINK);
     let far = far_link_address(FOREIGN_LINK);
-    let mut arguments = vec!["frame", LINK, &near, &far, &from, &to];
+    let mut arguments = vec!["packet", LINK, &far, &to, "--from", &from];
     arguments.extend(more);
     stage.run(&arguments)
 }

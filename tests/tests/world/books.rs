@@ -108,7 +108,7 @@ pub fn frames_of(traffic: Program, link: &str, number: u8, to: IpAddr) -> Progra
         &far_link_address(number),
         &at(to, 9),
         "--from",
-        &from.to_string(),
+        &at(from, 9),
     ])
 }
 

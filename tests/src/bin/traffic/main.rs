@@ -6,7 +6,6 @@
 
 mod arguments;
 mod copy;
-mod frame;
 mod handed;
 mod insist;
 mod many;
@@ -15,6 +14,7 @@ mod packet;
 mod raw;
 mod rounds;
 mod tcp;
+mod tun;
 mod udp;
 mod uring;
 mod workers;
@@ -49,11 +49,11 @@ const USAGE: &str = "traffic COMMAND ...
       such packets without a pause, whatever the kernel says, until its input ends;
       then a line tells how many went, and how many were refused
   ping ADDR [--raw] [--size N]
-  packet INTERFACE MAC ADDR:PORT --from ADDR [--size N] [--count N] [--vlan ID]
-      [--ethertype N] [--pretend N] [--bypass]
+  packet INTERFACE MAC ADDR:PORT --from ADDR:PORT [--size N] [--count N] [--vlan ID]
+      [--ethertype N] [--pretend N] [--bypass-qdisc|--xdp]
       frames of a packet socket, each a datagram of UDP; with --ethertype the frame
-      says that it is something else, with --pretend only the call does; --bypass
-      leaves out traffic control
+      says that it is something else, with --pretend only the call does; --bypass-qdisc
+      leaves out traffic control, and --xdp the packet socket
   burst ADDR:PORT --count N --from PORT --program PATH [--program PATH ...]
       [--parallel N] [--size N]
       N processes, one datagram each, from ports PORT, PORT+1, ...
@@ -70,8 +70,6 @@ const USAGE: &str = "traffic COMMAND ...
       how many went, how many were refused, and how many failed otherwise
   uring connect|send|sendmsg|zero-copy ADDR:PORT [--size N] [--poll]
   copy sendfile|splice|zero-copy ADDR:PORT [--bytes N]
-  frame LINK MAC MAC ADDR:PORT ADDR:PORT [--size N] [--bypass-qdisc|--xdp]
-      a datagram in a frame of its own, each time from and to
   tun inject NAME ADDR:PORT ADDR:PORT [--size N]
       a datagram comes out of a tun device, after a line on standard input
   tun carry NAME ADDR:PORT
@@ -180,8 +178,7 @@ fn run(arguments: &mut Arguments) -> Answer {
         "rounds" => rounds::rounds(arguments),
         "uring" => uring::uring(arguments),
         "copy" => copy::copy(arguments),
-        "frame" => frame::frame(arguments),
-        "tun" => frame::tun(arguments),
+        "tun" => tun::tun(arguments),
         "hand-on" => handed::hand_on(arguments),
         "use" => handed::use_handed(arguments),
         "turn" => handed::turn(arguments),

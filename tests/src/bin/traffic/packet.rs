@@ -1,14 +1,14 @@
-//! Whole frames by a packet socket, past the kernel's own network layer.
+//! Whole frames by a packet socket or by AF_XDP, past the kernel's own network layer.
 
-use std::ffi::CString;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 
 use crate::arguments::Arguments;
+use crate::copy::set_option;
 use crate::raw::checksum;
-use crate::{Answer, Failure, Named, Sent};
+use crate::{Answer, Failure, Named, Sent, xdp};
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -21,7 +21,7 @@ pub fn packet(arguments: &mut Arguments) -> Answer {
     let interface = arguments.word("INTERFACE")?;
     let mac = arguments.word("MAC")?;
     let to: SocketAddr = arguments.value("ADDR:PORT")?;
-    let from: IpAddr = arguments
+    let from: SocketAddr = arguments
         .option("--from")?
         .ok_or_else(|| Failure::Usage("--from is missing".to_owned()))?;
     let size: usize = arguments.option("--size")?.unwrap_or(64);
@@ -29,7 +29,8 @@ pub fn packet(arguments: &mut Arguments) -> Answer {
     let ethertype: Option<u16> = arguments.option("--ethertype")?;
     let vlan: Option<u16> = arguments.option("--vlan")?;
     let pretended: Option<u16> = arguments.option("--pretend")?;
-    let bypass = arguments.flag("--bypass");
+    let bypass = arguments.flag("--bypass-qdisc");
+    let by_xdp = arguments.flag("--xdp");
     arguments.done()?;
 
     let mut frame = Vec::new();
@@ -37,7 +38,8 @@ pub fn packet(arguments: &mut Arguments) -> Answer {
         let byte = u8::from_str_radix(byte, 16);
         frame.push(byte.map_err(|_| Failure::Usage(format!("{mac} is no address of a link")))?);
     }
-    frame.extend([2, 0, 0, 0, 9, 9]);
+    // Begins as those of the host's own links do.
+    frame.extend([2, 0, 0, 0, 1, 99]);
     if let Some(vlan) = vlan {
         frame.extend(ETHERTYPE_VLAN.to_be_bytes());
         frame.extend(vlan.to_be_bytes());
@@ -50,49 +52,33 @@ pub fn packet(arguments: &mut Arguments) -> Answer {
     frame.extend(ethertype.unwrap_or(own_type).to_be_bytes());
     frame.extend(datagram(from, to, size)?);
 
-    let socket = open()?;
-    if bypass {
-        let yes: libc::c_int = 1;
-        // SAFETY: an option of the size that is passed.
-        let done = unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_PACKET,
-                libc::PACKET_QDISC_BYPASS,
-                (&raw const yes).cast(),
-                size_of_val(&yes) as libc::socklen_t,
-            )
-        };
-        Errno::result(done).named("setsockopt")?;
-    }
-    let address = address(&interface, pretended.unwrap_or(own_type))?;
+    let send: Box<dyn Fn() -> Answer> = if by_xdp {
+        Box::new(|| xdp::send(&interface, &frame))
+    } else {
+        let socket = open()?;
+        if bypass {
+            let on = 1_i32.to_ne_bytes();
+            set_option(&socket, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &on)?;
+        }
+        let address = address(&interface, pretended.unwrap_or(own_type))?;
+        Box::new(move || send_frame(&socket, &frame, &address))
+    };
     for _ in 0..count {
-        // SAFETY: a frame and an address with their sizes.
-        let sent = unsafe {
-            libc::sendto(
-                socket.as_raw_fd(),
-                frame.as_ptr().cast(),
-                frame.len(),
-                0,
-                (&raw const address).cast(),
-                size_of_val(&address) as libc::socklen_t,
-            )
-        };
-        Errno::result(sent).named("sendto")?;
+        send()?;
     }
     Sent {
-        port: 0,
+        port: from.port(),
         packets: count,
-        bytes: count * frame.len() as u64,
+        bytes: count * size as u64,
     }
     .tell();
     Ok(())
 }
 
 /// An IP packet with a UDP datagram of `size` bytes in it.
-fn datagram(from: IpAddr, to: SocketAddr, size: usize) -> Result<Vec<u8>, Failure> {
+pub fn datagram(from: SocketAddr, to: SocketAddr, size: usize) -> Result<Vec<u8>, Failure> {
     let len = (UDP_HEADER + size) as u16;
-    let mut packet = match (from, to.ip()) {
+    let mut packet = match (from.ip(), to.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
             const HEADER: u16 = 20;
             let mut header = vec![0x45, 0];
@@ -116,7 +102,7 @@ fn datagram(from: IpAddr, to: SocketAddr, size: usize) -> Result<Vec<u8>, Failur
         }
         _ => return Err(Failure::Usage("--from is of another family".to_owned())),
     };
-    packet.extend(to.port().to_be_bytes());
+    packet.extend(from.port().to_be_bytes());
     packet.extend(to.port().to_be_bytes());
     packet.extend(len.to_be_bytes());
     // Without a checksum: IPv4 takes it, and IPv6 is only to be counted.
@@ -135,13 +121,7 @@ fn open() -> Result<OwnedFd, Failure> {
 }
 
 fn address(interface: &str, ethertype: u16) -> Result<libc::sockaddr_ll, Failure> {
-    let name = CString::new(interface)
-        .map_err(|_| Failure::Usage(format!("{interface:?} is no interface")))?;
-    // SAFETY: a string that ends with a zero.
-    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
-    if index == 0 {
-        return Err(Failure::Call("if_nametoindex", Errno::last()));
-    }
+    let index = nix::net::if_::if_nametoindex(interface).named("if_nametoindex")?;
     // SAFETY: a struct of integers, for which zero is a value.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
@@ -149,4 +129,19 @@ fn address(interface: &str, ethertype: u16) -> Result<libc::sockaddr_ll, Failure
     address.sll_ifindex = index as i32;
     address.sll_halen = 6;
     Ok(address)
+}
+
+fn send_frame(socket: &OwnedFd, frame: &[u8], address: &libc::sockaddr_ll) -> Answer {
+    // SAFETY: a frame and an address with their sizes.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            frame.as_ptr().cast(),
+            frame.len(),
+            0,
+            std::ptr::from_ref(address).cast(),
+            size_of_val(address) as libc::socklen_t,
+        )
+    };
+    Errno::result(sent).named("sendto").map(drop)
 }
