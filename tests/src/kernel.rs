@@ -200,14 +200,15 @@ fn exists(command: libc::c_int, id: u32) -> Result<bool> {
     Ok(open(command, id)?.is_some())
 }
 
-/// The object with this id, if there is one.
+/// The object with this id, if there is one. A link that is being made has an id and
+/// cannot be opened yet.
 fn open(command: libc::c_int, id: u32) -> Result<Option<OwnedFd>> {
     // The part of union bpf_attr that these commands read: id, next id, flags.
     let mut attributes: [u32; 4] = [id, 0, 0, 0];
     match bpf(command, &mut attributes) {
         // SAFETY: the call returned a new descriptor that nobody else owns.
         Ok(descriptor) => Ok(Some(unsafe { OwnedFd::from_raw_fd(descriptor) })),
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EAGAIN)) => Ok(None),
         Err(error) => Err(error).with_context(|| format!("open BPF object {id}")),
     }
 }
@@ -231,9 +232,12 @@ pub fn names() -> Result<Vec<String>> {
         let mut id = 0;
         while let Some(next_id) = next_after(next, id)? {
             id = next_id;
-            let name = match (open(by_id, id)?, name_offset) {
-                (Some(object), Some(offset)) => name_of(&object, offset)?,
-                _ => String::new(),
+            let Some(object) = open(by_id, id)? else {
+                continue;
+            };
+            let name = match name_offset {
+                Some(offset) => name_of(&object, offset)?,
+                None => String::new(),
             };
             names.push(format!("{kind} {name}").trim_end().to_owned());
         }
