@@ -33,26 +33,25 @@ impl Address {
     /// The IPv4 address with this value in host byte order.
     #[inline(always)]
     pub const fn v4(address: u32) -> Self {
-        let [a, b, c, d] = address.to_be_bytes();
-        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+        Self::from_halves(0, 0xffff << 32 | address as u64)
     }
 
     /// The two halves as numbers in host byte order, the more significant first.
+    ///
+    /// Eight bytes at a time: taken apart one by one, they would stay 16 loads in programs
+    /// for BPF.
     #[inline(always)]
     pub const fn halves(&self) -> (u64, u64) {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.0;
-        (
-            u64::from_be_bytes([a, b, c, d, e, f, g, h]),
-            u64::from_be_bytes([i, j, k, l, m, n, o, p]),
-        )
+        let [Some(high), Some(low)] = [self.0.first_chunk(), self.0.last_chunk()] else {
+            unreachable!()
+        };
+        (u64::from_be_bytes(*high), u64::from_be_bytes(*low))
     }
 
     /// The address with these halves, see [`halves`](Self::halves).
     #[inline(always)]
     pub const fn from_halves(high: u64, low: u64) -> Self {
-        let [a, b, c, d, e, f, g, h] = high.to_be_bytes();
-        let [i, j, k, l, m, n, o, p] = low.to_be_bytes();
-        Self([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p])
+        Self(((high as u128) << u64::BITS | low as u128).to_be_bytes())
     }
 
     /// The IPv4 address in host byte order, if this is one.

@@ -32,6 +32,8 @@ pub const MAX_TREE_LEVELS: usize = 6;
 impl Branch {
     /// Bits of a key that nodes can be for.
     pub const NODE_BITS: u32 = 64;
+    /// Most bits of one node, which is in one chunk.
+    pub const MAX_BITS: u32 = CHUNK_SHIFT - size_of::<Self>().ilog2();
     /// [`kind`](Self::kind): here is the value.
     pub const VALUE: u32 = 0;
     /// Search a short list of [`Packed`].

@@ -16,6 +16,9 @@ use crate::policy::problem::Fault;
 /// another node.
 const FEW: usize = 4;
 
+/// How many more bits a node may be for than the number of its ranges asks for.
+const MORE_BITS: u32 = 3;
+
 /// All keys from `first` up to the next one's `first`.
 #[derive(Clone, Copy)]
 pub struct Range {
@@ -90,10 +93,24 @@ impl Part<'_> {
         if n_ranges <= FEW || n_left == 0 || self.level == MAX_TREE_LEVELS {
             return self.long_list(layout);
         }
-        // Half as many branches as ranges.
-        let bits = (n_ranges.ilog2() - 1).min(n_left);
+        let bits = self.bits(n_left);
         let branches = self.branches(layout, values, bits)?;
         Ok(Branch::node(layout.numbers(&branches), bits))
+    }
+
+    /// How many bits the node here is for: half as many branches as ranges, or up to eight
+    /// times that, as soon as most ranges begin where a branch does. A search mostly ends
+    /// there then, one cache line earlier: networks are of few lengths, such as /24.
+    fn bits(&self, n_left: u32) -> u32 {
+        let possible = n_left.min(Branch::MAX_BITS);
+        let least = (self.ranges.len().ilog2() - 1).min(possible);
+        let most = (least + MORE_BITS).min(possible);
+        let others = &self.ranges[1..];
+        let tells_most = |bits: &u32| {
+            let begins = |range: &&Range| self.rest_of(range) << bits == 0;
+            5 * others.iter().filter(begins).count() >= 4 * others.len()
+        };
+        (least..=most).find(tells_most).unwrap_or(least)
     }
 
     fn long_list(&self, layout: &mut Layout) -> Result<Branch, Fault> {
