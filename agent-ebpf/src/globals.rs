@@ -32,6 +32,10 @@ static SUBFLOWS_KNOWN: u32 = 0;
 #[unsafe(no_mangle)]
 static NAMESPACE: u64 = 0;
 
+/// Inode number of the agent's network namespace.
+#[unsafe(no_mangle)]
+static NAMESPACE_INODE: u32 = 0;
+
 /// Where the fields are.
 #[unsafe(no_mangle)]
 static OFFSETS: Offsets = NO_OFFSETS;
@@ -62,6 +66,12 @@ pub fn executable_key() -> u64 {
 pub fn namespace() -> u64 {
     // SAFETY: as above.
     unsafe { ptr::read_volatile(&NAMESPACE) }
+}
+
+#[inline(always)]
+pub fn namespace_inode() -> u32 {
+    // SAFETY: as above.
+    unsafe { ptr::read_volatile(&NAMESPACE_INODE) }
 }
 
 #[inline(always)]

@@ -161,6 +161,13 @@ pub static UPLINK_BOOKS: PerCpuHashMap<u32, UplinkBooks, 64> = PerCpuHashMap::ne
 pub static UPLINK_FLOWS: HashMap<UplinkFlowKey, Tracked, 65536, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
 
+/// Who writes packets into tun and tap devices, by interface of the agent's namespace.
+/// Written by `netif_receive_skb_entry`, read by `uplink_egress`. The kernel drops what was
+/// not used for longest; without memory for an entry `writers-full` counts, and what comes
+/// out of that device has no process.
+#[btf_map]
+pub static WRITERS: LruHashMap<u32, Owner, 1024> = LruHashMap::new();
+
 /// What was decided where a socket was to be seen, for packets that come to an uplink
 /// without it. By destination about sockets of other network namespaces, whose packets
 /// are forwarded by this host; about the beginning of a datagram, for the rest of it;

@@ -13,8 +13,9 @@ use crate::{
 };
 
 /// Finds or makes the flow that a frame belongs to, which no socket's hooks have judged;
-/// `tag` is null if it has no socket that is tagged. `quality` is how much is known of its
-/// owner. Null if it goes no farther than the link, or if there is no room.
+/// `tag` is null if it has no socket that is tagged. `quality` is how much is known of the
+/// owner of a flow that is new. Null if it goes no farther than the link, or if there is no
+/// room.
 ///
 /// A function of its own, so that what it needs of the stack is free again when the
 /// judge is asked.
@@ -46,7 +47,7 @@ fn find_or_create(
         pad: [0; 5],
     };
     if !tag.is_null() {
-        // SAFETY: a map value; the verifier checks the access. So below.
+        // SAFETY: a map value; the verifier checks the access.
         let last = unsafe { &mut (*tag).tracked.flow };
         key.cookie = last.cookie;
         if sender == sender::PACKET {
@@ -55,19 +56,11 @@ fn find_or_create(
             last.local_port = key.source_port;
         }
     }
-    let tracked = match find(&key) {
-        Some(tracked) => tracked,
-        None if is_local(generation, &key.peer) => return None,
-        None => create(&key, quality)?,
-    };
-    if !tag.is_null() {
-        // Of a tunnel's packet the socket is that whose data is in it.
-        let owner = unsafe { &raw const (*tag).tracked.owner };
-        if unsafe { (*owner).pid } != 0 {
-            set_sender(tracked, owner, quality);
-        }
+    match find(&key) {
+        Some(tracked) => Some(tracked),
+        None if is_local(generation, &key.peer) => None,
+        None => create(&key, quality),
     }
-    Some(tracked)
 }
 
 /// The flow with this key, if there is one.

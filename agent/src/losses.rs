@@ -67,6 +67,10 @@ pub const MEANINGS: &[(&str, &str)] = &[
         "remembered-full",
         "packets that came to an uplink without their socket were judged by their destination alone",
     ),
+    (
+        "writers-full",
+        "packets out of a tun device were forwarded, and the process that wrote them is not told",
+    ),
 ];
 
 /// True for a counter that says how something came to be known, and not that it

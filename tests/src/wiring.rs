@@ -43,17 +43,22 @@ pub fn connect(host: &Namespace, far: [&Namespace; 3]) -> Result<()> {
     Ok(())
 }
 
-/// Something behind the host, such as a virtual machine or a container, whose traffic
-/// the host forwards. `number` is its own.
-pub fn guest(host: &Namespace, name: &'static str, number: u8) -> Result<Guest> {
-    let place = Namespace::new(name)?;
-    place.enter(quieten)?;
+/// Lets the host forward.
+pub fn forward(host: &Namespace) -> Result<()> {
     host.enter(|| {
         for family in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
             fs::write(format!("/proc/sys/net/{family}"), "1")?;
         }
         Ok(())
-    })?;
+    })
+}
+
+/// Something behind the host, such as a virtual machine or a container, whose traffic
+/// the host forwards. `number` is its own.
+pub fn guest(host: &Namespace, name: &'static str, number: u8) -> Result<Guest> {
+    let place = Namespace::new(name)?;
+    place.enter(quieten)?;
+    forward(host)?;
     let guest = Guest {
         v4: [192, 0, 2, 100 + number].into(),
         v6: format!("2001:db8:1::1:{number}").parse()?,

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use trefoil_lab::agent::detach;
 use trefoil_lab::namespace::Namespace;
 use trefoil_lab::program::Program;
-use trefoil_lab::wiring::guest;
+use trefoil_lab::wiring::{forward, guest};
 use trefoil_lab::{Agent, Lab, Record, places, wait_for};
 use world::books::{FOREIGN_LINK, frames_of};
 use world::{TRAFFIC, at, enforcing, is_final, reporting, told, traffic, traffic_in};
@@ -186,6 +186,63 @@ verdict = "approve"
     ];
     let expected = expected.map(|(unit, verdict, n)| (unit.to_owned(), verdict.to_owned(), n));
     ensure!(told == expected, "{told:?}");
+    lab.close()
+}
+
+#[test]
+fn what_comes_out_of_a_tun_device_is_of_who_writes_into_it() -> Result<()> {
+    const POLICY: &str = r#"
+mode = "report"
+[[rules]]
+name    = "of the tunnel"
+from    = { unit = "tunnel.service" }
+to      = { networks = ["203.0.113.0/24"] }
+verdict = "approve"
+"#;
+    let lab = Lab::new()?;
+    forward(&lab.host)?;
+    let mut agent = lab.agent().policy(POLICY).uplink("auto").start()?;
+    let writer = |unit: &str, from: &str, count: &str| {
+        let to = at(places::FOREIGN, 9);
+        let arguments = ["tun", "inject", "tun0", from, &to, "--count", count];
+        let mut writer = traffic_in(&lab, unit)?.args(arguments).start()?;
+        writer.line()?;
+        Ok::<_, anyhow::Error>(writer)
+    };
+    let mut first = writer("tunnel.service", "192.0.2.150:4001", "2")?;
+    let mut second = writer("other.service", "192.0.2.150:4002", "1")?;
+    lab.host
+        .ip("link set tun0 addrgenmode none\nlink set tun0 up\n")?;
+    first.proceed()?;
+    agent.wait_for("the first packet is told", |records| {
+        let told = |record: &Record| record.is("src_port", 4001);
+        records.iter().any(told).then_some(())
+    })?;
+    second.proceed()?;
+    second.finish()?.success()?;
+    first.proceed()?;
+    first.finish()?.success()?;
+
+    let finals = finals_to(agent, &lab, places::FOREIGN)?;
+    ensure!(finals.len() == 2, "{} final records", finals.len());
+    for record in &finals {
+        // Beside another that writes, too, nobody is certain.
+        let expected: [(&str, &dyn ToString); 4] = match record.number("src_port")? {
+            4001 => [
+                ("unit", &"tunnel.service"),
+                ("verdict", &"approved"),
+                ("attribution", &"direct"),
+                ("packets_out", &2),
+            ],
+            _ => [
+                ("unit", &"other.service"),
+                ("verdict", &"unapproved"),
+                ("attribution", &"inferred"),
+                ("packets_out", &1),
+            ],
+        };
+        holds(record, &expected)?;
+    }
     lab.close()
 }
 

@@ -20,6 +20,7 @@ pub const LOSSES: &[&str] = &[
     "sockets-untagged",
     "uplinks-unknown",
     "remembered-full",
+    "writers-full",
 ];
 
 /// The ring buffer had no room. The event's numbers are not lost: they come
@@ -55,12 +56,13 @@ pub const LOSS_POLICY_MISSING: u32 = 12;
 pub const LOSS_SOCKETS_UNTAGGED: u32 = 13;
 /// A frame left by an interface that has no books: judged, and in no sum.
 pub const LOSS_UPLINKS_UNKNOWN: u32 = 14;
-
 /// `REMEMBERED` had no room: what comes to an uplink without the socket that sent it is
 /// judged by its destination alone.
 pub const LOSS_REMEMBERED_FULL: u32 = 15;
+/// `WRITERS` had no room: what comes out of a tun device has no process.
+pub const LOSS_WRITERS_FULL: u32 = 16;
 
 /// Number of counters.
-pub const N_LOSSES: u32 = 16;
+pub const N_LOSSES: u32 = 17;
 
 const _: () = assert!(LOSSES.len() == N_LOSSES as usize);

@@ -243,6 +243,18 @@ pub struct Offsets {
     pub sock_state: u32,
     /// `sock.sk_protocol`
     pub sock_protocol: u32,
+    /// `sk_buff.dev`
+    pub sk_buff_dev: u32,
+    /// `net_device.ifindex`
+    pub net_device_ifindex: u32,
+    /// `net_device.nd_net.net`
+    pub net_device_nd_net: u32,
+    /// `net_device.rtnl_link_ops`
+    pub net_device_rtnl_link_ops: u32,
+    /// `rtnl_link_ops.kind`
+    pub rtnl_link_ops_kind: u32,
+    /// `net.ns.inum`
+    pub net_ns_inum: u32,
 }
 
 /// The host's root directory, in map `HOST_ROOT`: the executables of a process

@@ -18,6 +18,7 @@ mod iter_sockets;
 mod iter_task;
 mod iter_task_file;
 mod judge_question;
+mod netif_receive_skb_entry;
 mod sched_process_exec;
 mod sched_process_exit;
 mod sched_process_fork;

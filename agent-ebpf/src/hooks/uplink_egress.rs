@@ -17,9 +17,9 @@ use trefoil_ebpf::abi::*;
 use crate::{
     accounting::NOT_JUDGED,
     books::{Size, count, dropped, judged, not_ip},
-    flows,
+    flows::{self, set_sender},
     judge::{judge, undetermined},
-    maps::{InForce, SOCKETS, UPLINKS, in_force, lose},
+    maps::{InForce, SOCKETS, UPLINKS, WRITERS, in_force, lose},
     packet::{Ends, Frame, Part, ends_at, frame, protocol},
     remembered::{connection, remember, remembered, rest_of},
     settle::{decide, record},
@@ -155,16 +155,19 @@ fn judge_packet(
 ) -> Decision {
     let sender = sender(skb);
     let bytes = size(skb).bytes;
-    let quality = quality(skb, sender, tag);
+    let owner = owner(skb, sender, tag);
+    let quality = quality(skb, sender, owner);
     let tracked = slot(in_force.generation, tag, sender, quality, ends);
     if tracked.is_null() {
         // It goes no farther than the link, or there is no room for a flow.
-        let source = match tag.is_null() {
+        let source = match owner.is_null() {
             true => Source::NOBODY,
-            // SAFETY: a map value; the verifier checks the access.
-            false => Source::of(unsafe { &raw const (*tag).tracked.owner }),
+            false => Source::of(owner),
         };
         return judge(in_force, &source, &ends.destination, bytes);
+    }
+    if is_process(owner) {
+        set_sender(tracked, owner, quality);
     }
     let decision = match known.verdict {
         verdict::NONE => decide(in_force, tracked, ends, bytes),
@@ -280,15 +283,43 @@ fn rest(peer: &Peer, tag: *const Socket) -> Peer {
     rest_of(peer, cookie)
 }
 
+/// Whose a frame is: of whoever uses its socket, which of a tunnel's packet is that whose
+/// data is in it, or of whoever writes into the device that it came out of. Null if there is
+/// neither.
+#[inline(always)]
+fn owner(skb: *mut __sk_buff, sender: u8, tag: *const Socket) -> *const Owner {
+    if !tag.is_null() {
+        // SAFETY: a map value; the verifier checks the access.
+        return unsafe { &raw const (*tag).tracked.owner };
+    }
+    if sender != sender::FORWARDED {
+        return core::ptr::null();
+    }
+    // SAFETY: a field of the context.
+    let came_in_by = unsafe { (*skb).ingress_ifindex };
+    WRITERS.get_ptr(&came_in_by).unwrap_or(core::ptr::null())
+}
+
+/// True if a process is known.
+#[inline(always)]
+fn is_process(owner: *const Owner) -> bool {
+    // SAFETY: a map value; the verifier checks the access.
+    !owner.is_null() && unsafe { (*owner).pid } != 0
+}
+
 /// How much is known of the owner of a frame.
 #[inline(always)]
-fn quality(skb: *mut __sk_buff, sender: u8, tag: *const Socket) -> u8 {
+fn quality(skb: *mut __sk_buff, sender: u8, owner: *const Owner) -> u8 {
     const TCP_TIME_WAIT: u32 = 6;
     const SOCK_RAW: u32 = 3;
-    // SAFETY: a map value; the verifier checks the access.
-    if !tag.is_null() && unsafe { (*tag).tracked.owner.pid } != 0 {
+    if is_process(owner) {
+        if sender == sender::FORWARDED {
+            // SAFETY: a map value; the verifier checks the access.
+            return unsafe { (*owner).quality };
+        }
         // Who sends on a socket has sent what is in its name, and so what is around that. In
         // a listener's name the kernel answers.
+        // SAFETY: a field of the context.
         let socket = unsafe { (*skb).__bindgen_anon_2.sk };
         if !socket.is_null() && !unsafe { bpf_sk_fullsock(socket) }.is_null() {
             return quality::DIRECT;

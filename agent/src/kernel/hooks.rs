@@ -83,6 +83,11 @@ pub const HOOKS: &[Hook] = &[
         Some("processes that send on sockets which others opened"),
     ),
     hook(
+        "netif_receive_skb_entry",
+        Place::Tracepoint,
+        Some("processes that write forwarded packets into tun devices"),
+    ),
+    hook(
         "signal_generate",
         Place::Tracepoint,
         Some("who stops or kills the agent"),

@@ -2,8 +2,11 @@
 
 use std::{
     cell::RefCell,
-    fs::File,
-    os::fd::{AsFd as _, AsRawFd},
+    fs::{self, File},
+    os::{
+        fd::{AsFd as _, AsRawFd},
+        unix::fs::MetadataExt as _,
+    },
     path::PathBuf,
     time::Duration,
 };
@@ -131,6 +134,7 @@ impl Kernel {
         drop(types);
         let executable_key = random_word()?;
         let namespace = namespace_cookie();
+        let namespace_inode = namespace_inode()?;
         let paths: Vec<_> = map_names()
             .map(|name| (name.clone(), pins.map(&name)))
             .collect();
@@ -142,6 +146,7 @@ impl Kernel {
             .override_global("TCP_STATE_SEEN", &tcp_state_seen, true)
             .override_global("SUBFLOWS_KNOWN", &subflows_known, true)
             .override_global("NAMESPACE", &namespace, true)
+            .override_global("NAMESPACE_INODE", &namespace_inode, true)
             .override_global("OFFSETS", bytes_of(&kernel_offsets), true);
         for (name, size) in &sizes {
             loader.map_max_entries(name, *size);
@@ -401,6 +406,16 @@ fn namespace_cookie() -> u64 {
         )
     };
     if result == 0 { cookie } else { 0 }
+}
+
+/// Inode number of the caller's network namespace.
+fn namespace_inode() -> Result<u32, KernelError> {
+    const PATH: &str = "/proc/thread-self/ns/net";
+    let inode = fs::metadata(PATH).map(|namespace| namespace.ino());
+    // The kernel has 32 bits for it.
+    inode
+        .map(|inode| inode as u32)
+        .map_err(|error| KernelError::failed(format!("look at {PATH}"), error))
 }
 
 fn random_word() -> Result<u64, KernelError> {

@@ -70,6 +70,12 @@ pub fn resolve() -> Result<Offsets, KernelError> {
         sock_family: of("sock", "__sk_common")? + of("sock_common", "skc_family")?,
         sock_state: of("sock", "__sk_common")? + of("sock_common", "skc_state")?,
         sock_protocol: of("sock", "sk_protocol")?,
+        sk_buff_dev: of("sk_buff", "dev")?,
+        net_device_ifindex: of("net_device", "ifindex")?,
+        net_device_nd_net: of("net_device", "nd_net")?,
+        net_device_rtnl_link_ops: of("net_device", "rtnl_link_ops")?,
+        rtnl_link_ops_kind: of("rtnl_link_ops", "kind")?,
+        net_ns_inum: of("net", "ns")? + of("ns_common", "inum")?,
     })
 }
 

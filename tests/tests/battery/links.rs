@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use trefoil_lab::namespace::Namespace;
 use trefoil_lab::program::Program;
-use trefoil_lab::wiring::far_link_address;
+use trefoil_lab::wiring::{far_link_address, forward};
 use trefoil_lab::{Lab, places};
 
 use crate::stage::{LINK, Stage, UDP_PORT, Way, go, nothing, way};
@@ -30,15 +30,10 @@ fn row_9_packet_socket_past_the_queue() -> Result<()> {
     go(&[way("9a", send)], "", nothing)
 }
 
-fn forwards(lab: &Lab) -> Result<()> {
-    let on = || Ok(std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?);
-    lab.host.enter(on)
-}
-
 /// A container that is routed through the host.
 fn container(lab: &Lab) -> Result<Option<Namespace>> {
     let container = Namespace::new("container")?;
-    forwards(lab)?;
+    forward(&lab.host)?;
     lab.host.ip(&format!(
         "link add to-container address 02:00:00:00:01:20 type veth \
              peer name eth0 address 02:00:00:00:02:20 netns {}\n\
@@ -144,7 +139,7 @@ fn row_21_tunnels() -> Result<()> {
         way("21b", carried_by_a_process),
         way("21c", out_of_a_tun_device),
     ];
-    go(&ways, "", |lab| forwards(lab).map(|()| None))
+    go(&ways, "", |lab| forward(&lab.host).map(|()| None))
 }
 
 /// An address of the peer, approved, which a tunnel leads to.

@@ -70,8 +70,8 @@ const USAGE: &str = "traffic COMMAND ...
       how many went, how many were refused, and how many failed otherwise
   uring connect|send|sendmsg|zero-copy ADDR:PORT [--size N] [--poll]
   copy sendfile|splice|zero-copy ADDR:PORT [--bytes N]
-  tun inject NAME ADDR:PORT ADDR:PORT [--size N]
-      a datagram comes out of a tun device, after a line on standard input
+  tun inject NAME ADDR:PORT ADDR:PORT [--size N] [--count N]
+      datagrams come out of a tun device, each after a line on standard input
   tun carry NAME ADDR:PORT
       what goes into a tun device goes on in a datagram
   hand-on inherited|passed ADDR:PORT

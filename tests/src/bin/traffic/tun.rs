@@ -24,13 +24,16 @@ pub fn tun(arguments: &mut Arguments) -> Answer {
             let from: SocketAddr = arguments.value("ADDR:PORT")?;
             let to: SocketAddr = arguments.value("ADDR:PORT")?;
             let size = arguments.option("--size")?.unwrap_or(64);
+            let count = arguments.option("--count")?.unwrap_or(1);
             arguments.done()?;
-            if !told_to_proceed() {
-                return Ok(());
+            for _ in 0..count {
+                if !told_to_proceed() {
+                    return Ok(());
+                }
+                device
+                    .write_all(&datagram(from, to, size)?)
+                    .named("write")?;
             }
-            device
-                .write_all(&datagram(from, to, size)?)
-                .named("write")?;
             size
         }
         "carry" => {
@@ -65,7 +68,9 @@ fn open_tun(name: &str) -> Result<File, Failure> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.as_bytes()) {
         *to = *from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as i16;
+    // So that several can have one device.
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE;
+    request.ifr_ifru.ifru_flags = flags as i16;
     // SAFETY: the kernel reads and writes the request.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     Errno::result(result).named("TUNSETIFF")?;
