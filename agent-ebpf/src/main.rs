@@ -50,6 +50,8 @@ mod packet;
 #[cfg(target_arch = "bpf")]
 mod remembered;
 #[cfg(target_arch = "bpf")]
+mod sender;
+#[cfg(target_arch = "bpf")]
 mod settle;
 #[cfg(target_arch = "bpf")]
 mod socket;

@@ -217,7 +217,9 @@ fn accept(skb: *mut __sk_buff, tracked: *mut Tracked, peer: &Peer) {
     // SAFETY: map values; the verifier checks the access.
     unsafe {
         let listener = (*tracked).flow.cookie;
-        if (*tracked).owner.quality == quality::DIRECT {
+        // Where one is named before it sends, it has acted already.
+        let sent = (*tracked).flow.state & FLOW_SENT;
+        if sent == 0 && (*tracked).owner.quality == quality::DIRECT {
             (*tracked).owner.quality = quality::INFERRED;
         }
         (*tracked).flow.counters = NOTHING;
@@ -228,6 +230,7 @@ fn accept(skb: *mut __sk_buff, tracked: *mut Tracked, peer: &Peer) {
             direction::ACCEPTED,
             NOT_JUDGED,
         );
+        (*tracked).flow.state = sent;
         let key = FlowKey {
             cookie: listener,
             peer: *peer,

@@ -22,6 +22,7 @@ mod netif_receive_skb_entry;
 mod sched_process_exec;
 mod sched_process_exit;
 mod sched_process_fork;
+mod security_socket_sendmsg;
 mod sendmsg;
 mod setsockopt;
 mod signal_generate;

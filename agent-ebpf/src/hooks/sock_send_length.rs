@@ -2,19 +2,15 @@
 //! opened it (accepted and handed on, inherited, passed over a UNIX socket).
 //!
 //! `void sock_send_length(struct sock *sk, int ret, int flags)`, tp_btf, 6.3. It
-//! runs after the data was sent, in the sender's context. Without it the owner is
-//! the process that opened or connected the socket.
+//! runs after the data was sent, in the sender's context. Without it,
+//! `security_socket_sendmsg` is used.
 
-use aya_ebpf::{
-    helpers::bpf_get_current_pid_tgid, macros::btf_tracepoint, programs::BtfTracePointContext,
-};
-use trefoil_ebpf::abi::*;
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use trefoil_ebpf::abi::SOCKET_OF_FRAMES;
 
 use crate::{
-    accounting::announce_owner,
-    maps::{PROCESSES, SOCKETS, active},
-    owner::set_current,
-    uplink_flows::attribute_last,
+    maps::{SOCKETS, active},
+    sender::sends,
 };
 
 #[btf_tracepoint(function = "sock_send_length")]
@@ -27,45 +23,10 @@ fn sock_send_length(ctx: BtfTracePointContext) -> i32 {
 fn notice(ctx: &BtfTracePointContext) -> Option<()> {
     active()?;
     let tag = SOCKETS.get(ctx.arg::<*mut u8>(0))?;
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    // SAFETY: map values; the verifier checks the access. So below.
-    let (owner, flow) = unsafe { (&raw mut (*tag).tracked.owner, &raw mut (*tag).tracked.flow) };
-    let (flags, state) = unsafe { ((*tag).flags, (*flow).state) };
     // A frame that was dropped at the uplink is somebody's as well.
-    if ctx.arg::<i32>(1) <= 0 && flags & SOCKET_OF_FRAMES == 0 {
+    // SAFETY: a map value; the verifier checks the access.
+    if ctx.arg::<i32>(1) <= 0 && unsafe { (*tag).flags } & SOCKET_OF_FRAMES == 0 {
         return None; // Nothing was sent.
     }
-    let is_certain = unsafe { (*owner).quality } == quality::DIRECT || state & FLOW_SHARED != 0;
-    // A process that has called exec since is another sender, too.
-    let exe_id = unsafe { PROCESSES.get(&pid) }.map_or(0, |process| process.exe_id);
-    if unsafe { (*owner).pid == pid && (*owner).exe_id == exe_id } && is_certain {
-        if state & FLOW_SENT == 0 && flags & SOCKET_HAS_PEER != 0 {
-            unsafe { (*flow).state |= FLOW_SENT };
-        }
-        return None;
-    }
-    set_current(owner);
-    if flags & SOCKET_OF_FRAMES != 0 {
-        attribute_last(tag);
-    }
-    if flags & SOCKET_HAS_PEER == 0 {
-        return None;
-    }
-    // Who has connected and handed the socket on without a word has sent nothing.
-    let is_shared = is_certain && state & (FLOW_SENT | FLOW_SHARED) != 0;
-    if is_shared {
-        // Two senders, one flow: whose bytes are whose is not known.
-        unsafe {
-            (*flow).state |= FLOW_SHARED;
-            (*owner).quality = quality::INFERRED;
-        }
-    }
-    unsafe { (*flow).state |= FLOW_SENT };
-    // Rules may say something else about this sender.
-    unsafe { (*flow).decision.generation = 0 };
-    // Once: two senders in turn would fill the ring buffer.
-    if state & FLOW_ANNOUNCED != 0 && state & FLOW_SHARED == 0 {
-        announce_owner(unsafe { &raw const (*tag).tracked });
-    }
-    Some(())
+    sends(tag, true)
 }

@@ -139,7 +139,8 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
     }
     // Those at uplinks have a pin for each, and none that shows whether the kernel has them.
     let uncovered = state.iter().flat_map(|state| &state.uncovered);
-    for (hook, what) in uncovered.filter(|(name, _)| !hooks.contains_key(name.as_str())) {
+    // Of one that is attached, a fallback may cover less.
+    for (hook, what) in uncovered.filter(|(name, _)| hooks.get(name.as_str()) != Some(&false)) {
         notes.push(format!("hook {hook} on this kernel does not cover {what}"));
     }
     if header.is_none() {

@@ -15,7 +15,7 @@ use super::{KernelError, bpf_syscall};
 /// Where a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// To a tracepoint of the kernel, for the whole host.
+    /// To a tracepoint of the kernel, or to a function in its stead, for the whole host.
     Tracepoint,
     /// To the control group that is watched.
     Cgroup,
@@ -35,6 +35,17 @@ pub struct Hook {
     /// What is not known where the kernel lacks it; `None` if Trefoil does not
     /// run without it.
     pub without: Option<&'static str>,
+    /// What is used where the kernel lacks it.
+    pub fallback: Option<Fallback>,
+}
+
+/// A program at the entry of a function of the kernel, in the place of a hook.
+#[derive(Clone, Copy, Debug)]
+pub struct Fallback {
+    /// Name of the program and of the function.
+    pub function: &'static str,
+    /// What the hook covers and this does not.
+    pub without: &'static str,
 }
 
 impl Hook {
@@ -77,11 +88,17 @@ pub const HOOKS: &[Hook] = &[
         Place::Tracepoint,
         Some("ends of TCP flows after close()"),
     ),
-    hook(
-        "sock_send_length",
-        Place::Tracepoint,
-        Some("processes that send on sockets which others opened"),
-    ),
+    Hook {
+        fallback: Some(Fallback {
+            function: "security_socket_sendmsg",
+            without: "processes that splice into sockets which others opened",
+        }),
+        ..hook(
+            "sock_send_length",
+            Place::Tracepoint,
+            Some("processes that send on sockets which others opened"),
+        )
+    },
     hook(
         "netif_receive_skb_entry",
         Place::Tracepoint,
@@ -132,6 +149,7 @@ const fn hook(name: &'static str, place: Place, without: Option<&'static str>) -
         name,
         place,
         without,
+        fallback: None,
     }
 }
 
@@ -144,6 +162,8 @@ pub struct HookStatus {
     pub attached: bool,
     /// What is not covered if it is not attached.
     pub without: Option<&'static str>,
+    /// What is not covered though it is: a fallback stands in its place.
+    pub partly: Option<&'static str>,
     /// Why it is not, where that is known.
     pub why: Option<String>,
 }
@@ -152,12 +172,35 @@ impl HookStatus {
     /// What is not covered by this hook on this kernel.
     #[must_use]
     pub fn uncovered(&self) -> Option<&'static str> {
-        (!self.attached).then(|| self.without.unwrap_or_default())
+        if self.attached {
+            self.partly
+        } else {
+            Some(self.without.unwrap_or_default())
+        }
     }
 }
 
-/// Loads one program into the kernel; the verifier sees it here.
-pub fn load(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<(), KernelError> {
+/// Loads the program of a hook into the kernel, or that of its fallback; the verifier sees it
+/// here. Returns the fallback that it is.
+pub fn load(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<Option<Fallback>, KernelError> {
+    let error = match load_itself(ebpf, hook, btf) {
+        Ok(()) => return Ok(None),
+        Err(error) => error,
+    };
+    let program = hook.fallback.and_then(|fallback| {
+        let program = ebpf.program_mut(fallback.function)?;
+        Some((fallback, program))
+    });
+    match program {
+        Some((fallback, Program::FEntry(program))) => program
+            .load(fallback.function, btf)
+            .map(|()| Some(fallback))
+            .map_err(|_| error),
+        _ => Err(error),
+    }
+}
+
+fn load_itself(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<(), KernelError> {
     let program = ebpf.program_mut(hook.name).ok_or_else(|| missing(hook))?;
     match (program, hook.place) {
         (Program::BtfTracePoint(program), _) => program.load(hook.name, btf),
@@ -206,19 +249,33 @@ pub fn attach(
             bpf_syscall::pin(link.as_fd(), pin).map_err(|error| unpinned(error.into()))?;
         }
         Place::Tracepoint => {
-            let Some(Program::BtfTracePoint(program)) = ebpf.program_mut(hook.name) else {
-                return Err(missing(hook));
-            };
-            let id = program.attach().map_err(|error| failed(error.into()))?;
-            let link = program
-                .take_link(id)
-                .map_err(|error| failed(error.into()))?;
-            FdLink::from(link)
-                .pin(pin)
-                .map_err(|error| unpinned(error.into()))?;
+            let link = attach_to_kernel(ebpf, hook).map_err(failed)?;
+            link.pin(pin).map_err(|error| unpinned(error.into()))?;
         }
     }
     Ok(true)
+}
+
+/// Attaches the program of a tracepoint, or its fallback, whichever was loaded.
+fn attach_to_kernel(
+    ebpf: &mut Ebpf,
+    hook: &Hook,
+) -> Result<FdLink, Box<dyn std::error::Error + Send + Sync>> {
+    let names = [Some(hook.name), hook.fallback.map(|it| it.function)];
+    for name in names.into_iter().flatten() {
+        match ebpf.program_mut(name) {
+            Some(Program::BtfTracePoint(program)) if program.fd().is_ok() => {
+                let id = program.attach()?;
+                return Ok(program.take_link(id)?.into());
+            }
+            Some(Program::FEntry(program)) if program.fd().is_ok() => {
+                let id = program.attach()?;
+                return Ok(program.take_link(id)?.into());
+            }
+            _ => {}
+        }
+    }
+    Err(missing(hook).into())
 }
 
 /// The place in a control group of the program with this name: `enum bpf_attach_type`.
@@ -252,7 +309,7 @@ pub struct HookSupport {
     pub name: &'static str,
     /// True if the kernel's type information has what it is attached to.
     pub supported: bool,
-    /// What is not covered without it.
+    /// What is not covered without it, by its fallback neither.
     pub without: Option<&'static str>,
 }
 
@@ -261,18 +318,20 @@ pub struct HookSupport {
 pub fn support() -> Vec<HookSupport> {
     let types = super::offsets::open().ok();
     let has = |name: &str| types.as_ref().is_some_and(|types| types.has_function(name));
-    HOOKS
-        .iter()
-        .map(|hook| HookSupport {
+    let support = |hook: &Hook| {
+        let supported = match hook.place {
+            Place::Tracepoint => has(&format!("btf_trace_{}", hook.name)),
+            Place::Iterator(kind) => has(&format!("bpf_iter_{kind}")),
+            Place::Cgroup => has("cgroup_bpf_attach") || has("cgroup_bpf_link_attach"),
+            // clsact is older than any kernel with type information.
+            Place::Uplink => types.is_some(),
+        };
+        let fallback = hook.fallback.filter(|fallback| has(fallback.function));
+        HookSupport {
             name: hook.name,
-            supported: match hook.place {
-                Place::Tracepoint => has(&format!("btf_trace_{}", hook.name)),
-                Place::Iterator(kind) => has(&format!("bpf_iter_{kind}")),
-                Place::Cgroup => has("cgroup_bpf_attach") || has("cgroup_bpf_link_attach"),
-                // clsact is older than any kernel with type information.
-                Place::Uplink => types.is_some(),
-            },
-            without: hook.without,
-        })
-        .collect()
+            supported,
+            without: fallback.map_or(hook.without, |fallback| Some(fallback.without)),
+        }
+    };
+    HOOKS.iter().map(support).collect()
 }

@@ -164,16 +164,16 @@ impl Kernel {
         })?;
         let mut statuses = Vec::new();
         for hook in HOOKS {
-            let loaded = hooks::load(&mut ebpf, hook, &btf);
-            let why = match loaded {
-                Ok(()) => None,
-                Err(error) if hook.without.is_some() => Some(with_causes(&error)),
+            let (fallback, why) = match hooks::load(&mut ebpf, hook, &btf) {
+                Ok(fallback) => (fallback, None),
+                Err(error) if hook.without.is_some() => (None, Some(with_causes(&error))),
                 Err(error) => return Err(error),
             };
             statuses.push(HookStatus {
                 name: hook.name,
                 attached: why.is_none(),
                 without: hook.without,
+                partly: fallback.map(|fallback| fallback.without),
                 why,
             });
         }

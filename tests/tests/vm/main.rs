@@ -6,4 +6,5 @@ mod bare_machine;
 mod battery;
 mod enforcement;
 mod install;
+mod senders;
 mod world;

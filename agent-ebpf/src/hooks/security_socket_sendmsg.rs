@@ -1,0 +1,60 @@
+//! Who really sends, where the kernel has no `sock_send_length`.
+//!
+//! `int security_socket_sendmsg(struct socket *sock, struct msghdr *msg, int size)`, fentry,
+//! 5.11 (`bpf_sk_storage_get` for such programs), x86-64. It runs before the data is sent, in
+//! the sender's context, and not for what is spliced. Without it the owner is the process that
+//! opened or connected the socket, and of a packet socket nobody.
+
+use aya_ebpf::{macros::fentry, programs::FEntryContext};
+use trefoil_ebpf::abi::{FLOW_SENT, SOCKET_LISTENS, SOCKET_OF_FRAMES};
+
+use crate::{
+    globals::offset,
+    maps::{SOCKETS, active},
+    sender::sends,
+};
+
+const AF_PACKET: u16 = 17;
+const TCP_LISTEN: u8 = 10;
+
+#[fentry(function = "security_socket_sendmsg")]
+fn security_socket_sendmsg(ctx: FEntryContext) -> i32 {
+    notice(&ctx);
+    0
+}
+
+#[inline(always)]
+fn notice(ctx: &FEntryContext) -> Option<()> {
+    active()?;
+    let socket = ctx.arg::<*mut u8>(0);
+    // SAFETY: loads through pointers that the verifier knows the type of.
+    let sock: *mut u8 = unsafe { socket.add(offset!(socket_sk)).cast::<*mut u8>().read() };
+    if sock.is_null() {
+        return None;
+    }
+    // SAFETY: as above.
+    let (family, state) = unsafe {
+        (
+            sock.add(offset!(sock_family)).cast::<u16>().read(),
+            sock.add(offset!(sock_state)).read(),
+        )
+    };
+    if let Some(tag) = SOCKETS.get(sock) {
+        // SAFETY: a map value; the verifier checks the access. So below.
+        if unsafe { (*tag).flags } & SOCKET_LISTENS != 0 {
+            if state == TCP_LISTEN {
+                return None; // Nobody can send on it.
+            }
+            // Accepted, and the first packet, which makes the tag a session's, is yet to come.
+            unsafe { (*tag).tracked.flow.state |= FLOW_SENT };
+        }
+        return sends(tag, false);
+    }
+    if family != AF_PACKET {
+        return None;
+    }
+    // No other hook sees it before its first frame is on its way.
+    let tag = SOCKETS.get_or_create(sock)?;
+    unsafe { (*tag).flags = SOCKET_OF_FRAMES };
+    sends(tag, false)
+}

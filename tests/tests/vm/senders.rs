@@ -1,0 +1,116 @@
+//! Who sends, where the kernel has no tracepoint that tells (before 6.3), and another
+//! program stands in for it.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, ensure};
+use trefoil_lab::Record;
+use trefoil_lab::vm::Vm;
+
+use crate::world::{TRAFFIC, installed};
+
+const POLICY: &str = r#"mode = "report"
+[[rules]]
+name    = "leases"
+from    = { unit = "leases.service" }
+to      = { networks = ["203.0.113.0/24"] }
+verdict = "approve"
+"#;
+
+const N_WORKERS: u8 = 5;
+
+/// What a program said about each time that it sent.
+fn told(said: &str) -> Result<Vec<Record>> {
+    let lines = said.lines().map(Record::parse);
+    let told: Vec<_> = lines.collect::<Result<_>>()?;
+    let has_sent = |record: &Record| record.number("bytes").is_ok_and(|bytes| bytes > 0);
+    Ok(told.into_iter().filter(has_sent).collect())
+}
+
+/// Starts a server with one client for each worker; returns what the workers said.
+fn serve(vm: &mut Vm, port: u16, accept: &str) -> Result<Vec<Record>> {
+    vm.ok(&format!(
+        "rm -f /run/workers && ({TRAFFIC} workers {port} --count {N_WORKERS} --bytes 3000 \
+         --accept {accept} >/run/workers 2>&1 </dev/null &) && \
+         until grep -q port /run/workers; do sleep 0.1; done"
+    ))?;
+    for number in 0..N_WORKERS {
+        let source = format!("203.0.113.{}", 40 + number);
+        vm.ok(&format!(
+            "ip netns exec far {TRAFFIC} tcp 192.0.2.1:{port} --source {source}"
+        ))?;
+    }
+    let all = vm.wait_until("every worker has answered", |vm| {
+        let told = told(&vm.read("/run/workers")?)?;
+        Ok((told.len() == usize::from(N_WORKERS)).then_some(told))
+    })?;
+    Ok(all)
+}
+
+#[test]
+fn senders_are_named_where_the_kernel_has_no_tracepoint_for_them() -> Result<()> {
+    let mut vm = installed("senders")?;
+    vm.write("/etc/trefoil/policy.toml", POLICY)?;
+    vm.ok("systemctl reload trefoil")?;
+    let status = vm.ok("trefoil status")?;
+    let note = "hook sock_send_length on this kernel does not cover processes that splice";
+    ensure!(status.contains(note), "{status}");
+
+    // The port of a client and who has answered it.
+    let mut answered = BTreeSet::new();
+    for (port, accept) in [(8152, "worker"), (8153, "parent")] {
+        for worker in serve(&mut vm, port, accept)? {
+            answered.insert((worker.number("port")?, worker.number("pid")?));
+        }
+    }
+    let to = "203.0.113.60:9";
+    let mut handed_on = BTreeSet::new();
+    for way in ["passed", "inherited"] {
+        let said = vm.ok(&format!("{TRAFFIC} hand-on {way} {to}"))?;
+        for sender in told(&said)? {
+            handed_on.insert((9, sender.number("pid")?));
+        }
+    }
+    vm.ok(&format!(
+        "systemd-run --quiet --wait --unit=leases --collect {TRAFFIC} packet uplink \
+         02:00:00:00:00:02 203.0.113.61:9 --from 192.0.2.1:4000 --count 3"
+    ))?;
+
+    // What is taken out of the kernel ends its flows.
+    vm.ok("trefoil detach")?;
+    vm.wait_until("the service has ended", |vm| {
+        Ok((vm.run("systemctl is-active trefoil")?.code != 0).then_some(()))
+    })?;
+    let records = vm.journal("-u trefoil TREFOIL_STATE=closed")?;
+    let about = |is_wanted: &dyn Fn(&Record) -> bool| -> Result<BTreeSet<(u64, u64)>> {
+        let certain =
+            |record: &&Record| is_wanted(record) && record.is("TREFOIL_ATTRIBUTION", "direct");
+        let named = |record: &Record| {
+            Ok((
+                record.number("TREFOIL_DST_PORT")?,
+                record.number("TREFOIL_PID")?,
+            ))
+        };
+        records.iter().filter(certain).map(named).collect()
+    };
+    let accepted = about(&|record| record.is("TREFOIL_DIRECTION", "accepted"))?;
+    ensure!(accepted == answered, "{accepted:?} for {answered:?}");
+    let sent = about(&|record| record.is("TREFOIL_DST_ADDR", "203.0.113.60"))?;
+    ensure!(sent == handed_on, "{sent:?} for {handed_on:?}");
+
+    // The first frame as well: who is about to send is known before it is on its way.
+    let frames: Vec<_> = records
+        .iter()
+        .filter(|record| record.is("TREFOIL_DST_ADDR", "203.0.113.61"))
+        .collect();
+    let frames: [&Record; 1] = frames.try_into().ok().context("not one record of frames")?;
+    for (field, expected) in [
+        ("TREFOIL_ATTRIBUTION", "direct"),
+        ("TREFOIL_UNIT", "leases.service"),
+        ("TREFOIL_VERDICT", "approved"),
+        ("TREFOIL_PACKETS_OUT", "3"),
+    ] {
+        ensure!(frames[0].is(field, expected), "{field}: {}", frames[0]);
+    }
+    Ok(())
+}
