@@ -20,7 +20,7 @@ use crate::{
     flows,
     judge::{judge, undetermined},
     maps::{InForce, SOCKETS, UPLINKS, in_force, lose},
-    packet::{Ends, Frame, Part, ends_at, frame, protocol},
+    packet::{Ends, Frame, Part, ends_at, frame, is_empty_wireguard, protocol},
     remembered::{connection, remember, remembered, rest_of},
     settle::{decide, record},
     source::Source,
@@ -155,7 +155,7 @@ fn judge_packet(
 ) -> Decision {
     let sender = sender(skb);
     let bytes = size(skb).bytes;
-    let quality = quality(skb, sender, tag);
+    let quality = quality(skb, start, sender, tag, ends);
     let tracked = slot(in_force.generation, tag, sender, quality, ends);
     if tracked.is_null() {
         // It goes no farther than the link, or there is no room for a flow.
@@ -280,9 +280,9 @@ fn rest(peer: &Peer, tag: *const Socket) -> Peer {
     rest_of(peer, cookie)
 }
 
-/// How much is known of the owner of a frame.
+/// How much is known of the owner of a packet.
 #[inline(always)]
-fn quality(skb: *mut __sk_buff, sender: u8, tag: *const Socket) -> u8 {
+fn quality(skb: *mut __sk_buff, start: u32, sender: u8, tag: *const Socket, ends: &Ends) -> u8 {
     const TCP_TIME_WAIT: u32 = 6;
     const SOCK_RAW: u32 = 3;
     // SAFETY: a map value; the verifier checks the access.
@@ -302,7 +302,16 @@ fn quality(skb: *mut __sk_buff, sender: u8, tag: *const Socket) -> u8 {
     }
     // SAFETY: a field of the context; the verifier checks the access. So below.
     let socket = unsafe { (*skb).__bindgen_anon_2.sk };
-    if socket.is_null() || unsafe { (*socket).state } == TCP_TIME_WAIT {
+    if socket.is_null() {
+        // With these the kernel answers. All else is a tunnel's, and what is inside may be
+        // somebody's and have lost its socket: it was forwarded, or waited for a session.
+        return match ends.destination.protocol {
+            protocol::TCP | protocol::ICMP | protocol::ICMPV6 => quality::KERNEL,
+            protocol::UDP if is_empty_wireguard(skb, start) => quality::KERNEL,
+            _ => quality::NONE,
+        };
+    }
+    if unsafe { (*socket).state } == TCP_TIME_WAIT {
         return quality::KERNEL;
     }
     // The sockets with which the kernel resets connections and answers pings are raw.
