@@ -9,6 +9,7 @@ mod copy;
 mod handed;
 mod insist;
 mod many;
+mod moved;
 mod option;
 mod packet;
 mod raw;
@@ -78,6 +79,8 @@ const USAGE: &str = "traffic COMMAND ...
       one process connects, another one sends
   turn reconnect|replace ADDR:PORT ADDR:PORT
       sends to both, with one socket or one descriptor
+  move NAMESPACE ADDR:PORT
+      sends, goes to that network namespace, and sends once more and on a new socket
   option N
       sets an option of a socket by a value of so many bytes, of which the kernel reads
       the first four
@@ -182,6 +185,7 @@ fn run(arguments: &mut Arguments) -> Answer {
         "hand-on" => handed::hand_on(arguments),
         "use" => handed::use_handed(arguments),
         "turn" => handed::turn(arguments),
+        "move" => moved::go(arguments),
         "option" => option::set(arguments),
         "relay" => handed::relay(arguments),
         "workers" => workers::workers(arguments),

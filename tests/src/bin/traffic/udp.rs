@@ -73,7 +73,8 @@ pub fn own_port(socket: &OwnedFd) -> u16 {
         .unwrap_or(0)
 }
 
-fn open(peer: SocketAddr, from: Option<u16>) -> Result<OwnedFd, Failure> {
+/// A UDP socket that may be bound to a port.
+pub fn open(peer: SocketAddr, from: Option<u16>) -> Result<OwnedFd, Failure> {
     let family = family(peer.ip());
     let socket =
         socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).named("socket")?;
