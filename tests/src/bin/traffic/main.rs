@@ -32,6 +32,8 @@ const USAGE: &str = "traffic COMMAND ...
   udp ADDR:PORT [--from PORT] [--size N] [--count N] [--connected] [--hold]
       [--call sendto|sendmsg|sendmmsg] [--lite] [--options]
       with --options each packet has options of IPv4, or an extension header
+  receive PORT
+      one datagram, and tells how long it is
   udp-many ADDR:PORT --destinations N --count N [--size N] [--from PORT]
       datagrams in turn to N addresses from ADDR on, from one socket
   tcp ADDR:PORT [--from PORT] [--bytes N] [--hold socket|peer] [--fast-open|--fast-open-connect]
@@ -168,6 +170,7 @@ fn told_to_proceed() -> bool {
 fn run(arguments: &mut Arguments) -> Answer {
     match arguments.word("a command")?.as_str() {
         "udp" => udp::one(arguments),
+        "receive" => udp::receive(arguments),
         "udp-many" => udp::many(arguments),
         "tcp" => tcp::connect(arguments),
         "serve" => tcp::serve(arguments),
