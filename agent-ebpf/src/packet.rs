@@ -172,6 +172,28 @@ fn reset_len(skb: *mut __sk_buff) -> Option<u32> {
         .then_some(offset + u32::from(data_offset >> 4) * 4)
 }
 
+/// True for a message of WireGuard's that has nothing of anybody's in it: one that makes a
+/// session, or keeps it. The packet of UDP has its IP header at `start`.
+#[inline(never)]
+pub fn is_empty_wireguard(skb: *mut __sk_buff, start: u32) -> bool {
+    let offset = match load::<u8>(skb, start) {
+        Some(first) if first >> 4 == 4 => u32::from(first & 0x0f) * 4,
+        _ => 40,
+    };
+    // Length and checksum of UDP, and what kind of message it is.
+    let Some([a, b, _, _, kind, zeros @ ..]) = load::<[u8; 8]>(skb, start + offset + 4) else {
+        return false;
+    };
+    let of_this_length = match kind {
+        1 => 148,
+        2 => 92,
+        3 => 64,
+        4 => 32,
+        _ => return false,
+    };
+    zeros == [0; 3] && u16::from_be_bytes([a, b]) == 8 + of_this_length
+}
+
 /// Not inlined, so that its share of the stack is free again when the judge needs
 /// some: there are 512 bytes for both, and kernels before 6.9 count those of each
 /// function in steps of 32.

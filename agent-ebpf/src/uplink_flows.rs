@@ -44,10 +44,13 @@ fn find_or_create(
         source: ends.source,
         source_port: ends.source_port,
         sender,
-        pad: [0; 5],
+        quality: 0,
+        pad: [0; 4],
     };
-    if !tag.is_null() {
-        // SAFETY: a map value; the verifier checks the access.
+    if tag.is_null() {
+        key.quality = quality;
+    } else {
+        // SAFETY: a map value; the verifier checks the access. So below.
         let last = unsafe { &mut (*tag).tracked.flow };
         key.cookie = last.cookie;
         if sender == sender::PACKET {
@@ -110,7 +113,8 @@ fn cookie_of(key: &UplinkFlowKey) -> u64 {
     // Multiplied by an odd number, as Fibonacci hashing does: near addresses get far.
     const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
     let (high, low) = key.source.halves();
-    let ends = u64::from(key.source_port) << 8 | u64::from(key.sender);
+    let who = u64::from(key.sender) << 4 | u64::from(key.quality);
+    let ends = u64::from(key.source_port) << 8 | who;
     let mixed = (high.wrapping_mul(FACTOR) ^ low).wrapping_mul(FACTOR) ^ ends;
     COOKIE_OF_NO_SOCKET | mixed.wrapping_mul(FACTOR) >> 1
 }
@@ -126,7 +130,8 @@ pub fn attribute_last(tag: *mut Socket) -> u32 {
         source: flow.local,
         source_port: flow.local_port,
         sender: sender::PACKET,
-        pad: [0; 5],
+        quality: 0,
+        pad: [0; 4],
     };
     if let Some(tracked) = find(&key) {
         set_sender(tracked, owner, quality::DIRECT);

@@ -110,6 +110,39 @@ fn what_is_forwarded_is_told_by_both_its_ends() -> Result<()> {
 }
 
 #[test]
+fn what_a_guest_sends_through_a_tunnel_is_not_the_kernels_own() -> Result<()> {
+    let lab = Lab::new()?;
+    let machine = guest(&lab.host, "machine", 1)?;
+    let agent = lab.agent().policy(&reporting()).uplink("auto").start()?;
+    const INNER: &str = "198.51.100.70";
+    lab.host.ip(&format!(
+        "link add tunnel type vxlan id 7 remote {} dstport 4789 dev to-foreign\n\
+         link set tunnel addrgenmode none\n\
+         link set tunnel up\n\
+         neighbour add {INNER} lladdr 02:00:00:00:03:70 dev tunnel nud permanent\n\
+         route add {INNER} dev tunnel\n",
+        places::FOREIGN
+    ))?;
+    let program = Program::new(TRAFFIC, &machine.place, None, None)?;
+    let to = format!("{INNER}:9");
+    program.args(["udp", &to]).run()?.success()?;
+    let record = only(finals_to(agent, &lab, places::FOREIGN)?)?;
+    const ETHERNET_AND_VXLAN_HEADERS: u64 = 14 + 8;
+    let inner = PAYLOAD + UDP_HEADER + ip_header(places::FOREIGN);
+    let bytes = inner + ETHERNET_AND_VXLAN_HEADERS + UDP_HEADER + ip_header(places::FOREIGN);
+    holds(
+        &record,
+        &[
+            ("attribution", &"none"),
+            ("dst_port", &4789),
+            ("bytes_out", &bytes),
+            ("pid", &""),
+        ],
+    )?;
+    lab.close()
+}
+
+#[test]
 fn a_frame_is_its_senders_also_if_it_is_the_only_one() -> Result<()> {
     for (to, enforced) in [
         (places::FOREIGN, false),

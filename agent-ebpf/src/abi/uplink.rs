@@ -104,8 +104,10 @@ pub struct UplinkFlowKey {
     pub source_port: u16,
     /// One of [`sender`].
     pub sender: u8,
+    /// One of [`super::quality`] where no tag says whose it is; else 0.
+    pub quality: u8,
     /// Zero.
-    pub pad: [u8; 5],
+    pub pad: [u8; 4],
 }
 
 /// Set in the cookie of a flow that has no socket. The kernel counts cookies from 1.

@@ -20,7 +20,7 @@ use crate::{
     flows::{self, set_sender},
     judge::{judge, undetermined},
     maps::{InForce, SOCKETS, UPLINKS, WRITERS, in_force, lose},
-    packet::{Ends, Frame, Part, ends_at, frame, protocol},
+    packet::{Ends, Frame, Part, ends_at, frame, is_empty_wireguard, protocol},
     remembered::{connection, remember, remembered, rest_of},
     settle::{decide, record},
     source::Source,
@@ -156,7 +156,7 @@ fn judge_packet(
     let sender = sender(skb);
     let bytes = size(skb).bytes;
     let owner = owner(skb, sender, tag);
-    let quality = quality(skb, sender, owner);
+    let quality = quality(skb, start, sender, tag, ends);
     let tracked = slot(in_force.generation, tag, sender, quality, ends);
     if tracked.is_null() {
         // It goes no farther than the link, or there is no room for a flow.
@@ -166,8 +166,13 @@ fn judge_packet(
         };
         return judge(in_force, &source, &ends.destination, bytes);
     }
-    if is_process(owner) {
-        set_sender(tracked, owner, quality);
+    // SAFETY: a map value; the verifier checks the access. So below.
+    if !owner.is_null() && unsafe { (*owner).pid } != 0 {
+        let certainty = match tag.is_null() {
+            true => unsafe { (*owner).quality },
+            false => quality,
+        };
+        set_sender(tracked, owner, certainty);
     }
     let decision = match known.verdict {
         verdict::NONE => decide(in_force, tracked, ends, bytes),
@@ -300,26 +305,15 @@ fn owner(skb: *mut __sk_buff, sender: u8, tag: *const Socket) -> *const Owner {
     WRITERS.get_ptr(&came_in_by).unwrap_or(core::ptr::null())
 }
 
-/// True if a process is known.
+/// How much is known of the owner of a packet.
 #[inline(always)]
-fn is_process(owner: *const Owner) -> bool {
-    // SAFETY: a map value; the verifier checks the access.
-    !owner.is_null() && unsafe { (*owner).pid } != 0
-}
-
-/// How much is known of the owner of a frame.
-#[inline(always)]
-fn quality(skb: *mut __sk_buff, sender: u8, owner: *const Owner) -> u8 {
+fn quality(skb: *mut __sk_buff, start: u32, sender: u8, tag: *const Socket, ends: &Ends) -> u8 {
     const TCP_TIME_WAIT: u32 = 6;
     const SOCK_RAW: u32 = 3;
-    if is_process(owner) {
-        if sender == sender::FORWARDED {
-            // SAFETY: a map value; the verifier checks the access.
-            return unsafe { (*owner).quality };
-        }
+    // SAFETY: a map value; the verifier checks the access.
+    if !tag.is_null() && unsafe { (*tag).tracked.owner.pid } != 0 {
         // Who sends on a socket has sent what is in its name, and so what is around that. In
         // a listener's name the kernel answers.
-        // SAFETY: a field of the context.
         let socket = unsafe { (*skb).__bindgen_anon_2.sk };
         if !socket.is_null() && !unsafe { bpf_sk_fullsock(socket) }.is_null() {
             return quality::DIRECT;
@@ -333,7 +327,16 @@ fn quality(skb: *mut __sk_buff, sender: u8, owner: *const Owner) -> u8 {
     }
     // SAFETY: a field of the context; the verifier checks the access. So below.
     let socket = unsafe { (*skb).__bindgen_anon_2.sk };
-    if socket.is_null() || unsafe { (*socket).state } == TCP_TIME_WAIT {
+    if socket.is_null() {
+        // With these the kernel answers. All else is a tunnel's, and what is inside may be
+        // somebody's and have lost its socket: it was forwarded, or waited for a session.
+        return match ends.destination.protocol {
+            protocol::TCP | protocol::ICMP | protocol::ICMPV6 => quality::KERNEL,
+            protocol::UDP if is_empty_wireguard(skb, start) => quality::KERNEL,
+            _ => quality::NONE,
+        };
+    }
+    if unsafe { (*socket).state } == TCP_TIME_WAIT {
         return quality::KERNEL;
     }
     // The sockets with which the kernel resets connections and answers pings are raw.

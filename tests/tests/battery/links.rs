@@ -240,6 +240,23 @@ fn over_a_new_link(stage: &mut Stage<'_>) -> Result<()> {
 }
 
 #[test]
+fn row_28_to_another_network_namespace_and_back() -> Result<()> {
+    let ways = [
+        way("28c", |stage| {
+            let container = stage.place.context("no place")?.path();
+            let to = stage.udp();
+            stage.run(&["move", &container, &to])
+        }),
+        way("28d", |stage| {
+            let program = elsewhere(stage, Some("container.service"))?;
+            let (host, to) = (stage.lab.host.path(), stage.udp());
+            stage.run_program(program, &["move", &host, &to])
+        }),
+    ];
+    go(&ways, "", container)
+}
+
+#[test]
 fn row_30_frames_for_the_driver() -> Result<()> {
     go(&[way("30a", |stage| frame(stage, &["--xdp"]))], "", nothing)
 }

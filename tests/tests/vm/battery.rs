@@ -19,22 +19,7 @@ to      = { networks = ["198.51.100.0/24"] }
 verdict = "approve"
 "#;
 
-/// systemd-networkd makes a WireGuard device with one peer, whose key is anybody's.
-const WIREGUARD: [(&str, &str); 2] = [
-    (
-        "/etc/systemd/network/wg0.netdev",
-        "[NetDev]\nName=wg0\nKind=wireguard\n[WireGuard]\n\
-         PrivateKey=YAnzR9hfhjmWhhjlq2Nk8d9zc1uJOD1P4xC3eD7XtEE=\n[WireGuardPeer]\n\
-         PublicKey=xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\n\
-         AllowedIPs=198.51.100.0/24\nEndpoint=203.0.113.32:51820\n",
-    ),
-    (
-        "/etc/systemd/network/wg0.network",
-        "[Match]\nName=wg0\n[Link]\nRequiredForOnline=no\n[Network]\nLinkLocalAddressing=no\n",
-    ),
-];
-
-/// A way out: shell commands.
+/// A way out: shell commands, to which `$enforced` is `true` or `false`.
 struct Way {
     id: &'static str,
     /// Last part of its far address.
@@ -43,10 +28,15 @@ struct Way {
     prepare: String,
     /// Sends.
     send: String,
+    /// Waits until the far end has it, where packets that arrive do not say so; not in
+    /// enforce mode.
+    take: String,
     /// Takes away what would go on.
     end: String,
     /// It is the command that sends, and not the kernel by itself.
     is_a_process: bool,
+    /// The kernel sends something of its own as well, less than the command.
+    greets: bool,
 }
 
 impl Way {
@@ -55,8 +45,12 @@ impl Way {
     }
 }
 
-fn transport(id: &'static str, host: u8, name: &str) -> Way {
-    let serve = format!("{TRAFFIC} serve 443 --wait --transport {name}");
+/// A connection to a server at the far end; `modules` carry it, and `/proc/sys/net/{retries}`
+/// is how often it is asked for.
+fn transport(id: &'static str, host: u8, name: &str, modules: &str, retries: &str) -> Way {
+    // DCCP has no half that could be closed: the connection is over when the server ends.
+    let wait = if name == "dccp" { "" } else { "--wait" };
+    let serve = format!("{TRAFFIC} serve 443 {wait} --transport {name}");
     let to = format!("203.0.113.{host}:443");
     Way {
         id,
@@ -64,16 +58,18 @@ fn transport(id: &'static str, host: u8, name: &str) -> Way {
         // Where the far end does not answer, or may not be asked, one greeting and
         // another are enough.
         prepare: format!(
-            "modprobe {name} && echo 1 > /proc/sys/net/{name}/max_init_retransmits && \
+            "modprobe {modules} && echo 1 > /proc/sys/net/{retries} && \
              ip -n far address replace 203.0.113.{host}/32 dev lo && rm -f /run/server && \
              {{ ip netns exec far {serve} >/run/server 2>&1 </dev/null & \
              echo $! >/run/server.pid; }} && \
              until grep -q port /run/server; do sleep 0.1; done"
         ),
         send: format!("{TRAFFIC} tcp {to} --transport {name} --bytes 500"),
+        take: String::new(),
         // It may have ended by itself.
         end: "kill $(cat /run/server.pid) 2>/dev/null || true".into(),
         is_a_process: true,
+        greets: false,
     }
 }
 
@@ -86,28 +82,79 @@ fn tunnel(id: &'static str, host: u8, kind: &str) -> Way {
              ip link set out up && ip route add 198.51.100.{host} dev out src 192.0.2.1"
         ),
         send: format!("{TRAFFIC} udp 198.51.100.{host}:9"),
+        take: String::new(),
         end: "ip link del out".into(),
         is_a_process: true,
+        greets: false,
+    }
+}
+
+/// A datagram through a tunnel of WireGuard's to the far end; longer than what the two
+/// ends say to each other to make a session.
+fn wireguard(id: &'static str, host: u8, port: u16, has_session: bool) -> Way {
+    let name = format!("wg{host}");
+    let far = "ip netns exec far";
+    // The far device is made where it is to be: its packets come from there, wherever it is
+    // moved to. Without the address it would answer from another, and be sent to there.
+    let make = format!(
+        "umask 077 && rm -f /run/taken && wg genkey >/run/near.key && wg genkey >/run/far.key && \
+         ip link add {name} type wireguard && ip -n far link add {name} type wireguard && \
+         wg set {name} private-key /run/near.key peer $(wg pubkey </run/far.key) \
+             endpoint 203.0.113.{host}:{port} allowed-ips 198.51.100.{host}/32 && \
+         {far} wg set {name} private-key /run/far.key listen-port {port} \
+             peer $(wg pubkey </run/near.key) allowed-ips 192.0.2.1/32 && \
+         ip -n far address add 203.0.113.{host}/32 dev lo && \
+         ip -n far address add 198.51.100.{host}/32 dev {name} && \
+         ip -n far link set {name} up && ip link set {name} up && \
+         ip route add 198.51.100.{host} dev {name} src 192.0.2.1 && \
+         {{ {far} {TRAFFIC} receive 9 >/run/taken 2>&1 </dev/null & }} && \
+         until grep -q port /run/taken; do sleep 0.1; done"
+    );
+    let delete = format!(
+        "ip link del {name} && ip -n far link del {name} && \
+         ip -n far address del 203.0.113.{host}/32 dev lo"
+    );
+    // In enforce mode there can be none but that from before, since the greeting is blocked
+    // as well.
+    let (prepare, end) = if has_session {
+        let greet = format!(
+            "wg set {name} peer $(wg pubkey </run/far.key) persistent-keepalive 1 && \
+             until wg show {name} latest-handshakes | grep -qv '\t0$'; do sleep 0.1; done && \
+             wg set {name} peer $(wg pubkey </run/far.key) persistent-keepalive 0"
+        );
+        (
+            format!("$enforced || {{ {make} && {greet}; }}"),
+            format!("! $enforced || {{ {delete}; }}"),
+        )
+    } else {
+        (make, delete)
+    };
+    Way {
+        id,
+        host,
+        prepare,
+        send: format!("{TRAFFIC} udp 198.51.100.{host}:9 --size 1000"),
+        take: "until grep -q '\"bytes\":1000' /run/taken; do sleep 0.1; done".into(),
+        end,
+        is_a_process: true,
+        greets: true,
     }
 }
 
 fn ways() -> Vec<Way> {
     vec![
-        transport("11b", 20, "sctp"),
+        transport("11b", 20, "sctp", "sctp", "sctp/max_init_retransmits"),
+        transport(
+            "11c",
+            22,
+            "dccp",
+            "dccp_ipv6",
+            "dccp/default/request_retries",
+        ),
         tunnel("21d", 24, "gre"),
         tunnel("21e", 28, "ipip"),
-        Way {
-            id: "21f",
-            host: 32,
-            prepare: "systemctl start systemd-networkd && networkctl reload && \
-                      until ip link show wg0 up; do ip link set wg0 up; sleep 0.1; done && \
-                      ip route replace 198.51.100.32 dev wg0 src 192.0.2.1"
-                .into(),
-            send: format!("{TRAFFIC} udp 198.51.100.32:9"),
-            end: "systemctl stop systemd-networkd.socket systemd-networkd && ip link del wg0"
-                .into(),
-            is_a_process: true,
-        },
+        wireguard("21f", 32, 51820, true),
+        wireguard("21g", 33, 51821, false),
         Way {
             id: "22a",
             host: 36,
@@ -116,8 +163,10 @@ fn ways() -> Vec<Way> {
                    -o addr=203.0.113.36,clientaddr=192.0.2.1,soft,timeo=10,retrans=1 \
                    203.0.113.36:/ /mnt >/dev/null 2>&1 </dev/null &)"
                 .into(),
+            take: String::new(),
             end: "while grep -qx mount /proc/[0-9]*/comm; do sleep 0.1; done".into(),
             is_a_process: false,
+            greets: false,
         },
     ]
 }
@@ -125,9 +174,6 @@ fn ways() -> Vec<Way> {
 #[test]
 fn the_battery_where_the_kernel_has_more_modules() -> Result<()> {
     let mut vm = installed("battery")?;
-    for (path, text) in WIREGUARD {
-        vm.write(path, text)?;
-    }
     vm.write("/etc/trefoil/policy.toml", POLICY)?;
     vm.ok("systemctl reload trefoil")?;
     let ways = ways();
@@ -162,6 +208,16 @@ fn the_battery_where_the_kernel_has_more_modules() -> Result<()> {
     let mut differences = Vec::new();
     for ((way, gone), packets) in ways.iter().zip(reported).zip(arrived) {
         let told = told_by(&records, way)?;
+        let by_the_kernel =
+            about(&records, way).filter(|record| record.is("TREFOIL_ATTRIBUTION", "kernel"));
+        let by_the_kernel: u64 = by_the_kernel
+            .map(|record| record.number("TREFOIL_BYTES_OUT"))
+            .sum::<Result<_>>()?;
+        ensure!(
+            by_the_kernel < gone.bytes && (by_the_kernel > 0) == way.greets,
+            "{}: {by_the_kernel} B are said to be the kernel's own",
+            way.id
+        );
         let (mut seen, owned) = seen_and_owned(&told, gone.bytes, &gone.senders);
         if seen == Grade::No && gone.of_no_flow >= gone.bytes {
             seen = Grade::Part;
@@ -225,7 +281,8 @@ fn books(vm: &mut Vm) -> Result<Books> {
 
 /// Goes one way.
 fn go(vm: &mut Vm, way: &Way, enforced: bool) -> Result<Gone> {
-    vm.ok(&way.prepare).context(way.id)?;
+    let command = |text: &str| format!("enforced={enforced}; {text}");
+    vm.ok(&command(&way.prepare)).context(way.id)?;
     let (before, books_before) = (arrived(vm)?, books(vm)?);
     let sent = vm.run(&way.send)?;
     println!("{}: {sent:?}", way.id);
@@ -253,9 +310,10 @@ fn go(vm: &mut Vm, way: &Way, enforced: bool) -> Result<Gone> {
             Ok((is_blocked || arrived(vm)? > before).then_some(()))
         },
     )?;
-    if !way.end.is_empty() {
-        vm.ok(&way.end).context(way.id)?;
+    if !enforced {
+        vm.ok(&way.take).context(way.id)?;
     }
+    vm.ok(&command(&way.end)).context(way.id)?;
     Ok(Gone {
         senders,
         bytes,
@@ -264,10 +322,16 @@ fn go(vm: &mut Vm, way: &Way, enforced: bool) -> Result<Gone> {
     })
 }
 
-fn told_by(records: &[Record], way: &Way) -> Result<Vec<Told>> {
+/// Records about the far address of a way.
+fn about<'a>(records: &'a [Record], way: &Way) -> impl Iterator<Item = &'a Record> {
+    let to = way.to();
     records
         .iter()
-        .filter(|record| record.is("TREFOIL_DST_ADDR", way.to()))
+        .filter(move |record| record.is("TREFOIL_DST_ADDR", to))
+}
+
+fn told_by(records: &[Record], way: &Way) -> Result<Vec<Told>> {
+    about(records, way)
         .map(|record| {
             println!("{record}");
             Ok(Told {

@@ -16,15 +16,16 @@ use crate::workspace::{self, as_root};
 
 const SUITE: &str = "bookworm";
 
-/// What is installed beside the essential packages. No network tools but `ip`,
-/// no compiler, no Python: a host that has little must be enough.
-const PACKAGES: [&str; 8] = [
+/// What is installed beside the essential packages. No network tools but `ip`
+/// and `wg`, no compiler, no Python: a host that has little must be enough.
+const PACKAGES: [&str; 9] = [
     "systemd",
     "systemd-sysv",
     "udev",
     "dbus",
     "kmod",
     "iproute2",
+    "wireguard-tools",
     "bash-completion",
     "linux-image-cloud-amd64",
 ];

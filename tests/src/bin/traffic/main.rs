@@ -9,6 +9,7 @@ mod copy;
 mod handed;
 mod insist;
 mod many;
+mod moved;
 mod option;
 mod packet;
 mod raw;
@@ -31,6 +32,8 @@ const USAGE: &str = "traffic COMMAND ...
   udp ADDR:PORT [--from PORT] [--size N] [--count N] [--connected] [--hold]
       [--call sendto|sendmsg|sendmmsg] [--lite] [--options]
       with --options each packet has options of IPv4, or an extension header
+  receive PORT
+      one datagram, and tells how long it is
   udp-many ADDR:PORT --destinations N --count N [--size N] [--from PORT]
       datagrams in turn to N addresses from ADDR on, from one socket
   tcp ADDR:PORT [--from PORT] [--bytes N] [--hold socket|peer] [--fast-open|--fast-open-connect]
@@ -78,6 +81,8 @@ const USAGE: &str = "traffic COMMAND ...
       one process connects, another one sends
   turn reconnect|replace ADDR:PORT ADDR:PORT
       sends to both, with one socket or one descriptor
+  move NAMESPACE ADDR:PORT
+      sends, goes to that network namespace, and sends once more and on a new socket
   option N
       sets an option of a socket by a value of so many bytes, of which the kernel reads
       the first four
@@ -165,6 +170,7 @@ fn told_to_proceed() -> bool {
 fn run(arguments: &mut Arguments) -> Answer {
     match arguments.word("a command")?.as_str() {
         "udp" => udp::one(arguments),
+        "receive" => udp::receive(arguments),
         "udp-many" => udp::many(arguments),
         "tcp" => tcp::connect(arguments),
         "serve" => tcp::serve(arguments),
@@ -182,6 +188,7 @@ fn run(arguments: &mut Arguments) -> Answer {
         "hand-on" => handed::hand_on(arguments),
         "use" => handed::use_handed(arguments),
         "turn" => handed::turn(arguments),
+        "move" => moved::go(arguments),
         "option" => option::set(arguments),
         "relay" => handed::relay(arguments),
         "workers" => workers::workers(arguments),

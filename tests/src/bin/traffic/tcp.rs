@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, Shutdown as How, SockFlag, SockType, SockaddrStorage, bind,
-    connect as call, sendto, setsockopt, shutdown, socket, sockopt,
+    connect as call, send as call_send, sendto, setsockopt, shutdown, socket, sockopt,
 };
 
 use crate::arguments::Arguments;
@@ -30,11 +30,10 @@ impl FromStr for Transport {
     type Err = ();
 
     fn from_str(name: &str) -> Result<Self, ()> {
-        const SOCK_DCCP: i32 = 6;
         let (kind, protocol) = match name {
             "mptcp" => (libc::SOCK_STREAM, libc::IPPROTO_MPTCP),
             "sctp" => (libc::SOCK_STREAM, libc::IPPROTO_SCTP),
-            "dccp" => (SOCK_DCCP, libc::IPPROTO_DCCP),
+            "dccp" => (Self::SOCK_DCCP, libc::IPPROTO_DCCP),
             _ => return Err(()),
         };
         Ok(Self { kind, protocol })
@@ -42,6 +41,8 @@ impl FromStr for Transport {
 }
 
 impl Transport {
+    const SOCK_DCCP: i32 = 6;
+
     fn open(self, address: IpAddr) -> Result<OwnedFd, Failure> {
         raw::open(address, self.kind, self.protocol)
     }
@@ -52,6 +53,17 @@ impl Transport {
         bind(socket.as_raw_fd(), &SockaddrStorage::from(any)).named("bind")?;
         nix::sys::socket::listen(&socket, Backlog::MAXCONN).named("listen")?;
         Ok(socket.into())
+    }
+
+    /// Says that there is no more to come.
+    fn end(self, socket: &impl AsRawFd) -> Answer {
+        // DCCP has packets and no halves that could be closed: an empty one is read as the end.
+        match self.kind {
+            Self::SOCK_DCCP => call_send(socket.as_raw_fd(), &[], MsgFlags::empty())
+                .named("send")
+                .map(drop),
+            _ => shutdown(socket.as_raw_fd(), How::Write).named("shutdown"),
+        }
     }
 }
 
@@ -135,7 +147,10 @@ pub fn connect(arguments: &mut Arguments) -> Answer {
     }
     // The far end closes when it has read everything, so all of it has arrived
     // when this returns.
-    shutdown(stream.as_raw_fd(), How::Write).named("shutdown")?;
+    match transport {
+        Some(transport) => transport.end(&stream)?,
+        None => shutdown(stream.as_raw_fd(), How::Write).named("shutdown")?,
+    }
     match stream.read_to_end(&mut Vec::new()) {
         // SCTP has no half that stays open: it is over.
         Err(error) if transport.is_some() && error.kind() == ErrorKind::NotConnected => 0,

@@ -1,7 +1,7 @@
 //! Datagrams: one or many, by each of the calls that send them.
 
 use std::io::IoSlice;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::str::FromStr;
 
@@ -73,7 +73,8 @@ pub fn own_port(socket: &OwnedFd) -> u16 {
         .unwrap_or(0)
 }
 
-fn open(peer: SocketAddr, from: Option<u16>) -> Result<OwnedFd, Failure> {
+/// A UDP socket that may be bound to a port.
+pub fn open(peer: SocketAddr, from: Option<u16>) -> Result<OwnedFd, Failure> {
     let family = family(peer.ip());
     let socket =
         socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).named("socket")?;
@@ -173,6 +174,22 @@ fn send_one(
             Ok(results.map(|result| result.bytes).sum())
         }
     }
+}
+
+/// `traffic receive`
+pub fn receive(arguments: &mut Arguments) -> Answer {
+    let port: u16 = arguments.value("a port")?;
+    arguments.done()?;
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).named("bind")?;
+    let mut received = Sent {
+        port,
+        ..Sent::default()
+    };
+    received.tell();
+    received.bytes = socket.recv(&mut [0; 2048]).named("recv")? as u64;
+    received.packets = 1;
+    received.tell();
+    Ok(())
 }
 
 /// `traffic udp-many`
