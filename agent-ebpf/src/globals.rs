@@ -32,6 +32,10 @@ static SUBFLOWS_KNOWN: u32 = 0;
 #[unsafe(no_mangle)]
 static NAMESPACE: u64 = 0;
 
+/// 1 if flows that stay on the host are told like any other; else 0.
+#[unsafe(no_mangle)]
+static LOCAL_FLOWS: u32 = 0;
+
 /// Inode number of the agent's network namespace.
 #[unsafe(no_mangle)]
 static NAMESPACE_INODE: u32 = 0;
@@ -66,6 +70,12 @@ pub fn executable_key() -> u64 {
 pub fn namespace() -> u64 {
     // SAFETY: as above.
     unsafe { ptr::read_volatile(&NAMESPACE) }
+}
+
+#[inline(always)]
+pub fn local_flows() -> bool {
+    // SAFETY: as above.
+    unsafe { ptr::read_volatile(&LOCAL_FLOWS) != 0 }
 }
 
 #[inline(always)]

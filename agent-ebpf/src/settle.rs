@@ -4,7 +4,8 @@ use trefoil_ebpf::abi::*;
 
 use crate::{
     accounting::{announce, begin_again, count, end, finish},
-    judge::judge,
+    globals::local_flows,
+    judge::{judge, undetermined},
     maps::InForce,
     packet::Ends,
     source::Source,
@@ -14,22 +15,48 @@ use crate::{
 /// another flow, of the same senders; so is what comes after its end.
 #[inline(always)]
 pub fn decide(in_force: InForce, tracked: *mut Tracked, ends: &Ends, bytes: u32) -> Decision {
-    // SAFETY: a map value; the verifier checks the access. So below.
-    let flow = unsafe { &raw mut (*tracked).flow };
-    let mut decision = unsafe { (*flow).decision };
+    // SAFETY: map values; the verifier checks the access. So below.
+    let mut decision = unsafe { (*tracked).flow.decision };
     if !in_force.made(&decision) {
         let source = Source::of(unsafe { &raw const (*tracked).owner });
-        let anew = judge(in_force, &source, &ends.destination, bytes);
-        if decision.verdict != verdict::NONE && !decision.agrees(&anew) {
-            let kept = FLOW_EMBRYONIC | FLOW_SENT | FLOW_SHARED;
-            let state = unsafe { (*flow).state } & kept;
-            end(tracked);
-            begin_again(tracked, anew, state);
-        } else {
-            unsafe { (*flow).decision = anew };
-        }
-        decision = anew;
+        decision = judge(in_force, &source, &ends.destination, bytes);
+        take_in(tracked, decision);
     }
+    go_on(tracked, ends, decision);
+    decision
+}
+
+/// As [`decide`], about a packet that is known to stay on this host.
+#[inline(always)]
+pub fn stay(in_force: InForce, tracked: *mut Tracked, ends: &Ends) -> Decision {
+    let local = Decision {
+        verdict: verdict::LOCAL,
+        ..undetermined(in_force)
+    };
+    take_in(tracked, local);
+    go_on(tracked, ends, local);
+    local
+}
+
+#[inline(always)]
+fn take_in(tracked: *mut Tracked, anew: Decision) {
+    // SAFETY: a map value; the verifier checks the access. So below.
+    let flow = unsafe { &raw mut (*tracked).flow };
+    let decision = unsafe { (*flow).decision };
+    if decision.verdict != verdict::NONE && !decision.agrees(&anew) {
+        let kept = FLOW_EMBRYONIC | FLOW_SENT | FLOW_SHARED;
+        let state = unsafe { (*flow).state } & kept;
+        end(tracked);
+        begin_again(tracked, anew, state);
+    } else {
+        unsafe { (*flow).decision = anew };
+    }
+}
+
+#[inline(always)]
+fn go_on(tracked: *mut Tracked, ends: &Ends, decision: Decision) {
+    // SAFETY: a map value; the verifier checks the access. So below.
+    let flow = unsafe { &raw mut (*tracked).flow };
     if unsafe { (*flow).local.is_unspecified() } {
         unsafe {
             (*flow).local = ends.source;
@@ -39,7 +66,6 @@ pub fn decide(in_force: InForce, tracked: *mut Tracked, ends: &Ends, bytes: u32)
     if unsafe { (*flow).state } & FLOW_ENDED != 0 {
         begin_again(tracked, decision, FLOW_ENDED);
     }
-    decision
 }
 
 /// Counts the packet, and tells the agent of its flow if it has not heard of it.
@@ -50,7 +76,7 @@ pub fn record(tracked: *mut Tracked, decision: &Decision, bytes: u64, blocked: b
     let state = unsafe { (*tracked).flow.state };
     if state & FLOW_ENDED != 0 {
         finish(reason::CLOSED, tracked);
-    } else if decision.verdict != verdict::LOCAL {
+    } else if decision.verdict != verdict::LOCAL || local_flows() {
         // An answer that is blocked will not become a session that could be announced.
         let is_embryo = state & FLOW_EMBRYONIC != 0;
         if blocked || !is_embryo {

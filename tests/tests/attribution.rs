@@ -18,6 +18,53 @@ use world::{
 const MANY: usize = 1000;
 const FIRST_PORT: &str = "20000";
 
+/// The resolver alone sends outside; who has asked it how much is in records about it.
+#[test]
+fn who_asks_a_resolver_on_this_host_is_told() -> Result<()> {
+    const PORT: u16 = 5353;
+    let lab = Lab::new()?;
+    let sink = UdpSink::new(&lab.foreign, 9)?;
+    let agent = lab.agent().policy(&approving());
+    let mut agent = agent.settings("local_flows = true\n").start()?;
+    let mut askers = BTreeSet::new();
+    for (number, unit) in (1..).zip(["mail.service", "web.service"]) {
+        let (port, to) = (PORT.to_string(), at(places::FOREIGN, 9));
+        let mut resolver = traffic_in(&lab, "resolver.service")?
+            .args(["relay", &port, &to])
+            .start()?;
+        resolver.line()?;
+        let asker = traffic_in(&lab, unit)?
+            .args(["udp", &format!("127.0.0.1:{PORT}"), "--size", "100"])
+            .run()?
+            .success()?;
+        askers.insert((unit.to_owned(), told(&asker)?[0].number("pid")?));
+        resolver.finish()?.success()?;
+        sink.wait_for_packets(number)?;
+    }
+    let finals = agent.wait_for("a final record of each", |records| {
+        all_finals(records, PORT, askers.len())
+    })?;
+    let about = |record: &Record| {
+        for (name, expected) in [
+            ("verdict", "local"),
+            ("attribution", "direct"),
+            ("dst_addr", "127.0.0.1"),
+            ("bytes_out", "128"),
+        ] {
+            ensure!(record.is(name, expected), "{name}: {record}");
+        }
+        Ok((record.text("unit"), record.number("pid")?))
+    };
+    let told = finals.iter().map(about).collect::<Result<BTreeSet<_>>>()?;
+    ensure!(told == askers, "{told:?} for {askers:?}");
+    let outside = all_finals(agent.records()?, 9, askers.len()).context("not told yet")?;
+    for record in &outside {
+        ensure!(record.is("unit", "resolver.service"), "{record}");
+    }
+    agent.stop(Signal::SIGINT)?;
+    lab.close()
+}
+
 #[test]
 fn a_thousand_short_lived_processes_are_each_named() -> Result<()> {
     let lab = Lab::new()?;

@@ -20,11 +20,12 @@ use trefoil_ebpf::abi::*;
 use crate::{
     accounting::{NOT_JUDGED, begin, count_total},
     flows,
+    globals::local_flows,
     judge::{judge, undetermined},
     maps::{CUTS, FLOWS, InForce, SOCKETS, in_force, lose},
     packet::{Ends, ends, is_bare_reset, protocol},
     remembered::{connection, remember, remembered},
-    settle::{decide, record},
+    settle::{decide, record, stay},
     socket::{is_raw, is_tcp},
     source::Source,
     subflow::inherit,
@@ -53,6 +54,15 @@ fn egress(ctx: SkBuffContext) -> i32 {
             ..undetermined(in_force)
         };
         count_total(&local, bytes, false);
+        if local_flows()
+            && let Some(mut ends) = ends(skb)
+        {
+            let tracked = slot(skb, &mut ends);
+            if !tracked.is_null() {
+                let local = stay(in_force, tracked, &ends);
+                record(tracked, &local, bytes, false);
+            }
+        }
         return PASS;
     }
     let Some(mut ends) = ends(skb) else {

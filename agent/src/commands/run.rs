@@ -71,6 +71,7 @@ pub fn run(args: &RunArgs) -> Result<Ending, Failure> {
             executables: settings.tables.executables,
             cgroups: settings.tables.cgroups,
         },
+        local_flows: settings.local_flows,
     };
     if !cuts::may_enforce(&policy, &origins.geo, &load, args.yes)? {
         return Ok(Ending::Findings);

@@ -66,6 +66,8 @@ pub struct LoadSettings {
     pub cgroup: PathBuf,
     /// Sizes of tables.
     pub tables: TableSizes,
+    /// Flows that stay on the host are told like any other.
+    pub local_flows: bool,
 }
 
 /// The kernel side of a running agent.
@@ -135,6 +137,7 @@ impl Kernel {
         let executable_key = random_word()?;
         let namespace = namespace_cookie();
         let namespace_inode = namespace_inode()?;
+        let local_flows = u32::from(settings.local_flows);
         let paths: Vec<_> = map_names()
             .map(|name| (name.clone(), pins.map(&name)))
             .collect();
@@ -146,6 +149,7 @@ impl Kernel {
             .override_global("TCP_STATE_SEEN", &tcp_state_seen, true)
             .override_global("SUBFLOWS_KNOWN", &subflows_known, true)
             .override_global("NAMESPACE", &namespace, true)
+            .override_global("LOCAL_FLOWS", &local_flows, true)
             .override_global("NAMESPACE_INODE", &namespace_inode, true)
             .override_global("OFFSETS", bytes_of(&kernel_offsets), true);
         for (name, size) in &sizes {

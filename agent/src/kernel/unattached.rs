@@ -44,6 +44,7 @@ impl Unattached {
                 executables: n_names,
                 cgroups: n_names,
             },
+            local_flows: false,
         })
         .map(Self)
     }

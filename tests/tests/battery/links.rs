@@ -202,8 +202,11 @@ fn row_23_questions_to_a_resolver() -> Result<()> {
     let send = |stage: &mut Stage<'_>| {
         let to = stage.udp();
         let port = if stage.enforced { "5354" } else { "5353" };
-        stage.start(&["relay", port, &to])?;
-        stage.run(&["udp", &format!("127.0.0.1:{port}")])
+        let resolver = stage.start(&["relay", port, &to])?.pid();
+        stage.run(&["udp", &format!("127.0.0.1:{port}")])?;
+        // Who asks sends nothing outside.
+        stage.senders = [resolver].into();
+        Ok(())
     };
     go(&[way("23a", send)], "", nothing)
 }
