@@ -12,8 +12,8 @@ use trefoil_ebpf::abi::*;
 
 use crate::{
     accounting::announce_owner,
+    flows::set_running,
     maps::{PROCESSES, SOCKETS, active},
-    owner::set_current,
     uplink_flows::attribute_last,
 };
 
@@ -44,7 +44,7 @@ fn notice(ctx: &BtfTracePointContext) -> Option<()> {
         }
         return None;
     }
-    set_current(owner);
+    set_running(tag);
     if flags & SOCKET_OF_FRAMES != 0 {
         attribute_last(tag);
     }
