@@ -11,7 +11,8 @@ use trefoil_ebpf::abi::*;
 use crate::{
     atomic,
     maps::{EMPTY, ENDED, EVENTS, TOTALS, lose},
-    owner::set_acting,
+    owner::{set_acting, set_nobody},
+    packet::Ends,
     remembered::{connection, remember},
 };
 
@@ -20,6 +21,12 @@ use crate::{
 pub fn now_ns() -> u64 {
     // SAFETY: a helper without arguments.
     unsafe { bpf_ktime_get_boot_ns() }
+}
+
+/// When a flow begins that has a slot.
+#[inline(always)]
+fn start_ns() -> u64 {
+    now_ns() & !1
 }
 
 /// Sends an event; false, and counted, if the ring buffer has no room.
@@ -101,6 +108,67 @@ pub fn announce_unseen(way: u16, refused: bool) {
     entry.submit(BPF_RB_NO_WAKEUP.into());
 }
 
+/// A packet for whose flow there is no room.
+pub struct Alone {
+    pub cookie: u64,
+    pub decision: Decision,
+    /// Of the IP packet.
+    pub bytes: u32,
+    pub direction: u8,
+    /// Of its owner.
+    pub quality: u8,
+}
+
+/// Hands over a packet for whose flow there is no room, as a flow that begins and ends with
+/// it. `owner` is null if nobody is known. What the ring buffer cannot take is counted, and
+/// does not wait in `ENDED`: many such packets would take the room of the last numbers of
+/// whole flows.
+#[inline(never)]
+pub fn tell_alone(owner: *const Owner, ends: &Ends, packet: &Alone) -> u32 {
+    lose(LOSS_FLOWS_FULL, 1);
+    let (bytes, blocked) = (u64::from(packet.bytes), packet.decision.blocks());
+    let Some(mut entry) = EVENTS.reserve(0) else {
+        lose(LOSS_PACKETS_UNTOLD, 1);
+        if !blocked {
+            lose(LOSS_UNTOLD_BYTES, bytes);
+        }
+        return 0;
+    };
+    let event: *mut Event = entry.as_mut_ptr();
+    let time_ns = now_ns();
+    // SAFETY: reserved memory of this size; the verifier checks `owner`.
+    unsafe {
+        ptr::write_bytes(event, 0, 1);
+        (*event).time_ns = time_ns;
+        (*event).reason = reason::ALONE;
+        let tracked = &raw mut (*event).tracked;
+        if owner.is_null() {
+            set_nobody(&raw mut (*tracked).owner);
+        } else {
+            (*tracked).owner = *owner;
+        }
+        (*tracked).owner.quality = packet.quality;
+        let flow = &raw mut (*tracked).flow;
+        (*flow).cookie = packet.cookie;
+        (*flow).started_ns = time_ns | 1;
+        (*flow).peer = ends.destination;
+        (*flow).local = ends.source;
+        (*flow).local_port = ends.source_port;
+        (*flow).state = FLOW_ENDED;
+        (*flow).direction = packet.direction;
+        (*flow).decision = packet.decision;
+        if blocked {
+            (*flow).counters.blocked_bytes = bytes;
+            (*flow).counters.blocked_packets = 1;
+        } else {
+            (*flow).counters.bytes_out = bytes;
+            (*flow).counters.packets_out = 1;
+        }
+    }
+    entry.submit(BPF_RB_NO_WAKEUP.into());
+    0
+}
+
 /// Hands over final numbers; what the ring buffer cannot take waits in `ENDED`.
 #[inline(never)]
 pub fn finish(reason: u32, tracked: *const Tracked) -> u32 {
@@ -138,7 +206,7 @@ pub fn begin(tracked: *mut Tracked, cookie: u64, peer: &Peer, direction: u8, dec
     unsafe {
         let flow = &raw mut (*tracked).flow;
         (*flow).cookie = cookie;
-        (*flow).started_ns = now_ns();
+        (*flow).started_ns = start_ns();
         (*flow).peer = *peer;
         (*flow).local = Address([0; 16]);
         (*flow).local_port = 0;
@@ -187,7 +255,7 @@ pub fn begin_again(tracked: *mut Tracked, decision: Decision, state: u16) {
     unsafe {
         let flow = &raw mut (*tracked).flow;
         (*flow).base = (*flow).counters;
-        (*flow).started_ns = now_ns();
+        (*flow).started_ns = start_ns();
         (*flow).decision = decision;
         (*flow).state = state;
     }

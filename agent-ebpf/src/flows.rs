@@ -4,7 +4,8 @@ use trefoil_ebpf::abi::*;
 
 use crate::{
     accounting::{announce_owner, begin},
-    maps::{EMPTY, FLOWS, lose},
+    maps::{EMPTY, FLOWS},
+    owner::set_current,
 };
 
 /// The flow with this key, if there is one.
@@ -20,6 +21,27 @@ pub fn find_for_sender(key: &FlowKey, sender: *const Owner) -> Option<*mut Track
     let tracked = find(key)?;
     set_sender(tracked, sender, quality::INFERRED);
     Some(tracked)
+}
+
+/// Takes in that the running process sends on a socket. If another one did before, and the
+/// socket has many peers, what is told of it by itself is of one of them, and not certain.
+///
+/// A function of its own, so that what it needs of the stack is free again when the judge is
+/// asked.
+#[inline(never)]
+pub fn set_running(tag: *mut Socket) -> u32 {
+    // SAFETY: a map value; the verifier checks the access. So below.
+    let (owner, flags) = unsafe { (&raw mut (*tag).tracked.owner, (*tag).flags) };
+    let (pid, start_ns, exe_id) = unsafe { ((*owner).pid, (*owner).start_ns, (*owner).exe_id) };
+    set_current(owner);
+    let is_same = unsafe {
+        (*owner).pid == pid && (*owner).start_ns == start_ns && (*owner).exe_id == exe_id
+    };
+    let has_many_peers = flags & (SOCKET_HAS_FLOWS | SOCKET_HAS_PEER) == SOCKET_HAS_FLOWS;
+    if has_many_peers && pid != 0 && !is_same {
+        unsafe { (*tag).tracked.flow.state |= FLOW_SHARED };
+    }
+    0
 }
 
 /// Takes in who sends on a flow. `first` is how certain it is that all of it is the
@@ -54,17 +76,15 @@ pub fn set_sender(tracked: *mut Tracked, sender: *const Owner, first: u8) {
     }
 }
 
-/// Makes a flow; `None`, and counted, if the table is full.
+/// Makes a flow; `None` if the table is full. Then each of its packets is told of by itself
+/// where it leaves.
 #[inline(never)]
 pub fn create(key: &FlowKey, owner: *const Owner, decision: Decision) -> Option<*mut Tracked> {
     let empty = EMPTY.get(0)?;
     const BPF_NOEXIST: u64 = 1;
     // Another CPU may have been faster, and that is as good.
     let inserted = FLOWS.insert(key, empty, BPF_NOEXIST).is_ok();
-    let Some(tracked) = find(key) else {
-        lose(LOSS_FLOWS_FULL, 1);
-        return None;
-    };
+    let tracked = find(key)?;
     if inserted {
         // SAFETY: map values; the verifier checks the access.
         unsafe { (*tracked).owner = *owner };

@@ -89,7 +89,7 @@ impl SocketStorage {
 }
 
 /// Flows of sockets with many peers. Written by `sendmsg` and `egress`; read and
-/// emptied by the agent. When full, packets are judged and counted in `TOTALS`,
+/// emptied by the agent. When full, packets are judged and each is an event of its own,
 /// with `flows-full`.
 #[btf_map]
 pub static FLOWS: HashMap<FlowKey, Tracked, 65536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
@@ -131,7 +131,8 @@ pub static EXECUTABLES: HashMap<u64, Executable, 16384, { BPF_F_NO_PREALLOC as u
 pub static CGROUPS: HashMap<u64, Cgroup, 16384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 /// Events for the agent. When full: `events-full`; nothing is marked as handed
-/// over, so that a later event, `ENDED` or a sweep brings the numbers.
+/// over, so that a later event, `ENDED` or a sweep brings the numbers. Of packets that found
+/// no room for a flow nothing else does: `packets-untold` and `untold-bytes`.
 #[btf_map]
 pub static EVENTS: RingBuf<Event, { 8 << 20 }> = RingBuf::new();
 
@@ -155,8 +156,7 @@ pub static UPLINKS: HashMap<u32, Uplink, 64> = HashMap::new();
 pub static UPLINK_BOOKS: PerCpuHashMap<u32, UplinkBooks, 64> = PerCpuHashMap::new();
 
 /// Flows of frames that no socket's hooks have judged. Written by `uplink_egress` and
-/// `sock_send_length`; read and emptied by the agent. When full, frames are judged and
-/// counted in `UPLINK_BOOKS`, with `flows-full`.
+/// `sock_send_length`; read and emptied by the agent. When full, as `FLOWS`.
 #[btf_map]
 pub static UPLINK_FLOWS: HashMap<UplinkFlowKey, Tracked, 65536, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
@@ -171,8 +171,8 @@ pub static WRITERS: LruHashMap<u32, Owner, 1024> = LruHashMap::new();
 /// What was decided where a socket was to be seen, for packets that come to an uplink
 /// without it. By destination about sockets of other network namespaces, whose packets
 /// are forwarded by this host; about the beginning of a datagram, for the rest of it;
-/// about connections of TCP that are over, in whose name the kernel still answers. See
-/// `remembered` for the keys. Written by `egress`, `uplink_egress` and what ends a flow,
+/// about connections of TCP that are over, in whose name the kernel still answers; about
+/// packets for which there was no room in `FLOWS`. See `remembered` for the keys. Written by `egress`, `uplink_egress` and what ends a flow,
 /// read by the first two. The kernel drops what was not used for longest; without memory
 /// for an entry `remembered-full` counts, and what is not found is judged by its
 /// destination alone.

@@ -76,6 +76,18 @@ pub fn set_acting(owner: *mut Owner) {
     }
 }
 
+/// Says of an empty owner that nobody is known.
+#[inline(always)]
+pub fn set_nobody(owner: *mut Owner) {
+    // SAFETY: the caller's memory; the verifier checks the access.
+    unsafe {
+        (*owner).uid = u32::MAX;
+        (*owner).gid = u32::MAX;
+        (*owner).loginuid = NOBODY_LOGGED_IN;
+        (*owner).session = NOBODY_LOGGED_IN;
+    }
+}
+
 /// What both kinds of owner have in common.
 #[inline(always)]
 fn set_task_facts(owner: *mut Owner, task: Kernel, pid: u32, known: u8) -> u32 {

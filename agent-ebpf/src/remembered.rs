@@ -58,6 +58,17 @@ pub fn connection(peer: &Peer, own_port: u16) -> Peer {
     }
 }
 
+/// The key of what a socket sends to a peer for whom there is no room in `FLOWS`. Cookies are
+/// counted from 1, so the highest bit is in no other key.
+#[inline(always)]
+pub fn without_room(peer: &Peer, cookie: u64) -> Peer {
+    let [a, b, c, d, e, ..] = cookie.to_le_bytes();
+    Peer {
+        pad: [a, b, c, d, e | 0x80],
+        ..*peer
+    }
+}
+
 /// The key of the rest of a datagram: the destination without a port, and the socket's
 /// cookie where there is one, else 0.
 #[inline(always)]

@@ -4,7 +4,7 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use trefoil_ebpf::abi::*;
 
 use crate::{
-    accounting::announce_owner, maps::PROCESSES, owner::set_current, uplink_flows::attribute_last,
+    accounting::announce_owner, flows::set_running, maps::PROCESSES, uplink_flows::attribute_last,
 };
 
 /// Takes in that the running process has sent, or is about to.
@@ -23,7 +23,7 @@ pub fn sends(tag: *mut Socket, has_sent: bool) -> Option<()> {
         }
         return None;
     }
-    set_current(owner);
+    set_running(tag);
     if has_sent && flags & SOCKET_OF_FRAMES != 0 {
         attribute_last(tag);
     }

@@ -5,10 +5,11 @@ use core::ptr;
 use trefoil_ebpf::abi::*;
 
 use crate::{
-    accounting::{NOT_JUDGED, begin},
+    accounting::{Alone, NOT_JUDGED, begin, tell_alone},
     flows::set_sender,
     judge::is_local,
-    maps::{EMPTY, UPLINK_FLOWS, lose},
+    maps::{EMPTY, UPLINK_FLOWS},
+    owner::set_nobody,
     packet::Ends,
 };
 
@@ -50,7 +51,7 @@ fn find_or_create(
     if tag.is_null() {
         key.quality = quality;
     } else {
-        // SAFETY: a map value; the verifier checks the access. So below.
+        // SAFETY: a map value; the verifier checks the access.
         let last = unsafe { &mut (*tag).tracked.flow };
         key.cookie = last.cookie;
         if sender == sender::PACKET {
@@ -72,49 +73,96 @@ fn find(key: &UplinkFlowKey) -> Option<*mut Tracked> {
     UPLINK_FLOWS.get_ptr_mut(key)
 }
 
-/// Makes a flow whose owner is nobody yet, and only of this `quality`; `None`, and
-/// counted, if the table is full.
+/// Makes a flow whose owner is nobody yet, and only of this `quality`; `None` if the table
+/// is full.
 #[inline(always)]
 fn create(key: &UplinkFlowKey, quality: u8) -> Option<*mut Tracked> {
     let empty = EMPTY.get(0)?;
     const BPF_NOEXIST: u64 = 1;
     // Another CPU may have been faster, and that is as good.
     let inserted = UPLINK_FLOWS.insert(key, empty, BPF_NOEXIST).is_ok();
-    let Some(tracked) = find(key) else {
-        lose(LOSS_FLOWS_FULL, 1);
-        return None;
-    };
+    let tracked = find(key)?;
     if inserted {
         // SAFETY: a map value; the verifier checks the access.
         unsafe {
-            let owner = &raw mut (*tracked).owner;
-            (*owner).uid = u32::MAX;
-            (*owner).gid = u32::MAX;
-            (*owner).loginuid = NOBODY_LOGGED_IN;
-            (*owner).session = NOBODY_LOGGED_IN;
-            (*owner).quality = quality;
+            set_nobody(&raw mut (*tracked).owner);
+            (*tracked).owner.quality = quality;
         }
-        let direction = match key.sender {
-            sender::PACKET => direction::OUTBOUND,
-            _ => direction::UNKNOWN,
+        let cookie = match key.cookie {
+            0 => cookie_of_no_socket(&key.source, key.source_port, key.sender, key.quality),
+            cookie => cookie,
         };
-        begin(tracked, cookie_of(key), &key.peer, direction, NOT_JUDGED);
+        begin(
+            tracked,
+            cookie,
+            &key.peer,
+            direction_of(key.sender),
+            NOT_JUDGED,
+        );
     }
     Some(tracked)
 }
 
-/// The socket's cookie; where there is none, a number that differs for all that differs
-/// in the key, and is no socket's. With the time it names the flow.
+/// Tells of a packet of `bytes` by itself, for whose flow there is no room; the rest as in
+/// [`slot`]. Whose the first frame of a packet socket is stays unknown then: that is known
+/// when it was sent, and nothing waits for it.
 #[inline(always)]
-fn cookie_of(key: &UplinkFlowKey) -> u64 {
-    if key.cookie != 0 {
-        return key.cookie;
+pub fn tell(
+    tag: *const Socket,
+    owner: *const Owner,
+    sender: u8,
+    quality: u8,
+    ends: &Ends,
+    decision: Decision,
+    bytes: u32,
+) {
+    let mut cookie = 0;
+    let mut is_shared = false;
+    if !tag.is_null() {
+        // SAFETY: map values and the event; the verifier checks the access. So below.
+        cookie = unsafe { (*tag).tracked.flow.cookie };
+        is_shared = unsafe { (*tag).tracked.flow.state } & FLOW_SHARED != 0;
     }
+    if cookie == 0 {
+        cookie = cookie_of_no_socket(&ends.source, ends.source_port, sender, quality);
+    }
+    let mut named = ptr::null();
+    let mut known = quality;
+    if !owner.is_null() && unsafe { (*owner).pid } != 0 {
+        named = owner;
+        // As of a slot, see `flows::set_sender`.
+        known = match quality {
+            quality::DIRECT | quality::FORWARDED if !is_shared => unsafe { (*owner).quality },
+            _ => quality::INFERRED,
+        };
+    }
+    let packet = Alone {
+        cookie,
+        decision,
+        bytes,
+        direction: direction_of(sender),
+        quality: known,
+    };
+    tell_alone(named, ends, &packet);
+}
+
+#[inline(always)]
+fn direction_of(sender: u8) -> u8 {
+    match sender {
+        sender::PACKET => direction::OUTBOUND,
+        _ => direction::UNKNOWN,
+    }
+}
+
+/// A number that differs for all that differs in these, and is no socket's cookie. With the
+/// time and the far end it names the flow.
+#[inline(always)]
+fn cookie_of_no_socket(source: &Address, source_port: u16, sender: u8, quality: u8) -> u64 {
     // Multiplied by an odd number, as Fibonacci hashing does: near addresses get far.
     const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
-    let (high, low) = key.source.halves();
-    let who = u64::from(key.sender) << 4 | u64::from(key.quality);
-    let ends = u64::from(key.source_port) << 8 | who;
+    let (high, low) = source.halves();
+    let who = u64::from(sender) << 4 | u64::from(quality);
+    let ends = u64::from(source_port) << 8 | who;
     let mixed = (high.wrapping_mul(FACTOR) ^ low).wrapping_mul(FACTOR) ^ ends;
     COOKIE_OF_NO_SOCKET | mixed.wrapping_mul(FACTOR) >> 1
 }

@@ -12,7 +12,8 @@ pub const MEANINGS: &[(&str, &str)] = &[
     ),
     (
         "flows-full",
-        "packets were judged and are in the sums, but in no flow; raise tables.flows",
+        "packets found no room for a flow, and each was told of as a flow of its own; raise \
+         tables.flows or tables.uplink_flows",
     ),
     (
         "processes-full",
@@ -71,6 +72,12 @@ pub const MEANINGS: &[(&str, &str)] = &[
         "writers-full",
         "packets out of a tun device were forwarded, and the process that wrote them is not told",
     ),
+    (
+        "packets-untold",
+        "packets of flows-full found no room in the ring buffer either and are only in the sums; \
+         raise tables.events_bytes",
+    ),
+    ("untold-bytes", "so many bytes of them left"),
 ];
 
 /// True for a counter that says how something came to be known, and not that it

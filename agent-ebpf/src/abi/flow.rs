@@ -73,7 +73,8 @@ pub struct Counters {
 pub const FLOW_ANNOUNCED: u16 = 1;
 /// The flow has ended; a packet that still comes is a flow of its own.
 pub const FLOW_ENDED: u16 = 2;
-/// Several processes sent on this flow; its owner is the last one.
+/// Several processes sent on this flow; its owner is the last one. In the tag of a socket
+/// that has no peer: several have sent on the socket.
 pub const FLOW_SHARED: u16 = 4;
 
 /// Only answers of a listener to connection requests so far. The accepted session
@@ -101,7 +102,8 @@ pub const MAX_CUTS: usize = 1 << 16;
 pub struct Flow {
     /// Socket cookie. With `started_ns` and `peer` it names a flow for good.
     pub cookie: u64,
-    /// Nanoseconds since boot (suspend included).
+    /// Nanoseconds since boot (suspend included). Odd if it is [`reason::ALONE`], else even,
+    /// so that such a flow has no name that another has.
     pub started_ns: u64,
     /// The far end.
     pub peer: Peer,
@@ -202,6 +204,9 @@ pub mod reason {
     /// process, `local_port` one of [`unseen`](super::unseen), `counters.refused` 1 if it
     /// does not get it.
     pub const UNSEEN: u32 = 6;
+    /// One packet that found no room in `FLOWS` or `UPLINK_FLOWS`: a flow that begins and
+    /// ends with it, of which nothing else is told.
+    pub const ALONE: u32 = 7;
 }
 
 /// Ways out that no hook judges.

@@ -21,13 +21,15 @@ pub const LOSSES: &[&str] = &[
     "uplinks-unknown",
     "remembered-full",
     "writers-full",
+    "packets-untold",
+    "untold-bytes",
 ];
 
 /// The ring buffer had no room. The event's numbers are not lost: they come
 /// with a later event, from `ENDED`, or from the next sweep.
 pub const LOSS_EVENTS_FULL: u32 = 0;
-/// `FLOWS` or `UPLINK_FLOWS` had no room: packets were judged and are in `TOTALS` or
-/// `UPLINK_BOOKS`, but in no flow.
+/// Packets for which `FLOWS` or `UPLINK_FLOWS` had no room: each was handed over as a flow
+/// of its own ([`reason::ALONE`](super::reason::ALONE)).
 pub const LOSS_FLOWS_FULL: u32 = 1;
 /// `PROCESSES` had no room.
 pub const LOSS_PROCESSES_FULL: u32 = 2;
@@ -35,7 +37,7 @@ pub const LOSS_PROCESSES_FULL: u32 = 2;
 pub const LOSS_EXECUTABLES_FULL: u32 = 3;
 /// `CGROUPS` had no room.
 pub const LOSS_CGROUPS_FULL: u32 = 4;
-/// No memory for a socket tag: as for `FLOWS`.
+/// No memory for a socket tag: packets were judged and are in `TOTALS`, but in no flow.
 pub const LOSS_TAGS_FAILED: u32 = 5;
 /// `ENDED` had no room: the last numbers of a flow are only in `TOTALS`.
 pub const LOSS_ENDED_FULL: u32 = 6;
@@ -57,12 +59,17 @@ pub const LOSS_SOCKETS_UNTAGGED: u32 = 13;
 /// A frame left by an interface that has no books: judged, and in no sum.
 pub const LOSS_UPLINKS_UNKNOWN: u32 = 14;
 /// `REMEMBERED` had no room: what comes to an uplink without the socket that sent it is
-/// judged by its destination alone.
+/// judged by its destination alone, and a packet that found no room may be told of twice.
 pub const LOSS_REMEMBERED_FULL: u32 = 15;
 /// `WRITERS` had no room: what comes out of a tun device has no process.
 pub const LOSS_WRITERS_FULL: u32 = 16;
+/// Those of [`LOSS_FLOWS_FULL`] that the ring buffer had no room for either: they are only
+/// in `TOTALS` or `UPLINK_BOOKS`.
+pub const LOSS_PACKETS_UNTOLD: u32 = 17;
+/// Bytes of them that left.
+pub const LOSS_UNTOLD_BYTES: u32 = 18;
 
 /// Number of counters.
-pub const N_LOSSES: u32 = 17;
+pub const N_LOSSES: u32 = 19;
 
 const _: () = assert!(LOSSES.len() == N_LOSSES as usize);

@@ -18,13 +18,13 @@ use aya_ebpf::{
 use trefoil_ebpf::abi::*;
 
 use crate::{
-    accounting::{NOT_JUDGED, begin, count_total},
+    accounting::{Alone, NOT_JUDGED, begin, count_total, tell_alone},
     flows,
     globals::local_flows,
     judge::{judge, undetermined},
     maps::{CUTS, FLOWS, InForce, SOCKETS, in_force, lose},
     packet::{Ends, ends, is_bare_reset, protocol},
-    remembered::{connection, remember, remembered},
+    remembered::{connection, remember, remembered, without_room},
     settle::{decide, record, stay},
     socket::{is_raw, is_tcp},
     source::Source,
@@ -79,13 +79,7 @@ fn egress(ctx: SkBuffContext) -> i32 {
     }
     let tracked = slot(skb, &mut ends);
     if tracked.is_null() {
-        let source = Source {
-            cgroup_id: cgroup_of(skb),
-            uid: uid_of(skb),
-            ..Source::NOBODY
-        };
-        let decision = judge(in_force, &source, &ends.destination, bytes as u32);
-        return without_flow(&decision, bytes);
+        return without_slot(in_force, skb, &ends, bytes);
     }
     settle(in_force, tracked, skb, &ends, bytes)
 }
@@ -109,7 +103,83 @@ fn is_control_packet(skb: *mut __sk_buff) -> bool {
     }
 }
 
-/// Counts a packet that belongs to no flow, for want of memory or of a socket.
+/// Judges and counts a packet that has no slot: for want of room in the table of its flow,
+/// and then it is told of by itself, or of memory for a tag.
+#[inline(always)]
+fn without_slot(in_force: InForce, skb: *mut __sk_buff, ends: &Ends, bytes: u64) -> i32 {
+    let tag = tag_of(skb);
+    let source = if tag.is_null() {
+        Source {
+            cgroup_id: cgroup_of(skb),
+            uid: uid_of(skb),
+            ..Source::NOBODY
+        }
+    } else {
+        // SAFETY: a map value; the verifier checks the access.
+        Source::of(unsafe { &raw const (*tag).tracked.owner })
+    };
+    let decision = judge(in_force, &source, &ends.destination, bytes as u32);
+    tell_of_packet(skb, decision.to_word());
+    without_flow(&decision, bytes)
+}
+
+/// The tag of a packet's socket; null if there is none.
+#[inline(always)]
+fn tag_of(skb: *mut __sk_buff) -> *mut Socket {
+    // SAFETY: a field of the context; the verifier checks the access. So below.
+    let socket = unsafe { (*skb).__bindgen_anon_2.sk };
+    if socket.is_null() {
+        return ptr::null_mut();
+    }
+    let socket = unsafe { bpf_sk_fullsock(socket) };
+    if socket.is_null() {
+        return ptr::null_mut();
+    }
+    SOCKETS.get(socket).unwrap_or(ptr::null_mut())
+}
+
+/// Tells of a packet by itself, and has uplinks know that it was judged. What goes no farther
+/// than the link is in the sums alone, as is what has no tag.
+///
+/// A global function to the kernel, as those of the judge.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tell_of_packet(skb: *mut __sk_buff, decision: u64) -> u32 {
+    let decision = Decision::from_word(decision);
+    let tag = tag_of(skb);
+    if tag.is_null() || decision.verdict == verdict::LOCAL {
+        return 0;
+    }
+    let Some(ends) = ends(skb) else { return 0 };
+    let cookie = cookie_of(skb);
+    remember(&without_room(&ends.destination, cookie), decision);
+    // SAFETY: the context and a map value; the verifier checks the access. So below.
+    let (bytes, flags) = unsafe { ((*skb).len, (*tag).flags) };
+    if flags & SOCKET_OWN_NAMESPACE == 0 {
+        remember(&ends.destination, decision);
+    }
+    let owner = unsafe { &raw const (*tag).tracked.owner };
+    let is_shared = unsafe { (*tag).tracked.flow.state } & FLOW_SHARED != 0;
+    let is_answer = ends.destination.protocol == protocol::TCP && flags & SOCKET_LISTENS != 0;
+    let packet = Alone {
+        cookie,
+        decision,
+        bytes,
+        direction: match is_answer {
+            true => direction::ACCEPTED,
+            false => direction::OUTBOUND,
+        },
+        // As of a slot, see `find` and `flows::set_sender`.
+        quality: match unsafe { (*owner).quality } {
+            quality::DIRECT if is_answer || is_shared => quality::INFERRED,
+            quality => quality,
+        },
+    };
+    tell_alone(owner, &ends, &packet);
+    0
+}
+
+/// Counts a packet that belongs to no flow in a table.
 #[inline(always)]
 fn without_flow(decision: &Decision, bytes: u64) -> i32 {
     let blocked = decision.blocks();

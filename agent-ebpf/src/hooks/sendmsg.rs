@@ -15,7 +15,6 @@ use crate::{
     flows,
     judge::judge,
     maps::{SOCKETS, in_force},
-    owner::set_current,
     source::Source,
 };
 
@@ -43,8 +42,8 @@ fn send(ctx: &SockAddrContext, peer: Peer) -> Option<i32> {
     {
         return Some(PASS);
     }
+    flows::set_running(tag);
     let owner = unsafe { &raw mut (*tag).tracked.owner };
-    set_current(owner);
     let key = FlowKey { cookie, peer };
     let known = flows::find_for_sender(&key, owner);
     let decision = match known {

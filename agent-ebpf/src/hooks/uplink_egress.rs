@@ -21,10 +21,10 @@ use crate::{
     judge::{judge, undetermined},
     maps::{InForce, SOCKETS, UPLINKS, WRITERS, in_force, lose},
     packet::{Ends, Frame, Part, ends_at, frame, is_empty_wireguard, protocol},
-    remembered::{connection, remember, remembered, rest_of},
+    remembered::{connection, remember, remembered, rest_of, without_room},
     settle::{decide, record},
     source::Source,
-    uplink_flows::slot,
+    uplink_flows::{slot, tell},
 };
 
 /// On to the next program on this interface, which may be somebody else's: this one
@@ -73,17 +73,16 @@ fn size(skb: *mut __sk_buff) -> Size {
 /// A packet whose IP header is at `start`.
 #[inline(always)]
 fn packet(in_force: InForce, skb: *mut __sk_buff, start: u32) -> i32 {
-    let known = Decision::from_word(count_known(skb, start, in_force.generation));
+    let mut known = Decision::from_word(count_known(skb, start, in_force.generation));
     match known.verdict {
-        verdict::NONE => {
-            let here = Decision {
-                generation: in_force.generation,
-                ..NOT_JUDGED
-            };
-            judge_frame(skb, start, in_force.flags.into(), here.to_word())
-        }
-        _ if known.flags & DECISION_AT_UPLINK == 0 => NEXT,
-        _ => judge_frame(skb, start, in_force.flags.into(), known.to_word()),
+        verdict::NONE => known.generation = in_force.generation,
+        _ if known.flags & DECISION_AT_UPLINK == 0 => return NEXT,
+        _ => {}
+    }
+    let (flags, known) = (in_force.flags.into(), known.to_word());
+    match judge_frame(skb, start, flags, known) {
+        WITHOUT_SLOT => judge_frame_without_slot(skb, start, flags, known),
+        outcome => outcome,
     }
 }
 
@@ -115,6 +114,9 @@ extern "C" fn count_known(skb: *mut __sk_buff, start: u32, generation: u32) -> u
     known.to_word()
 }
 
+/// What [`judge_frame`] returns about a packet that has no slot.
+const WITHOUT_SLOT: i32 = 1 << 16;
+
 /// Judges a packet that no socket's hooks have judged, counts it in the flow that it belongs
 /// to, and says what becomes of it. `flags` are those in force. `known` is what was decided
 /// about the beginning of its datagram; of verdict `NONE` if nothing was, and of the
@@ -127,45 +129,17 @@ extern "C" fn judge_frame(skb: *mut __sk_buff, start: u32, flags: u32, known: u6
         generation: known.generation,
         flags: flags as u8,
     };
-    let sender = sender(skb);
+    let (sender, quality) = who_sent(skb, start);
     let Some(ends) = ends_at(skb, start) else {
         lose(LOSS_PACKETS_UNPARSED, 1);
         return settle(sender, undetermined(in_force), size(skb));
     };
     let tag = tag(skb, sender);
-    let decision = judge_packet(in_force, skb, start, known, tag, &ends);
-    if ends.part == Part::First {
-        let here = Decision {
-            flags: decision.flags | DECISION_AT_UPLINK,
-            ..decision
-        };
-        remember(&rest(&ends.destination, tag), here);
-    }
-    settle(sender, decision, size(skb))
-}
-
-#[inline(always)]
-fn judge_packet(
-    in_force: InForce,
-    skb: *mut __sk_buff,
-    start: u32,
-    known: Decision,
-    tag: *mut Socket,
-    ends: &Ends,
-) -> Decision {
-    let sender = sender(skb);
-    let bytes = size(skb).bytes;
-    let owner = owner(skb, sender, tag);
-    let quality = quality(skb, start, sender, tag, ends);
-    let tracked = slot(in_force.generation, tag, sender, quality, ends);
+    let tracked = slot(in_force.generation, tag, sender, quality, &ends);
     if tracked.is_null() {
-        // It goes no farther than the link, or there is no room for a flow.
-        let source = match owner.is_null() {
-            true => Source::NOBODY,
-            false => Source::of(owner),
-        };
-        return judge(in_force, &source, &ends.destination, bytes);
+        return WITHOUT_SLOT;
     }
+    let owner = owner(skb, sender, tag);
     // SAFETY: a map value; the verifier checks the access. So below.
     if !owner.is_null() && unsafe { (*owner).pid } != 0 {
         let certainty = match tag.is_null() {
@@ -174,13 +148,88 @@ fn judge_packet(
         };
         set_sender(tracked, owner, certainty);
     }
+    let bytes = size(skb).bytes;
     let decision = match known.verdict {
-        verdict::NONE => decide(in_force, tracked, ends, bytes),
-        _ => begin_as(tracked, ends, known),
+        verdict::NONE => decide(in_force, tracked, &ends, bytes),
+        _ => begin_as(tracked, &ends, known),
     };
     let ip_bytes = bytes.saturating_sub(start);
     record(tracked, &decision, u64::from(ip_bytes), decision.blocks());
-    decision
+    remember_beginning(tag, &ends, decision.to_word());
+    settle(sender, decision, size(skb))
+}
+
+/// As [`judge_frame`], of a packet that has no slot: it goes no farther than the link, or
+/// there is no room for its flow, and then it is told of by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge_frame_without_slot(
+    skb: *mut __sk_buff,
+    start: u32,
+    flags: u32,
+    known: u64,
+) -> i32 {
+    let known = Decision::from_word(known);
+    let in_force = InForce {
+        generation: known.generation,
+        flags: flags as u8,
+    };
+    let sender = sender(skb);
+    let Some(ends) = ends_at(skb, start) else {
+        return settle(sender, undetermined(in_force), size(skb));
+    };
+    let tag = tag(skb, sender);
+    let bytes = size(skb).bytes;
+    let decision = match known.verdict {
+        verdict::NONE => {
+            let owner = owner(skb, sender, tag);
+            let source = match owner.is_null() {
+                true => Source::NOBODY,
+                false => Source::of(owner),
+            };
+            judge(in_force, &source, &ends.destination, bytes)
+        }
+        _ => as_the_beginning(known),
+    };
+    if decision.verdict != verdict::LOCAL {
+        tell_of_frame(skb, start, decision.to_word());
+    }
+    remember_beginning(tag, &ends, decision.to_word());
+    settle(sender, decision, size(skb))
+}
+
+/// Tells of a packet by itself for whose flow there is no room.
+///
+/// A global function to the kernel, for the reason that [`who`] has.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tell_of_frame(skb: *mut __sk_buff, start: u32, decision: u64) -> u32 {
+    let (sender, quality) = who_sent(skb, start);
+    let Some(ends) = ends_at(skb, start) else {
+        return 0;
+    };
+    let ip_bytes = size(skb).bytes.saturating_sub(start);
+    let decision = Decision::from_word(decision);
+    let tag = tag(skb, sender);
+    let owner = owner(skb, sender, tag);
+    tell(tag, owner, sender, quality, &ends, decision, ip_bytes);
+    0
+}
+
+/// Remembers for the rest of a datagram what was decided here about its beginning.
+///
+/// A function of its own, or the ends would be on the caller's stack once more, byte by byte.
+#[inline(never)]
+fn remember_beginning(tag: *const Socket, ends: &Ends, decision: u64) -> u32 {
+    if ends.part == Part::First {
+        let decision = Decision::from_word(decision);
+        let here = Decision {
+            flags: decision.flags | DECISION_AT_UPLINK,
+            ..decision
+        };
+        remember(&rest(&ends.destination, tag), here);
+    }
+    0
 }
 
 /// Counts a frame that was judged here, and says what becomes of it.
@@ -240,7 +289,7 @@ fn known(generation: u32, tag: *const Socket, sender: u8, ends: &Ends) -> Decisi
         }
     }
     if sender != sender::PACKET && !tag.is_null() {
-        let decision = judged_by_socket(tag, peer);
+        let decision = judged_by_socket(generation, tag, peer);
         if decision.verdict != verdict::NONE {
             return decision;
         }
@@ -258,7 +307,7 @@ fn known(generation: u32, tag: *const Socket, sender: u8, ends: &Ends) -> Decisi
 /// not: the kernel sends it elsewhere than the process that uses the socket, or they do
 /// not watch it.
 #[inline(always)]
-fn judged_by_socket(tag: *const Socket, peer: &Peer) -> Decision {
+fn judged_by_socket(generation: u32, tag: *const Socket, peer: &Peer) -> Decision {
     // SAFETY: map values; the verifier checks the access. So below.
     let (flags, flow) = unsafe { ((*tag).flags, &raw const (*tag).tracked.flow) };
     if flags & SOCKET_HAS_PEER != 0 && unsafe { (*flow).peer == *peer } {
@@ -273,7 +322,7 @@ fn judged_by_socket(tag: *const Socket, peer: &Peer) -> Decision {
     };
     match flows::find(&key) {
         Some(tracked) => unsafe { (*tracked).flow.decision },
-        None => NOT_JUDGED,
+        None => remembered(generation, &without_room(peer, key.cookie)),
     }
 }
 
@@ -286,6 +335,23 @@ fn rest(peer: &Peer, tag: *const Socket) -> Peer {
         false => unsafe { (*tag).tracked.flow.cookie },
     };
     rest_of(peer, cookie)
+}
+
+/// Who sent a packet, and how much is known of the owner.
+#[inline(always)]
+fn who_sent(skb: *mut __sk_buff, start: u32) -> (u8, u8) {
+    let who = who(skb, start);
+    ((who >> 8) as u8, who as u8)
+}
+
+/// See [`who_sent`]. A global function to the kernel, so that what comes after it is not
+/// verified once for each that it can be.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn who(skb: *mut __sk_buff, start: u32) -> u32 {
+    let sender = sender(skb);
+    let quality = quality(skb, start, sender, tag(skb, sender));
+    u32::from(sender) << 8 | u32::from(quality)
 }
 
 /// Whose a frame is: of whoever uses its socket, which of a tunnel's packet is that whose
@@ -307,7 +373,7 @@ fn owner(skb: *mut __sk_buff, sender: u8, tag: *const Socket) -> *const Owner {
 
 /// How much is known of the owner of a packet.
 #[inline(always)]
-fn quality(skb: *mut __sk_buff, start: u32, sender: u8, tag: *const Socket, ends: &Ends) -> u8 {
+fn quality(skb: *mut __sk_buff, start: u32, sender: u8, tag: *const Socket) -> u8 {
     const TCP_TIME_WAIT: u32 = 6;
     const SOCK_RAW: u32 = 3;
     // SAFETY: a map value; the verifier checks the access.
@@ -330,7 +396,8 @@ fn quality(skb: *mut __sk_buff, start: u32, sender: u8, tag: *const Socket, ends
     if socket.is_null() {
         // With these the kernel answers. All else is a tunnel's, and what is inside may be
         // somebody's and have lost its socket: it was forwarded, or waited for a session.
-        return match ends.destination.protocol {
+        let protocol = ends_at(skb, start).map_or(0, |ends| ends.destination.protocol);
+        return match protocol {
             protocol::TCP | protocol::ICMP | protocol::ICMPV6 => quality::KERNEL,
             protocol::UDP if is_empty_wireguard(skb, start) => quality::KERNEL,
             _ => quality::NONE,
@@ -354,10 +421,7 @@ fn quality(skb: *mut __sk_buff, start: u32, sender: u8, tag: *const Socket, ends
 /// Takes over for a flow what was decided about the beginning of a datagram.
 #[inline(always)]
 fn begin_as(tracked: *mut Tracked, ends: &Ends, decision: Decision) -> Decision {
-    let decision = Decision {
-        flags: decision.flags & !DECISION_AT_UPLINK,
-        ..decision
-    };
+    let decision = as_the_beginning(decision);
     // SAFETY: a map value; the verifier checks the access.
     unsafe {
         let flow = &raw mut (*tracked).flow;
@@ -365,6 +429,15 @@ fn begin_as(tracked: *mut Tracked, ends: &Ends, decision: Decision) -> Decision 
         (*flow).local = ends.source;
     }
     decision
+}
+
+/// The decision about the rest of a datagram, as it was remembered of the beginning.
+#[inline(always)]
+fn as_the_beginning(known: Decision) -> Decision {
+    Decision {
+        flags: known.flags & !DECISION_AT_UPLINK,
+        ..known
+    }
 }
 
 /// Who sent a frame that the hooks of its socket have not judged.

@@ -24,6 +24,8 @@
 //! - Kernel states are cumulative, so one may come late, twice or not at all. A
 //!   flow that no longer shows up is over, with the last numbers that were seen,
 //!   and its record says that the end was inferred.
+//! - A packet for whose flow the kernel had no room comes once, and is a flow that
+//!   begins and ends with it.
 //!
 //! Numbers that arrive for a flow after an inferred end go into the rollup of
 //! their owner, with no flow counted: they are in no record that was sent.

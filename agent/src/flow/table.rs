@@ -46,6 +46,8 @@ pub struct FlowTable {
     country: Box<dyn Fn(IpAddr) -> Option<Country>>,
     flows: HashMap<FlowId, Entry>,
     closed: Closed,
+    /// Names of flows that were told of in one event, see [`reason::ALONE`].
+    alone: Closed,
     /// Sockets that are gone, and when: the next sweep has their last numbers.
     gone: HashMap<u64, u64>,
     flows_pace: Pace,
@@ -70,6 +72,7 @@ impl FlowTable {
             country: Box::new(country),
             flows: HashMap::new(),
             closed: Closed::new(settings.closed_ns, settings.max_closed),
+            alone: Closed::new(settings.closed_ns, settings.max_closed),
             gone: HashMap::new(),
             flows_pace: Pace::new(settings.flows_rate),
             violations_pace: Pace::new(settings.violations_rate),
@@ -92,6 +95,7 @@ impl FlowTable {
             reason::OPENED | reason::OWNER => false,
             reason::CLOSED => true,
             reason::REFUSED => ended,
+            reason::ALONE => return self.take_alone(event, out),
             reason::SOCKET_GONE => {
                 return self.socket_gone(event.tracked.flow.cookie, event.time_ns);
             }
@@ -148,6 +152,7 @@ impl FlowTable {
     pub fn tick(&mut self, now_ns: u64, out: &mut Vec<Report>) {
         self.now_ns = self.now_ns.max(now_ns);
         self.closed.tick(self.now_ns);
+        self.alone.tick(self.now_ns);
         if self.now_ns.saturating_sub(self.scanned_ns) >= SCAN_INTERVAL_NS {
             self.scanned_ns = self.now_ns;
             self.scan(out);
@@ -269,6 +274,37 @@ impl FlowTable {
         }
     }
 
+    /// Takes in a flow of which this is all that there will ever be. It is not open for a
+    /// moment, and nothing can come late.
+    fn take_alone(&mut self, event: &Event, out: &mut Vec<Report>) {
+        let mut tracked = event.tracked;
+        let mut id = FlowId::of(&tracked.flow);
+        // Two processors may have sent at the same moment, and each packet counts.
+        while self.alone.get_mut(&id).is_some() {
+            id.started_ns += 2;
+        }
+        self.alone.insert(id, Counters::default());
+        tracked.flow.started_ns = id.started_ns;
+        let ending = Ending {
+            time_ns: event.time_ns,
+            inferred: false,
+        };
+        self.tell_whole(&tracked, event.time_ns, ending, out);
+    }
+
+    /// Tells of a flow that is over and was never told of.
+    fn tell_whole(
+        &mut self,
+        tracked: &Tracked,
+        time_ns: u64,
+        ending: Ending,
+        out: &mut Vec<Report>,
+    ) {
+        let mut entry = self.admit(tracked, time_ns);
+        self.stats.closed += 1;
+        self.tell_end(&mut entry, ending, out);
+    }
+
     /// The table is full. Violations are told at once nevertheless; the numbers
     /// come when the flow is over.
     fn take_untracked(
@@ -282,10 +318,8 @@ impl FlowTable {
         match over {
             Some(ending) => {
                 let id = FlowId::of(&tracked.flow);
-                let mut entry = self.admit(tracked, time_ns);
                 self.closed.insert(id, counted(&tracked.flow));
-                self.stats.closed += 1;
-                self.tell_end(&mut entry, ending, out);
+                self.tell_whole(tracked, time_ns, ending, out);
             }
             // Events announce a flow once, sweeps show it again and again.
             None if origin == Origin::Event => {

@@ -1,5 +1,7 @@
 //! Tests of the flow table: kernel states and a clock go in, reports come out.
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 use trefoil_ebpf::abi::{
     Address, Counters, DECISION_ENFORCED, Decision, Event, FLOW_EMBRYONIC, FLOW_ENDED, Flow,
@@ -906,4 +908,51 @@ proptest! {
             prop_assert_eq!(sum, report.counted.bytes_out);
         }
     }
+}
+
+#[test]
+fn a_packet_without_room_is_a_flow_of_its_own_also_at_the_same_moment() {
+    let mut table = table(settings());
+    let packet = state(1, verdict::APPROVED, 1);
+    let mut slot = packet;
+    slot.flow.started_ns &= !1;
+    let slot = observe(&mut table, reason::OPENED, START_NS + 1, slot);
+    assert_eq!(singles(&slot), [(ReportKind::Flow, Stage::Opened, 100)]);
+    let mut names = BTreeSet::new();
+    for _ in 0..3 {
+        let told = observe(&mut table, reason::ALONE, START_NS + 1, packet);
+        assert_eq!(singles(&told), [(ReportKind::Flow, Stage::Closed, 100)]);
+        let Report::Flow(report) = &told[0] else {
+            panic!()
+        };
+        names.insert(report.id());
+    }
+    assert_eq!(names.len(), 3);
+    let stats = table.stats();
+    assert_eq!((stats.open, stats.opened, stats.closed), (1, 4, 3));
+    assert_eq!(stats.late, 0);
+}
+
+#[test]
+fn packets_without_room_beyond_the_rate_are_rolled_up_to_the_byte() {
+    let mut table = table(FlowSettings {
+        violations_rate: 5,
+        ..settings()
+    });
+    let mut reports = Vec::new();
+    for number in 0..1_000 {
+        let mut packet = state(1, verdict::DENIED, 1);
+        packet.flow.started_ns += 2 * number;
+        table.observe(&event(reason::ALONE, START_NS, packet), &mut reports);
+    }
+    let of_its_own = singles(&reports)
+        .iter()
+        .filter(|(_, stage, _)| *stage == Stage::Closed)
+        .count();
+    assert_eq!(of_its_own, 5);
+    table.flush(START_NS + 1, &mut reports);
+    let rolled = rollups(reports);
+    assert_eq!(rolled.len(), 1);
+    assert_eq!((rolled[0].closed, rolled[0].open), (995, 0));
+    assert_eq!(rolled[0].counted.bytes_out, 99_500);
 }

@@ -11,7 +11,8 @@ use crate::stage::{LINK, Stage, UDP_PORT, Way, go, nothing, way};
 use crate::world::books::FOREIGN_LINK;
 use crate::world::{TRAFFIC, at, traffic, traffic_in};
 
-fn frame(stage: &mut Stage<'_>, more: &[&str]) -> Result<()> {
+/// Frames of a packet socket.
+pub fn frame(stage: &mut Stage<'_>, more: &[&str]) -> Result<()> {
     let (from, to) = (at(places::HOST, 4000), stage.udp());
     let far = far_link_address(FOREIGN_LINK);
     let mut arguments = vec!["packet", LINK, &far, &to, "--from", &from];
@@ -31,7 +32,7 @@ fn row_9_packet_socket_past_the_queue() -> Result<()> {
 }
 
 /// A container that is routed through the host.
-fn container(lab: &Lab) -> Result<Option<Namespace>> {
+pub fn container(lab: &Lab) -> Result<Option<Namespace>> {
     let container = Namespace::new("container")?;
     forward(&lab.host)?;
     lab.host.ip(&format!(
@@ -111,22 +112,27 @@ fn row_19_elsewhere_on_the_host() -> Result<()> {
 
 #[test]
 fn row_20_routed_through_the_host() -> Result<()> {
-    go(&[way("20a", send_as_a_guest)], "", container)
+    go(&[way("20a", send_one)], "", container)
 }
 
 #[test]
 fn row_20_bridged_through_the_host() -> Result<()> {
     let way = Way {
         uplink: "to-far",
-        ..way("20b", send_as_a_guest)
+        ..way("20b", send_one)
     };
     go(&[way], "", guest)
 }
 
-fn send_as_a_guest(stage: &mut Stage<'_>) -> Result<()> {
-    let program = elsewhere(stage, None)?;
+fn send_one(stage: &mut Stage<'_>) -> Result<()> {
     let to = stage.udp();
-    stage.run_program(program, &["udp", &to])?;
+    send_as_a_guest(stage, &["udp", &to])
+}
+
+/// Runs `traffic` as if in a virtual machine, in the place that the row has furnished.
+pub fn send_as_a_guest(stage: &mut Stage<'_>, arguments: &[&str]) -> Result<()> {
+    let program = elsewhere(stage, None)?;
+    stage.run_program(program, arguments)?;
     // No process of the host's sent it.
     stage.senders.clear();
     Ok(())

@@ -8,20 +8,41 @@ use trefoil_lab::battery::{Grade, Grades, Table};
 use trefoil_lab::tap::Tap;
 use trefoil_lab::{Agent, Lab, Record, kernel, places, wait_for};
 
-use crate::stage::{Meanwhile, Stage, Way, go, nothing, policy, way};
+use crate::links::{container, frame, send_as_a_guest};
+use crate::stage::{Meanwhile, Stage, Way, from_first, go, nothing, policy, way};
 use crate::world::traffic;
+
+const DESTINATIONS: u8 = 240;
+const TO_MANY: [&str; 4] = ["--destinations", "240", "--count", "480"];
+const LITTLE_ROOM: &str = "[tables]\nflows = 64\nuplink_flows = 64\n";
 
 #[test]
 fn row_25_more_flows_than_there_is_room_for() -> Result<()> {
-    const DESTINATIONS: u8 = 240;
     let send = |stage: &mut Stage<'_>| {
         let to = stage.udp();
-        stage.to = crate::stage::from_first(DESTINATIONS);
-        let number = DESTINATIONS.to_string();
-        stage.run(&["udp-many", &to, "--destinations", &number, "--count", "480"])
+        stage.to = from_first(DESTINATIONS);
+        stage.run(&[&["udp-many", &to], &TO_MANY[..]].concat())
     };
-    let settings = "[tables]\nflows = 64\nuplink_flows = 64\n";
-    go(&[way("25a", send)], settings, nothing)
+    go(&[way("25a", send)], LITTLE_ROOM, nothing)
+}
+
+#[test]
+fn row_25_more_flows_of_a_packet_socket_than_there_is_room_for() -> Result<()> {
+    let send = |stage: &mut Stage<'_>| {
+        stage.to = from_first(DESTINATIONS);
+        frame(stage, &TO_MANY)
+    };
+    go(&[way("25b", send)], LITTLE_ROOM, nothing)
+}
+
+#[test]
+fn row_25_more_flows_of_a_guest_than_there_is_room_for() -> Result<()> {
+    let send = |stage: &mut Stage<'_>| {
+        stage.to = from_first(DESTINATIONS);
+        let to = stage.udp();
+        send_as_a_guest(stage, &[&["udp-many", &to], &TO_MANY[..]].concat())
+    };
+    go(&[way("25c", send)], LITTLE_ROOM, container)
 }
 
 fn send(stage: &mut Stage<'_>) -> Result<()> {

@@ -72,6 +72,42 @@ pub fn hand_on(arguments: &mut Arguments) -> Answer {
     }
 }
 
+/// `traffic share`: one process and another send in turn on a socket without a peer.
+pub fn share(arguments: &mut Arguments) -> Answer {
+    let peer: SocketAddr = arguments.value("ADDR:PORT")?;
+    let is_child = arguments.flag("--on-input");
+    arguments.done()?;
+    let input = stdin().as_fd().try_clone_to_owned().named("dup")?;
+    let socket = match is_child {
+        true => UdpSocket::from(input),
+        false => UdpSocket::bind("0.0.0.0:0").named("bind")?,
+    };
+    let send = || {
+        let bytes = socket.send_to(&PAYLOAD, peer).named("sendto")? as u64;
+        Sent {
+            port: own_port(&socket.as_fd().try_clone_to_owned().named("dup")?),
+            packets: 1,
+            bytes,
+        }
+        .tell();
+        Ok(())
+    };
+    send()?;
+    if is_child {
+        return Ok(());
+    }
+    let own = std::env::current_exe().named("readlink")?;
+    let status = Command::new(own)
+        .args(["share", &peer.to_string(), "--on-input"])
+        .stdin(OwnedFd::from(socket.try_clone().named("dup")?))
+        .status()
+        .named("spawn")?;
+    match status.code() {
+        Some(0) => send(),
+        code => std::process::exit(code.unwrap_or(1)),
+    }
+}
+
 /// `traffic use`: standard input is a socket, or what a socket comes through.
 pub fn use_handed(arguments: &mut Arguments) -> Answer {
     let how = arguments.word("a way")?;

@@ -34,7 +34,7 @@ const USAGE: &str = "traffic COMMAND ...
       with --options each packet has options of IPv4, or an extension header
   receive PORT
       one datagram, and tells how long it is
-  udp-many ADDR:PORT --destinations N --count N [--size N] [--from PORT]
+  udp-many ADDR:PORT --destinations N --count N [--size N] [--from PORT] [--hold]
       datagrams in turn to N addresses from ADDR on, from one socket
   tcp ADDR:PORT [--from PORT] [--bytes N] [--hold socket|peer] [--fast-open|--fast-open-connect]
       [--wait] [--transport mptcp|sctp|dccp] [--source ADDR] [--abandon]
@@ -53,8 +53,9 @@ const USAGE: &str = "traffic COMMAND ...
       then a line tells how many went, and how many were refused
   ping ADDR [--raw] [--size N]
   packet INTERFACE MAC ADDR:PORT --from ADDR:PORT [--size N] [--count N] [--vlan ID]
-      [--ethertype N] [--pretend N] [--bypass-qdisc|--xdp]
-      frames of a packet socket, each a datagram of UDP; with --ethertype the frame
+      [--destinations N] [--ethertype N] [--pretend N] [--bypass-qdisc|--xdp]
+      frames of a packet socket, each a datagram of UDP; with --destinations in turn to
+      N addresses from ADDR on; with --ethertype the frame
       says that it is something else, with --pretend only the call does; --bypass-qdisc
       leaves out traffic control, and --xdp the packet socket
   burst ADDR:PORT --count N --from PORT --program PATH [--program PATH ...]
@@ -79,6 +80,8 @@ const USAGE: &str = "traffic COMMAND ...
       what goes into a tun device goes on in a datagram
   hand-on inherited|passed ADDR:PORT
       one process connects, another one sends
+  share ADDR:PORT
+      one process, another one and the first again each send a datagram on one socket
   turn reconnect|replace ADDR:PORT ADDR:PORT
       sends to both, with one socket or one descriptor
   move NAMESPACE ADDR:PORT
@@ -186,6 +189,7 @@ fn run(arguments: &mut Arguments) -> Answer {
         "copy" => copy::copy(arguments),
         "tun" => tun::tun(arguments),
         "hand-on" => handed::hand_on(arguments),
+        "share" => handed::share(arguments),
         "use" => handed::use_handed(arguments),
         "turn" => handed::turn(arguments),
         "move" => moved::go(arguments),

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use crate::arguments::Arguments;
 use crate::copy::set_option;
 use crate::raw::checksum;
+use crate::udp::{pause_after, plus};
 use crate::{Answer, Failure, Named, Sent, xdp};
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
@@ -15,6 +16,8 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const UDP: u8 = 17;
 const UDP_HEADER: usize = 8;
+
+type SendFrame = dyn Fn(&[u8]) -> Answer;
 
 /// `traffic packet`
 pub fn packet(arguments: &mut Arguments) -> Answer {
@@ -26,6 +29,7 @@ pub fn packet(arguments: &mut Arguments) -> Answer {
         .ok_or_else(|| Failure::Usage("--from is missing".to_owned()))?;
     let size: usize = arguments.option("--size")?.unwrap_or(64);
     let count: u64 = arguments.option("--count")?.unwrap_or(1);
+    let destinations: u32 = arguments.option("--destinations")?.unwrap_or(1);
     let ethertype: Option<u16> = arguments.option("--ethertype")?;
     let vlan: Option<u16> = arguments.option("--vlan")?;
     let pretended: Option<u16> = arguments.option("--pretend")?;
@@ -33,27 +37,31 @@ pub fn packet(arguments: &mut Arguments) -> Answer {
     let by_xdp = arguments.flag("--xdp");
     arguments.done()?;
 
-    let mut frame = Vec::new();
+    let mut header = Vec::new();
     for byte in mac.split(':') {
         let byte = u8::from_str_radix(byte, 16);
-        frame.push(byte.map_err(|_| Failure::Usage(format!("{mac} is no address of a link")))?);
+        header.push(byte.map_err(|_| Failure::Usage(format!("{mac} is no address of a link")))?);
     }
     // Begins as those of the host's own links do.
-    frame.extend([2, 0, 0, 0, 1, 99]);
+    header.extend([2, 0, 0, 0, 1, 99]);
     if let Some(vlan) = vlan {
-        frame.extend(ETHERTYPE_VLAN.to_be_bytes());
-        frame.extend(vlan.to_be_bytes());
+        header.extend(ETHERTYPE_VLAN.to_be_bytes());
+        header.extend(vlan.to_be_bytes());
     }
     let own_type = if to.is_ipv4() {
         ETHERTYPE_IPV4
     } else {
         ETHERTYPE_IPV6
     };
-    frame.extend(ethertype.unwrap_or(own_type).to_be_bytes());
-    frame.extend(datagram(from, to, size)?);
+    header.extend(ethertype.unwrap_or(own_type).to_be_bytes());
+    let frame = |offset| {
+        let to = SocketAddr::new(plus(to.ip(), offset), to.port());
+        Ok([header.clone(), datagram(from, to, size)?].concat())
+    };
+    let frames: Vec<Vec<u8>> = (0..destinations).map(frame).collect::<Result<_, _>>()?;
 
-    let send: Box<dyn Fn() -> Answer> = if by_xdp {
-        Box::new(|| xdp::send(&interface, &frame))
+    let send: Box<SendFrame> = if by_xdp {
+        Box::new(move |frame| xdp::send(&interface, frame))
     } else {
         let socket = open()?;
         if bypass {
@@ -61,10 +69,11 @@ pub fn packet(arguments: &mut Arguments) -> Answer {
             set_option(&socket, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &on)?;
         }
         let address = address(&interface, pretended.unwrap_or(own_type))?;
-        Box::new(move || send_frame(&socket, &frame, &address))
+        Box::new(move |frame| send_frame(&socket, frame, &address))
     };
-    for _ in 0..count {
-        send()?;
+    for (frame, number) in frames.iter().cycle().zip(1..=count) {
+        send(frame)?;
+        pause_after(number);
     }
     Sent {
         port: from.port(),

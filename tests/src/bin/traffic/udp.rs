@@ -121,9 +121,7 @@ pub fn one(arguments: &mut Arguments) -> Answer {
         for number in 1..=count {
             sent.bytes += send_one(&socket, call, &payload, to)? as u64;
             sent.packets += 1;
-            if number % BATCH == 0 {
-                std::thread::sleep(PAUSE);
-            }
+            pause_after(number);
         }
         sent.port = own_port(&socket);
         sent.tell();
@@ -199,26 +197,44 @@ pub fn many(arguments: &mut Arguments) -> Answer {
     let count: u64 = arguments.option("--count")?.unwrap_or(1);
     let payload = vec![b'x'; arguments.option("--size")?.unwrap_or(64)];
     let from = arguments.option("--from")?;
+    let hold = arguments.flag("--hold");
     arguments.done()?;
 
     let socket = open(first, from)?;
     let peers: Vec<SockaddrStorage> = (0..destinations)
         .map(|offset| SocketAddr::new(plus(first.ip(), offset), first.port()).into())
         .collect();
-    let mut sent = Sent::default();
-    for (peer, number) in peers.iter().cycle().zip(1..=count) {
-        sent.bytes += send_one(&socket, Call::Sendto, &payload, Some(peer))? as u64;
-        sent.packets += 1;
-        if number % BATCH == 0 {
-            std::thread::sleep(PAUSE);
+    let mut sent = Sent {
+        port: own_port(&socket),
+        ..Sent::default()
+    };
+    if hold {
+        sent.tell();
+    }
+    while !hold || told_to_proceed() {
+        for (peer, number) in peers.iter().cycle().zip(1..=count) {
+            sent.bytes += send_one(&socket, Call::Sendto, &payload, Some(peer))? as u64;
+            sent.packets += 1;
+            pause_after(number);
+        }
+        sent.port = own_port(&socket);
+        sent.tell();
+        if !hold {
+            break;
         }
     }
-    sent.port = own_port(&socket);
-    sent.tell();
     Ok(())
 }
 
-fn plus(address: IpAddr, offset: u32) -> IpAddr {
+/// Of many, so that they do not outrun the queue of the link.
+pub fn pause_after(number: u64) {
+    if number.is_multiple_of(BATCH) {
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// The address so many behind this one.
+pub fn plus(address: IpAddr, offset: u32) -> IpAddr {
     match address {
         IpAddr::V4(address) => Ipv4Addr::from_bits(address.to_bits() + offset).into(),
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() + u128::from(offset)).into(),
