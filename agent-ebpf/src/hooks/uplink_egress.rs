@@ -311,7 +311,7 @@ fn judged_by_socket(generation: u32, tag: *const Socket, peer: &Peer) -> Decisio
     // SAFETY: map values; the verifier checks the access. So below.
     let (flags, flow) = unsafe { ((*tag).flags, &raw const (*tag).tracked.flow) };
     if flags & SOCKET_HAS_PEER != 0 && unsafe { (*flow).peer == *peer } {
-        return unsafe { (*flow).decision };
+        return let_pass(flow);
     }
     if flags & SOCKET_HAS_FLOWS == 0 {
         return NOT_JUDGED;
@@ -321,8 +321,20 @@ fn judged_by_socket(generation: u32, tag: *const Socket, peer: &Peer) -> Decisio
         peer: *peer,
     };
     match flows::find(&key) {
-        Some(tracked) => unsafe { (*tracked).flow.decision },
+        Some(tracked) => let_pass(unsafe { &raw const (*tracked).flow }),
         None => remembered(generation, &without_room(peer, key.cookie)),
+    }
+}
+
+/// The decision by which the hooks of a socket let a packet of this flow pass. `NONE` if they
+/// drop what is in it: then the packet is not of the flow, but a tunnel's that leads there.
+#[inline(always)]
+fn let_pass(flow: *const Flow) -> Decision {
+    // SAFETY: a map value; the verifier checks the access.
+    let (decision, state) = unsafe { ((*flow).decision, (*flow).state) };
+    match decision.blocks() && state & FLOW_CUT == 0 {
+        true => NOT_JUDGED,
+        false => decision,
     }
 }
 
