@@ -22,6 +22,7 @@ use crate::link::LinkCounters;
 use crate::namespace::Namespace;
 use crate::places;
 use crate::program::Program;
+use crate::wait::wait_for;
 use crate::wiring::{self, link_name};
 
 /// Control groups of labs are called so, with the instance's numbers between.
@@ -98,6 +99,16 @@ impl Lab {
     /// Where the agent pins what is to outlive it.
     pub fn pins(&self) -> PathBuf {
         self.directory.join("bpf/trefoil")
+    }
+
+    /// Removes all pins, also if the agent puts some back meanwhile.
+    pub fn remove_pins(&self) -> Result<()> {
+        wait_for("all pins are removed", || {
+            match fs::remove_dir_all(self.pins()) {
+                Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => Ok(None),
+                removed => Ok(Some(removed?)),
+            }
+        })
     }
 
     /// A settings file that says to every verb what the lab's agent was told by

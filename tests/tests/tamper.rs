@@ -91,7 +91,7 @@ fn what_was_unpinned_goes_on_and_is_pinned_again() -> Result<()> {
     told(&mut agent, "map FLOWS")?;
 
     let mut before = lab.pinned();
-    fs::remove_dir_all(lab.pins())?;
+    lab.remove_pins()?;
     assert_eq!(raw(&lab)?, REFUSED, "the agent holds it");
     before.sort();
     wait_for("all is pinned again", || {

@@ -41,7 +41,11 @@ fn finals_to(mut agent: Agent<'_>, lab: &Lab, to: IpAddr) -> Result<Vec<Record>>
 
 /// The one record that there is.
 fn only(mut records: Vec<Record>) -> Result<Record> {
-    ensure!(records.len() == 1, "{} final records", records.len());
+    ensure!(
+        records.len() == 1,
+        "{} final records: {records:?}",
+        records.len()
+    );
     records.pop().context("no record")
 }
 
@@ -115,6 +119,11 @@ fn what_a_guest_sends_through_a_tunnel_is_not_the_kernels_own() -> Result<()> {
     let machine = guest(&lab.host, "machine", 1)?;
     let agent = lab.agent().policy(&reporting()).uplink("auto").start()?;
     const INNER: &str = "198.51.100.70";
+    // The kernel would tell who listens for which groups, through the tunnel as well.
+    lab.host.enter(|| {
+        let new_links = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
+        Ok(std::fs::write(new_links, "1")?)
+    })?;
     lab.host.ip(&format!(
         "link add tunnel type vxlan id 7 remote {} dstport 4789 dev to-foreign\n\
          link set tunnel addrgenmode none\n\

@@ -80,7 +80,7 @@ fn row_27_root_takes_the_programs_out() -> Result<()> {
         })
     };
     let unpinned = tampered(|agent, lab| {
-        std::fs::remove_dir_all(lab.pins())?;
+        lab.remove_pins()?;
         told(agent)
     })?;
     let detached = tampered(|agent, lab| {
