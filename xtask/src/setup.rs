@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::{
+    apt,
     bpf_toolchain::{self, BpfToolchain, Compiler, Missing},
     workspace::{self, as_root},
 };
@@ -283,7 +284,7 @@ pub fn ensure(parts: &[Part]) -> Result<bool> {
     if in_path("apt-get") && missing.iter().any(|need| need.source.is_distribution()) {
         // A failing mirror of something else must not stop the rest: what is
         // really not to be had fails by its name below.
-        if workspace::run(&mut apt_get(&["update"])).is_err() {
+        if workspace::run(&mut apt::get(&["update"])).is_err() {
             println!("The package lists could not all be brought up to date; going on with them.");
         }
     }
@@ -342,7 +343,7 @@ impl Source {
 
     fn install(&self) -> Result<()> {
         match self {
-            Source::Packages(names) => install_packages(names),
+            Source::Packages(names) => apt::install(names),
             Source::BpfLinker => install_bpf_linker(),
             Source::CountryData => install_country_data(),
             Source::RustupComponent(name) => {
@@ -353,77 +354,6 @@ impl Source {
             }
         }
     }
-}
-
-/// Installs packages, and removes none: a compiler of the distribution's that
-/// conflicts with ours is the user's to remove.
-fn install_packages(names: &[&str]) -> Result<()> {
-    if !in_path("apt-get") {
-        bail!(
-            "this is not a Debian or Ubuntu system; install what they call {} in its own way",
-            names.join(", ")
-        );
-    }
-    let mut arguments = vec!["install", "--yes", "--no-install-recommends", "--no-remove"];
-    arguments.extend(names);
-    let Err(error) = workspace::run(&mut apt_get(&arguments)) else {
-        return Ok(());
-    };
-    // Part of the same may be installed already, from where newer ones are.
-    let Some(backports) = backports() else {
-        return Err(error);
-    };
-    println!("Trying once more with {}.", backports.suite);
-    let list = format!("Dir::Etc::sourcelist={}", backports.list.display());
-    let with = ["-o", &list, "--target-release", &backports.suite];
-    workspace::run(&mut apt_get(&[&with[..2], &["update"]].concat()))?;
-    workspace::run(&mut apt_get(&[&with[..], &arguments].concat()))
-}
-
-/// Where a release of Debian has newer packages than it came with.
-struct Backports {
-    suite: String,
-    /// A list of sources that has them, beside those of this machine.
-    list: PathBuf,
-}
-
-/// `None` if this is no release of Debian, or if it cannot be told where its packages are.
-fn backports() -> Option<Backports> {
-    let release = fs::read_to_string("/etc/os-release").ok()?;
-    let value = |key: &str| {
-        let value = |line: &str| line.strip_prefix(key)?.strip_prefix('=').map(str::to_owned);
-        release.lines().find_map(value)
-    };
-    if value("ID")? != "debian" {
-        return None;
-    }
-    let codename = value("VERSION_CODENAME")?;
-    let targets = Command::new("apt-get")
-        .args([
-            "indextargets",
-            "--format",
-            "$(CODENAME) $(COMPONENT) $(REPO_URI)",
-        ])
-        .output()
-        .ok()?;
-    let targets = String::from_utf8(targets.stdout).ok()?;
-    let main = format!("{codename} main ");
-    let mirror = targets.lines().find_map(|line| line.strip_prefix(&main))?;
-    let suite = format!("{codename}-backports");
-    let own = fs::read_to_string("/etc/apt/sources.list").unwrap_or_default();
-    let list = workspace::target_dir().join("backports.list");
-    fs::create_dir_all(workspace::target_dir()).ok()?;
-    fs::write(&list, format!("{own}\ndeb {mirror} {suite} main\n")).ok()?;
-    Some(Backports { suite, list })
-}
-
-fn apt_get(arguments: &[&str]) -> Command {
-    let mut command = Command::new("apt-get");
-    command
-        .args(arguments)
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .stdin(Stdio::null());
-    as_root(command)
 }
 
 /// Builds bpf-linker against the very LLVM that the packaged compiler uses,
@@ -441,7 +371,7 @@ fn install_bpf_linker() -> Result<()> {
     let prefix = PathBuf::from(format!("/usr/lib/llvm-{llvm}"));
     let llvm_dev = format!("llvm-{llvm}-dev");
     let polly_dev = format!("libpolly-{llvm}-dev");
-    install_packages(&[&llvm_dev, &polly_dev, "zlib1g-dev", "libzstd-dev", "g++"])?;
+    apt::install(&[&llvm_dev, &polly_dev, "zlib1g-dev", "libzstd-dev", "g++"])?;
 
     let mut path = vec![prefix.join("bin")];
     path.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
