@@ -9,19 +9,18 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use trefoil_lab::agent::detach;
 use trefoil_lab::program::{Program, Running};
 use trefoil_lab::sink::UdpSink;
 use trefoil_lab::tap::Tap;
 use trefoil_lab::wiring::guest;
-use trefoil_lab::{Agent, Lab, Record, places, wait_for};
+use trefoil_lab::{Lab, Record, places, wait_for};
 use world::books::{FOREIGN_LINK, OFTEN, books, frames_of, sum};
-use world::{REFUSED, TRAFFIC, approving, at, gapless, is_final, told, traffic, traffic_in};
+use world::{
+    PAYLOAD, REFUSED, TRAFFIC, UDP_HEADER, all_of, approving, at, ip_header, is_final, told,
+    traffic, traffic_in,
+};
 
 const PORT: u16 = 9;
-const UDP_HEADER: u64 = 8;
-/// What `traffic` sends in a datagram unless told otherwise.
-const PAYLOAD: u64 = 64;
 const DESTINATIONS: u64 = 50;
 const PACKETS_EACH: u64 = 40;
 const PACKETS: u64 = DESTINATIONS * PACKETS_EACH;
@@ -30,10 +29,6 @@ const SLOTS: usize = 8;
 
 fn settings(more: &str) -> String {
     format!("{OFTEN}[tables]\nflows = {SLOTS}\nuplink_flows = {SLOTS}\n{more}")
-}
-
-fn ip_header(address: IpAddr) -> u64 {
-    if address.is_ipv4() { 20 } else { 40 }
 }
 
 /// First of the addresses of the foreign place.
@@ -51,19 +46,6 @@ fn many(program: Program, to: IpAddr) -> Program {
         "--count",
         &PACKETS.to_string(),
     ])
-}
-
-/// Takes the programs out of the kernel, with which all flows end.
-fn all_records(mut agent: Agent<'_>, lab: &Lab) -> Result<Vec<Record>> {
-    detach(lab)?;
-    agent.wait_for("the agent ends", |records| {
-        let last = records.last()?;
-        (last.is("event", "coverage") && last.is("state", "uncovered")).then_some(())
-    })?;
-    let records = agent.records()?.to_vec();
-    agent.ended()?;
-    gapless(&records)?;
-    Ok(records)
 }
 
 fn finals(records: &[Record]) -> Vec<&Record> {
@@ -133,7 +115,7 @@ fn a_socket_with_more_peers_than_there_is_room_for() -> Result<()> {
         let book = books(&mut agent, &lab, "to-foreign")?;
         // The uplink takes over what the socket's hooks have decided.
         ensure!(sum(&book, &["bytes_kernel"])? == 0, "{book}");
-        let records = all_records(agent, &lab)?;
+        let records = all_of(agent, &lab)?;
         are_whole(&records, &sink, UDP_HEADER + ip_header(to))?;
         let port = told(&outcome)?.pop().context("no answer")?.text("port");
         for record in finals(&records) {
@@ -161,7 +143,7 @@ fn what_the_ring_buffer_cannot_take_either_is_counted_to_the_byte() -> Result<()
     sink.wait_for_packets(PACKETS)?;
     let book = books(&mut agent, &lab, "to-foreign")?;
     ensure!(sum(&book, &["bytes_kernel"])? == 0, "{book}");
-    let records = all_records(agent, &lab)?;
+    let records = all_of(agent, &lab)?;
     let (mut packets, mut bytes) = (0, 0);
     for (one, other) in sums(&finals(&records), "packets_out", "bytes_out")?.values() {
         packets += one;
@@ -193,7 +175,7 @@ fn with_the_agent_killed_too_nothing_is_left_out() -> Result<()> {
     let (_, mut records) = start()?.stop(Signal::SIGKILL)?;
     many(traffic(&lab)?, to).run()?.success()?;
     sink.wait_for_packets(PACKETS)?;
-    records.extend(all_records(start()?, &lab)?);
+    records.extend(all_of(start()?, &lab)?);
     are_whole(&records, &sink, UDP_HEADER + ip_header(to))?;
     lab.close()
 }
@@ -220,7 +202,7 @@ fn answers_to_connection_requests_without_room() -> Result<()> {
     ensure!(sum(&book, &["bytes_kernel"])? == 0, "{book}");
     let sent = lab.link_to(&lab.foreign)?.since(before);
     drop(filling);
-    let records = all_records(agent, &lab)?;
+    let records = all_of(agent, &lab)?;
     let mut finals = finals(&records);
     finals.retain(|record| record.is("dst_addr", places::FOREIGN));
     // The answer, whose session is somebody's later, and the session.
@@ -266,7 +248,7 @@ fn more_of_a_packet_socket_and_of_a_guest_than_there_is_room_for() -> Result<()>
                 Ok((tap.packets() >= PACKETS).then_some(()))
             })?;
             books(&mut agent, &lab, "to-foreign")?;
-            let records = all_records(agent, &lab)?;
+            let records = all_of(agent, &lab)?;
             let is_checked = is_guest || to.is_ipv4();
             if is_checked {
                 are_whole(&records, &sink, UDP_HEADER + ip_header(to))?;
@@ -367,7 +349,7 @@ verdict = "approve"
         "{dropped}"
     );
     drop(filling);
-    let records = all_records(agent, &lab)?;
+    let records = all_of(agent, &lab)?;
     let told = sums(&finals(&records), "packets_out", "bytes_out")?;
     let packet = 20 + UDP_HEADER + PAYLOAD;
     for (host, packets) in [("198.51.100.70", 10), ("198.51.100.80", 1)] {
@@ -426,7 +408,7 @@ verdict = "approve"
         "{book}"
     );
     drop(filling);
-    let records = all_records(agent, &lab)?;
+    let records = all_of(agent, &lab)?;
     let finals = finals(&records);
     let told = sums(&finals, "packets_out", "bytes_out")?;
     for (host, size, fragments) in [
@@ -476,7 +458,7 @@ verdict = "approve"
         let sent = lab.link_to(&lab.peer)?.since(before);
         Ok((sent.tx_packets >= 4).then_some(sent))
     })?;
-    let records = all_records(agent, &lab)?;
+    let records = all_of(agent, &lab)?;
     let told = sums(&finals(&records), "packets_out", "bytes_out")?;
     let host: IpAddr = "198.51.100.70".parse()?;
     ensure!(
@@ -496,7 +478,7 @@ fn without_room_too_what_two_processes_send_by_one_socket_is_not_ascribed_for_ce
     let shared = traffic(&lab)?.args(["share", "203.0.113.10:9"]);
     let senders = told(&shared.run()?.success()?)?;
     drop(filling);
-    let records = all_records(agent, &lab)?;
+    let records = all_of(agent, &lab)?;
     let mut finals = finals(&records);
     finals.retain(|record| record.is("dst_addr", places::FOREIGN));
     ensure!(finals.len() == 3, "{finals:?}");

@@ -9,34 +9,20 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use trefoil_lab::agent::detach;
 use trefoil_lab::namespace::Namespace;
 use trefoil_lab::program::Program;
 use trefoil_lab::wiring::{forward, guest};
 use trefoil_lab::{Agent, Lab, Record, places, wait_for};
 use world::books::{FOREIGN_LINK, frames_of};
-use world::{TRAFFIC, at, enforcing, is_final, reporting, told, traffic, traffic_in};
+use world::{
+    PAYLOAD, TRAFFIC, UDP_HEADER, all_of, at, enforcing, ip_header, is_final, reporting, told,
+    traffic, traffic_in,
+};
 
-/// What `traffic` sends in a datagram unless told otherwise.
-const PAYLOAD: u64 = 64;
-const UDP_HEADER: u64 = 8;
-
-fn ip_header(address: IpAddr) -> u64 {
-    if address.is_ipv4() { 20 } else { 40 }
-}
-
-/// Final records about what went to an address: when the programs are taken out of the
-/// kernel, all flows end.
-fn finals_to(mut agent: Agent<'_>, lab: &Lab, to: IpAddr) -> Result<Vec<Record>> {
-    detach(lab)?;
-    agent.wait_for("the agent ends", |records| {
-        let last = records.last()?;
-        (last.is("event", "coverage") && last.is("state", "uncovered")).then_some(())
-    })?;
-    let records = agent.records()?.to_vec();
-    agent.ended()?;
+/// Final records about what went to an address.
+fn finals_to(agent: Agent<'_>, lab: &Lab, to: IpAddr) -> Result<Vec<Record>> {
     let is_wanted = |record: &Record| is_final(record) && record.is("dst_addr", to);
-    Ok(records.into_iter().filter(is_wanted).collect())
+    Ok(all_of(agent, lab)?.into_iter().filter(is_wanted).collect())
 }
 
 /// The one record that there is.
@@ -357,7 +343,7 @@ verdict = "approve"
         "{records:?}"
     );
     agent.stop(Signal::SIGTERM)?;
-    detach(&lab)?;
+    trefoil_lab::agent::detach(&lab)?;
     lab.close()
 }
 

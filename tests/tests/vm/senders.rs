@@ -94,6 +94,10 @@ fn senders_are_named_where_the_kernel_has_no_tracepoint_for_them() -> Result<()>
         records.iter().filter(certain).map(named).collect()
     };
     let accepted = about(&|record| record.is("TREFOIL_DIRECTION", "accepted"))?;
+    ensure!(
+        answered.len() == 2 * usize::from(N_WORKERS) && handed_on.len() == 2,
+        "{answered:?} {handed_on:?}"
+    );
     ensure!(accepted == answered, "{accepted:?} for {answered:?}");
     let sent = about(&|record| record.is("TREFOIL_DST_ADDR", "203.0.113.60"))?;
     ensure!(sent == handed_on, "{sent:?} for {handed_on:?}");

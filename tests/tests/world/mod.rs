@@ -11,13 +11,19 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use trefoil_lab::program::{Outcome, Program};
-use trefoil_lab::{Lab, Record};
+use trefoil_lab::{Agent, Lab, Record, agent};
 
 /// The program that sends.
 pub const TRAFFIC: &str = env!("CARGO_BIN_EXE_traffic");
 
 /// Exit code of `traffic` when the kernel said EPERM.
 pub const REFUSED: i32 = 13;
+
+/// Bytes that `traffic` sends in a datagram unless told otherwise.
+pub const PAYLOAD: u64 = 64;
+
+/// Bytes before them.
+pub const UDP_HEADER: u64 = 8;
 
 /// Approves what goes to the peer, denies China by name, and says nothing about
 /// the rest.
@@ -89,6 +95,25 @@ pub fn copies(lab: &Lab, directory: &str, count: usize) -> Result<Vec<PathBuf>> 
     (0..count)
         .map(|number| lab.copy_program(TRAFFIC, &format!("{directory}/x{number}")))
         .collect()
+}
+
+/// Bytes of a header of IP without options.
+pub fn ip_header(address: IpAddr) -> u64 {
+    if address.is_ipv4() { 20 } else { 40 }
+}
+
+/// All records of an agent; the programs are taken out of the kernel, with which all flows
+/// end.
+pub fn all_of(mut agent: Agent<'_>, lab: &Lab) -> Result<Vec<Record>> {
+    agent::detach(lab)?;
+    agent.wait_for("the agent ends", |records| {
+        let last = records.last()?;
+        (last.is("event", "coverage") && last.is("state", "uncovered")).then_some(())
+    })?;
+    let records = agent.records()?.to_vec();
+    agent.ended()?;
+    gapless(&records)?;
+    Ok(records)
 }
 
 /// True for a record about one flow, whatever the verdict.
