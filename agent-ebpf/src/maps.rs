@@ -172,10 +172,10 @@ pub static WRITERS: LruHashMap<u32, Owner, 1024> = LruHashMap::new();
 /// without it. By destination about sockets of other network namespaces, whose packets
 /// are forwarded by this host; about the beginning of a datagram, for the rest of it;
 /// about connections of TCP that are over, in whose name the kernel still answers; about
-/// packets for which there was no room in `FLOWS`. See `remembered` for the keys. Written by `egress`, `uplink_egress` and what ends a flow,
-/// read by the first two. The kernel drops what was not used for longest; without memory
-/// for an entry `remembered-full` counts, and what is not found is judged by its
-/// destination alone.
+/// packets for which there was no room in `FLOWS`. See `remembered` for the keys. Written
+/// by `egress`, `uplink_egress` and what ends a flow, read by the first two. The kernel
+/// drops what was not used for longest; without memory for an entry `remembered-full`
+/// counts, and what is not found is judged by its destination alone.
 #[btf_map]
 pub static REMEMBERED: LruHashMap<Peer, Decision, 65536> = LruHashMap::new();
 

@@ -5,7 +5,7 @@ use trefoil_ebpf::abi::*;
 use crate::{
     accounting::{announce, begin_again, count, end, finish},
     globals::local_flows,
-    judge::{judge, undetermined},
+    judge::judge,
     maps::InForce,
     packet::Ends,
     source::Source,
@@ -26,16 +26,11 @@ pub fn decide(in_force: InForce, tracked: *mut Tracked, ends: &Ends, bytes: u32)
     decision
 }
 
-/// As [`decide`], about a packet that is known to stay on this host.
+/// Takes in that a packet of a flow stays on this host, whatever the policy says.
 #[inline(always)]
-pub fn stay(in_force: InForce, tracked: *mut Tracked, ends: &Ends) -> Decision {
-    let local = Decision {
-        verdict: verdict::LOCAL,
-        ..undetermined(in_force)
-    };
+pub fn stay(tracked: *mut Tracked, ends: &Ends, local: Decision) {
     take_in(tracked, local);
     go_on(tracked, ends, local);
-    local
 }
 
 #[inline(always)]

@@ -59,7 +59,7 @@ fn egress(ctx: SkBuffContext) -> i32 {
         {
             let tracked = slot(skb, &mut ends);
             if !tracked.is_null() {
-                let local = stay(in_force, tracked, &ends);
+                stay(tracked, &ends, local);
                 record(tracked, &local, bytes, false);
             }
         }
