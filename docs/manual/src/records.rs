@@ -99,7 +99,12 @@ pub fn hooks() -> String {
     for hook in HOOKS {
         if let Some(without) = hook.without {
             out += &format!(".It Li {}\n", roff::argument(hook.name));
-            out += &roff::prose(&format!("{}.", capitalised(without)));
+            let mut missing = format!("{}.", capitalised(without));
+            if let Some(fallback) = hook.fallback {
+                let (function, without) = (fallback.function, fallback.without);
+                missing += &format!(" Where {function} takes its place, only {without}.");
+            }
+            out += &roff::prose(&missing);
         }
     }
     out + ".El\n"
