@@ -37,6 +37,8 @@ pub struct Hook {
     pub without: Option<&'static str>,
     /// What is used where the kernel lacks it.
     pub fallback: Option<Fallback>,
+    /// A function of the kernel that the program calls, if it is younger than the place.
+    pub calls: Option<&'static str>,
 }
 
 /// A program at the entry of a function of the kernel, in the place of a hook.
@@ -46,7 +48,12 @@ pub struct Fallback {
     pub function: &'static str,
     /// What the hook covers and this does not.
     pub without: &'static str,
+    /// See [`Hook`].
+    pub calls: Option<&'static str>,
 }
+
+/// Socket storage for programs at tracepoints and functions, 5.11.
+const SOCKET_STORAGE: &str = "bpf_sk_storage_get_tracing";
 
 impl Hook {
     /// True if there is a pin that shows whether it is in the kernel.
@@ -68,11 +75,15 @@ pub const HOOKS: &[Hook] = &[
         Place::Iterator("task"),
         Some("executables of processes older than the agent"),
     ),
-    hook(
-        "iter_task_file",
-        Place::Iterator("task_file"),
-        Some("owners of sockets older than the agent"),
-    ),
+    Hook {
+        // 5.11
+        calls: Some("bpf_sock_from_file"),
+        ..hook(
+            "iter_task_file",
+            Place::Iterator("task_file"),
+            Some("owners of sockets older than the agent"),
+        )
+    },
     hook(
         "iter_sockets",
         Place::Iterator("bpf_sk_storage_map"),
@@ -83,15 +94,19 @@ pub const HOOKS: &[Hook] = &[
     hook("sched_process_exit", Place::Tracepoint, None),
     hook("cgroup_mkdir", Place::Tracepoint, None),
     hook("cgroup_rmdir", Place::Tracepoint, None),
-    hook(
-        "inet_sock_set_state",
-        Place::Tracepoint,
-        Some("ends of TCP flows after close()"),
-    ),
+    Hook {
+        calls: Some(SOCKET_STORAGE),
+        ..hook(
+            INET_SOCK_SET_STATE,
+            Place::Tracepoint,
+            Some("ends of TCP flows after close()"),
+        )
+    },
     Hook {
         fallback: Some(Fallback {
             function: "security_socket_sendmsg",
             without: "processes that splice into sockets which others opened",
+            calls: Some(SOCKET_STORAGE),
         }),
         ..hook(
             "sock_send_length",
@@ -141,6 +156,9 @@ pub const HOOKS: &[Hook] = &[
 /// The program for uplinks.
 pub const UPLINK_EGRESS: &str = "uplink_egress";
 
+/// The program that ends flows of TCP. Another does where the kernel lacks it.
+pub const INET_SOCK_SET_STATE: &str = "inet_sock_set_state";
+
 /// The program that is asked questions; never attached.
 pub const JUDGE_QUESTION: &str = "judge_question";
 
@@ -150,6 +168,7 @@ const fn hook(name: &'static str, place: Place, without: Option<&'static str>) -
         place,
         without,
         fallback: None,
+        calls: None,
     }
 }
 
@@ -307,7 +326,7 @@ fn missing(hook: &Hook) -> KernelError {
 pub struct HookSupport {
     /// As in [`Hook`].
     pub name: &'static str,
-    /// True if the kernel's type information has what it is attached to.
+    /// True if the kernel's type information has what it is attached to, and what it calls.
     pub supported: bool,
     /// What is not covered without it, by its fallback neither.
     pub without: Option<&'static str>,
@@ -326,7 +345,10 @@ pub fn support() -> Vec<HookSupport> {
             // clsact is older than any kernel with type information.
             Place::Uplink => types.is_some(),
         };
-        let fallback = hook.fallback.filter(|fallback| has(fallback.function));
+        let supported = supported && hook.calls.is_none_or(has);
+        let fallback = hook
+            .fallback
+            .filter(|fallback| has(fallback.function) && fallback.calls.is_none_or(has));
         HookSupport {
             name: hook.name,
             supported,
