@@ -20,7 +20,7 @@ use trefoil_ebpf::abi::{Cgroup, Control, Executable, Question, Tracked};
 
 use super::{
     KernelError, UplinkHook, cgroups, former,
-    hooks::{self, HOOKS, HookStatus, JUDGE_QUESTION, UPLINK_EGRESS},
+    hooks::{self, HOOKS, HookStatus, INET_SOCK_SET_STATE, JUDGE_QUESTION, UPLINK_EGRESS},
     iterators, offsets,
     pins::{MapLayout, PinDir, detach},
     questions,
@@ -99,7 +99,7 @@ impl Kernel {
         pins.create()?;
         let lock = lock(&pins)?;
         let took_over = !pins.pinned_links().is_empty();
-        let loaded = Self::load_into(pins.clone(), lock, settings, took_over);
+        let loaded = Self::load_into(pins.clone(), lock, settings, took_over, true);
         match &loaded {
             Ok(_) | Err(KernelError::PinMismatch { .. }) => {}
             // Nothing was there before, so nothing is to be left.
@@ -109,11 +109,13 @@ impl Kernel {
         loaded
     }
 
+    /// `tcp_state_seen` says what the programs are told of `inet_sock_set_state`.
     fn load_into(
         pins: PinDir,
         lock: File,
         settings: &LoadSettings,
         took_over: bool,
+        tcp_state_seen: bool,
     ) -> Result<Self, KernelError> {
         let sizes = sizes(&settings.tables);
         check_layouts(&pins, &sizes)?;
@@ -131,7 +133,7 @@ impl Kernel {
 
         let kernel_offsets = offsets::resolve()?;
         let types = offsets::open()?;
-        let tcp_state_seen = u32::from(types.has_function("btf_trace_inet_sock_set_state"));
+        let state_seen = u32::from(tcp_state_seen);
         let subflows_known = u32::from(types.has_function("bpf_skc_to_mptcp_sock"));
         drop(types);
         let executable_key = random_word()?;
@@ -146,7 +148,7 @@ impl Kernel {
             .override_global("INSTANCE", &instance, true)
             .override_global("REPLACES", &replaced, true)
             .override_global("EXECUTABLE_KEY", &executable_key, true)
-            .override_global("TCP_STATE_SEEN", &tcp_state_seen, true)
+            .override_global("TCP_STATE_SEEN", &state_seen, true)
             .override_global("SUBFLOWS_KNOWN", &subflows_known, true)
             .override_global("NAMESPACE", &namespace, true)
             .override_global("LOCAL_FLOWS", &local_flows, true)
@@ -170,6 +172,11 @@ impl Kernel {
         for hook in HOOKS {
             let (fallback, why) = match hooks::load(&mut ebpf, hook, &btf) {
                 Ok(fallback) => (fallback, None),
+                // Only now is it known, and the constants of what is loaded say otherwise.
+                Err(_) if hook.name == INET_SOCK_SET_STATE && tcp_state_seen => {
+                    drop(ebpf);
+                    return Self::load_into(pins, lock, settings, took_over, false);
+                }
                 Err(error) if hook.without.is_some() => (None, Some(with_causes(&error))),
                 Err(error) => return Err(error),
             };
