@@ -25,6 +25,9 @@ const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_ITER_CREATE: libc::c_long = 33;
+/// What the kernel answers to a command that a kind of map does not have; libc has no name for
+/// it, since it is not meant for user space.
+const ENOTSUPP: i32 = 524;
 const BPF_TRACE_ITER: u32 = 28;
 const BPF_TCX_EGRESS: u32 = 47;
 
@@ -328,7 +331,8 @@ pub fn remove(map: BorrowedFd<'_>, index: u32) -> io::Result<()> {
     }
 }
 
-/// Takes an element out of a hash map (kernel 5.14); `None` if it is not there.
+/// Takes an element out of a hash map; `None` if it is not there. Before Linux 5.14 that takes
+/// two calls, and what a program counts between them is lost with the element.
 pub fn take<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
     let mut value = std::mem::MaybeUninit::<V>::uninit();
     let mut element = Element {
@@ -338,7 +342,15 @@ pub fn take<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<Opti
         value: value.as_mut_ptr() as u64,
         flags: 0,
     };
-    match bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut element) {
+    let mut taken = bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut element);
+    if matches!(&taken, Err(error) if error.raw_os_error() == Some(ENOTSUPP)) {
+        taken = bpf(BPF_MAP_LOOKUP_ELEM, &mut element);
+        if taken.is_ok() {
+            element.value = 0;
+            taken = bpf(BPF_MAP_DELETE_ELEM, &mut element);
+        }
+    }
+    match taken {
         // SAFETY: the kernel filled all of it.
         Ok(_) => Ok(Some(unsafe { value.assume_init() })),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
