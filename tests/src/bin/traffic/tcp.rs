@@ -183,13 +183,13 @@ pub fn serve(arguments: &mut Arguments) -> Answer {
     loop {
         let (mut stream, _) = listener.accept().named("accept")?;
         send(&mut stream, bytes, &mut sent)?;
+        if wait {
+            wait_for_end(&mut stream, &sent)?;
+        }
         if again {
             // Nobody reads so many lines.
             end(stream.into())?;
             continue;
-        }
-        if wait {
-            wait_for_end(&mut stream, &sent)?;
         }
         stream.shutdown(Shutdown::Write).named("shutdown")?;
         let mut rest = Vec::new();
