@@ -17,6 +17,7 @@
 
 pub mod agent;
 pub mod battery;
+pub mod books;
 pub mod cgroup;
 pub mod journal;
 pub mod kernel;

@@ -30,10 +30,15 @@ impl LinkCounters {
             // thread, which is in another namespace.
             std::fs::read_to_string("/proc/thread-self/net/dev").context("read net/dev")
         })?;
+        Self::parse(&table, interface).with_context(|| format!("in {}", namespace.name))
+    }
+
+    /// From the text of /proc/net/dev.
+    pub fn parse(table: &str, interface: &str) -> Result<Self> {
         let line = table
             .lines()
             .find_map(|line| line.trim_start().strip_prefix(interface)?.strip_prefix(':'))
-            .with_context(|| format!("interface {interface} in {}", namespace.name))?;
+            .with_context(|| format!("no interface {interface}"))?;
         let numbers: Vec<u64> = line
             .split_ascii_whitespace()
             .map(|word| {

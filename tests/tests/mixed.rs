@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use trefoil_lab::books::balanced;
 use trefoil_lab::program::{Program, Running};
 use trefoil_lab::sink::{TcpSink, UdpSink};
 use trefoil_lab::wiring::{Guest, guest};
 use trefoil_lab::{Lab, Record, places, wait_for};
-use world::books::{FOREIGN_LINK, agrees, balanced, books, frames, from_machine};
+use world::books::{FOREIGN_LINK, agrees, books, frames, from_machine};
 use world::{TRAFFIC, at, reporting, told, traffic, traffic_in};
 
 const SECONDS: &str = "TREFOIL_MIXED_SECONDS";

@@ -9,12 +9,13 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use trefoil_lab::books::sum;
 use trefoil_lab::program::{Program, Running};
 use trefoil_lab::sink::UdpSink;
 use trefoil_lab::tap::Tap;
 use trefoil_lab::wiring::guest;
 use trefoil_lab::{Lab, Record, places, wait_for};
-use world::books::{FOREIGN_LINK, OFTEN, books, frames_of, sum};
+use world::books::{FOREIGN_LINK, OFTEN, books, frames_of};
 use world::{
     PAYLOAD, REFUSED, TRAFFIC, UDP_HEADER, all_of, approving, at, ip_header, is_final, told,
     traffic, traffic_in,

@@ -5,13 +5,12 @@ mod world;
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
+use trefoil_lab::books::{VERDICTS, sum};
 use trefoil_lab::program::Program;
 use trefoil_lab::sink::TcpSink;
 use trefoil_lab::wiring::guest;
 use trefoil_lab::{Lab, places, wait_for};
-use world::books::{
-    FOREIGN_LINK, OFTEN, PEER_LINK, VERDICTS, agrees, books, frames, from_machine, sum,
-};
+use world::books::{FOREIGN_LINK, OFTEN, PEER_LINK, agrees, books, frames, from_machine};
 use world::{TRAFFIC, at, enforcing, reporting, traffic};
 
 #[test]

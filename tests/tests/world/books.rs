@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
 use trefoil_lab::agent::Agent;
+use trefoil_lab::books::balanced;
 use trefoil_lab::link::LinkCounters;
 use trefoil_lab::namespace::Namespace;
 use trefoil_lab::program::Program;
@@ -19,31 +20,6 @@ pub const OFTEN: &str = "heartbeat_interval = \"1s\"\n";
 pub const FOREIGN_LINK: u8 = 3;
 /// Number of the link to the peer.
 pub const PEER_LINK: u8 = 2;
-
-/// The fields whose sum is what was judged.
-pub const VERDICTS: [&str; 8] = [
-    "bytes_local",
-    "bytes_gateway",
-    "bytes_approved",
-    "bytes_exception",
-    "bytes_over_budget",
-    "bytes_denied",
-    "bytes_unapproved",
-    "bytes_undetermined",
-];
-/// The fields whose sum is that as well.
-const SENDERS: [&str; 4] = [
-    "bytes_socket",
-    "bytes_kernel",
-    "bytes_forwarded",
-    "bytes_packet_socket",
-];
-/// The fields whose sum is what could not be judged.
-const REASONS: [&str; 3] = ["bytes_arp", "bytes_lldp", "bytes_not_ip"];
-
-pub fn sum(record: &Record, names: &[&str]) -> Result<u64> {
-    names.iter().map(|name| record.number(name)).sum()
-}
 
 /// The books of an uplink once they are about all that its interface has sent by now,
 /// since it is watched. Fails unless they balance.
@@ -63,20 +39,6 @@ pub fn books(agent: &mut Agent<'_>, lab: &Lab, uplink: &str) -> Result<Record> {
     let possible = sent.tx_bytes..=now.tx_bytes;
     ensure!(possible.contains(&counted), "{book} {possible:?}");
     Ok(book)
-}
-
-/// Fails unless all that an uplink has sent was judged, or could not be and is known as
-/// that. Returns how much it was.
-pub fn balanced(book: &Record) -> Result<u64> {
-    let judged = sum(book, &VERDICTS)?;
-    let sent = judged + sum(book, &REASONS)?;
-    ensure!(judged == sum(book, &SENDERS)?, "{book}");
-    ensure!(sent == book.number("bytes_sent")?, "{book}");
-    ensure!(
-        book.is("bytes_unaccounted", 0) && book.is("bytes_unsent", 0),
-        "{book}"
-    );
-    Ok(sent)
 }
 
 /// Fails unless the far end of a link got what this end has sent.
