@@ -1,12 +1,12 @@
-//! Packages of the distribution, for [`setup`](crate::setup).
+//! Packages of the distribution, for [`setup`](crate::setup) and [`vm`](crate::vm).
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::{
     bpf_toolchain::executable_in_path,
@@ -73,6 +73,59 @@ fn backports() -> Option<Backports> {
     fs::create_dir_all(workspace::target_dir()).ok()?;
     fs::write(&list, format!("{own}\ndeb {mirror} {suite} main\n")).ok()?;
     Some(Backports { suite, list })
+}
+
+/// Downloads what is wanted of a package and all that it needs into `directory`, from other
+/// sources than this machine's, which must be signed with one of `keys`. What this machine
+/// has installed, and knows of packages, is neither used nor changed.
+pub fn download(
+    sources: &str,
+    keys: &Path,
+    directory: &Path,
+    package: &str,
+    is_wanted: impl Fn(&str) -> bool,
+) -> Result<()> {
+    let own = directory.join("apt");
+    for part in ["state/lists/partial", "cache/archives/partial"] {
+        let part = own.join(part);
+        fs::create_dir_all(&part).with_context(|| format!("make {}", part.display()))?;
+    }
+    let list = own.join("sources.list");
+    fs::write(&list, sources).with_context(|| format!("write {}", list.display()))?;
+    let none = Path::new("/dev/null");
+    let settings = [
+        ("Dir::Etc::sourcelist", &*list),
+        ("Dir::Etc::sourceparts", none),
+        ("Dir::Etc::preferences", none),
+        ("Dir::Etc::preferencesparts", none),
+        ("Dir::Etc::trusted", none),
+        ("Dir::Etc::trustedparts", keys),
+        ("Dir::State", &own.join("state")),
+        ("Dir::State::status", none),
+        ("Dir::Cache", &own.join("cache")),
+    ];
+    let apt = |program: &str| {
+        let mut command = Command::new(program);
+        for (name, path) in settings {
+            command.arg("-o").arg(format!("{name}={}", path.display()));
+        }
+        // No other user may write into this directory.
+        command.args(["-o", "APT::Sandbox::User=root"]);
+        command.current_dir(directory).stdin(Stdio::null());
+        command
+    };
+    workspace::run(apt("apt-get").args(["update", "--error-on=any"]))?;
+    let mut ask = apt("apt-cache");
+    ask.args(["depends", "--recurse", "--important", package]);
+    let output = ask.output().context("ask apt-cache what it needs")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    // A package stands at the beginning of a line, and what it needs is indented below it.
+    let mut names: Vec<_> = text.lines().collect();
+    names.retain(|line| !line.starts_with([' ', '<']) && is_wanted(line));
+    if names.is_empty() {
+        bail!("nothing of {package} in {sources:?}");
+    }
+    workspace::run(apt("apt-get").arg("download").args(names))
 }
 
 /// A call of apt-get as root, which asks nothing.

@@ -24,6 +24,7 @@ use crate::{
 };
 
 mod image;
+mod kernels;
 
 /// Higher than every version that there will be.
 const NEXT_VERSION: &str = "9999";

@@ -16,15 +16,18 @@ const TAIL: usize = 40;
 const MORE: u32 = 60;
 const MORE_TIME: Duration = Duration::from_secs(2);
 
-/// What a kernel writes when it has failed. It is not told to reboot then, so
-/// these are its last words.
-const FATAL: [&str; 7] = [
+/// What a kernel writes when it has failed, or has found that something is not as it must
+/// be: all of its warnings about itself begin with a line to cut along. It is not told to
+/// reboot then, so these are its last words.
+const FATAL: [&str; 9] = [
     "Kernel panic",
     "BUG: ",
     "Oops: ",
+    "[ cut here ]",
     "general protection fault",
     "soft lockup",
     "detected stalls",
+    "detected expedited stalls",
     "self-detected stall",
 ];
 
@@ -84,6 +87,7 @@ mod tests {
         assert!(is_fatal(
             "[   99.0] rcu: INFO: rcu_sched detected stalls on CPUs/tasks:"
         ));
+        assert!(is_fatal("[   99.0] ------------[ cut here ]------------"));
         assert!(!is_fatal(
             "[    0.1] x86/fpu: Supporting XSAVE feature 0x001"
         ));

@@ -92,12 +92,20 @@ static BOOTED: Moment = Moment::new();
 impl Vm {
     /// A machine on which Debian has just started. `name` is that of the scenario.
     pub fn booted(name: &str) -> Result<Self> {
-        let origin = BOOTED.origin(|| {
-            let mut vm = Self::start("booted", &stock()?)?;
-            vm.wait_for_boot(None)?;
-            Ok(vm)
-        })?;
+        let origin = BOOTED.origin(|| Self::boot("booted", None))?;
         Self::start(name, &origin)
+    }
+
+    /// As [`booted`](Self::booted), with another kernel, of those that the image has been made
+    /// with. Nobody else begins from there.
+    pub fn booted_with(kernel: &str, name: &str) -> Result<Self> {
+        Self::boot(name, Some(kernel))
+    }
+
+    fn boot(name: &str, kernel: Option<&str>) -> Result<Self> {
+        let mut vm = Self::start(name, &stock(kernel)?)?;
+        vm.wait_for_boot(None)?;
+        Ok(vm)
     }
 
     /// A machine as it was at a moment; `reach` is asked for one that has got there.
@@ -302,16 +310,21 @@ impl Default for Moment {
     }
 }
 
-/// The image as it was made, and the payload.
-fn stock() -> Result<Origin> {
+/// The image as it was made, with its own kernel or another one, and the payload.
+fn stock(kernel: Option<&str>) -> Result<Origin> {
+    static PAYLOAD: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let directory = directory()?;
+    let payload = PAYLOAD.get_or_init(|| {
+        let made = scratch().and_then(|at| payload::make(&at, &directory.join("packages")));
+        made.map_err(|error| format!("{error:#}"))
+    });
     let image = directory.join("image");
     Ok(Origin {
         disk: image.join("disk.raw"),
         format: "raw",
-        payload: payload::make(&scratch()?, &directory.join("packages"))?,
+        payload: payload.clone().map_err(|error| anyhow!(error))?,
         memory: None,
-        image,
+        kernel: kernel.map_or_else(|| image.clone(), |name| image.join("kernels").join(name)),
     })
 }
 

@@ -40,7 +40,7 @@ const PROCESSOR: &str = "max,erms=off,fsrm=off,la57=off";
 #[derive(Clone, Debug)]
 pub struct Origin {
     /// The directory with `vmlinuz` and `initrd`.
-    pub image: PathBuf,
+    pub kernel: PathBuf,
     /// The disk, and its format.
     pub disk: PathBuf,
     /// `raw` or `qcow2`.
@@ -89,9 +89,9 @@ impl Qemu {
             ])
             .args(["-display", "none", "-append", KERNEL_ARGUMENTS])
             .arg("-kernel")
-            .arg(origin.image.join("vmlinuz"))
+            .arg(origin.kernel.join("vmlinuz"))
             .arg("-initrd")
-            .arg(origin.image.join("initrd"))
+            .arg(origin.kernel.join("initrd"))
             .args(["-drive", &drive(&disk, "qcow2", "cache=unsafe")])
             .args(["-drive", &drive(&origin.payload, "raw", "readonly=on")]);
         for (name, wire) in [

@@ -6,5 +6,6 @@ mod bare_machine;
 mod battery;
 mod enforcement;
 mod install;
+mod kernels;
 mod senders;
 mod world;

@@ -81,8 +81,7 @@ static ENFORCING: Moment = Moment::new();
 pub fn installed(name: &str) -> Result<Vm> {
     Vm::at(&INSTALLED, name, || {
         let mut vm = Vm::booted("installed")?;
-        vm.write(UPLINK_SCRIPT, UPLINK)?;
-        vm.ok(&format!("sh {UPLINK_SCRIPT}"))?;
+        connect(&mut vm)?;
         vm.ok(&format!("({OBJECTS}) > {OBJECTS_BEFORE}"))?;
         vm.ok(&format!("({EVERYTHING}) > {EVERYTHING_BEFORE}"))?;
         vm.ok(&format!(
@@ -90,9 +89,20 @@ pub fn installed(name: &str) -> Result<Vm> {
              --sockets {LOOK_ALIKES} <>{LOOK_ALIKES_GO} >/run/look-alikes 2>&1 &) && \
              until [ -s /run/look-alikes ]; do sleep 0.1; done"
         ))?;
-        vm.ok(&format!("dpkg --install {PACKAGE}"))?;
+        install(&mut vm)?;
         Ok(vm)
     })
+}
+
+/// Makes the uplink and the far end.
+pub fn connect(vm: &mut Vm) -> Result<()> {
+    vm.write(UPLINK_SCRIPT, UPLINK)?;
+    vm.ok(&format!("sh {UPLINK_SCRIPT}")).map(drop)
+}
+
+/// Installs the package, which starts the agent.
+pub fn install(vm: &mut Vm) -> Result<()> {
+    vm.ok(&format!("dpkg --install {PACKAGE}")).map(drop)
 }
 
 /// A host on which the policy that comes with the package is enforced.

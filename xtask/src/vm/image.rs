@@ -12,9 +12,11 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+use super::kernels;
 use crate::workspace::{self, as_root};
 
-const SUITE: &str = "bookworm";
+/// The release of Debian that it is.
+pub const SUITE: &str = "bookworm";
 
 /// What is installed beside the essential packages. No network tools but `ip`
 /// and `wg`, no compiler, no Python: a host that has little must be enough.
@@ -55,7 +57,8 @@ systemctl --root="$1" --quiet mask apt-daily.timer apt-daily-upgrade.timer \
 /// Sparse: what a guest does not use is no space.
 const DISK_SIZE: &str = "2G";
 
-/// Makes the image unless it is there: `disk.raw`, `vmlinuz` and `initrd`.
+/// Makes the image unless it is there: `disk.raw`, `vmlinuz` and `initrd`, and those two of
+/// other kernels in `kernels/`.
 pub fn ensure(directory: &Path) -> Result<()> {
     let recipe = recipe();
     let kept = directory.join("recipe");
@@ -63,7 +66,7 @@ pub fn ensure(directory: &Path) -> Result<()> {
         return Ok(());
     }
     println!(
-        "Making the image of a Debian 12 in {}; this takes about a minute.",
+        "Making the image of a Debian 12 in {}; this takes about two minutes.",
         directory.display()
     );
     if directory.exists() {
@@ -71,7 +74,9 @@ pub fn ensure(directory: &Path) -> Result<()> {
     }
     fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
     let root = directory.join("root");
-    let made = install(directory, &root).and_then(|()| pack(directory, &root));
+    let made = install(directory, &root)
+        .and_then(|()| kernels::make(&directory.join("kernels"), &root))
+        .and_then(|()| pack(directory, &root));
     // The root directory belongs to root, whoever runs this.
     let mut remove = Command::new("rm");
     remove
@@ -84,7 +89,8 @@ pub fn ensure(directory: &Path) -> Result<()> {
 
 /// All that decides what the image is, except what the archive has today.
 fn recipe() -> String {
-    format!("{SUITE} {PACKAGES:?} {FILES:?} {FINISH} {DISK_SIZE}\n")
+    let kernels = kernels::recipe();
+    format!("{SUITE} {PACKAGES:?} {FILES:?} {FINISH} {DISK_SIZE} {kernels}\n")
 }
 
 /// Installs a Debian into `root`.
