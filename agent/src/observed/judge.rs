@@ -9,13 +9,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use trefoil_ebpf::abi::{NO_RULE, verdict};
 
 use super::{Observed, Source, Target};
-use crate::{
-    policy::{
-        Compiled, Policy, Question, Surroundings,
-        explain::{RuleTrace, explain},
-        source::{Area, Rule},
-    },
-    report::words,
+use crate::policy::{
+    Compiled, Policy, Question, Surroundings,
+    explain::{ByAddress, RuleTrace, Ruling, by_address},
+    source::{Area, Rule},
 };
 
 /// A policy to ask.
@@ -27,15 +24,6 @@ pub struct Judge<'a> {
     pub compiled: &'a Compiled,
     /// What both depend on.
     pub surroundings: &'a Surroundings<'a>,
-}
-
-/// A verdict and the index of the rule that decided, if one did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Ruling {
-    /// One of `abi::verdict`.
-    pub verdict: u8,
-    /// Index of the rule in the file.
-    pub rule: Option<usize>,
 }
 
 /// What a policy says.
@@ -50,20 +38,6 @@ pub enum Judgement {
         /// What is not known, as words.
         lacks: Vec<&'static str>,
     },
-}
-
-impl Ruling {
-    /// True if the flow may leave.
-    #[must_use]
-    pub fn approves(&self) -> bool {
-        verdict::is_approved(self.verdict)
-    }
-
-    /// The verdict by its name in reports.
-    #[must_use]
-    pub fn name(&self) -> &'static str {
-        words::verdict(self.verdict).unwrap_or("none")
-    }
 }
 
 impl Judgement {
@@ -137,64 +111,29 @@ impl Judge<'_> {
     ) -> Judgement {
         // Stands in where it is not known; what is asked about it is not looked at.
         const ANYWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 0));
-        let Target {
-            protocol,
-            port,
-            country,
-            ..
-        } = observed.target;
+        let Target { protocol, port, .. } = observed.target;
         let question = question.unwrap_or_else(|| {
             let protocol = protocol.map_or(0, |protocol| protocol.0);
+            let address = observed.target.address.unwrap_or(ANYWHERE);
             observed
                 .source
-                .asks(ANYWHERE, protocol, port, observed.amount.last_us())
+                .asks(address, protocol, port, observed.amount.last_us())
         });
-        let explanation = explain(self.policy, self.surroundings, &question);
-        if observed.target.address.is_some() && explanation.verdict == "local" {
-            return Judgement::Certain(Ruling {
-                verdict: verdict::LOCAL,
-                rule: None,
-            });
-        }
-        let mut possible = Vec::new();
-        let mut asked = Vec::new();
-        let mut is_decided = false;
-        for trace in &explanation.rules {
-            let rule = &self.policy.rules[trace.index];
-            let Some(missing) = self.may_match(rule, trace, observed, lacks) else {
-                continue;
-            };
-            let ruling = Ruling {
-                verdict: rule.approval(),
-                rule: Some(trace.index),
-            };
-            possible.push(ruling);
-            is_decided = missing.is_empty();
-            asked.extend(missing);
-            if is_decided {
-                break;
-            }
-        }
-        if !is_decided {
-            let known = match observed.target.address {
-                Some(address) => self.surroundings.geography.country(address),
-                None => country,
-            };
-            possible.push(Ruling {
-                verdict: match known {
-                    Some(_) => verdict::UNAPPROVED,
-                    None => verdict::UNDETERMINED,
-                },
-                rule: None,
-            });
-        }
-        if observed.target.embedded().is_some() {
-            // Only one of its two readings was gone through, and both count.
-            possible.push(Ruling {
-                verdict: verdict::UNDETERMINED,
-                rule: None,
-            });
-            asked.push("what the address in it is judged by");
+        let by_address = |address| {
+            let by_address = by_address(self.policy, self.surroundings, &question, address);
+            self.possible(observed, &by_address, lacks)
+        };
+        let (mut possible, mut asked) = by_address(question.destination);
+        if let Some(inner) = observed.target.embedded() {
+            let (of_inner, also_asked) = by_address(inner);
+            let both = possible
+                .iter()
+                .flat_map(|outer| of_inner.iter().map(|inner| outer.or_stricter(*inner)));
+            possible = both.collect();
+            asked.extend(also_asked);
+            // A rule is before what is decided without one.
+            possible.sort_by_key(|ruling| (ruling.rule.is_none(), ruling.rule, ruling.verdict));
+            possible.dedup();
         }
         match possible[..] {
             [one] => Judgement::Certain(one),
@@ -207,6 +146,48 @@ impl Judge<'_> {
                 }
             }
         }
+    }
+
+    /// What is possible by one address, in the order of the rules, and what is not known
+    /// that decides between that.
+    fn possible(
+        &self,
+        observed: &Observed,
+        by_address: &ByAddress,
+        lacks: &Lacks,
+    ) -> (Vec<Ruling>, Vec<&'static str>) {
+        let is_known = observed.target.address.is_some();
+        if is_known && by_address.ruling.verdict == verdict::LOCAL {
+            return (vec![by_address.ruling], Vec::new());
+        }
+        let (mut possible, mut asked) = (Vec::new(), Vec::new());
+        for trace in &by_address.rules {
+            let rule = &self.policy.rules[trace.index];
+            let Some(missing) = self.may_match(rule, trace, observed, lacks) else {
+                continue;
+            };
+            possible.push(Ruling {
+                verdict: rule.approval(),
+                rule: Some(trace.index),
+            });
+            if missing.is_empty() {
+                return (possible, asked);
+            }
+            asked.extend(missing);
+        }
+        let country = if is_known {
+            by_address.country
+        } else {
+            observed.target.country
+        };
+        possible.push(Ruling {
+            verdict: match country {
+                Some(_) => verdict::UNAPPROVED,
+                None => verdict::UNDETERMINED,
+            },
+            rule: None,
+        });
+        (possible, asked)
     }
 
     /// `None` if a rule cannot match; else what is not known that it asks for.

@@ -24,8 +24,9 @@ use crate::{
     report::words,
 };
 
+pub use crate::policy::explain::Ruling;
 pub use collector::{Collector, Fault, Reading};
-pub use judge::{Judge, Judgement, Ruling};
+pub use judge::{Judge, Judgement};
 pub use source::Source;
 
 /// Which end opened the flow.

@@ -327,6 +327,35 @@ fn what_is_not_known_is_not_guessed() {
 }
 
 #[test]
+fn an_address_that_embeds_another_is_judged_by_both_whatever_is_not_known() {
+    const OUTER: &str = r#"
+mode = "enforce"
+[[rules]]
+name = "outer"
+from = { exe = "/usr/bin/x" }
+to = { networks = ["2002::/16"] }
+verdict = "approve"
+"#;
+    let to_6to4 = json!({ "dst_addr": "2002:cb00:7107::1", "unit": null, "cgroup": null });
+    let (judgement, names) = judged(OUTER, to_6to4.clone());
+    assert_eq!(judgement.approves(), Some(false));
+    assert_eq!(names, ["undetermined"]);
+    let inner = |from: &str| {
+        format!(
+            "{OUTER}[[rules]]\nname = \"inner\"\nfrom = {{ {from} }}\n\
+             to = {{ networks = [\"203.0.113.7/32\"] }}\nverdict = \"approve\"\n"
+        )
+    };
+    let (judgement, names) = judged(&inner("exe = \"/usr/bin/x\""), to_6to4.clone());
+    assert_eq!(judgement.approves(), Some(true));
+    assert_eq!(names, ["outer"]);
+    let (judgement, names) = judged(&inner("unit = \"x.service\""), to_6to4);
+    assert_eq!(judgement.approves(), None);
+    assert_eq!(names, ["outer", "undetermined"]);
+    assert_eq!(judgement.lacks(), ["the unit"]);
+}
+
+#[test]
 fn groups_and_sessions_are_judged_where_records_have_them() {
     let by_group = POLICY.replace(
         "unit = \"x.service\"",

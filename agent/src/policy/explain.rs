@@ -20,6 +20,7 @@ use super::evaluate::Question;
 use super::geography::Surroundings;
 use super::service::Protocol;
 use super::source::{Mode, Policy, Rule, RuleVerdict};
+use crate::geo::Country;
 
 /// The answer to a [`Question`], with the way to it.
 #[derive(Clone, Debug, Serialize)]
@@ -103,12 +104,56 @@ pub struct Condition {
 }
 
 /// A verdict and the index of the rule that decided, if one did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ruling {
     /// One of `abi::verdict`.
     pub verdict: u8,
     /// Index of the rule in the file.
     pub rule: Option<usize>,
+}
+
+impl Ruling {
+    /// True if the flow may leave.
+    #[must_use]
+    pub fn approves(&self) -> bool {
+        verdict::is_approved(self.verdict)
+    }
+
+    /// The verdict by its name in reports.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self.verdict {
+            verdict::LOCAL => "local",
+            verdict::GATEWAY => "gateway",
+            verdict::APPROVED => "approved",
+            verdict::EXCEPTION => "exception",
+            verdict::OVER_BUDGET => "over-budget",
+            verdict::DENIED => "denied",
+            verdict::UNAPPROVED => "unapproved",
+            verdict::UNDETERMINED => "undetermined",
+            _ => "none",
+        }
+    }
+
+    /// The stricter of this and of that about the address that is embedded.
+    #[must_use]
+    pub fn or_stricter(self, inner: Self) -> Self {
+        embedded::stricter(self, inner).0
+    }
+}
+
+/// What a policy says about a flow by one address alone: the one that it goes to, or the
+/// one that is embedded in it.
+#[derive(Clone, Debug)]
+pub struct ByAddress {
+    /// What that is.
+    pub ruling: Ruling,
+    /// Why, in one sentence.
+    pub reason: String,
+    /// The country of the address; none if it is not known.
+    pub country: Option<Country>,
+    /// As in [`Explanation`].
+    pub rules: Vec<RuleTrace>,
 }
 
 /// Decides as [`explain`] does, without saying why.
@@ -131,6 +176,33 @@ pub fn decide(policy: &Policy, surroundings: &Surroundings<'_>, question: &Quest
     }
 }
 
+/// Says what `policy` decides about a flow by an address, and why.
+#[must_use]
+pub fn by_address(
+    policy: &Policy,
+    surroundings: &Surroundings<'_>,
+    question: &Question<'_>,
+    address: IpAddr,
+) -> ByAddress {
+    let reader = Reader::new(policy, surroundings, question, address, true);
+    let mut rules: Vec<RuleTrace> = Vec::new();
+    let ruling = reader.ruling(|| {
+        rules = policy
+            .rules
+            .iter()
+            .enumerate()
+            .map(|(at, rule)| reader.trace(at, rule))
+            .collect();
+        rules.iter().position(|rule| rule.matches)
+    });
+    ByAddress {
+        ruling,
+        reason: reader.reason(ruling),
+        country: reader.country,
+        rules,
+    }
+}
+
 /// Says what `policy` decides about a flow, and why.
 #[must_use]
 pub fn explain(
@@ -138,26 +210,13 @@ pub fn explain(
     surroundings: &Surroundings<'_>,
     question: &Question<'_>,
 ) -> Explanation {
-    let read = |destination| {
-        let reader = Reader::new(policy, surroundings, question, destination, true);
-        let mut rules: Vec<RuleTrace> = Vec::new();
-        let ruling = reader.ruling(|| {
-            rules = policy
-                .rules
-                .iter()
-                .enumerate()
-                .map(|(at, rule)| reader.trace(at, rule))
-                .collect();
-            rules.iter().position(|rule| rule.matches)
-        });
-        (ruling, reader.reason(ruling), rules)
-    };
+    let read = |address| by_address(policy, surroundings, question, address);
     let outer = read(question.destination);
-    let (ruling, reason, rules, embeds) = match embedded::in_address(question.destination) {
-        None => (outer.0, outer.1, outer.2, None),
+    let (decides, embeds) = match embedded::in_address(question.destination) {
+        None => (outer, None),
         Some((address, how)) => {
             let inner = read(address);
-            let (ruling, is_inner) = embedded::stricter(outer.0, inner.0);
+            let (ruling, is_inner) = embedded::stricter(outer.ruling, inner.ruling);
             let (by, deciding) = if is_inner {
                 (address, inner)
             } else {
@@ -165,9 +224,14 @@ pub fn explain(
             };
             let reason = format!(
                 "{} embeds {address} ({how}); the stricter verdict is that about {by}: {}",
-                question.destination, deciding.1
+                question.destination, deciding.reason
             );
-            (ruling, reason, deciding.2, Some(address))
+            let decides = ByAddress {
+                ruling,
+                reason,
+                ..deciding
+            };
+            (decides, Some(address))
         }
     };
     let destination = question.destination.to_canonical();
@@ -190,26 +254,11 @@ pub fn explain(
             gid: question.gid,
             interactive: question.interactive,
         },
-        verdict: verdict_name(ruling.verdict),
-        outcome: outcome(policy.mode, ruling.verdict, question.protocol),
-        rule: ruling.rule,
-        reason,
-        rules,
-    }
-}
-
-/// A verdict's name in reports.
-fn verdict_name(verdict: u8) -> &'static str {
-    match verdict {
-        verdict::LOCAL => "local",
-        verdict::GATEWAY => "gateway",
-        verdict::APPROVED => "approved",
-        verdict::EXCEPTION => "exception",
-        verdict::OVER_BUDGET => "over-budget",
-        verdict::DENIED => "denied",
-        verdict::UNAPPROVED => "unapproved",
-        verdict::UNDETERMINED => "undetermined",
-        _ => "none",
+        verdict: decides.ruling.name(),
+        outcome: outcome(policy.mode, decides.ruling.verdict, question.protocol),
+        rule: decides.ruling.rule,
+        reason: decides.reason,
+        rules: decides.rules,
     }
 }
 

@@ -67,7 +67,7 @@ fn explained(inquiry: &Inquiry) -> Explanation {
     };
     let explanation = explain(&policy, &surroundings, &inquiry.question());
     let ruling = decide(&policy, &surroundings, &inquiry.question());
-    assert_eq!(verdict_name(ruling.verdict), explanation.verdict);
+    assert_eq!(ruling.name(), explanation.verdict);
     assert_eq!(ruling.rule, explanation.rule);
     explanation
 }
@@ -98,6 +98,13 @@ fn a_flow_that_a_rule_approves() {
          yes  to.zones   192.0.2.7 is in zone `home`, in IE, which is in EEA\n  \
          yes  to.ports   5432/tcp is in `5432/tcp`\n"
     );
+}
+
+#[test]
+fn what_leaves_is_not_local_by_what_it_embeds() {
+    let explanation = explained(&Inquiry::to("[2002:7f00:1::1]:22").unwrap());
+    assert_eq!(explanation.verdict, "undetermined");
+    assert_eq!(explanation.flow.embedded_addr, "127.0.0.1".parse().ok());
 }
 
 #[test]
