@@ -162,7 +162,7 @@ fn decide(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> Option<Dec
     };
     // Words that can have a clause in common: mostly one or two.
     let mut candidates = rows.common(0) as u32;
-    let (mut clause, mut limited) = (None, 0);
+    let (mut best, mut limited) = (NO_CLAUSE, 0);
     for _ in 0..ROW_WORDS {
         if candidates == 0 {
             break;
@@ -174,20 +174,22 @@ fn decide(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> Option<Dec
             continue;
         }
         let mut number = word << 6 | u64::from(clauses.trailing_zeros());
-        if clause_at(first, number).limits & CLAUSE_TIMED != 0 {
+        let mut clause = clause_at(first, number);
+        if clause.limits & CLAUSE_TIMED != 0 {
             let found = first_in_time(slot, word as u32, clauses);
             limited |= (found >> FOUND_FLAGS_SHIFT) as u8 & DECISION_LIMITED;
             if found & NONE_IN_TIME != 0 {
                 continue;
             }
             number = u64::from(found & (NONE_IN_TIME - 1));
+            clause = clause_at(first, number);
         }
-        clause = Some(clause_at(first, number));
-        break;
+        best = best.min(u64::from(clause.rule) << NUMBER_BITS | number);
     }
-    let Some(clause) = clause else {
+    if best == NO_CLAUSE {
         return Some(without_clause(limited));
-    };
+    }
+    let clause = clause_at(first, best);
     let mut decision = Decision {
         generation,
         rule: clause.rule,
@@ -203,6 +205,12 @@ fn decide(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> Option<Dec
     }
     Some(decision)
 }
+
+/// While the first clause is searched that matches: its rule, then its number in this many
+/// bits.
+const NUMBER_BITS: u32 = MAX_CLAUSES.ilog2();
+/// None yet.
+const NO_CLAUSE: u64 = u64::MAX;
 
 /// A clause, of the first chunk. A number that there is none of leads to another clause.
 #[inline(always)]

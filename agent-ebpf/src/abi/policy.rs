@@ -300,7 +300,9 @@ pub const FIXED_BYTES: usize =
     size_of::<Header>() + MAX_CLAUSES * size_of::<Clause>() + 3 * N_SMALL * size_of::<u16>();
 
 /// The set of clauses that one class satisfies: clause `i` is bit `i % 64` of
-/// word `i / 64`. A policy with few clauses has rows of fewer words.
+/// word `i / 64`. A policy with few clauses has rows of fewer words. In the kernel's
+/// tables clauses are in an order in which most words have nothing in common; only within
+/// a word are they in that of their rules.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Row {
@@ -330,7 +332,8 @@ pub struct StateClass {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Clause {
-    /// Index of its rule in the policy file, from 0.
+    /// Index of its rule in the policy file, from 0. Of clauses that match, the one of the
+    /// first rule decides; clauses of one rule decide the same.
     pub rule: u16,
     /// One of [`verdict`].
     pub verdict: u8,

@@ -7,6 +7,7 @@ mod clauses;
 mod destinations;
 pub mod image;
 mod limits;
+mod order;
 mod tree;
 
 use trefoil_ebpf::abi::{

@@ -9,7 +9,7 @@ use trefoil_ebpf::abi::{
     MAX_CLAUSES, MODE_ENFORCE, MODE_REPORT, N_SMALL, Span, StateClass, login,
 };
 
-use super::{Budget, Clause, Compiled, Mode, Period, Range32, tree};
+use super::{Budget, Clause, Compiled, Mode, Period, Range32, order, tree};
 use crate::clock::BootClock;
 use crate::policy::{
     problem::Fault,
@@ -44,7 +44,9 @@ impl Image {
         layout
             .words
             .resize(size_of::<Header>() / size_of::<u64>(), 0);
-        let mut clauses: Vec<_> = compiled.clauses.iter().map(unlimited).collect();
+        let order = order::of(compiled);
+        let in_order = || order.iter().map(|&clause| compiled.clauses[clause]);
+        let mut clauses: Vec<_> = in_order().map(unlimited).collect();
         clauses.resize(MAX_CLAUSES, abi::Clause::default());
         layout.fixed(offset_of!(First, clauses));
         layout.table(&clauses);
@@ -60,7 +62,12 @@ impl Image {
         let n_words = compiled.header.n_words;
         let row_bytes = (1 + n_words) * size_of::<u64>() as u32;
         let first_row = layout.here();
+        let mut places = vec![0; order.len()];
+        for (place, &clause) in order.iter().enumerate() {
+            places[clause] = place;
+        }
         for row in &compiled.rows {
+            let row = order::arranged(row, &places);
             layout.row(&row.words[..n_words as usize]);
         }
         let rows_are_near = u32::from(layout.here() as usize <= CHUNK_BYTES);
@@ -135,10 +142,7 @@ impl Image {
                 values: values.all(),
             },
             words: layout.words,
-            limited: compiled
-                .clauses
-                .iter()
-                .copied()
+            limited: in_order()
                 .enumerate()
                 .filter(|(_, clause)| clause.holds.is_some() || clause.budget.is_some())
                 .collect(),
@@ -160,7 +164,7 @@ impl Image {
     #[must_use]
     pub fn limits(&self, clock: &BootClock, budget_places: &[u32]) -> Vec<(usize, Vec<u64>)> {
         let limits = self.limited.iter().map(|&(number, clause)| {
-            let mut limited = unlimited(&clause);
+            let mut limited = unlimited(clause);
             if let Some(Period {
                 starts_us,
                 expires_us,
@@ -287,7 +291,7 @@ fn numbers(ranges: &[Range32]) -> Vec<tree::Range> {
 }
 
 /// A clause whose limits are not known yet.
-fn unlimited(clause: &Clause) -> abi::Clause {
+fn unlimited(clause: Clause) -> abi::Clause {
     abi::Clause {
         rule: clause.rule,
         verdict: clause.verdict,
