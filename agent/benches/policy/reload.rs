@@ -6,6 +6,7 @@
 //! holds what a sender needs.
 
 use std::{
+    fmt::Write as _,
     io::Read as _,
     net::{SocketAddr, UdpSocket},
     path::Path,
@@ -13,17 +14,33 @@ use std::{
     time::{Duration, Instant},
 };
 
-use trefoil::kernel::{PinDir, Reader};
+use trefoil::{
+    clock::since_boot_ns,
+    kernel::{PinDir, Reader},
+};
 use trefoil_lab::{Lab, places, program::Running};
 
 /// The argument by which this program is the one that sends.
 pub const SENDER: &str = "--sender";
 
-const N_RELOADS: usize = 10;
+const N_RELOADS: usize = 30;
+/// What is left to do after a reload belongs to it as well; and as long as both take, it
+/// is watched how long senders are delayed without a reload.
+const AFTERWARDS: Duration = Duration::from_millis(500);
 /// How often it is looked whether the policy is in force.
 const LOOK: Duration = Duration::from_micros(200);
 /// Time between two datagrams.
 const PAUSE: Duration = Duration::from_micros(500);
+/// Delays that are longer than this are counted.
+const LONG_NS: u64 = 1_000_000;
+
+/// When a datagram was due, in nanoseconds since boot, and for how long it then was not
+/// sent.
+#[derive(Clone, Copy)]
+struct Delay {
+    due_ns: u64,
+    ns: u64,
+}
 
 /// Measures reloads with this country table and policy.
 pub fn measure(table: &Path, policy: &str) {
@@ -41,32 +58,38 @@ pub fn measure(table: &Path, policy: &str) {
     let generation = || reader.policy().unwrap().unwrap().generation;
 
     let senders = senders(&lab);
-    thread::sleep(Duration::from_secs(8));
-    let quiet = longest_delay(senders);
-    let senders = self::senders(&lab);
-    let mut took: Vec<Duration> = (0..N_RELOADS)
-        .map(|number| {
-            let before = generation();
-            let began = Instant::now();
-            // Another text each time, though it says the same.
-            agent.reload(&format!("{policy}# {number}\n")).unwrap();
-            while generation() == before {
-                thread::sleep(LOOK);
-            }
-            let took = began.elapsed();
-            // What is left to do afterwards belongs to no reload.
-            thread::sleep(Duration::from_millis(500));
-            took
-        })
-        .collect();
-    let busy = longest_delay(senders);
+    let (mut took, mut reloads) = (Vec::new(), Vec::new());
+    for number in 0..N_RELOADS {
+        let before = generation();
+        let (began, began_ns) = (Instant::now(), since_boot_ns());
+        // Another text each time, though it says the same.
+        agent.reload(&format!("{policy}# {number}\n")).unwrap();
+        while generation() == before {
+            thread::sleep(LOOK);
+        }
+        took.push(began.elapsed());
+        thread::sleep(AFTERWARDS);
+        reloads.push(began_ns..since_boot_ns());
+        thread::sleep(began.elapsed());
+    }
+    let delays: Vec<_> = senders.into_iter().flat_map(delays).collect();
     took.sort_unstable();
     println!(
         "  SIGHUP, in force  {:.0?} median, {:.0?} slowest of {N_RELOADS}",
         took[N_RELOADS / 2],
         took[N_RELOADS - 1]
     );
-    println!("  longest delay     {busy:.1?} of a sender meanwhile, {quiet:.1?} without a reload");
+    let is_meanwhile = |delay: &Delay| reloads.iter().any(|reload| reload.contains(&delay.due_ns));
+    let (busy, quiet): (Vec<_>, Vec<_>) = delays.into_iter().partition(is_meanwhile);
+    for (when, delays) in [("in reloads", busy), ("without", quiet)] {
+        println!(
+            "  delay {when:11} {:.1?} the longest of {} sends, {} beyond {:?}",
+            Duration::from_nanos(delays.iter().map(|delay| delay.ns).max().unwrap()),
+            delays.len(),
+            delays.iter().filter(|delay| delay.ns > LONG_NS).count(),
+            Duration::from_nanos(LONG_NS),
+        );
+    }
     drop(agent);
     lab.close().unwrap();
 }
@@ -86,28 +109,35 @@ fn senders(lab: &Lab) -> Vec<Running> {
     (0..n_cpus).map(sender).collect()
 }
 
-fn longest_delay(senders: Vec<Running>) -> Duration {
-    let delay = |sender: Running| {
-        let told = sender.finish().unwrap().success().unwrap().stdout;
-        Duration::from_nanos(told.trim().parse().unwrap())
-    };
-    senders.into_iter().map(delay).max().unwrap()
+fn delays(sender: Running) -> impl Iterator<Item = Delay> {
+    let told = sender.finish().unwrap().success().unwrap().stdout;
+    let number = |text: &str| text.parse().unwrap();
+    let delays: Vec<_> = told
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .map(|(due, ns)| Delay {
+            due_ns: number(due),
+            ns: number(ns),
+        })
+        .collect();
+    delays.into_iter()
 }
 
-/// Sends until its input ends, and tells the longest time between when a datagram was due
-/// and when it had been sent.
+/// Sends until its input ends, and tells of each datagram when it was due and how much
+/// later it had been sent.
 pub fn send() {
+    const PAUSE_NS: u64 = PAUSE.as_nanos() as u64;
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
     let peer = SocketAddr::new(places::PEER, 9);
-    let (mut longest, ends) = (Duration::ZERO, input_ends());
+    let (mut told, ends) = (String::new(), input_ends());
     while !ends.is_finished() {
-        let due = Instant::now() + PAUSE;
+        let due_ns = since_boot_ns() + PAUSE_NS;
         thread::sleep(PAUSE);
         // Nobody listens, and the far end may say so.
         let _ = socket.send_to(b"x", peer);
-        longest = longest.max(due.elapsed());
+        writeln!(told, "{due_ns} {}", since_boot_ns() - due_ns).unwrap();
     }
-    println!("{}", longest.as_nanos());
+    print!("{told}");
 }
 
 /// A thread that ends with this program's input.
