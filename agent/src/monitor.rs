@@ -188,8 +188,24 @@ impl Monitor {
             monitor.report_signal(&killed)?;
         }
         monitor.report_coverage(parts.last_seen_us);
+        monitor.report_held()?;
         monitor.report_uplinks(parts.uplinks, uplink_news)?;
         Ok(monitor)
+    }
+
+    /// Tells of ways out that no hook judges and that were open before there was one.
+    fn report_held(&mut self) -> Result<(), KernelError> {
+        for held in self.kernel.take_held() {
+            let tracked = Tracked {
+                owner: held.owner,
+                ..Tracked::default()
+            };
+            let facts = self.facts(&tracked)?;
+            let clock = BootClock::read();
+            let record = Record::held(&held.owner, held.way, held.is_covered, &facts, &clock);
+            self.reporter.emit(record);
+        }
+        Ok(())
     }
 
     /// Takes events from the ring buffer and reports what they amount to.

@@ -7,18 +7,34 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use serde_json::Value;
 use trefoil_lab::agent::detach;
-use trefoil_lab::program::Outcome;
+use trefoil_lab::program::{Outcome, Program, Running};
 use trefoil_lab::{Agent, Lab, Record, places};
 use world::books::{FOREIGN_LINK, frames_of};
 use world::{REFUSED, TRAFFIC, enforcing, reporting, told, traffic_in};
 
 /// A frame to the foreign host, in the ways that `more` asks for.
 fn send_frame(lab: &Lab, more: &str) -> Result<Outcome> {
+    frame(lab)?.args([more]).run()
+}
+
+/// As [`send_frame`], from a socket that is open when this returns, and a frame that is
+/// sent later. Also says which process that is.
+fn will_send_frame(lab: &Lab, more: &[&str]) -> Result<(Running, String)> {
+    let mut sender = frame(lab)?.args(["--wait"]).args(more).start()?;
+    let said: Value = serde_json::from_str(&sender.line()?)?;
+    Ok((sender, said["pid"].to_string()))
+}
+
+fn frame(lab: &Lab) -> Result<Program> {
     let traffic = traffic_in(lab, "fast.service")?;
-    frames_of(traffic, "to-foreign", FOREIGN_LINK, places::FOREIGN)
-        .args([more])
-        .run()
+    Ok(frames_of(
+        traffic,
+        "to-foreign",
+        FOREIGN_LINK,
+        places::FOREIGN,
+    ))
 }
 
 /// The record about such a way.
@@ -87,6 +103,68 @@ fn whoever_sends_by_af_xdp_is_named_and_refused_in_enforce_mode() -> Result<()> 
         lab.close()?;
     }
     Ok(())
+}
+
+#[test]
+fn whoever_skipped_the_queue_before_the_agent_is_named_and_does_not_any_more() -> Result<()> {
+    for enforced in [false, true] {
+        let lab = Lab::new()?;
+        let policy = if enforced { enforcing() } else { reporting() };
+        let (mut skips, pid) = will_send_frame(&lab, &["--bypass-qdisc"])?;
+        let (other, pid_of_other) = will_send_frame(&lab, &[])?;
+        let mut agent = lab.agent().policy(&policy).uplink("auto").start()?;
+        let record = opened(&mut agent, "a packet socket that skipped the queue")?;
+        for (name, expected) in [
+            ("event", "coverage"),
+            ("state", "covered"),
+            ("pid", &pid),
+            ("unit", "fast.service"),
+            ("exe", TRAFFIC),
+            ("attribution", "inferred"),
+        ] {
+            ensure!(record.is(name, expected), "{name}: {record}");
+        }
+        let before = lab.link_to(&lab.foreign)?;
+        skips.proceed()?;
+        skips.finish()?;
+        let violation = agent.wait_for("the frame is judged", |records| {
+            let mut records = records.iter();
+            records
+                .find(|record| record.is("event", "violation") && record.is("pid", &pid))
+                .cloned()
+        })?;
+        ensure!(violation.is("dst_addr", places::FOREIGN), "{violation}");
+        let sent = lab.link_to(&lab.foreign)?.since(before).tx_packets;
+        ensure!(sent == u64::from(!enforced), "{sent} frames: {violation}");
+        // One that does not skip it has not opened anything.
+        let (_, records) = agent.stop(Signal::SIGTERM)?;
+        let told = records
+            .iter()
+            .find(|record| record.is("pid", &pid_of_other));
+        ensure!(told.is_none(), "{told:?}");
+        drop(other);
+        detach(&lab)?;
+        lab.close()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn whoever_has_af_xdp_open_before_the_agent_is_named() -> Result<()> {
+    let lab = Lab::new()?;
+    let (sender, pid) = will_send_frame(&lab, &["--xdp"])?;
+    let mut agent = lab.agent().policy(&enforcing()).uplink("auto").start()?;
+    let record = opened(&mut agent, "AF_XDP")?;
+    ensure!(
+        record.is("state", "uncovered")
+            && record.is("pid", &pid)
+            && record.is("unit", "fast.service"),
+        "{record}"
+    );
+    drop(sender);
+    agent.stop(Signal::SIGTERM)?;
+    detach(&lab)?;
+    lab.close()
 }
 
 #[test]

@@ -221,6 +221,21 @@ pub mod unseen {
     pub const VFIO: u16 = 4;
 }
 
+/// What may be a way out that no hook judges, and was open before one could see it: what
+/// iterator `iter_task_file` writes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Who has it open.
+    pub owner: Owner,
+    /// Its number among the open files of that process.
+    pub fd: u32,
+    /// [`unseen::XDP`], and for every packet socket [`unseen::QUEUE`].
+    pub way: u16,
+    /// Zero.
+    pub pad: u16,
+}
+
 /// What the ring buffer `EVENTS` carries.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -261,6 +276,7 @@ const _: () = {
     assert!(size_of::<Socket>() == 272);
     assert!(size_of::<FlowKey>() == 32);
     assert!(size_of::<EndedKey>() == 16);
+    assert!(size_of::<Held>() == size_of::<Owner>() + 8);
     assert!(size_of::<Event>() == 280);
     assert!(size_of::<Totals>() == 40);
 };

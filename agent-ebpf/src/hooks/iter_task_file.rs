@@ -1,28 +1,34 @@
 //! Sockets that are older than the agent: tagged with their holder, in the
-//! kernel, without scanning /proc.
+//! kernel, without scanning /proc. What may be a way out that no hook judges is its output,
+//! a sequence of [`Held`].
 //!
 //! Iterator `task_file`, 5.8, with `bpf_sock_from_file`, 5.11. Without it such
 //! sockets are tagged at their next packet, with no process.
 
-use core::ffi::c_void;
-
 use aya_ebpf::{
-    bindings::{file, socket},
-    helpers::generated::bpf_sock_from_file,
+    bindings::{file, seq_file, socket},
+    helpers::generated::{bpf_seq_write, bpf_sock_from_file},
 };
-use trefoil_ebpf::abi::SOCKET_LISTENS;
+use trefoil_ebpf::abi::{Held, SOCKET_LISTENS, unseen};
 
 use crate::{globals::offset, kernel_memory::Kernel, maps::SOCKETS, owner::set_holder};
 
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 const AF_PACKET: u16 = 17;
+const AF_XDP: u16 = 44;
 const TCP_LISTEN: u8 = 10;
+
+/// `struct bpf_iter_meta`
+#[repr(C)]
+struct Meta {
+    seq: *mut seq_file,
+}
 
 /// `struct bpf_iter__task_file`
 #[repr(C)]
 struct Context {
-    meta: *const c_void,
+    meta: *const Meta,
     task: Kernel,
     fd: u32,
     pad: u32,
@@ -32,12 +38,12 @@ struct Context {
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
 extern "C" fn iter_task_file(ctx: *const Context) -> i32 {
-    tag(ctx);
+    look(ctx);
     0
 }
 
 #[inline(always)]
-fn tag(ctx: *const Context) -> Option<()> {
+fn look(ctx: *const Context) -> Option<()> {
     // SAFETY: the iterator's context; the verifier checks the access. So below.
     let (task, file) = unsafe { ((*ctx).task, (*ctx).file) };
     if task == 0 || file.is_null() {
@@ -63,9 +69,16 @@ fn tag(ctx: *const Context) -> Option<()> {
             sock.add(offset!(sock_state)).read(),
         )
     };
+    if family == AF_XDP {
+        return write(ctx, task, unseen::XDP);
+    }
     let is_watched = matches!(family, AF_INET | AF_INET6 | AF_PACKET);
     if !is_watched || SOCKETS.get(sock).is_some() {
         return None;
+    }
+    if family == AF_PACKET {
+        // Before it is tagged: where the buffer is full, the kernel shows it once more.
+        write(ctx, task, unseen::QUEUE)?;
     }
     let tag = SOCKETS.get_or_create(sock)?;
     unsafe {
@@ -75,4 +88,24 @@ fn tag(ctx: *const Context) -> Option<()> {
         set_holder(&raw mut (*tag).tracked.owner, task);
     }
     Some(())
+}
+
+/// Writes to whoever reads the iterator that a task has this open; `None` if there is no
+/// room for it.
+#[inline(always)]
+fn write(ctx: *const Context, task: Kernel, way: u16) -> Option<()> {
+    let mut held = Held {
+        way,
+        ..Held::default()
+    };
+    // SAFETY: the iterator's context; the verifier checks the access.
+    let seq = unsafe {
+        held.fd = (*ctx).fd;
+        set_holder(&raw mut held.owner, task);
+        (*(*ctx).meta).seq
+    };
+    let held = (&raw const held).cast();
+    // SAFETY: as many bytes as there are.
+    let error = unsafe { bpf_seq_write(seq, held, size_of::<Held>() as u32) };
+    (error == 0).then_some(())
 }

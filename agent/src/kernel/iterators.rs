@@ -6,13 +6,22 @@ use std::{
 };
 
 use aya::programs::Iter;
-use trefoil_ebpf::abi::Tracked;
+use trefoil_ebpf::abi::{Held, Tracked};
 
-use super::{KernelError, bpf_syscall, wire::value_of};
+use super::{
+    KernelError, bpf_syscall,
+    wire::{Plain, value_of},
+};
 
 /// Runs an iterator to its end for what it does in the kernel.
 pub fn run(program: &Iter, name: &str) -> Result<(), KernelError> {
     read_all(fd_of(program, name)?, name, None).map(drop)
+}
+
+/// Runs the iterator over open files, which tags sockets, and returns what may be a way out
+/// that no hook judges.
+pub fn held(program: &Iter, name: &str) -> Result<Vec<Held>, KernelError> {
+    read_all(fd_of(program, name)?, name, None).map(|bytes| values_of(&bytes))
 }
 
 /// Runs the iterator over socket tags and returns the flows in them.
@@ -26,11 +35,14 @@ pub fn flows_of(
     name: &str,
     sockets: impl AsFd,
 ) -> Result<Vec<Tracked>, KernelError> {
-    let bytes = read_all(program, name, Some(sockets.as_fd()))?;
-    Ok(bytes
-        .chunks_exact(size_of::<Tracked>())
+    read_all(program, name, Some(sockets.as_fd())).map(|bytes| values_of(&bytes))
+}
+
+fn values_of<T: Plain>(bytes: &[u8]) -> Vec<T> {
+    bytes
+        .chunks_exact(size_of::<T>())
         .filter_map(value_of)
-        .collect())
+        .collect()
 }
 
 fn fd_of<'a>(program: &'a Iter, name: &str) -> Result<BorrowedFd<'a>, KernelError> {

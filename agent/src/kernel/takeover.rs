@@ -6,14 +6,19 @@
 //! by what is in force, so any mix of the two is right: also the one that is left if this
 //! agent is killed or fails in the middle, and so nothing is ever put back.
 
-use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::{
+    collections::HashSet,
+    fs::File,
+    os::fd::{AsFd, BorrowedFd},
+    path::Path,
+};
 
 use aya::Ebpf;
-use trefoil_ebpf::abi::Control;
+use trefoil_ebpf::abi::{self, Control};
 
 use super::{
     Kernel, KernelError, LoadSettings, PinDir, cgroups, detach, former,
+    held::Held,
     hooks::{self, HOOKS, Hook, Place},
     iterators,
     load::with_causes,
@@ -69,7 +74,7 @@ impl Kernel {
         // these are those who were there.
         self.run_iterator("iter_task")?;
         self.adopt_cgroups()?;
-        self.run_iterator("iter_task_file")?;
+        self.adopt_files(&load.cgroup)?;
         // What counts as soon as it is in its place comes last.
         self.attach(cgroup.as_fd(), is_replaced)?;
         attach_more(self)?;
@@ -124,6 +129,25 @@ impl Kernel {
         let reader = self.reader()?;
         for (id, cgroup) in cgroups::existing(&root) {
             reader.add_cgroup(id, &cgroup)?;
+        }
+        Ok(())
+    }
+
+    /// Finds sockets that are older than the hooks, and ways out that are no socket of IP,
+    /// of those who are in a control group.
+    fn adopt_files(&mut self, watched: &Path) -> Result<(), KernelError> {
+        const NAME: &str = "iter_task_file";
+        let Some(program) = self.iterator(NAME) else {
+            return Ok(());
+        };
+        let found = iterators::held(program, NAME)?;
+        if !found.is_empty() {
+            // Who is in another is somebody else's business.
+            let watched = cgroups::existing(watched).into_iter();
+            let watched: HashSet<u64> = watched.map(|(id, _)| id).collect();
+            let is_watched = |held: &&abi::Held| watched.contains(&held.owner.cgroup_id);
+            let found = found.iter().filter(is_watched);
+            self.held = found.filter_map(Held::settle).collect();
         }
         Ok(())
     }

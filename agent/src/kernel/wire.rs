@@ -42,6 +42,7 @@ plain!(
     abi::Executable,
     abi::FlowKey,
     abi::Header,
+    abi::Held,
     abi::HostRoot,
     abi::Offsets,
     abi::Policy,

@@ -1,51 +1,36 @@
-//! Records about ways out that no hook judges, when a process opens one.
+//! Records about ways out that no hook judges, when a process opens one or has had one open.
 
-use trefoil_ebpf::abi::{Event, unseen};
+use trefoil_ebpf::abi::{Event, Owner, unseen};
 
 use super::{Field, FlowFacts, Kind, Priority, Record, flow_record::who};
-use crate::clock::BootClock;
+use crate::clock::{BootClock, since_boot_ns};
 
-/// What came of it.
+/// What leaves by it is judged.
+const COVERED: &str = "covered";
+/// It is not.
+const UNCOVERED: &str = "uncovered";
+
+/// A way out and what is to be said of it.
 struct Outcome {
     subject: &'static str,
     state: &'static str,
     consequence: &'static str,
 }
 
-fn outcome(way: u16, refused: bool) -> Outcome {
+/// Of a way that a process opens.
+fn opened(way: u16, refused: bool) -> Outcome {
     let (subject, state, consequence) = match (way, refused) {
         (unseen::QUEUE, _) => (
             "a packet socket that asks to skip the queue",
-            "covered",
+            COVERED,
             "it does not, and its frames are judged as those of others",
         ),
         (unseen::XDP, true) => (
             "an AF_XDP socket that asks to send",
-            "covered",
+            COVERED,
             "the kernel refused it, since its frames could not be judged",
         ),
-        (unseen::XDP, false) => (
-            "an AF_XDP socket that sends",
-            "uncovered",
-            "its frames pass every hook by; those that the kernel copies are a remainder of the \
-             uplink's books",
-        ),
-        (unseen::RDMA, _) => (
-            "a device for remote direct memory access",
-            "uncovered",
-            "what leaves by it is in no record and in no counter of this host",
-        ),
-        (unseen::VFIO, _) => (
-            "a device that is driven past the kernel",
-            "uncovered",
-            "if it is a network device, what leaves by it is in no record and in no counter of \
-             this host",
-        ),
-        _ => (
-            "something unknown",
-            "uncovered",
-            "this agent does not know what the kernel programs mean",
-        ),
+        _ => return uncovered(way),
     };
     Outcome {
         subject,
@@ -54,27 +39,98 @@ fn outcome(way: u16, refused: bool) -> Outcome {
     }
 }
 
+/// Of a way that a process has had open since before it could be seen.
+fn held(way: u16, is_covered: bool) -> Outcome {
+    match (way, is_covered) {
+        (unseen::QUEUE, true) => Outcome {
+            subject: "a packet socket that skipped the queue",
+            state: COVERED,
+            consequence: "from now on it does not, and its frames are judged as those of others",
+        },
+        (unseen::XDP, _) => Outcome {
+            subject: "an AF_XDP socket that may send",
+            ..uncovered(way)
+        },
+        _ => uncovered(way),
+    }
+}
+
+fn uncovered(way: u16) -> Outcome {
+    let (subject, consequence) = match way {
+        unseen::QUEUE => (
+            "a packet socket that may skip the queue",
+            "whether it does could not be asked; if so, its frames pass every hook by and are a \
+             remainder of the uplink's books",
+        ),
+        unseen::XDP => (
+            "an AF_XDP socket that sends",
+            "its frames pass every hook by; those that the kernel copies are a remainder of the \
+             uplink's books",
+        ),
+        unseen::RDMA => (
+            "a device for remote direct memory access",
+            "what leaves by it is in no record and in no counter of this host",
+        ),
+        unseen::VFIO => (
+            "a device that is driven past the kernel",
+            "if it is a network device, what leaves by it is in no record and in no counter of \
+             this host",
+        ),
+        _ => (
+            "something unknown",
+            "this agent does not know what the kernel programs mean",
+        ),
+    };
+    Outcome {
+        subject,
+        state: UNCOVERED,
+        consequence,
+    }
+}
+
 impl Record {
     /// A process opened a way out that no hook judges, or tried to.
     #[must_use]
     pub fn unseen(event: &Event, facts: &FlowFacts, clock: &BootClock) -> Self {
-        let tracked = &event.tracked;
-        let refused = tracked.flow.counters.refused > 0;
+        let flow = &event.tracked.flow;
+        let outcome = opened(flow.local_port, flow.counters.refused > 0);
+        let owner = &event.tracked.owner;
+        Self::way_out("opens", &outcome, owner, facts, (event.time_ns, clock))
+    }
+
+    /// A process has a way out open that no hook judged, since before there was one.
+    #[must_use]
+    pub fn held(
+        owner: &Owner,
+        way: u16,
+        is_covered: bool,
+        facts: &FlowFacts,
+        clock: &BootClock,
+    ) -> Self {
+        let outcome = held(way, is_covered);
+        let now = (since_boot_ns(), clock);
+        Self::way_out("has open", &outcome, owner, facts, now)
+    }
+
+    fn way_out(
+        verb: &str,
+        outcome: &Outcome,
+        owner: &Owner,
+        facts: &FlowFacts,
+        (time_ns, clock): (u64, &BootClock),
+    ) -> Self {
         let Outcome {
             subject,
             state,
             consequence,
-        } = outcome(tracked.flow.local_port, refused);
-        let message = format!(
-            "{} opens {subject}: {consequence}",
-            who(&tracked.owner, facts)
-        );
-        let time_us = clock.unix_us(event.time_ns);
+        } = *outcome;
+        let message = format!("{} {verb} {subject}: {consequence}", who(owner, facts));
+        let time_us = clock.unix_us(time_ns);
         let mut record = Self::new(Kind::Coverage, Priority::Warning, time_us, message);
         record.set(Field::Subject, subject);
         record.set(Field::State, state);
         record.set(Field::Reason, consequence);
-        record.set_owner(&tracked.owner, facts, clock);
+        record.set_owner(owner, facts, clock);
         record
     }
 }

@@ -1,7 +1,7 @@
 //! The package on a host for the first time, in report mode.
 
 use anyhow::{Context, Result, ensure};
-use trefoil_lab::places::FOREIGN;
+use trefoil_lab::{Record, places::FOREIGN};
 
 use crate::world::{
     EVERYTHING, EVERYTHING_BEFORE, LOOK_ALIKES, LOOK_ALIKES_GO, OBJECTS, OBJECTS_BEFORE, TRAFFIC,
@@ -80,6 +80,40 @@ fn sockets_that_look_like_those_of_tcp_do_no_harm() -> Result<()> {
     vm.wait_until("each of them has sent", |vm| {
         Ok((arrived(vm)? >= before + LOOK_ALIKES).then_some(()))
     })?;
+    Ok(())
+}
+
+/// The service may do what that takes: look into the process, and into its socket.
+#[test]
+fn a_socket_that_skipped_the_queue_before_the_service_does_not_any_more() -> Result<()> {
+    let mut vm = installed("older")?;
+    vm.ok("trefoil detach")?;
+    vm.wait_until("the service has ended", |vm| {
+        Ok((vm.run("systemctl is-active trefoil")?.code != 0).then_some(()))
+    })?;
+    vm.ok(&format!(
+        "systemd-run --quiet --unit=older --collect sh -c 'sleep 1000 | {TRAFFIC} packet uplink \
+         02:00:00:00:00:02 203.0.113.61:9 --from 192.0.2.1:4000 --bypass-qdisc --wait'"
+    ))?;
+    vm.wait_until("the socket is open", |vm| {
+        Ok(vm
+            .ok("journalctl -u older")?
+            .contains("packets")
+            .then_some(()))
+    })?;
+    vm.ok("systemctl start trefoil")?;
+    let record = vm.wait_until("the socket is told of", |vm| {
+        let records = vm.journal("-u trefoil TREFOIL_EVENT=coverage")?;
+        let is_it = |record: &&Record| record.text("TREFOIL_SUBJECT").contains("skipped the queue");
+        Ok(records.iter().find(is_it).cloned())
+    })?;
+    for (name, expected) in [
+        ("TREFOIL_STATE", "covered"),
+        ("TREFOIL_EXE", TRAFFIC),
+        ("TREFOIL_UNIT", "older.service"),
+    ] {
+        ensure!(record.is(name, expected), "{name}: {record}");
+    }
     Ok(())
 }
 

@@ -54,10 +54,12 @@ const USAGE: &str = "traffic COMMAND ...
   ping ADDR [--raw] [--size N]
   packet INTERFACE MAC ADDR:PORT --from ADDR:PORT [--size N] [--count N] [--vlan ID]
       [--destinations N] [--ethertype N] [--pretend N] [--bypass-qdisc|--xdp]
+      [--wait]
       frames of a packet socket, each a datagram of UDP; with --destinations in turn to
       N addresses from ADDR on; with --ethertype the frame
       says that it is something else, with --pretend only the call does; --bypass-qdisc
-      leaves out traffic control, and --xdp the packet socket
+      leaves out traffic control, and --xdp the packet socket; with --wait it is opened,
+      a line is printed, and another on standard input waited for
   burst ADDR:PORT --count N --from PORT --program PATH [--program PATH ...]
       [--parallel N] [--size N]
       N processes, one datagram each, from ports PORT, PORT+1, ...

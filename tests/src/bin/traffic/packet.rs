@@ -9,7 +9,7 @@ use crate::arguments::Arguments;
 use crate::copy::set_option;
 use crate::raw::checksum;
 use crate::udp::{pause_after, plus};
-use crate::{Answer, Failure, Named, Sent, xdp};
+use crate::{Answer, Failure, Named, Sent, told_to_proceed, xdp};
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -35,6 +35,7 @@ pub fn packet(arguments: &mut Arguments) -> Answer {
     let pretended: Option<u16> = arguments.option("--pretend")?;
     let bypass = arguments.flag("--bypass-qdisc");
     let by_xdp = arguments.flag("--xdp");
+    let waits = arguments.flag("--wait");
     arguments.done()?;
 
     let mut header = Vec::new();
@@ -60,8 +61,19 @@ pub fn packet(arguments: &mut Arguments) -> Answer {
     };
     let frames: Vec<Vec<u8>> = (0..destinations).map(frame).collect::<Result<_, _>>()?;
 
+    let opened = move || {
+        if waits {
+            let nothing = Sent {
+                port: from.port(),
+                packets: 0,
+                bytes: 0,
+            };
+            nothing.tell();
+            told_to_proceed();
+        }
+    };
     let send: Box<SendFrame> = if by_xdp {
-        Box::new(move |frame| xdp::send(&interface, frame))
+        Box::new(move |frame| xdp::send(&interface, frame, opened))
     } else {
         let socket = open()?;
         if bypass {
@@ -69,6 +81,7 @@ pub fn packet(arguments: &mut Arguments) -> Answer {
             set_option(&socket, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &on)?;
         }
         let address = address(&interface, pretended.unwrap_or(own_type))?;
+        opened();
         Box::new(move |frame| send_frame(&socket, frame, &address))
     };
     for (frame, number) in frames.iter().cycle().zip(1..=count) {

@@ -17,8 +17,9 @@ const FRAME_SIZE: u32 = 4096;
 const FRAMES: u32 = 4;
 const MEMORY: usize = (FRAME_SIZE * FRAMES) as usize;
 
-/// Sends one frame on the first queue of a link.
-pub fn send(link: &str, frame: &[u8]) -> Answer {
+/// Sends one frame on the first queue of a link. `opened` is called once there is a ring to
+/// send by.
+pub fn send(link: &str, frame: &[u8], opened: impl FnOnce()) -> Answer {
     let index = nix::net::if_::if_nametoindex(link).named("if_nametoindex")?;
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
     // SAFETY: socket(2) with numbers reads no memory.
@@ -37,6 +38,7 @@ pub fn send(link: &str, frame: &[u8]) -> Answer {
         set_option(&socket, libc::SOL_XDP, ring, &size)?;
     }
     let ring = map_ring(&socket)?;
+    opened();
     bind(&socket, index)?;
     ring.push(frame.len() as u32);
     // SAFETY: a message without content or address.

@@ -1,0 +1,104 @@
+//! Ways out that no hook judges and that were open before there was one to see it.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+};
+
+use trefoil_ebpf::abi::{self, Owner, unseen};
+
+/// A way out that a process has had open since before the hooks.
+#[derive(Clone, Copy, Debug)]
+pub struct Held {
+    /// Who.
+    pub owner: Owner,
+    /// One of [`unseen`].
+    pub way: u16,
+    /// What leaves by it is judged from now on.
+    pub is_covered: bool,
+}
+
+impl Held {
+    /// Has judged what can be. `None` if it is no such way, or not any more.
+    pub(super) fn settle(found: &abi::Held) -> Option<Self> {
+        let is_covered = found.way == unseen::QUEUE
+            && match go_through_queue(found.owner.pid, found.fd) {
+                Ok(true) => true,
+                Ok(false) => return None,
+                Err(error) if is_gone(&error) => return None,
+                Err(error) => {
+                    tracing::warn!(
+                        "ask whether the packet socket {} of process {} skips the queue: {error}",
+                        found.fd,
+                        found.owner.pid
+                    );
+                    false
+                }
+            };
+        Some(Self {
+            owner: found.owner,
+            way: found.way,
+            is_covered,
+        })
+    }
+}
+
+/// The process has ended meanwhile, or closed the socket and opened something else.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ESRCH | libc::EBADF | libc::ENOTSOCK | libc::ENOPROTOOPT | libc::EOPNOTSUPP)
+    )
+}
+
+/// Has a packet socket of another process send through traffic control. Returns whether it
+/// did not. Needs CAP_SYS_PTRACE.
+fn go_through_queue(pid: u32, fd: u32) -> io::Result<bool> {
+    let process = call(libc::SYS_pidfd_open, [pid, 0, 0])?;
+    let socket = call(libc::SYS_pidfd_getfd, [process.as_raw_fd() as u32, fd, 0])?;
+    let (mut skips, mut len) = (0_i32, size_of::<i32>() as libc::socklen_t);
+    let value = (&raw mut skips).cast();
+    // SAFETY: a number and its size, both alive.
+    let read = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_QDISC_BYPASS,
+            value,
+            &raw mut len,
+        )
+    };
+    if read != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if skips == 0 {
+        return Ok(false);
+    }
+    skips = 0;
+    // SAFETY: as above.
+    let written = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_QDISC_BYPASS,
+            (&raw const skips).cast(),
+            len,
+        )
+    };
+    match written {
+        0 => Ok(true),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A system call that makes a descriptor out of numbers.
+fn call(number: libc::c_long, arguments: [u32; 3]) -> io::Result<OwnedFd> {
+    let [first, second, third] = arguments;
+    // SAFETY: the calls of this file take numbers and read no memory.
+    let fd = unsafe { libc::syscall(number, first, second, third) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
