@@ -3,7 +3,7 @@
 //!
 //! Sizes given here are defaults; the agent sets what its settings say.
 
-use core::ptr;
+use core::{mem::offset_of, ptr};
 
 use aya_ebpf::{
     bindings::{
@@ -279,17 +279,31 @@ fn control() -> Option<Control> {
     Some(unsafe { core::mem::transmute::<u64, Control>(word) })
 }
 
-/// Flags of decisions under the policy of this generation, at this moment.
+/// Since when the policy of this generation is in force, in nanoseconds since boot.
 #[inline(always)]
-pub fn enforcement(generation: u32) -> u8 {
+pub fn in_force_since_ns(generation: u32) -> u64 {
+    of_slot(generation, offset_of!(ControlPage, since_ns))
+}
+
+/// One of the words, at this offset, that the page has for the slot of a generation; 0 if it
+/// cannot be read.
+#[inline(always)]
+fn of_slot(generation: u32, offset: usize) -> u64 {
     let Some(page) = CONTROL.get_ptr(0) else {
         return 0;
     };
+    let slot = (generation & 1) as usize;
     // SAFETY: a map value; the slot is 0 or 1.
-    let until_ns = unsafe {
-        let slots = (&raw const (*page).enforce_until_ns).cast::<u64>();
-        ptr::read_volatile(slots.add((generation & 1) as usize))
-    };
+    unsafe {
+        let words = page.byte_add(offset).cast::<u64>();
+        ptr::read_volatile(words.add(slot))
+    }
+}
+
+/// Flags of decisions under the policy of this generation, at this moment.
+#[inline(always)]
+pub fn enforcement(generation: u32) -> u8 {
+    let until_ns = of_slot(generation, offset_of!(ControlPage, enforce_until_ns));
     let enforces = match until_ns {
         ENFORCE_NEVER => false,
         ENFORCE_ALWAYS => true,

@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use trefoil_lab::namespace::Namespace;
-use trefoil_lab::program::Program;
+use trefoil_lab::program::{Program, Running};
 use trefoil_lab::wiring::{forward, guest};
 use trefoil_lab::{Agent, Lab, Record, places, wait_for};
 use world::books::{FOREIGN_LINK, frames_of};
@@ -99,25 +99,123 @@ fn what_is_forwarded_is_told_by_both_its_ends() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn what_a_guest_sends_through_a_tunnel_is_not_the_kernels_own() -> Result<()> {
-    let lab = Lab::new()?;
-    let machine = guest(&lab.host, "machine", 1)?;
-    let agent = lab.agent().policy(&reporting()).uplink("auto").start()?;
-    const INNER: &str = "198.51.100.70";
+/// What a tunnel to the foreign host leads to, and where that one takes the tunnel's packets.
+const INNER: &str = "198.51.100.70";
+const TUNNEL_PORT: u16 = 4789;
+
+fn tunnel_to_foreign(lab: &Lab) -> Result<()> {
     // The kernel would tell who listens for which groups, through the tunnel as well.
     lab.host.enter(|| {
         let new_links = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
         Ok(std::fs::write(new_links, "1")?)
     })?;
     lab.host.ip(&format!(
-        "link add tunnel type vxlan id 7 remote {} dstport 4789 dev to-foreign\n\
+        "link add tunnel type vxlan id 7 remote {} dstport {TUNNEL_PORT} dev to-foreign\n\
          link set tunnel addrgenmode none\n\
          link set tunnel up\n\
          neighbour add {INNER} lladdr 02:00:00:00:03:70 dev tunnel nud permanent\n\
-         route add {INNER} dev tunnel\n",
+         route add {INNER} dev tunnel src {}\n",
+        places::FOREIGN,
+        places::HOST
+    ))
+}
+
+/// A socket that sends so many to the end of the tunnel itself and then through it.
+fn into_and_through_the_tunnel(lab: &Lab, count: &str) -> Result<Running> {
+    let end = format!("{}:{TUNNEL_PORT}", places::FOREIGN);
+    let inner = format!("{INNER}:9");
+    let mut socket = traffic(lab)?
+        .args(["udp", &end, "--count", count, "--hold", "--then", &inner])
+        .start()?;
+    socket.line()?;
+    Ok(socket)
+}
+
+/// Has it send once more; returns how many frames left for the foreign host.
+fn step(lab: &Lab, socket: &mut Running) -> Result<u64> {
+    let before = lab.link_to(&lab.foreign)?;
+    socket.proceed()?;
+    socket.line()?;
+    Ok(lab.link_to(&lab.foreign)?.since(before).tx_packets)
+}
+
+const INNER_ALONE: &str = r#"mode = "enforce"
+[[rules]]
+name    = "what the tunnel leads to"
+to      = { networks = ["198.51.100.0/24"] }
+verdict = "approve"
+"#;
+
+/// The policy with another rule, which approves of the tunnel's end.
+fn and_its_end(limit: &str) -> String {
+    format!(
+        "{INNER_ALONE}[[rules]]\nname = \"its end\"\nto = {{ networks = [\"{}\"] }}\n{limit}\
+         verdict = \"approve\"\n",
         places::FOREIGN
-    ))?;
+    )
+}
+
+#[test]
+fn a_tunnel_does_not_lead_where_its_sender_may_not_go() -> Result<()> {
+    let lab = Lab::new()?;
+    tunnel_to_foreign(&lab)?;
+    // One datagram and not two: what is beyond is dropped, and the socket's flow says so.
+    let policy = and_its_end("budget = { bytes = \"150 B\", per = \"1h\" }\n");
+    let agent = lab.agent().policy(&policy).uplink("auto").start()?;
+    let mut socket = into_and_through_the_tunnel(&lab, "2")?;
+    ensure!(step(&lab, &mut socket)? == 1, "to the tunnel's end");
+    ensure!(step(&lab, &mut socket)? == 0, "through the tunnel");
+    let pid = socket.pid();
+    socket.finish()?;
+    let told = finals_to(agent, &lab, places::FOREIGN)?;
+    ensure!(told.iter().all(|record| record.is("pid", pid)), "{told:?}");
+    // What it sent there itself, and what is around that which went through the tunnel.
+    for blocked in [1, 2] {
+        let is_it = |record: &&Record| record.is("blocked_packets", blocked);
+        ensure!(
+            told.iter().filter(is_it).count() == 1,
+            "{blocked}: {told:?}"
+        );
+    }
+    lab.close()
+}
+
+#[test]
+fn a_tunnel_does_not_lead_where_its_sender_may_not_go_any_more() -> Result<()> {
+    let lab = Lab::new()?;
+    tunnel_to_foreign(&lab)?;
+    let mut agent = lab
+        .agent()
+        .policy(&and_its_end(""))
+        .uplink("auto")
+        .start()?;
+    let mut socket = into_and_through_the_tunnel(&lab, "1")?;
+    ensure!(step(&lab, &mut socket)? == 1, "not to the tunnel's end");
+    ensure!(step(&lab, &mut socket)? == 1, "not through the tunnel");
+    agent.reload(INNER_ALONE)?;
+    // What may have been on its way since before is let go for a while.
+    wait_for("the tunnel's packets are judged anew", || {
+        Ok((step(&lab, &mut socket)? == 0).then_some(()))
+    })?;
+    ensure!(
+        step(&lab, &mut socket)? == 0,
+        "judged anew, and not for good"
+    );
+    // And not because what it sent there itself is forgotten.
+    let is_over = |record: &&Record| is_final(record) && record.is("packets_out", 1);
+    let over = agent.records()?.iter().find(is_over);
+    ensure!(over.is_none(), "{over:?}");
+    socket.finish()?;
+    drop(agent);
+    lab.close()
+}
+
+#[test]
+fn what_a_guest_sends_through_a_tunnel_is_not_the_kernels_own() -> Result<()> {
+    let lab = Lab::new()?;
+    let machine = guest(&lab.host, "machine", 1)?;
+    let agent = lab.agent().policy(&reporting()).uplink("auto").start()?;
+    tunnel_to_foreign(&lab)?;
     let program = Program::new(TRAFFIC, &machine.place, None, None)?;
     let to = format!("{INNER}:9");
     program.args(["udp", &to]).run()?.success()?;

@@ -118,6 +118,8 @@ pub struct ControlPage {
     /// then on it only reports: this is how enforcement that nobody has confirmed
     /// ends by itself.
     pub enforce_until_ns: [u64; 2],
+    /// For each slot, since when its policy is in force, in nanoseconds since boot.
+    pub since_ns: [u64; 2],
 }
 
 /// [`ControlPage::enforce_until_ns`] of a policy that only reports.
@@ -274,6 +276,6 @@ pub struct HostRoot {
 const _: () = {
     assert!(size_of::<Address>() == 16);
     assert!(size_of::<Control>() == 8);
-    assert!(size_of::<ControlPage>() == 24);
+    assert!(size_of::<ControlPage>() == 40);
     assert!(size_of::<Offsets>().is_multiple_of(4));
 };

@@ -15,11 +15,11 @@ use aya_ebpf::{
 use trefoil_ebpf::abi::*;
 
 use crate::{
-    accounting::NOT_JUDGED,
+    accounting::{NOT_JUDGED, now_ns},
     books::{Size, count, dropped, judged, not_ip},
     flows::{self, set_sender},
     judge::{judge, undetermined},
-    maps::{InForce, SOCKETS, UPLINKS, WRITERS, in_force, lose},
+    maps::{InForce, SOCKETS, UPLINKS, WRITERS, in_force, in_force_since_ns, lose},
     packet::{Ends, Frame, Part, ends_at, frame, is_empty_wireguard, protocol},
     remembered::{connection, remember, remembered, rest_of, without_room},
     settle::{decide, record},
@@ -103,7 +103,12 @@ extern "C" fn count_known(skb: *mut __sk_buff, start: u32, generation: u32) -> u
     let known = known(generation, tag, sender, &ends);
     if known.verdict != verdict::NONE && known.flags & DECISION_AT_UPLINK == 0 {
         if ends.part == Part::First {
-            remember(&rest(&ends.destination, tag), known);
+            // Also if it is of the policy before: it holds for this datagram as a whole.
+            let for_rest = Decision {
+                generation,
+                ..known
+            };
+            remember(&rest(&ends.destination, tag), for_rest);
         }
         let sender = match sender {
             sender::KERNEL if tag.is_null() => sender::KERNEL,
@@ -311,7 +316,7 @@ fn judged_by_socket(generation: u32, tag: *const Socket, peer: &Peer) -> Decisio
     // SAFETY: map values; the verifier checks the access. So below.
     let (flags, flow) = unsafe { ((*tag).flags, &raw const (*tag).tracked.flow) };
     if flags & SOCKET_HAS_PEER != 0 && unsafe { (*flow).peer == *peer } {
-        return let_pass(flow);
+        return let_pass(generation, flow);
     }
     if flags & SOCKET_HAS_FLOWS == 0 {
         return NOT_JUDGED;
@@ -321,21 +326,34 @@ fn judged_by_socket(generation: u32, tag: *const Socket, peer: &Peer) -> Decisio
         peer: *peer,
     };
     match flows::find(&key) {
-        Some(tracked) => let_pass(unsafe { &raw const (*tracked).flow }),
+        Some(tracked) => let_pass(generation, unsafe { &raw const (*tracked).flow }),
         None => remembered(generation, &without_room(peer, key.cookie)),
     }
 }
 
 /// The decision by which the hooks of a socket let a packet of this flow pass. `NONE` if they
-/// drop what is in it: then the packet is not of the flow, but a tunnel's that leads there.
+/// drop what is in it, or would have judged it anew: then the packet is not of the flow, but
+/// a tunnel's that leads there.
 #[inline(always)]
-fn let_pass(flow: *const Flow) -> Decision {
+fn let_pass(generation: u32, flow: *const Flow) -> Decision {
     // SAFETY: a map value; the verifier checks the access.
     let (decision, state) = unsafe { ((*flow).decision, (*flow).state) };
-    match decision.blocks() && state & FLOW_CUT == 0 {
-        true => NOT_JUDGED,
-        false => decision,
+    let is_its = state & FLOW_CUT != 0
+        || !decision.blocks() && (decision.generation == generation || may_be_older(generation));
+    match is_its {
+        true => decision,
+        false => NOT_JUDGED,
     }
+}
+
+/// True if a packet may be on its way from its socket to here since before the policy of
+/// this generation came into force.
+#[inline(always)]
+fn may_be_older(generation: u32) -> bool {
+    /// The kernel gives up a neighbour that does not answer after three seconds, and with it
+    /// the packets that wait.
+    const LONGEST_WAY_NS: u64 = 5_000_000_000;
+    now_ns() < in_force_since_ns(generation) + LONGEST_WAY_NS
 }
 
 /// The key under which the decision about the rest of a datagram is remembered.

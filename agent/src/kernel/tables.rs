@@ -15,7 +15,10 @@ use super::{
     pins::PinDir,
     wire::Wire,
 };
-use crate::{clock::BootClock, policy::Image};
+use crate::{
+    clock::{BootClock, since_boot_ns},
+    policy::Image,
+};
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
@@ -99,6 +102,14 @@ impl ControlWords {
         Enforcement::of_word(self.mapped.word(enforce_offset(self.get().generation)))
     }
 
+    /// Says of a slot that nobody reads yet when its policy came into force, which is now,
+    /// and until when it is enforced.
+    pub fn prepare(&self, generation: u32, enforcement: Enforcement) {
+        self.set_enforcement(generation, enforcement);
+        let since = offset_of!(ControlPage, since_ns) + slot_offset(generation);
+        self.mapped.set_word(since, since_boot_ns());
+    }
+
     /// Sets until when the policy of this generation is enforced.
     pub fn set_enforcement(&self, generation: u32, enforcement: Enforcement) {
         self.mapped
@@ -143,8 +154,12 @@ impl Written {
 
 /// Where the word about a generation's slot is.
 fn enforce_offset(generation: u32) -> usize {
-    let slot = (generation & 1) as usize;
-    offset_of!(ControlPage, enforce_until_ns) + slot * size_of::<u64>()
+    offset_of!(ControlPage, enforce_until_ns) + slot_offset(generation)
+}
+
+/// Where it is among such words.
+fn slot_offset(generation: u32) -> usize {
+    (generation & 1) as usize * size_of::<u64>()
 }
 
 /// Writes a policy into the slot of its generation, which must not be the one in

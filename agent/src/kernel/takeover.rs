@@ -160,8 +160,7 @@ impl Kernel {
     /// Puts the first policy in force, in one piece: these programs begin to count and
     /// judge, and those of an agent before end.
     pub fn begin(&self, generation: u32, enforcement: Enforcement) {
-        // First, and about a slot that nobody reads yet.
-        self.control.set_enforcement(generation, enforcement);
+        self.control.prepare(generation, enforcement);
         self.control.set(Control {
             generation,
             instance: self.instance,
@@ -176,7 +175,7 @@ impl Kernel {
             generation,
             instance: self.instance,
         };
-        self.control.set_enforcement(generation, enforcement);
+        self.control.prepare(generation, enforcement);
         loop {
             let found = self.control.get();
             if found.instance == 0 {

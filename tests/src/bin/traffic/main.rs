@@ -29,9 +29,10 @@ use nix::errno::Errno;
 use arguments::Arguments;
 
 const USAGE: &str = "traffic COMMAND ...
-  udp ADDR:PORT [--from PORT] [--size N] [--count N] [--connected] [--hold]
+  udp ADDR:PORT [--from PORT] [--size N] [--count N] [--connected] [--hold [--then ADDR:PORT]]
       [--call sendto|sendmsg|sendmmsg] [--lite] [--options]
-      with --options each packet has options of IPv4, or an extension header
+      with --hold once for each line on standard input; with --then from the second on
+      elsewhere, whether the first was refused or not; with --options each packet has options of IPv4, or an extension header
   receive PORT
       one datagram, and tells how long it is
   udp-many ADDR:PORT --destinations N --count N [--size N] [--from PORT] [--hold]

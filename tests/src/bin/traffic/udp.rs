@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::str::FromStr;
 
+use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, MultiHeaders, SockFlag, SockType, SockaddrStorage, bind, connect,
     getsockname, send, sendmmsg, sendmsg, sendto, setsockopt, socket, sockopt,
@@ -93,6 +94,7 @@ pub fn one(arguments: &mut Arguments) -> Answer {
     let call: Call = arguments.option("--call")?.unwrap_or_default();
     let connected = arguments.flag("--connected");
     let hold = arguments.flag("--hold");
+    let then: Option<SocketAddr> = arguments.option("--then")?;
     let lite = arguments.flag("--lite");
     let options = arguments.flag("--options");
     arguments.done()?;
@@ -109,7 +111,8 @@ pub fn one(arguments: &mut Arguments) -> Answer {
     if connected {
         connect(socket.as_raw_fd(), &address).named("connect")?;
     }
-    let to = (!connected).then_some(&address);
+    let then = then.map(SockaddrStorage::from);
+    let mut to = (!connected).then_some(&address);
     let mut sent = Sent {
         port: own_port(&socket),
         ..Sent::default()
@@ -119,8 +122,14 @@ pub fn one(arguments: &mut Arguments) -> Answer {
     }
     while !hold || told_to_proceed() {
         for number in 1..=count {
-            sent.bytes += send_one(&socket, call, &payload, to)? as u64;
-            sent.packets += 1;
+            match send_one(&socket, call, &payload, to) {
+                Ok(bytes) => {
+                    sent.bytes += bytes as u64;
+                    sent.packets += 1;
+                }
+                Err(Failure::Call(_, Errno::EPERM)) if then.is_some() => {}
+                Err(failure) => return Err(failure),
+            }
             pause_after(number);
         }
         sent.port = own_port(&socket);
@@ -128,6 +137,7 @@ pub fn one(arguments: &mut Arguments) -> Answer {
         if !hold {
             break;
         }
+        to = then.as_ref().or(to);
     }
     Ok(())
 }
