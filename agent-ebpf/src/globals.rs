@@ -36,6 +36,10 @@ static NAMESPACE: u64 = 0;
 #[unsafe(no_mangle)]
 static LOCAL_FLOWS: u32 = 0;
 
+/// 1 if interfaces that lead out are watched, now or when there are any; else 0.
+#[unsafe(no_mangle)]
+static UPLINKS_WATCHED: u32 = 0;
+
 /// Inode number of the agent's network namespace.
 #[unsafe(no_mangle)]
 static NAMESPACE_INODE: u32 = 0;
@@ -76,6 +80,12 @@ pub fn namespace() -> u64 {
 pub fn local_flows() -> bool {
     // SAFETY: as above.
     unsafe { ptr::read_volatile(&LOCAL_FLOWS) != 0 }
+}
+
+#[inline(always)]
+pub fn uplinks_watched() -> bool {
+    // SAFETY: as above.
+    unsafe { ptr::read_volatile(&UPLINKS_WATCHED) != 0 }
 }
 
 #[inline(always)]

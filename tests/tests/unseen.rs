@@ -14,9 +14,9 @@ use trefoil_lab::{Agent, Lab, Record, places};
 use world::books::{FOREIGN_LINK, frames_of};
 use world::{REFUSED, TRAFFIC, enforcing, reporting, told, traffic_in};
 
-/// A frame to the foreign host, in the ways that `more` asks for.
-fn send_frame(lab: &Lab, more: &str) -> Result<Outcome> {
-    frame(lab)?.args([more]).run()
+/// A frame to the foreign host, in the way that `more` asks for.
+fn send_frame(lab: &Lab, more: Option<&str>) -> Result<Outcome> {
+    frame(lab)?.args(more).run()
 }
 
 /// As [`send_frame`], from a socket that is open when this returns, and a frame that is
@@ -52,7 +52,7 @@ fn whoever_asks_to_skip_the_queue_is_named_and_does_not() -> Result<()> {
         let policy = if enforced { enforcing() } else { reporting() };
         let mut agent = lab.agent().policy(&policy).uplink("auto").start()?;
         let before = lab.link_to(&lab.foreign)?;
-        let sent = send_frame(&lab, "--bypass-qdisc")?;
+        let sent = send_frame(&lab, Some("--bypass-qdisc"))?;
         let pid = told(&sent)?.pop().context("it said nothing")?.text("pid");
         let record = opened(&mut agent, "skip the queue")?;
         for (name, expected) in [
@@ -82,12 +82,53 @@ fn whoever_asks_to_skip_the_queue_is_named_and_does_not() -> Result<()> {
 }
 
 #[test]
+fn the_queue_can_be_skipped_where_nobody_watches() -> Result<()> {
+    for enforced in [false, true] {
+        let lab = Lab::new()?;
+        let policy = if enforced { enforcing() } else { reporting() };
+        let mut agent = lab.agent().policy(&policy).start()?;
+        // What does not skip the queue gets no farther than there.
+        Program::new("tc", &lab.host, None, None)?
+            .args(["qdisc", "add", "dev", "to-foreign", "root", "blackhole"])
+            .run()?
+            .success()?;
+        let before = lab.link_to(&lab.foreign)?;
+        for (more, expected) in [(None, 0), (Some("--bypass-qdisc"), 1)] {
+            send_frame(&lab, more)?.success()?;
+            let sent = lab.link_to(&lab.foreign)?.since(before).tx_packets;
+            ensure!(sent == expected, "{sent} frames with {more:?}");
+        }
+        let record = opened(&mut agent, "skips the queue")?;
+        ensure!(
+            record.is("state", "uncovered")
+                && record.is("exe", TRAFFIC)
+                && record.is("unit", "fast.service"),
+            "{record}"
+        );
+        // Nor can what did so before somebody watches.
+        let (skips, pid) = will_send_frame(&lab, &["--bypass-qdisc"])?;
+        agent.stop(Signal::SIGTERM)?;
+        let mut agent = lab.agent().policy(&policy).uplink("auto").start()?;
+        let record = opened(&mut agent, "skipped the queue")?;
+        ensure!(
+            record.is("state", "covered") && record.is("pid", &pid),
+            "{record}"
+        );
+        drop(skips);
+        agent.stop(Signal::SIGTERM)?;
+        detach(&lab)?;
+        lab.close()?;
+    }
+    Ok(())
+}
+
+#[test]
 fn whoever_sends_by_af_xdp_is_named_and_refused_in_enforce_mode() -> Result<()> {
     for enforced in [false, true] {
         let lab = Lab::new()?;
         let policy = if enforced { enforcing() } else { reporting() };
         let mut agent = lab.agent().policy(&policy).uplink("auto").start()?;
-        let sent = send_frame(&lab, "--xdp")?;
+        let sent = send_frame(&lab, Some("--xdp"))?;
         let code = if enforced { REFUSED } else { 0 };
         ensure!(sent.code == code, "{sent:?}");
         let record = opened(&mut agent, "AF_XDP")?;

@@ -72,13 +72,13 @@ fn look(ctx: *const Context) -> Option<()> {
     if family == AF_XDP {
         return write(ctx, task, unseen::XDP);
     }
+    if family == AF_PACKET {
+        // Where the buffer is full, the kernel shows it once more.
+        write(ctx, task, unseen::QUEUE)?;
+    }
     let is_watched = matches!(family, AF_INET | AF_INET6 | AF_PACKET);
     if !is_watched || SOCKETS.get(sock).is_some() {
         return None;
-    }
-    if family == AF_PACKET {
-        // Before it is tagged: where the buffer is full, the kernel shows it once more.
-        write(ctx, task, unseen::QUEUE)?;
     }
     let tag = SOCKETS.get_or_create(sock)?;
     unsafe {

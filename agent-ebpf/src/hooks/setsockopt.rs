@@ -1,16 +1,17 @@
 //! A process asks for a way out that no hook judges: a packet socket that skips traffic
 //! control, or a ring to send by of an AF_XDP socket.
 //!
-//! `BPF_CGROUP_SETSOCKOPT`, 5.3, in process context. A packet socket goes on to send
-//! through traffic control, also in report mode: the call succeeds and has no effect. Its
-//! frames are the same, and could not be seen otherwise. There is no such other way for
-//! AF_XDP, which is refused in enforce mode.
+//! `BPF_CGROUP_SETSOCKOPT`, 5.3, in process context. Where uplinks are watched, a packet
+//! socket goes on to send through traffic control, also in report mode: the call succeeds and
+//! has no effect. Its frames are the same, and could not be seen otherwise. There is no such
+//! other way for AF_XDP, which is refused in enforce mode.
 
 use aya_ebpf::{bindings::bpf_sockopt, macros::cgroup_sockopt, programs::SockoptContext};
 use trefoil_ebpf::abi::*;
 
 use crate::{
     accounting::announce_unseen,
+    globals::uplinks_watched,
     maps::{InForce, SOCKETS, in_force, in_place},
     owner::set_acting,
 };
@@ -52,9 +53,14 @@ fn setsockopt(ctx: SockoptContext) -> i32 {
 #[inline(always)]
 fn skip_queue(option: *mut bpf_sockopt) -> i32 {
     // Without a number the kernel will say what is wrong.
-    if in_place().is_some() && number(option).is_some_and(|number| number != 0) {
+    if in_place().is_none() || number(option).is_none_or(|number| number == 0) {
+        return PASS;
+    }
+    // Traffic control sees none of its frames either if nobody watches there.
+    let is_kept = uplinks_watched();
+    announce_unseen(unseen::QUEUE, is_kept);
+    if is_kept {
         tag(option);
-        announce_unseen(unseen::QUEUE, true);
         // SAFETY: a field of the context that programs may write.
         unsafe { (*option).optlen = DONE };
     }

@@ -37,7 +37,7 @@ use crate::{
     report::{
         Context, Journal, JournalSettings, Json, Reporter, ReporterSettings, Sink, Terminal, words,
     },
-    settings::{DEFAULT_JOURNAL, Flags, Settings},
+    settings::{DEFAULT_JOURNAL, Flags, Settings, Uplinks},
     state::State,
     trial::{Before, Moment, Trials},
 };
@@ -72,6 +72,7 @@ pub fn run(args: &RunArgs) -> Result<Ending, Failure> {
             cgroups: settings.tables.cgroups,
         },
         local_flows: settings.local_flows,
+        watches_uplinks: settings.uplinks != Uplinks::None,
     };
     if !cuts::may_enforce(&policy, &origins.geo, &load, args.yes)? {
         return Ok(Ending::Findings);

@@ -69,6 +69,8 @@ pub struct LoadSettings {
     pub tables: TableSizes,
     /// Flows that stay on the host are told like any other.
     pub local_flows: bool,
+    /// Interfaces that lead out are watched, now or when there are any.
+    pub watches_uplinks: bool,
 }
 
 /// The kernel side of a running agent.
@@ -143,6 +145,7 @@ impl Kernel {
         let namespace = namespace_cookie();
         let namespace_inode = namespace_inode()?;
         let local_flows = u32::from(settings.local_flows);
+        let uplinks_watched = u32::from(settings.watches_uplinks);
         let paths: Vec<_> = map_names()
             .map(|name| (name.clone(), pins.map(&name)))
             .collect();
@@ -155,6 +158,7 @@ impl Kernel {
             .override_global("SUBFLOWS_KNOWN", &subflows_known, true)
             .override_global("NAMESPACE", &namespace, true)
             .override_global("LOCAL_FLOWS", &local_flows, true)
+            .override_global("UPLINKS_WATCHED", &uplinks_watched, true)
             .override_global("NAMESPACE_INODE", &namespace_inode, true)
             .override_global("OFFSETS", bytes_of(&kernel_offsets), true);
         for (name, size) in &sizes {

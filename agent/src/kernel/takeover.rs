@@ -10,11 +10,10 @@ use std::{
     collections::HashSet,
     fs::File,
     os::fd::{AsFd, BorrowedFd},
-    path::Path,
 };
 
 use aya::Ebpf;
-use trefoil_ebpf::abi::{self, Control};
+use trefoil_ebpf::abi::{self, Control, unseen};
 
 use super::{
     Kernel, KernelError, LoadSettings, PinDir, cgroups, detach, former,
@@ -74,7 +73,7 @@ impl Kernel {
         // these are those who were there.
         self.run_iterator("iter_task")?;
         self.adopt_cgroups()?;
-        self.adopt_files(&load.cgroup)?;
+        self.adopt_files(load)?;
         // What counts as soon as it is in its place comes last.
         self.attach(cgroup.as_fd(), is_replaced)?;
         attach_more(self)?;
@@ -134,8 +133,8 @@ impl Kernel {
     }
 
     /// Finds sockets that are older than the hooks, and ways out that are no socket of IP,
-    /// of those who are in a control group.
-    fn adopt_files(&mut self, watched: &Path) -> Result<(), KernelError> {
+    /// of those who are in the watched control group.
+    fn adopt_files(&mut self, load: &LoadSettings) -> Result<(), KernelError> {
         const NAME: &str = "iter_task_file";
         let Some(program) = self.iterator(NAME) else {
             return Ok(());
@@ -143,10 +142,14 @@ impl Kernel {
         let found = iterators::held(program, NAME)?;
         if !found.is_empty() {
             // Who is in another is somebody else's business.
-            let watched = cgroups::existing(watched).into_iter();
+            let watched = cgroups::existing(&load.cgroup).into_iter();
             let watched: HashSet<u64> = watched.map(|(id, _)| id).collect();
-            let is_watched = |held: &&abi::Held| watched.contains(&held.owner.cgroup_id);
-            let found = found.iter().filter(is_watched);
+            // And frames that nobody looks at may skip what they like.
+            let is_wanted = |held: &&abi::Held| {
+                watched.contains(&held.owner.cgroup_id)
+                    && (held.way != unseen::QUEUE || load.watches_uplinks)
+            };
+            let found = found.iter().filter(is_wanted);
             self.held = found.filter_map(Held::settle).collect();
         }
         Ok(())

@@ -45,6 +45,7 @@ impl Unattached {
                 cgroups: n_names,
             },
             local_flows: false,
+            watches_uplinks: false,
         })
         .map(Self)
     }

@@ -20,10 +20,15 @@ struct Outcome {
 /// Of a way that a process opens.
 fn opened(way: u16, refused: bool) -> Outcome {
     let (subject, state, consequence) = match (way, refused) {
-        (unseen::QUEUE, _) => (
+        (unseen::QUEUE, true) => (
             "a packet socket that asks to skip the queue",
             COVERED,
             "it does not, and its frames are judged as those of others",
+        ),
+        (unseen::QUEUE, false) => (
+            "a packet socket that skips the queue",
+            UNCOVERED,
+            "no uplink is watched, so its frames are in no record",
         ),
         (unseen::XDP, true) => (
             "an AF_XDP socket that asks to send",
