@@ -122,17 +122,7 @@ impl Ruling {
     /// The verdict by its name in reports.
     #[must_use]
     pub fn name(&self) -> &'static str {
-        match self.verdict {
-            verdict::LOCAL => "local",
-            verdict::GATEWAY => "gateway",
-            verdict::APPROVED => "approved",
-            verdict::EXCEPTION => "exception",
-            verdict::OVER_BUDGET => "over-budget",
-            verdict::DENIED => "denied",
-            verdict::UNAPPROVED => "unapproved",
-            verdict::UNDETERMINED => "undetermined",
-            _ => "none",
-        }
+        verdict_name(self.verdict).unwrap_or("none")
     }
 
     /// The stricter of this and of that about the address that is embedded.
@@ -154,6 +144,22 @@ pub struct ByAddress {
     pub country: Option<Country>,
     /// As in [`Explanation`].
     pub rules: Vec<RuleTrace>,
+}
+
+/// A verdict's name; `None` for what was not judged.
+#[must_use]
+pub fn verdict_name(verdict: u8) -> Option<&'static str> {
+    Some(match verdict {
+        verdict::LOCAL => "local",
+        verdict::GATEWAY => "gateway",
+        verdict::APPROVED => "approved",
+        verdict::EXCEPTION => "exception",
+        verdict::OVER_BUDGET => "over-budget",
+        verdict::DENIED => "denied",
+        verdict::UNAPPROVED => "unapproved",
+        verdict::UNDETERMINED => "undetermined",
+        _ => return None,
+    })
 }
 
 /// Decides as [`explain`] does, without saying why.

@@ -6,23 +6,8 @@ use trefoil_ebpf::abi::{
     Counters, DECISION_ENFORCED, Decision, FLOW_CUT, direction, quality, verdict,
 };
 
+pub use crate::policy::explain::verdict_name as verdict;
 use crate::policy::service::Protocol;
-
-/// A verdict's name; `None` for what was not judged.
-#[must_use]
-pub fn verdict(verdict: u8) -> Option<&'static str> {
-    Some(match verdict {
-        verdict::LOCAL => "local",
-        verdict::GATEWAY => "gateway",
-        verdict::APPROVED => "approved",
-        verdict::EXCEPTION => "exception",
-        verdict::OVER_BUDGET => "over-budget",
-        verdict::DENIED => "denied",
-        verdict::UNAPPROVED => "unapproved",
-        verdict::UNDETERMINED => "undetermined",
-        _ => return None,
-    })
-}
 
 /// A direction's name; `None` when it is not known.
 #[must_use]
