@@ -109,18 +109,16 @@ fn senders(lab: &Lab) -> Vec<Running> {
     (0..n_cpus).map(sender).collect()
 }
 
-fn delays(sender: Running) -> impl Iterator<Item = Delay> {
+fn delays(sender: Running) -> Vec<Delay> {
     let told = sender.finish().unwrap().success().unwrap().stdout;
     let number = |text: &str| text.parse().unwrap();
-    let delays: Vec<_> = told
-        .lines()
+    told.lines()
         .filter_map(|line| line.split_once(' '))
         .map(|(due, ns)| Delay {
             due_ns: number(due),
             ns: number(ns),
         })
-        .collect();
-    delays.into_iter()
+        .collect()
 }
 
 /// Sends until its input ends, and tells of each datagram when it was due and how much
