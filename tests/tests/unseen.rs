@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde_json::Value;
 use trefoil_lab::agent::detach;
+use trefoil_lab::link::LinkCounters;
 use trefoil_lab::program::{Outcome, Program, Running};
 use trefoil_lab::{Agent, Lab, Record, places};
 use world::books::{FOREIGN_LINK, frames_of};
@@ -45,6 +46,24 @@ fn opened(agent: &mut Agent<'_>, subject: &str) -> Result<Record> {
     })
 }
 
+/// Fails unless the frame of this process is told of, and has left in report mode alone.
+fn is_judged(
+    lab: &Lab,
+    agent: &mut Agent<'_>,
+    pid: &str,
+    before: LinkCounters,
+    enforced: bool,
+) -> Result<()> {
+    let violation = agent.wait_for("the frame is judged", |records| {
+        let is_it = |record: &&Record| record.is("event", "violation") && record.is("pid", pid);
+        records.iter().find(is_it).cloned()
+    })?;
+    ensure!(violation.is("dst_addr", places::FOREIGN), "{violation}");
+    let sent = lab.link_to(&lab.foreign)?.since(before).tx_packets;
+    ensure!(sent == u64::from(!enforced), "{sent} frames: {violation}");
+    Ok(())
+}
+
 #[test]
 fn whoever_asks_to_skip_the_queue_is_named_and_does_not() -> Result<()> {
     for enforced in [false, true] {
@@ -65,15 +84,7 @@ fn whoever_asks_to_skip_the_queue_is_named_and_does_not() -> Result<()> {
         ] {
             ensure!(record.is(name, expected), "{name}: {record}");
         }
-        let violation = agent.wait_for("the frame is judged", |records| {
-            let mut records = records.iter();
-            records
-                .find(|record| record.is("event", "violation") && record.is("pid", &pid))
-                .cloned()
-        })?;
-        ensure!(violation.is("dst_addr", places::FOREIGN), "{violation}");
-        let sent = lab.link_to(&lab.foreign)?.since(before).tx_packets;
-        ensure!(sent == u64::from(!enforced), "{sent} frames: {violation}");
+        is_judged(&lab, &mut agent, &pid, before, enforced)?;
         agent.stop(Signal::SIGTERM)?;
         detach(&lab)?;
         lab.close()?;
@@ -105,7 +116,7 @@ fn the_queue_can_be_skipped_where_nobody_watches() -> Result<()> {
                 && record.is("unit", "fast.service"),
             "{record}"
         );
-        // Nor can what did so before somebody watches.
+        // What did so before somebody watches does not any more.
         let (skips, pid) = will_send_frame(&lab, &["--bypass-qdisc"])?;
         agent.stop(Signal::SIGTERM)?;
         let mut agent = lab.agent().policy(&policy).uplink("auto").start()?;
@@ -168,15 +179,7 @@ fn whoever_skipped_the_queue_before_the_agent_is_named_and_does_not_any_more() -
         let before = lab.link_to(&lab.foreign)?;
         skips.proceed()?;
         skips.finish()?;
-        let violation = agent.wait_for("the frame is judged", |records| {
-            let mut records = records.iter();
-            records
-                .find(|record| record.is("event", "violation") && record.is("pid", &pid))
-                .cloned()
-        })?;
-        ensure!(violation.is("dst_addr", places::FOREIGN), "{violation}");
-        let sent = lab.link_to(&lab.foreign)?.since(before).tx_packets;
-        ensure!(sent == u64::from(!enforced), "{sent} frames: {violation}");
+        is_judged(&lab, &mut agent, &pid, before, enforced)?;
         // One that does not skip it has not opened anything.
         let (_, records) = agent.stop(Signal::SIGTERM)?;
         let told = records

@@ -9,7 +9,7 @@ use trefoil_lab::Record;
 use trefoil_lab::battery::{Grade, Grades, Table, Told, seen_and_owned};
 use trefoil_lab::vm::Vm;
 
-use crate::world::{TRAFFIC, arrived, installed};
+use crate::world::{TRAFFIC, arrived, detach, installed};
 
 /// What is inside of tunnels goes to an approved address.
 const POLICY: &str = r#"mode = "report"
@@ -196,10 +196,7 @@ fn the_battery_where_the_kernel_has_more_modules() -> Result<()> {
         arrived.push(go(&mut vm, way, true)?.packets);
     }
     // What is taken out of the kernel ends its flows.
-    vm.ok("trefoil detach")?;
-    vm.wait_until("the service has ended", |vm| {
-        Ok((vm.run("systemctl is-active trefoil")?.code != 0).then_some(()))
-    })?;
+    detach(&mut vm)?;
     let records = vm.journal(&format!(
         "-u trefoil TREFOIL_STATE=closed TREFOIL_POLICY={reporting}"
     ))?;

@@ -5,7 +5,7 @@ use trefoil_lab::{Record, places::FOREIGN};
 
 use crate::world::{
     EVERYTHING, EVERYTHING_BEFORE, LOOK_ALIKES, LOOK_ALIKES_GO, OBJECTS, OBJECTS_BEFORE, TRAFFIC,
-    arrived, enforcing, healthy, installed, same_files, send_as, wait_for_violation,
+    arrived, detach, enforcing, healthy, installed, same_files, send_as, wait_for_violation,
 };
 
 /// What the agent puts on the uplink of a kernel that has no links for it.
@@ -87,10 +87,7 @@ fn sockets_that_look_like_those_of_tcp_do_no_harm() -> Result<()> {
 #[test]
 fn a_socket_that_skipped_the_queue_before_the_service_does_not_any_more() -> Result<()> {
     let mut vm = installed("older")?;
-    vm.ok("trefoil detach")?;
-    vm.wait_until("the service has ended", |vm| {
-        Ok((vm.run("systemctl is-active trefoil")?.code != 0).then_some(()))
-    })?;
+    detach(&mut vm)?;
     vm.ok(&format!(
         "systemd-run --quiet --unit=older --collect sh -c 'sleep 1000 | {TRAFFIC} packet uplink \
          02:00:00:00:00:02 203.0.113.61:9 --from 192.0.2.1:4000 --bypass-qdisc --wait'"

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use trefoil_lab::Record;
 use trefoil_lab::vm::Vm;
 
-use crate::world::{TRAFFIC, installed};
+use crate::world::{TRAFFIC, detach, installed};
 
 const POLICY: &str = r#"mode = "report"
 [[rules]]
@@ -77,10 +77,7 @@ fn senders_are_named_where_the_kernel_has_no_tracepoint_for_them() -> Result<()>
     ))?;
 
     // What is taken out of the kernel ends its flows.
-    vm.ok("trefoil detach")?;
-    vm.wait_until("the service has ended", |vm| {
-        Ok((vm.run("systemctl is-active trefoil")?.code != 0).then_some(()))
-    })?;
+    detach(&mut vm)?;
     let records = vm.journal("-u trefoil TREFOIL_STATE=closed")?;
     let about = |is_wanted: &dyn Fn(&Record) -> bool| -> Result<BTreeSet<(u64, u64)>> {
         let certain =

@@ -120,6 +120,14 @@ pub fn enforce(vm: &mut Vm) -> Result<()> {
     vm.ok("systemctl reload trefoil").map(drop)
 }
 
+/// Takes everything out of the kernel, and waits for the end of the service.
+pub fn detach(vm: &mut Vm) -> Result<()> {
+    vm.ok("trefoil detach")?;
+    vm.wait_until("the service has ended", |vm| {
+        Ok((vm.run("systemctl is-active trefoil")?.code != 0).then_some(()))
+    })
+}
+
 /// An address of the foreign host, in the form that [`TRAFFIC`] reads.
 pub fn foreign(port: u16) -> String {
     SocketAddr::new(FOREIGN, port).to_string()
