@@ -38,6 +38,8 @@ mod globals;
 #[cfg(target_arch = "bpf")]
 mod hooks;
 #[cfg(target_arch = "bpf")]
+mod iterator;
+#[cfg(target_arch = "bpf")]
 mod judge;
 #[cfg(target_arch = "bpf")]
 mod kernel_memory;

@@ -18,6 +18,7 @@ use crate::{
     geo::Geo,
     kernel::{
         Enforcement, Events, HookStatus, Kernel, KernelError, LoadSettings, OwnProcess, Reader,
+        WayOut,
     },
     limits::Said,
     losses::Losses,
@@ -150,6 +151,7 @@ impl Monitor {
             enforcement,
             attach_uplinks,
         )?;
+        let ways_out = kernel.ways_out(parts.load)?;
         let (follower, uplink_news) = uplinks;
         let mut reader = kernel.reader()?;
         // An agent before may have been killed while it cut something.
@@ -188,21 +190,21 @@ impl Monitor {
             monitor.report_signal(&killed)?;
         }
         monitor.report_coverage(parts.last_seen_us);
-        monitor.report_held()?;
+        monitor.report_ways_out(&ways_out)?;
         monitor.report_uplinks(parts.uplinks, uplink_news)?;
         Ok(monitor)
     }
 
     /// Tells of ways out that no hook judges and that were open before there was one.
-    fn report_held(&mut self) -> Result<(), KernelError> {
-        for held in self.kernel.take_held() {
+    fn report_ways_out(&mut self, all: &[WayOut]) -> Result<(), KernelError> {
+        for open in all {
             let tracked = Tracked {
-                owner: held.owner,
+                owner: open.owner,
                 ..Tracked::default()
             };
             let facts = self.facts(&tracked)?;
             let clock = BootClock::read();
-            let record = Record::held(&held.owner, held.way, held.is_covered, &facts, &clock);
+            let record = Record::way_out(&open.owner, open.way, open.is_covered, &facts, &clock);
             self.reporter.emit(record);
         }
         Ok(())

@@ -225,7 +225,7 @@ pub mod unseen {
 /// iterator `iter_task_file` writes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Held {
+pub struct WayOut {
     /// Who has it open.
     pub owner: Owner,
     /// Its number among the open files of that process.
@@ -276,7 +276,7 @@ const _: () = {
     assert!(size_of::<Socket>() == 272);
     assert!(size_of::<FlowKey>() == 32);
     assert!(size_of::<EndedKey>() == 16);
-    assert!(size_of::<Held>() == size_of::<Owner>() + 8);
+    assert!(size_of::<WayOut>() == size_of::<Owner>() + 8);
     assert!(size_of::<Event>() == 280);
     assert!(size_of::<Totals>() == 40);
 };

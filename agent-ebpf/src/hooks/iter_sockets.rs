@@ -7,14 +7,9 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{bindings::seq_file, helpers::generated::bpf_seq_write};
-use trefoil_ebpf::abi::{SOCKET_HAS_FLOWS, SOCKET_HAS_PEER, Socket, Tracked};
+use trefoil_ebpf::abi::{SOCKET_HAS_FLOWS, SOCKET_HAS_PEER, Socket};
 
-/// `struct bpf_iter_meta`
-#[repr(C)]
-struct Meta {
-    seq: *mut seq_file,
-}
+use crate::iterator::{Meta, write};
 
 /// `struct bpf_iter__bpf_sk_storage_map`
 #[repr(C)]
@@ -34,14 +29,7 @@ extern "C" fn iter_sockets(ctx: *const Context) -> i32 {
         return 0;
     }
     if unsafe { (*socket).flags } & (SOCKET_HAS_PEER | SOCKET_HAS_FLOWS) != 0 {
-        // When the buffer is full the kernel shows this socket once more.
-        unsafe {
-            bpf_seq_write(
-                (*meta).seq,
-                (&raw const (*socket).tracked).cast(),
-                size_of::<Tracked>() as u32,
-            );
-        }
+        write(meta, unsafe { &raw const (*socket).tracked });
     }
     0
 }

@@ -1,29 +1,29 @@
 //! Sockets that are older than the agent: tagged with their holder, in the
 //! kernel, without scanning /proc. What may be a way out that no hook judges is its output,
-//! a sequence of [`Held`].
+//! a sequence of [`WayOut`].
 //!
 //! Iterator `task_file`, 5.8, with `bpf_sock_from_file`, 5.11. Without it such
 //! sockets are tagged at their next packet, with no process.
 
 use aya_ebpf::{
-    bindings::{file, seq_file, socket},
-    helpers::generated::{bpf_seq_write, bpf_sock_from_file},
+    bindings::{file, socket},
+    helpers::generated::bpf_sock_from_file,
 };
-use trefoil_ebpf::abi::{Held, SOCKET_LISTENS, unseen};
+use trefoil_ebpf::abi::{SOCKET_LISTENS, WayOut, unseen};
 
-use crate::{globals::offset, kernel_memory::Kernel, maps::SOCKETS, owner::set_holder};
+use crate::{
+    globals::offset,
+    iterator::{self, Meta},
+    kernel_memory::Kernel,
+    maps::SOCKETS,
+    owner::set_holder,
+};
 
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 const AF_PACKET: u16 = 17;
 const AF_XDP: u16 = 44;
 const TCP_LISTEN: u8 = 10;
-
-/// `struct bpf_iter_meta`
-#[repr(C)]
-struct Meta {
-    seq: *mut seq_file,
-}
 
 /// `struct bpf_iter__task_file`
 #[repr(C)]
@@ -73,7 +73,6 @@ fn look(ctx: *const Context) -> Option<()> {
         return write(ctx, task, unseen::XDP);
     }
     if family == AF_PACKET {
-        // Where the buffer is full, the kernel shows it once more.
         write(ctx, task, unseen::QUEUE)?;
     }
     let is_watched = matches!(family, AF_INET | AF_INET6 | AF_PACKET);
@@ -94,18 +93,15 @@ fn look(ctx: *const Context) -> Option<()> {
 /// room for it.
 #[inline(always)]
 fn write(ctx: *const Context, task: Kernel, way: u16) -> Option<()> {
-    let mut held = Held {
+    let mut open = WayOut {
         way,
-        ..Held::default()
+        ..WayOut::default()
     };
     // SAFETY: the iterator's context; the verifier checks the access.
-    let seq = unsafe {
-        held.fd = (*ctx).fd;
-        set_holder(&raw mut held.owner, task);
-        (*(*ctx).meta).seq
+    let meta = unsafe {
+        open.fd = (*ctx).fd;
+        (*ctx).meta
     };
-    let held = (&raw const held).cast();
-    // SAFETY: as many bytes as there are.
-    let error = unsafe { bpf_seq_write(seq, held, size_of::<Held>() as u32) };
-    (error == 0).then_some(())
+    set_holder(&raw mut open.owner, task);
+    iterator::write(meta, &raw const open)
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use aya::programs::Iter;
-use trefoil_ebpf::abi::{Held, Tracked};
+use trefoil_ebpf::abi::{Tracked, WayOut};
 
 use super::{
     KernelError, bpf_syscall,
@@ -20,7 +20,7 @@ pub fn run(program: &Iter, name: &str) -> Result<(), KernelError> {
 
 /// Runs the iterator over open files, which tags sockets, and returns what may be a way out
 /// that no hook judges.
-pub fn held(program: &Iter, name: &str) -> Result<Vec<Held>, KernelError> {
+pub fn ways_out(program: &Iter, name: &str) -> Result<Vec<WayOut>, KernelError> {
     read_all(fd_of(program, name)?, name, None).map(|bytes| values_of(&bytes))
 }
 

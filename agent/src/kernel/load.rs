@@ -20,7 +20,6 @@ use trefoil_ebpf::abi::{Cgroup, Control, Executable, Question, Tracked};
 
 use super::{
     KernelError, UplinkHook, cgroups, former,
-    held::Held,
     hooks::{self, HOOKS, HookStatus, INET_SOCK_SET_STATE, JUDGE_QUESTION, UPLINK_EGRESS},
     iterators, offsets,
     pins::{MapLayout, PinDir, detach},
@@ -85,8 +84,6 @@ pub struct Kernel {
     pub(super) took_over: bool,
     /// Hooks that were found detached, though an agent before had attached them.
     pub(super) found_detached: Vec<String>,
-    /// Ways out that were open before the hooks.
-    pub(super) held: Vec<Held>,
     /// Its programs are put in the place of those of an instance before.
     pub(super) replaces: bool,
     /// The policy that was written last, which is in force soon afterwards.
@@ -199,7 +196,6 @@ impl Kernel {
         let sockets = pins.open_map("SOCKETS")?;
         Ok(Self {
             found_detached: former::detached(&pins, before.instance),
-            held: Vec::new(),
             pins,
             ebpf,
             control,
@@ -245,12 +241,6 @@ impl Kernel {
     /// Hooks that were found detached, though an agent before had attached them.
     pub fn found_detached(&self) -> &[String] {
         &self.found_detached
-    }
-
-    /// Ways out that were open before the hooks and that no hook judges, once everything is
-    /// attached.
-    pub fn take_held(&mut self) -> Vec<Held> {
-        std::mem::take(&mut self.held)
     }
 
     /// What attaches the program for uplinks to interfaces; `None` if this kernel does not

@@ -6,18 +6,14 @@
 //! by what is in force, so any mix of the two is right: also the one that is left if this
 //! agent is killed or fails in the middle, and so nothing is ever put back.
 
-use std::{
-    collections::HashSet,
-    fs::File,
-    os::fd::{AsFd, BorrowedFd},
-};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use aya::Ebpf;
-use trefoil_ebpf::abi::{self, Control, unseen};
+use trefoil_ebpf::abi::Control;
 
 use super::{
     Kernel, KernelError, LoadSettings, PinDir, cgroups, detach, former,
-    held::Held,
     hooks::{self, HOOKS, Hook, Place},
     iterators,
     load::with_causes,
@@ -73,7 +69,7 @@ impl Kernel {
         // these are those who were there.
         self.run_iterator("iter_task")?;
         self.adopt_cgroups()?;
-        self.adopt_files(load)?;
+        self.run_iterator("iter_task_file")?;
         // What counts as soon as it is in its place comes last.
         self.attach(cgroup.as_fd(), is_replaced)?;
         attach_more(self)?;
@@ -128,29 +124,6 @@ impl Kernel {
         let reader = self.reader()?;
         for (id, cgroup) in cgroups::existing(&root) {
             reader.add_cgroup(id, &cgroup)?;
-        }
-        Ok(())
-    }
-
-    /// Finds sockets that are older than the hooks, and ways out that are no socket of IP,
-    /// of those who are in the watched control group.
-    fn adopt_files(&mut self, load: &LoadSettings) -> Result<(), KernelError> {
-        const NAME: &str = "iter_task_file";
-        let Some(program) = self.iterator(NAME) else {
-            return Ok(());
-        };
-        let found = iterators::held(program, NAME)?;
-        if !found.is_empty() {
-            // Who is in another is somebody else's business.
-            let watched = cgroups::existing(&load.cgroup).into_iter();
-            let watched: HashSet<u64> = watched.map(|(id, _)| id).collect();
-            // And frames that nobody looks at may skip what they like.
-            let is_wanted = |held: &&abi::Held| {
-                watched.contains(&held.owner.cgroup_id)
-                    && (held.way != unseen::QUEUE || load.watches_uplinks)
-            };
-            let found = found.iter().filter(is_wanted);
-            self.held = found.filter_map(Held::settle).collect();
         }
         Ok(())
     }

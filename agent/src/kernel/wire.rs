@@ -42,7 +42,6 @@ plain!(
     abi::Executable,
     abi::FlowKey,
     abi::Header,
-    abi::Held,
     abi::HostRoot,
     abi::Offsets,
     abi::Policy,
@@ -54,6 +53,7 @@ plain!(
     abi::Uplink,
     abi::UplinkBooks,
     abi::UplinkFlowKey,
+    abi::WayOut,
 );
 
 /// The bytes of a value.

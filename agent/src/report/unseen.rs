@@ -45,7 +45,7 @@ fn opened(way: u16, refused: bool) -> Outcome {
 }
 
 /// Of a way that a process has had open since before it could be seen.
-fn held(way: u16, is_covered: bool) -> Outcome {
+fn open(way: u16, is_covered: bool) -> Outcome {
     match (way, is_covered) {
         (unseen::QUEUE, true) => Outcome {
             subject: "a packet socket that skipped the queue",
@@ -100,24 +100,24 @@ impl Record {
         let flow = &event.tracked.flow;
         let outcome = opened(flow.local_port, flow.counters.refused > 0);
         let owner = &event.tracked.owner;
-        Self::way_out("opens", &outcome, owner, facts, (event.time_ns, clock))
+        Self::told("opens", &outcome, owner, facts, (event.time_ns, clock))
     }
 
     /// A process has a way out open that no hook judged, since before there was one.
     #[must_use]
-    pub fn held(
+    pub fn way_out(
         owner: &Owner,
         way: u16,
         is_covered: bool,
         facts: &FlowFacts,
         clock: &BootClock,
     ) -> Self {
-        let outcome = held(way, is_covered);
+        let outcome = open(way, is_covered);
         let now = (since_boot_ns(), clock);
-        Self::way_out("has open", &outcome, owner, facts, now)
+        Self::told("has open", &outcome, owner, facts, now)
     }
 
-    fn way_out(
+    fn told(
         verb: &str,
         outcome: &Outcome,
         owner: &Owner,

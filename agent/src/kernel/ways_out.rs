@@ -1,15 +1,18 @@
 //! Ways out that no hook judges and that were open before there was one to see it.
 
 use std::{
+    collections::HashSet,
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
 use trefoil_ebpf::abi::{self, Owner, unseen};
 
+use super::{Kernel, KernelError, LoadSettings, cgroups, iterators};
+
 /// A way out that a process has had open since before the hooks.
 #[derive(Clone, Copy, Debug)]
-pub struct Held {
+pub struct WayOut {
     /// Who.
     pub owner: Owner,
     /// One of [`unseen`].
@@ -18,9 +21,38 @@ pub struct Held {
     pub is_covered: bool,
 }
 
-impl Held {
+impl Kernel {
+    /// Ways out that were open before the hooks were in force, of those who are in the watched
+    /// control group: who is in another is somebody else's business. What can be judged is,
+    /// from now on.
+    ///
+    /// To be asked once this instance is in force, as nobody else opens one unnoticed then.
+    pub fn ways_out(&self, load: &LoadSettings) -> Result<Vec<WayOut>, KernelError> {
+        const NAME: &str = "iter_task_file";
+        let Some(program) = self.iterator(NAME) else {
+            return Ok(Vec::new());
+        };
+        let found = iterators::ways_out(program, NAME)?;
+        if found.is_empty() {
+            return Ok(Vec::new());
+        }
+        let watched: HashSet<u64> = cgroups::existing(&load.cgroup)
+            .into_iter()
+            .map(|(id, _)| id)
+            .collect();
+        let is_wanted = |way: &&abi::WayOut| {
+            // Frames that nobody looks at may skip what they like.
+            let is_looked_at = way.way != unseen::QUEUE || load.watches_uplinks;
+            is_looked_at && watched.contains(&way.owner.cgroup_id)
+        };
+        let found = found.iter().filter(is_wanted);
+        Ok(found.filter_map(WayOut::settle).collect())
+    }
+}
+
+impl WayOut {
     /// Has judged what can be. `None` if it is no such way, or not any more.
-    pub(super) fn settle(found: &abi::Held) -> Option<Self> {
+    fn settle(found: &abi::WayOut) -> Option<Self> {
         let is_covered = found.way == unseen::QUEUE
             && match go_through_queue(found.owner.pid, found.fd) {
                 Ok(true) => true,
