@@ -29,6 +29,8 @@ use trefoil_ebpf::abi::{
 
 /// Where `cargo xtask bench` says that the country table is.
 const TABLE: &str = "TREFOIL_BENCH_TABLE";
+/// The country data of Debian's tor-geoipdb.
+const DEBIAN: [&str; 2] = ["/usr/share/tor/geoip", "/usr/share/tor/geoip6"];
 /// Where it says that the program for the trie is.
 const TRIE: &str = "TREFOIL_BENCH_TRIE";
 /// Rules of the large policy.
@@ -63,6 +65,8 @@ fn main() {
         began.elapsed()
     );
 
+    let debian = Geo::load(&DEBIAN.map(PathBuf::from)).unwrap();
+
     let mut kernel = Unattached::load(1).unwrap();
     add_owner(&kernel);
     let destinations = destinations(&geo);
@@ -72,6 +76,7 @@ fn main() {
             small_policy(),
             &Nowhere as &dyn Geography,
         ),
+        ("1,000 rules, tor-geoipdb", large_policy(&debian), &debian),
         ("1,000 rules, all prefixes", large_policy(&geo), &geo),
     ] {
         println!("\n{name}");
