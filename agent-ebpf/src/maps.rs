@@ -279,10 +279,13 @@ fn control() -> Option<Control> {
     Some(unsafe { core::mem::transmute::<u64, Control>(word) })
 }
 
-/// Since when the policy of this generation is in force, in nanoseconds since boot.
+/// True in the first so many nanoseconds in which the policy of this generation is in force.
 #[inline(always)]
-pub fn in_force_since_ns(generation: u32) -> u64 {
-    of_slot(generation, offset_of!(ControlPage, since_ns))
+pub fn is_new(generation: u32, for_ns: u64) -> bool {
+    let since_ns = of_slot(generation, offset_of!(ControlPage, since_ns));
+    // SAFETY: the helper has no conditions.
+    let now_ns = unsafe { bpf_ktime_get_boot_ns() };
+    now_ns < since_ns + for_ns
 }
 
 /// One of the words, at this offset, that the page has for the slot of a generation; 0 if it

@@ -1,14 +1,14 @@
 //! What was decided where a socket was to be seen, for packets that come to an uplink
 //! without it; in map `REMEMBERED`.
 //!
-//! Holds while the policy is in force that it was decided under, and only of what may
-//! leave: all else is judged once more, where it is.
+//! Holds while the policy is in force that it was decided under, or a little longer, and only
+//! of what may leave: all else is judged once more, where it is.
 
 use trefoil_ebpf::abi::*;
 
 use crate::{
     accounting::NOT_JUDGED,
-    maps::{REMEMBERED, lose},
+    maps::{REMEMBERED, is_new, lose},
 };
 
 /// What was decided about a key under this policy; of verdict `NONE` if nothing, or that it
@@ -19,6 +19,27 @@ pub fn remembered(generation: u32, key: &Peer) -> Decision {
     match unsafe { REMEMBERED.get(key) } {
         Some(decision) if decision.generation == generation && !decision.blocks() => *decision,
         _ => NOT_JUDGED,
+    }
+}
+
+/// As [`remembered`], about a connection of TCP that is over, by its two ports.
+///
+/// Who it belonged to is gone, and it cannot be judged anew. So what was decided holds for as
+/// long as the kernel goes on with what was over when another policy came into force: in
+/// FIN_WAIT2 and in TIME_WAIT, each for a minute. What it sends then has no data.
+#[inline(always)]
+pub fn ended(generation: u32, peer: &Peer, own_port: u16) -> Decision {
+    const LONGEST_END_NS: u64 = 120_000_000_000;
+    let key = connection(peer, own_port);
+    // SAFETY: eight bytes that are written as one.
+    let Some(decision) = (unsafe { REMEMBERED.get(&key) }) else {
+        return NOT_JUDGED;
+    };
+    let holds = decision.generation == generation || is_new(generation, LONGEST_END_NS);
+    if holds && !decision.blocks() {
+        *decision
+    } else {
+        NOT_JUDGED
     }
 }
 

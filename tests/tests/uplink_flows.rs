@@ -389,19 +389,40 @@ fn has(place: &Namespace, state: &str) -> Result<bool> {
 
 #[test]
 fn the_kernel_may_end_a_connection_whose_socket_is_gone() -> Result<()> {
-    const POLICY: &str = r#"
-mode = "enforce"
+    ends_without_its_socket(|_| Ok(()))
+}
+
+#[test]
+fn the_kernel_may_end_it_under_another_policy_that_says_the_same() -> Result<()> {
+    ends_without_its_socket(|agent| {
+        let n_policies = |records: &[Record]| {
+            let policies = records.iter().filter(|record| record.is("event", "policy"));
+            policies.count()
+        };
+        let before = n_policies(agent.records()?);
+        agent.reload(&format!("{SHOPS}# Once more.\n"))?;
+        agent.wait_for("the policy is in force once more", |records| {
+            (n_policies(records) > before).then_some(())
+        })
+    })
+}
+
+const SHOPS: &str = r#"mode = "enforce"
 [[rules]]
 name    = "the service's peer"
 from    = { unit = "shop.service" }
 to      = { networks = ["198.51.100.0/24"] }
 verdict = "approve"
 "#;
+
+/// Fails unless a connection ends as others do after its socket is gone and `meanwhile` has
+/// happened.
+fn ends_without_its_socket(meanwhile: impl FnOnce(&mut Agent<'_>) -> Result<()>) -> Result<()> {
     let lab = Lab::new()?;
     let settings = "heartbeat_interval = \"1s\"\n";
     let mut agent = lab
         .agent()
-        .policy(POLICY)
+        .policy(SHOPS)
         .settings(settings)
         .uplink("auto")
         .start()?;
@@ -421,9 +442,10 @@ verdict = "approve"
     wait_for("the client's end is acknowledged", || {
         Ok(has(&lab.host, FIN_WAIT_2)?.then_some(()))
     })?;
+    meanwhile(&mut agent)?;
     drop(session);
-    wait_for("the other end is acknowledged", || {
-        Ok((!has(&lab.peer, LAST_ACK)?).then_some(()))
+    agent.wait_for("the other end is acknowledged", |_| {
+        (!has(&lab.peer, LAST_ACK).ok()?).then_some(())
     })?;
     let sent = lab.link_to(&lab.peer)?.tx_bytes;
     let book = agent.wait_for("books about all of it", |records| {

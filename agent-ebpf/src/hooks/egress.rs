@@ -24,7 +24,7 @@ use crate::{
     judge::{judge, undetermined},
     maps::{CUTS, FLOWS, InForce, SOCKETS, in_force, lose},
     packet::{Ends, ends, is_bare_reset, protocol},
-    remembered::{connection, remember, remembered, without_room},
+    remembered::{ended, remember, without_room},
     settle::{decide, record, stay},
     socket::{is_raw, is_tcp},
     source::Source,
@@ -70,8 +70,7 @@ fn egress(ctx: SkBuffContext) -> i32 {
         return without_flow(&undetermined(in_force), bytes);
     };
     if ends.destination.protocol == protocol::TCP && is_control_packet(skb) {
-        let key = connection(&ends.destination, ends.source_port);
-        let known = remembered(in_force.generation, &key);
+        let known = ended(in_force.generation, &ends.destination, ends.source_port);
         if known.verdict != verdict::NONE {
             count_total(&known, bytes, false);
             return PASS;

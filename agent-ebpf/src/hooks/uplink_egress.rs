@@ -15,13 +15,13 @@ use aya_ebpf::{
 use trefoil_ebpf::abi::*;
 
 use crate::{
-    accounting::{NOT_JUDGED, now_ns},
+    accounting::NOT_JUDGED,
     books::{Size, count, dropped, judged, not_ip},
     flows::{self, set_sender},
     judge::{judge, undetermined},
-    maps::{InForce, SOCKETS, UPLINKS, WRITERS, in_force, in_force_since_ns, lose},
+    maps::{InForce, SOCKETS, UPLINKS, WRITERS, in_force, is_new, lose},
     packet::{Ends, Frame, Part, ends_at, frame, is_empty_wireguard, protocol},
-    remembered::{connection, remember, remembered, rest_of, without_room},
+    remembered::{ended, remember, remembered, rest_of, without_room},
     settle::{decide, record},
     source::Source,
     uplink_flows::{slot, tell},
@@ -302,7 +302,7 @@ fn known(generation: u32, tag: *const Socket, sender: u8, ends: &Ends) -> Decisi
     match sender {
         sender::FORWARDED => remembered(generation, peer),
         sender::KERNEL if peer.protocol == protocol::TCP => {
-            remembered(generation, &connection(peer, ends.source_port))
+            ended(generation, peer, ends.source_port)
         }
         _ => NOT_JUDGED,
     }
@@ -353,7 +353,7 @@ fn may_be_older(generation: u32) -> bool {
     /// The kernel gives up a neighbour that does not answer after three seconds, and with it
     /// the packets that wait.
     const LONGEST_WAY_NS: u64 = 5_000_000_000;
-    now_ns() < in_force_since_ns(generation) + LONGEST_WAY_NS
+    is_new(generation, LONGEST_WAY_NS)
 }
 
 /// The key under which the decision about the rest of a datagram is remembered.
