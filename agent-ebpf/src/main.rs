@@ -60,6 +60,8 @@ mod socket;
 #[cfg(target_arch = "bpf")]
 mod source;
 #[cfg(target_arch = "bpf")]
+mod staged;
+#[cfg(target_arch = "bpf")]
 mod subflow;
 #[cfg(target_arch = "bpf")]
 mod tables;

@@ -16,7 +16,11 @@ use aya_ebpf::{
 };
 use trefoil_ebpf::abi::*;
 
-use crate::{atomic, globals, tables::Chunks};
+use crate::{
+    atomic, globals,
+    staged::{Staged, StagedKey, StagedScratch},
+    tables::Chunks,
+};
 
 /// Written by the agent, read by every hook first. One entry.
 #[btf_map]
@@ -167,6 +171,16 @@ pub static UPLINK_FLOWS: HashMap<UplinkFlowKey, Tracked, 65536, { BPF_F_NO_PREAL
 /// out of that device has no process.
 #[btf_map]
 pub static WRITERS: LruHashMap<u32, Owner, 1024> = LruHashMap::new();
+
+/// Whose packets are that have gone into a tunnel which takes them from their socket while
+/// they wait. Written by `uplink_egress` at the entrance, read by it where they leave. The
+/// kernel drops what was not used for longest; what is not found has no process.
+#[btf_map]
+pub static STAGED: LruHashMap<StagedKey, Staged, 4096> = LruHashMap::new();
+
+/// Room in which `uplink_egress` builds an entry of [`STAGED`]. Its runs do not nest.
+#[btf_map]
+pub static STAGED_SCRATCH: PerCpuArray<StagedScratch, 1> = PerCpuArray::new();
 
 /// What was decided where a socket was to be seen, for packets that come to an uplink
 /// without it. By destination about sockets of other network namespaces, whose packets

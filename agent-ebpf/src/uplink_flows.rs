@@ -13,57 +13,55 @@ use crate::{
     packet::Ends,
 };
 
+/// Who sent a frame.
+#[derive(Clone, Copy)]
+pub struct Who {
+    /// Of the socket whose data is in it; 0 if none is known.
+    pub cookie: u64,
+    /// One of [`sender`].
+    pub sender: u8,
+    /// How much is known of the owner of a flow that is new.
+    pub quality: u8,
+}
+
 /// Finds or makes the flow that a frame belongs to, which no socket's hooks have judged;
-/// `tag` is null if it has no socket that is tagged. `quality` is how much is known of the
-/// owner of a flow that is new. Null if it goes no farther than the link, or if there is no
-/// room.
+/// `tag` is null if it has no socket that is tagged. Null if it goes no farther than the link,
+/// or if there is no room.
 ///
 /// A function of its own, so that what it needs of the stack is free again when the
 /// judge is asked.
 #[inline(never)]
-pub fn slot(
-    generation: u32,
-    tag: *mut Socket,
-    sender: u8,
-    quality: u8,
-    ends: &Ends,
-) -> *mut Tracked {
-    find_or_create(generation, tag, sender, quality, ends).unwrap_or(ptr::null_mut())
+pub fn slot(generation: u32, tag: *mut Socket, who: &Who, ends: &Ends) -> *mut Tracked {
+    find_or_create(generation, tag, who, ends).unwrap_or(ptr::null_mut())
 }
 
 #[inline(always)]
 fn find_or_create(
     generation: u32,
     tag: *mut Socket,
-    sender: u8,
-    quality: u8,
+    who: &Who,
     ends: &Ends,
 ) -> Option<*mut Tracked> {
-    let mut key = UplinkFlowKey {
-        cookie: 0,
+    let key = UplinkFlowKey {
+        cookie: who.cookie,
         peer: ends.destination,
         source: ends.source,
         source_port: ends.source_port,
-        sender,
-        quality: 0,
+        sender: who.sender,
+        quality: if who.cookie == 0 { who.quality } else { 0 },
         pad: [0; 4],
     };
-    if tag.is_null() {
-        key.quality = quality;
-    } else {
+    if !tag.is_null() && who.sender == sender::PACKET {
         // SAFETY: a map value; the verifier checks the access.
         let last = unsafe { &mut (*tag).tracked.flow };
-        key.cookie = last.cookie;
-        if sender == sender::PACKET {
-            last.peer = key.peer;
-            last.local = key.source;
-            last.local_port = key.source_port;
-        }
+        last.peer = key.peer;
+        last.local = key.source;
+        last.local_port = key.source_port;
     }
     match find(&key) {
         Some(tracked) => Some(tracked),
         None if is_local(generation, &key.peer) => None,
-        None => create(&key, quality),
+        None => create(&key, who.quality),
     }
 }
 
@@ -110,28 +108,23 @@ fn create(key: &UplinkFlowKey, quality: u8) -> Option<*mut Tracked> {
 pub fn tell(
     tag: *const Socket,
     owner: *const Owner,
-    sender: u8,
-    quality: u8,
+    who: &Who,
     ends: &Ends,
     decision: Decision,
     bytes: u32,
 ) {
-    let mut cookie = 0;
-    let mut is_shared = false;
-    if !tag.is_null() {
-        // SAFETY: map values and the event; the verifier checks the access. So below.
-        cookie = unsafe { (*tag).tracked.flow.cookie };
-        is_shared = unsafe { (*tag).tracked.flow.state } & FLOW_SHARED != 0;
-    }
-    if cookie == 0 {
-        cookie = cookie_of_no_socket(&ends.source, ends.source_port, sender, quality);
-    }
+    // SAFETY: map values and the event; the verifier checks the access. So below.
+    let is_shared = !tag.is_null() && unsafe { (*tag).tracked.flow.state } & FLOW_SHARED != 0;
+    let cookie = match who.cookie {
+        0 => cookie_of_no_socket(&ends.source, ends.source_port, who.sender, who.quality),
+        cookie => cookie,
+    };
     let mut named = ptr::null();
-    let mut known = quality;
+    let mut known = who.quality;
     if !owner.is_null() && unsafe { (*owner).pid } != 0 {
         named = owner;
         // As of a slot, see `flows::set_sender`.
-        known = match quality {
+        known = match who.quality {
             quality::DIRECT | quality::FORWARDED if !is_shared => unsafe { (*owner).quality },
             _ => quality::INFERRED,
         };
@@ -140,7 +133,7 @@ pub fn tell(
         cookie,
         decision,
         bytes,
-        direction: direction_of(sender),
+        direction: direction_of(who.sender),
         quality: known,
     };
     tell_alone(named, ends, &packet);

@@ -69,6 +69,13 @@ impl Default for UplinkBooks {
     }
 }
 
+/// In [`Uplink::flags`]: there was no clsact qdisc, and one was made to hold the hook (before
+/// 6.6).
+pub const UPLINK_MADE_QDISC: u32 = 1;
+/// In [`Uplink::flags`]: it is no uplink, but the entrance of a tunnel. What passes there is
+/// not counted; whose it is is kept for the uplink by which it leaves.
+pub const UPLINK_IS_TUNNEL: u32 = 2;
+
 /// One interface that is watched, in map `UPLINKS` by its index. The agent writes it
 /// before and after it attaches the hook.
 #[repr(C)]
@@ -85,8 +92,22 @@ pub struct Uplink {
     /// Bytes of the link header: [`ETHERNET_HEADER`], or 0 where a frame begins with
     /// its IP header.
     pub header_bytes: u32,
-    /// 1 if there was no clsact qdisc, and one was made to hold the hook (before 6.6).
-    pub made_qdisc: u32,
+    /// `UPLINK_*` bits.
+    pub flags: u32,
+}
+
+impl Uplink {
+    /// True if a qdisc has to go with the hook.
+    #[must_use]
+    pub const fn made_qdisc(&self) -> bool {
+        self.flags & UPLINK_MADE_QDISC != 0
+    }
+
+    /// True if it is the entrance of a tunnel, and has no books.
+    #[must_use]
+    pub const fn is_tunnel(&self) -> bool {
+        self.flags & UPLINK_IS_TUNNEL != 0
+    }
 }
 
 /// Key of map `UPLINK_FLOWS`.

@@ -24,7 +24,8 @@ use crate::{
     remembered::{ended, remember, remembered, rest_of, without_room},
     settle::{decide, record},
     source::Source,
-    uplink_flows::{slot, tell},
+    staged::{Staged, stage, staged},
+    uplink_flows::{Who, slot, tell},
 };
 
 /// On to the next program on this interface, which may be somebody else's: this one
@@ -46,6 +47,10 @@ fn uplink_egress(ctx: TcContext) -> i32 {
     let size = size(skb);
     // SAFETY: an entry is removed only when its interface is gone.
     let header_bytes = match unsafe { UPLINKS.get(&size.interface) } {
+        Some(uplink) if uplink.is_tunnel() => {
+            stage(skb);
+            return NEXT;
+        }
         Some(uplink) => uplink.header_bytes,
         None => ETHERNET_HEADER,
     };
@@ -134,22 +139,23 @@ extern "C" fn judge_frame(skb: *mut __sk_buff, start: u32, flags: u32, known: u6
         generation: known.generation,
         flags: flags as u8,
     };
-    let (sender, quality) = who_sent(skb, start);
+    let who = who_sent(skb, start);
+    let sender = who.sender;
     let Some(ends) = ends_at(skb, start) else {
         lose(LOSS_PACKETS_UNPARSED, 1);
         return settle(sender, undetermined(in_force), size(skb));
     };
     let tag = tag(skb, sender);
-    let tracked = slot(in_force.generation, tag, sender, quality, &ends);
+    let tracked = slot(in_force.generation, tag, &who, &ends);
     if tracked.is_null() {
         return WITHOUT_SLOT;
     }
     let owner = owner(skb, sender, tag);
     // SAFETY: a map value; the verifier checks the access. So below.
     if !owner.is_null() && unsafe { (*owner).pid } != 0 {
-        let certainty = match tag.is_null() {
-            true => unsafe { (*owner).quality },
-            false => quality,
+        let certainty = match who.quality {
+            quality::FORWARDED => unsafe { (*owner).quality },
+            quality => quality,
         };
         set_sender(tracked, owner, certainty);
     }
@@ -209,15 +215,15 @@ extern "C" fn judge_frame_without_slot(
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn tell_of_frame(skb: *mut __sk_buff, start: u32, decision: u64) -> u32 {
-    let (sender, quality) = who_sent(skb, start);
+    let who = who_sent(skb, start);
     let Some(ends) = ends_at(skb, start) else {
         return 0;
     };
     let ip_bytes = size(skb).bytes.saturating_sub(start);
     let decision = Decision::from_word(decision);
-    let tag = tag(skb, sender);
-    let owner = owner(skb, sender, tag);
-    tell(tag, owner, sender, quality, &ends, decision, ip_bytes);
+    let tag = tag(skb, who.sender);
+    let owner = owner(skb, who.sender, tag);
+    tell(tag, owner, &who, &ends, decision, ip_bytes);
     0
 }
 
@@ -369,9 +375,13 @@ fn rest(peer: &Peer, tag: *const Socket) -> Peer {
 
 /// Who sent a packet, and how much is known of the owner.
 #[inline(always)]
-fn who_sent(skb: *mut __sk_buff, start: u32) -> (u8, u8) {
+fn who_sent(skb: *mut __sk_buff, start: u32) -> Who {
     let who = who(skb, start);
-    ((who >> 8) as u8, who as u8)
+    Who {
+        cookie: cookie(skb),
+        sender: (who >> 8) as u8,
+        quality: who as u8,
+    }
 }
 
 /// See [`who_sent`]. A global function to the kernel, so that what comes after it is not
@@ -384,21 +394,49 @@ extern "C" fn who(skb: *mut __sk_buff, start: u32) -> u32 {
     u32::from(sender) << 8 | u32::from(quality)
 }
 
+/// The cookie of the socket that a frame has or had; 0 if none is known.
+///
+/// A global function to the kernel, for the reason that [`who`] has.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cookie(skb: *mut __sk_buff) -> u64 {
+    let tag = tag(skb, sender(skb));
+    if !tag.is_null() {
+        // SAFETY: a map value; the verifier checks the access. So below.
+        return unsafe { (*tag).tracked.flow.cookie };
+    }
+    has_waited(skb).map_or(0, |staged| unsafe { (*staged).cookie })
+}
+
+/// What was kept of a packet that had a socket before it waited in a tunnel.
+#[inline(always)]
+fn has_waited(skb: *mut __sk_buff) -> Option<*const Staged> {
+    // SAFETY: fields of the context.
+    let (came_in_by, socket) = unsafe { ((*skb).ingress_ifindex, (*skb).__bindgen_anon_2.sk) };
+    if came_in_by == 0 && socket.is_null() {
+        staged(skb)
+    } else {
+        None
+    }
+}
+
 /// Whose a frame is: of whoever uses its socket, which of a tunnel's packet is that whose
-/// data is in it, or of whoever writes into the device that it came out of. Null if there is
-/// neither.
+/// data is in it, or did before it waited there, or of whoever writes into the device that it
+/// came out of. Null if there is neither.
 #[inline(always)]
 fn owner(skb: *mut __sk_buff, sender: u8, tag: *const Socket) -> *const Owner {
     if !tag.is_null() {
-        // SAFETY: a map value; the verifier checks the access.
+        // SAFETY: a map value; the verifier checks the access. So below.
         return unsafe { &raw const (*tag).tracked.owner };
     }
-    if sender != sender::FORWARDED {
-        return core::ptr::null();
-    }
-    // SAFETY: a field of the context.
-    let came_in_by = unsafe { (*skb).ingress_ifindex };
-    WRITERS.get_ptr(&came_in_by).unwrap_or(core::ptr::null())
+    let known = if sender == sender::FORWARDED {
+        // SAFETY: a field of the context.
+        let came_in_by = unsafe { (*skb).ingress_ifindex };
+        WRITERS.get_ptr(&came_in_by)
+    } else {
+        has_waited(skb).map(|staged| unsafe { &raw const (*staged).owner })
+    };
+    known.unwrap_or(core::ptr::null())
 }
 
 /// How much is known of the owner of a packet.
@@ -424,6 +462,9 @@ fn quality(skb: *mut __sk_buff, start: u32, sender: u8, tag: *const Socket) -> u
     // SAFETY: a field of the context; the verifier checks the access. So below.
     let socket = unsafe { (*skb).__bindgen_anon_2.sk };
     if socket.is_null() {
+        if staged(skb).is_some() {
+            return quality::DIRECT;
+        }
         // With these the kernel answers. All else is a tunnel's, and what is inside may be
         // somebody's and have lost its socket: it was forwarded, or waited for a session.
         let protocol = ends_at(skb, start).map_or(0, |ends| ends.destination.protocol);

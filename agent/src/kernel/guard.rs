@@ -116,15 +116,15 @@ impl Kernel {
 }
 
 impl Guard {
-    /// Holds what watches an interface from now on.
-    pub fn hold_uplink(&mut self, index: u32, name: &str) -> Result<(), KernelError> {
+    /// Holds what watches an interface from now on; `what` is what people call it.
+    pub fn hold_uplink(&mut self, index: u32, what: &str) -> Result<(), KernelError> {
         self.forget_uplink(index);
         for (of, pin) in self.pins.pinned_links() {
             if of == self.instance && is_uplink_pin(&pin, index) {
                 let filter = FilterPin::parse(&pin);
                 let place = filter.map_or(Place::Interface(index), Place::Filter);
                 let path = self.pins.link(of, &pin);
-                match self.hold(format!("uplink {name}"), path.clone(), place) {
+                match self.hold(what.to_owned(), path.clone(), place) {
                     // It has gone meanwhile, which is about to be told.
                     Err(_) if !path.exists() => {}
                     held => held?,

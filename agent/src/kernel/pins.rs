@@ -197,7 +197,7 @@ impl PinDir {
         }
         // Of another version, or of nobody: then the qdisc stays.
         let uplink = UplinkTable::open(self).and_then(|table| table.get(interface));
-        let made_qdisc = uplink.is_ok_and(|uplink| uplink.is_some_and(|it| it.made_qdisc != 0));
+        let made_qdisc = uplink.is_ok_and(|uplink| uplink.is_some_and(|it| it.made_qdisc()));
         clsact::remove(
             &mut RouteSocket::open()?,
             interface,

@@ -8,7 +8,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use trefoil_ebpf::abi::Uplink;
+use trefoil_ebpf::abi::{UPLINK_IS_TUNNEL, UPLINK_MADE_QDISC, Uplink};
 
 use super::{
     KernelError, RouteSocket, UplinkTable, bpf_syscall, clsact, former, hooks::UPLINK_EGRESS,
@@ -46,9 +46,9 @@ impl UplinkHook {
     }
 
     /// Attaches the program to an interface of the network namespace that this was made
-    /// in, and opens books for it unless it has some. What is attached is pinned. True if
-    /// its books go on from an agent before.
-    pub fn attach(&mut self, link: &Link) -> Result<bool, KernelError> {
+    /// in, and opens books for it unless it has some; those of a tunnel stay empty. What is
+    /// attached is pinned. True if its books go on from an agent before.
+    pub fn attach(&mut self, link: &Link, is_tunnel: bool) -> Result<bool, KernelError> {
         let failed = |error: io::Error| {
             KernelError::failed(format!("attach {UPLINK_EGRESS} to {}", link.name), error)
         };
@@ -59,11 +59,14 @@ impl UplinkHook {
             )))
         })?;
         let known = self.table.get(link.index)?;
+        let known = known.filter(|uplink| uplink.is_tunnel() == is_tunnel);
         let uplink = match known {
             Some(uplink) => uplink,
             None => {
                 let room = self.table.room();
-                if self.table.all()?.len() >= room as usize {
+                let others = self.table.all()?;
+                let others = others.iter().filter(|(index, _)| *index != link.index);
+                if others.count() >= room as usize {
                     let full = format!(
                         "{room} interfaces are watched, and no more can be; see `uplinks` of \
                          [tables] in the settings"
@@ -76,7 +79,7 @@ impl UplinkHook {
                     after_bytes: NOT_KNOWN,
                     name: padded(&link.name),
                     header_bytes,
-                    made_qdisc: 0,
+                    flags: if is_tunnel { UPLINK_IS_TUNNEL } else { 0 },
                 };
                 self.table.begin(link.index, &uplink)?;
                 uplink
@@ -92,14 +95,8 @@ impl UplinkHook {
             }
         };
         if made_qdisc {
-            let made_qdisc = u32::from(made_qdisc);
-            self.table.set(
-                link.index,
-                &Uplink {
-                    made_qdisc,
-                    ..uplink
-                },
-            )?;
+            let flags = uplink.flags | UPLINK_MADE_QDISC;
+            self.table.set(link.index, &Uplink { flags, ..uplink })?;
         }
         Ok(uplink.after_bytes != NOT_KNOWN)
     }

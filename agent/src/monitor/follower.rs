@@ -26,6 +26,8 @@ pub enum UplinkNews {
     Watched {
         /// The interface.
         link: Link,
+        /// It is the entrance of a tunnel, and no uplink.
+        is_tunnel: bool,
         /// Its books go on from an agent before.
         is_taken_over: bool,
     },
@@ -35,6 +37,8 @@ pub enum UplinkNews {
     Failed {
         /// The interface.
         link: Link,
+        /// As of [`Self::Watched`].
+        is_tunnel: bool,
         /// Why not.
         error: KernelError,
     },
@@ -169,6 +173,7 @@ impl Follower {
             if let UplinkNews::Watched {
                 link,
                 is_taken_over: false,
+                ..
             } = one
             {
                 self.hook.counts(link.index)?;
@@ -180,24 +185,32 @@ impl Follower {
     /// Attaches to those that are to be watched and are not. One that is watched stays
     /// so as long as it is there, wherever routes go.
     fn watch(&mut self, news: &mut Vec<UplinkNews>) {
-        for index in self.network.uplinks(&self.wanted) {
+        let uplinks = self.network.uplinks(&self.wanted).into_iter();
+        let tunnels = self.network.tunnels(&self.wanted).into_iter();
+        let found = uplinks.map(|index| (index, false));
+        for (index, is_tunnel) in found.chain(tunnels.map(|index| (index, true))) {
             if self.watched.contains_key(&index) || self.failed.contains(&index) {
                 continue;
             }
             let Some(link) = self.network.link(index).cloned() else {
                 continue;
             };
-            match self.hook.attach(&link) {
+            match self.hook.attach(&link, is_tunnel) {
                 Ok(is_taken_over) => {
                     self.watched.insert(index, link.name.clone());
                     news.push(UplinkNews::Watched {
                         link,
+                        is_tunnel,
                         is_taken_over,
                     });
                 }
                 Err(error) => {
                     self.failed.insert(index);
-                    news.push(UplinkNews::Failed { link, error });
+                    news.push(UplinkNews::Failed {
+                        link,
+                        is_tunnel,
+                        error,
+                    });
                 }
             }
         }

@@ -214,8 +214,8 @@ impl Monitor {
     /// The books of interfaces that are watched, and are there.
     fn uplink_damage(&mut self) -> Result<Vec<Damage>, KernelError> {
         let mut found = Vec::new();
-        for (index, name) in self.uplinks.names() {
-            let subject = format!("the books of uplink {name}");
+        for (index, subject) in self.uplinks.subjects() {
+            let subject = format!("the books of {subject}");
             if let Some(counters) = self.uplinks.counters(index)? {
                 if self.tampering.went_back(&index.to_string(), counters) {
                     found.push(set_back(&subject));

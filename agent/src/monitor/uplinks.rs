@@ -27,6 +27,18 @@ struct Watched {
     uplink: Uplink,
 }
 
+impl Watched {
+    fn subject(&self) -> String {
+        subject(&self.link, self.uplink.is_tunnel())
+    }
+}
+
+/// What records call an interface.
+fn subject(link: &Link, is_tunnel: bool) -> String {
+    let what = if is_tunnel { "tunnel" } else { "uplink" };
+    format!("{what} {}", link.name)
+}
+
 impl Uplinks {
     /// Before the programs come into force: finds the interfaces that lead out, and has
     /// them watched from then on. The second is what there is to say of them.
@@ -74,11 +86,11 @@ impl Uplinks {
         &mut self.routes
     }
 
-    /// Those that are watched, by index.
-    pub(super) fn names(&self) -> Vec<(u32, String)> {
+    /// What records call those that are watched, by index.
+    pub(super) fn subjects(&self) -> Vec<(u32, String)> {
         let watched = self.watched.iter();
         watched
-            .map(|(index, watched)| (*index, watched.link.name.clone()))
+            .map(|(index, watched)| (*index, watched.subject()))
             .collect()
     }
 
@@ -118,7 +130,8 @@ impl Monitor {
         for one in news {
             self.tell_uplink(one, false)?;
         }
-        if self.uplinks.watched.is_empty() {
+        let mut watched = self.uplinks.watched.values();
+        if watched.all(|watched| watched.uplink.is_tunnel()) {
             let why = match wanted {
                 settings::Uplinks::None => "the settings say to watch no uplink",
                 settings::Uplinks::Named(_) => {
@@ -181,16 +194,23 @@ impl Monitor {
         let record = match news {
             UplinkNews::Watched {
                 link,
+                is_tunnel,
                 is_taken_over,
             } => {
                 let Some(uplink) = self.uplinks.table.get(link.index)? else {
                     return Ok(());
                 };
-                // Of what left while it began to be watched some may be in the books.
-                let before_bytes = (!is_taken_over).then_some(uplink.after_bytes);
-                let record = Record::uplink(&link.name, before_bytes, while_running, time_us);
+                let subject = subject(&link, is_tunnel);
+                let record = if is_tunnel {
+                    let reason = Some("what waits in it is known by who sent it when it leaves");
+                    Record::coverage(&subject, Coverage::Covered, reason, time_us)
+                } else {
+                    // Of what left while it began to be watched some may be in the books.
+                    let before_bytes = (!is_taken_over).then_some(uplink.after_bytes);
+                    Record::uplink(&link.name, before_bytes, while_running, time_us)
+                };
                 let guard = &mut self.tampering.guard;
-                guard.hold_uplink(link.index, &link.name)?;
+                guard.hold_uplink(link.index, &subject)?;
                 self.uplinks
                     .watched
                     .insert(link.index, Watched { link, uplink });
@@ -201,12 +221,16 @@ impl Monitor {
                     return Ok(());
                 };
                 let reason = format!("it was called {} before", watched.link.name);
-                let subject = format!("uplink {}", link.name);
                 watched.link = link;
+                let subject = watched.subject();
                 Record::coverage(&subject, Coverage::Covered, Some(&reason), time_us)
             }
-            UplinkNews::Failed { link, error } => {
-                let subject = format!("uplink {}", link.name);
+            UplinkNews::Failed {
+                link,
+                is_tunnel,
+                error,
+            } => {
+                let subject = subject(&link, is_tunnel);
                 let reason = crate::kernel::with_causes(&error);
                 Record::coverage(&subject, Coverage::Uncovered, Some(&reason), time_us)
             }
@@ -215,13 +239,12 @@ impl Monitor {
                 let Some(watched) = self.uplinks.watched.remove(&index) else {
                     return Ok(());
                 };
-                if let Some(books) = books {
+                if let Some(books) = books.filter(|_| !watched.uplink.is_tunnel()) {
                     let record = books_of(&watched, &books, None, time_us);
                     self.reporter.emit(record);
                 }
-                let subject = format!("uplink {}", watched.link.name);
                 let reason = Some("the interface is gone, and its counter with it");
-                Record::coverage(&subject, Coverage::Uncovered, reason, time_us)
+                Record::coverage(&watched.subject(), Coverage::Uncovered, reason, time_us)
             }
             UplinkNews::Stopped(error) => {
                 let reason = crate::kernel::with_causes(&error);
@@ -236,6 +259,9 @@ impl Monitor {
     pub(super) fn report_books(&mut self) {
         let uplinks = &mut self.uplinks;
         for (index, watched) in &uplinks.watched {
+            if watched.uplink.is_tunnel() {
+                continue;
+            }
             // It may have gone a moment ago: then its last sums come as news.
             let look = match uplinks.table.look(*index, &mut uplinks.routes) {
                 Ok(Some(look)) => look,

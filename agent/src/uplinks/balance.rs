@@ -87,7 +87,7 @@ mod tests {
         after_bytes: 1000,
         name: [0; 16],
         header_bytes: 14,
-        made_qdisc: 0,
+        flags: 0,
     };
 
     fn look(before: u64, bytes: u64, wire_bytes: u64, after: u64) -> Look {

@@ -160,6 +160,19 @@ impl Network {
         }
     }
 
+    /// The tunnels that take packets from their sockets while these wait, and send them later.
+    /// None if no uplink is to be watched, by which they leave, and none that is itself to be
+    /// watched as one.
+    #[must_use]
+    pub fn tunnels(&self, wanted: &Uplinks) -> BTreeSet<u32> {
+        if *wanted == Uplinks::None {
+            return BTreeSet::new();
+        }
+        let tunnels = self.links.values().filter(|link| link.kind == "wireguard");
+        let tunnels: BTreeSet<u32> = tunnels.map(|link| link.index).collect();
+        &tunnels - &self.uplinks(wanted)
+    }
+
     /// Adds the lowest interfaces that carry what is sent by this one.
     fn carriers(&self, index: u32, found: &mut BTreeSet<u32>, depth: usize) {
         let Some(link) = self.links.get(&index).filter(|_| depth > 0) else {

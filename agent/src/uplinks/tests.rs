@@ -40,6 +40,22 @@ fn default_by(index: u32) -> Route {
     }
 }
 
+#[test]
+fn tunnels_that_let_packets_wait_are_found_while_uplinks_are_watched() {
+    let tunnel = link(5, "wg0", "wireguard");
+    let mut network = network(&[link(2, "eth0", ""), tunnel, link(6, "gre0", "gre")]);
+    network.add_route(&default_by(5));
+    let named = Uplinks::Named(vec!["wg0".into()]);
+    for (wanted, uplinks, tunnels) in [
+        (&Uplinks::Auto, vec![], vec![5]),
+        (&Uplinks::None, vec![], vec![]),
+        (&named, vec![5], vec![]),
+    ] {
+        assert_eq!(network.uplinks(wanted), BTreeSet::from_iter(uplinks));
+        assert_eq!(network.tunnels(wanted), BTreeSet::from_iter(tunnels));
+    }
+}
+
 fn found(network: &Network) -> Vec<u32> {
     network.uplinks(&Uplinks::Auto).into_iter().collect()
 }

@@ -183,6 +183,13 @@ fn the_battery_where_the_kernel_has_more_modules() -> Result<()> {
         ensure!(gone.packets > 0, "{}: nothing arrived", way.id);
         reported.push(gone);
     }
+    // Its device is there no more, and was watched as long as it was.
+    let tunnel = vm.journal("-u trefoil TREFOIL_SUBJECT=tunnel\\ wg33")?;
+    let states: Vec<_> = tunnel.iter().map(|it| it.text("TREFOIL_STATE")).collect();
+    ensure!(
+        states == ["covered", "uncovered"],
+        "tunnel wg33: {states:?}"
+    );
     let reporting = status(&mut vm)?["policy"]["id"].as_str().map(str::to_owned);
     let reporting = reporting.context("the policy in force has no id")?;
 
