@@ -1,6 +1,6 @@
 //! Reading fields of kernel structs, at offsets that came from BTF.
 
-use core::{ffi::c_void, mem::MaybeUninit};
+use core::{ffi::c_void, mem::MaybeUninit, ptr};
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 
@@ -11,19 +11,23 @@ pub type Kernel = u64;
 #[inline(always)]
 pub fn read<T: Copy>(base: Kernel, offset: usize) -> Option<T> {
     let mut value = MaybeUninit::<T>::uninit();
+    read_into(base, offset, &mut value)?;
+    // SAFETY: it was filled.
+    Some(unsafe { value.assume_init() })
+}
+
+/// As [`read`], to where the value is wanted.
+#[inline(always)]
+pub fn read_into<T>(base: Kernel, offset: usize, value: &mut T) -> Option<()> {
     // SAFETY: the helper checks the source; the destination is ours and as large.
     let error = unsafe {
         bpf_probe_read_kernel(
-            value.as_mut_ptr().cast::<c_void>(),
+            ptr::from_mut(value).cast::<c_void>(),
             size_of::<T>() as u32,
             (base + offset as u64) as *const c_void,
         )
     };
-    if error != 0 {
-        return None;
-    }
-    // SAFETY: the helper filled it.
-    Some(unsafe { value.assume_init() })
+    (error == 0).then_some(())
 }
 
 /// Follows a pointer field; `None` if it is null or unreadable.

@@ -18,6 +18,7 @@ use trefoil_ebpf::abi::*;
 
 use crate::{
     atomic, globals,
+    packet::Ends,
     staged::{Staged, StagedKey, StagedScratch},
     tables::Chunks,
 };
@@ -182,6 +183,11 @@ pub static STAGED: LruHashMap<StagedKey, Staged, 4096> = LruHashMap::new();
 #[btf_map]
 pub static STAGED_SCRATCH: PerCpuArray<StagedScratch, 1> = PerCpuArray::new();
 
+/// Room for what `__dev_direct_xmit` knows of a frame. The kernel skips a run of it within
+/// another on the same processor.
+#[btf_map]
+pub static DIRECT: PerCpuArray<DirectFrame, 1> = PerCpuArray::new();
+
 /// What was decided where a socket was to be seen, for packets that come to an uplink
 /// without it. By destination about sockets of other network namespaces, whose packets
 /// are forwarded by this host; about the beginning of a datagram, for the rest of it;
@@ -229,6 +235,14 @@ pub struct ExecutableScratch {
     pub walk: [u8; 2 * EXECUTABLE_PATH],
     /// The finished entry.
     pub executable: Executable,
+}
+
+/// See [`DIRECT`].
+pub struct DirectFrame {
+    pub ends: Ends,
+    /// Of the socket that sends it; 0 if it has no tag.
+    pub cookie: u64,
+    pub owner: Owner,
 }
 
 /// Counts a loss.

@@ -4,6 +4,8 @@ use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes};
 use core::{ffi::c_void, mem::MaybeUninit, ptr};
 use trefoil_ebpf::abi::{Address, ETHERNET_HEADER, Peer};
 
+use crate::kernel_memory::{Kernel, read_into};
+
 /// IP protocol numbers.
 pub mod protocol {
     pub const ICMP: u8 = 1;
@@ -50,29 +52,56 @@ pub struct Ends {
     pub is_forwarded: bool,
 }
 
-/// Loads bytes at `offset` from where the context's packet begins: its IP header in a
-/// control group's hook, its link header on an interface.
-#[inline(always)]
-fn load<T: Copy>(skb: *mut __sk_buff, offset: u32) -> Option<T> {
-    let mut value = MaybeUninit::<T>::uninit();
-    load_into(skb, offset, &mut value)?;
-    // SAFETY: the helper filled it.
-    Some(unsafe { value.assume_init() })
+/// Something that has the bytes of a packet.
+pub trait Bytes: Copy {
+    /// Reads what is at `offset` from where the packet begins: its IP header in a control
+    /// group's hook, its link header on an interface. `None` if it does not reach so far.
+    fn load_into<T>(self, offset: u32, value: &mut T) -> Option<()>;
+
+    /// As [`Self::load_into`].
+    #[inline(always)]
+    fn load<T: Copy>(self, offset: u32) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        self.load_into(offset, &mut value)?;
+        // SAFETY: it was filled.
+        Some(unsafe { value.assume_init() })
+    }
 }
 
-/// As [`load`], to where the bytes are wanted.
-#[inline(always)]
-fn load_into<T>(skb: *mut __sk_buff, offset: u32, value: &mut T) -> Option<()> {
-    // SAFETY: the helper checks the packet's length; the destination is ours.
-    let error = unsafe {
-        bpf_skb_load_bytes(
-            skb.cast::<c_void>(),
-            offset,
-            ptr::from_mut(value).cast::<c_void>(),
-            size_of::<T>() as u32,
-        )
-    };
-    (error == 0).then_some(())
+/// The context of a program that is given packets.
+impl Bytes for *mut __sk_buff {
+    #[inline(always)]
+    fn load_into<T>(self, offset: u32, value: &mut T) -> Option<()> {
+        // SAFETY: the helper checks the packet's length; the destination is ours.
+        let error = unsafe {
+            bpf_skb_load_bytes(
+                self.cast::<c_void>(),
+                offset,
+                ptr::from_mut(value).cast::<c_void>(),
+                size_of::<T>() as u32,
+            )
+        };
+        (error == 0).then_some(())
+    }
+}
+
+/// The part of a packet that is in one piece, where a program has no more of it than its
+/// address.
+pub struct Piece {
+    /// Where it begins.
+    pub start: Kernel,
+    /// How long it is.
+    pub len: u32,
+}
+
+impl Bytes for &Piece {
+    #[inline(always)]
+    fn load_into<T>(self, offset: u32, value: &mut T) -> Option<()> {
+        if offset + size_of::<T>() as u32 > self.len {
+            return None;
+        }
+        read_into(self.start, offset as usize, value)
+    }
 }
 
 /// Reads the IP header and, where there are any, the ports.
@@ -88,7 +117,7 @@ pub fn ends(skb: *mut __sk_buff) -> Option<Ends> {
 
 /// As [`ends`], of a packet whose IP header is at `start`.
 #[inline(always)]
-pub fn ends_at(skb: *mut __sk_buff, start: u32) -> Option<Ends> {
+pub fn ends_at(packet: impl Bytes, start: u32) -> Option<Ends> {
     let mut ends = Ends {
         source: Address([0; 16]),
         source_port: 0,
@@ -101,7 +130,7 @@ pub fn ends_at(skb: *mut __sk_buff, start: u32) -> Option<Ends> {
         part: Part::Whole,
         is_forwarded: false,
     };
-    if fill(skb, start, &mut ends) {
+    if fill(packet, start, &mut ends) {
         Some(ends)
     } else {
         None
@@ -121,7 +150,7 @@ pub enum Frame {
 /// The frame itself is asked, and not what the kernel remembers about it: whoever sends
 /// on a packet socket may say that a frame is something else than it is.
 #[inline(always)]
-pub fn frame(skb: *mut __sk_buff, header_bytes: u32) -> Frame {
+pub fn frame(packet: impl Bytes, header_bytes: u32) -> Frame {
     const IPV4: u16 = 0x0800;
     const IPV6: u16 = 0x86dd;
     const VLAN: u16 = 0x8100;
@@ -130,14 +159,14 @@ pub fn frame(skb: *mut __sk_buff, header_bytes: u32) -> Frame {
     const MAX_TAGS: usize = 8;
 
     if header_bytes != ETHERNET_HEADER {
-        return match load::<u8>(skb, 0) {
+        return match packet.load::<u8>(0) {
             Some(first) if matches!(first >> 4, 4 | 6) => Frame::Ip(0),
             _ => Frame::Other(0),
         };
     }
     let mut offset = ETHERNET_HEADER;
     for _ in 0..=MAX_TAGS {
-        let ethertype = match load::<[u8; 2]>(skb, offset - 2) {
+        let ethertype = match packet.load::<[u8; 2]>(offset - 2) {
             Some(bytes) => u16::from_be_bytes(bytes),
             None => 0,
         };
@@ -161,13 +190,13 @@ pub fn is_bare_reset(skb: *mut __sk_buff) -> bool {
 #[inline(always)]
 fn reset_len(skb: *mut __sk_buff) -> Option<u32> {
     const RST: u8 = 4;
-    let first = load::<u8>(skb, 0)?;
+    let first = skb.load::<u8>(0)?;
     let (protocol, offset) = match first >> 4 {
-        4 => (load::<u8>(skb, 9)?, u32::from(first & 0x0f) * 4),
-        6 => (load::<u8>(skb, 6)?, 40),
+        4 => (skb.load::<u8>(9)?, u32::from(first & 0x0f) * 4),
+        6 => (skb.load::<u8>(6)?, 40),
         _ => return None,
     };
-    let [data_offset, flags] = load::<[u8; 2]>(skb, offset + 12)?;
+    let [data_offset, flags] = skb.load::<[u8; 2]>(offset + 12)?;
     (protocol == protocol::TCP && flags & RST != 0)
         .then_some(offset + u32::from(data_offset >> 4) * 4)
 }
@@ -176,12 +205,12 @@ fn reset_len(skb: *mut __sk_buff) -> Option<u32> {
 /// session, or keeps it. The packet of UDP has its IP header at `start`.
 #[inline(never)]
 pub fn is_empty_wireguard(skb: *mut __sk_buff, start: u32) -> bool {
-    let offset = match load::<u8>(skb, start) {
+    let offset = match skb.load::<u8>(start) {
         Some(first) if first >> 4 == 4 => u32::from(first & 0x0f) * 4,
         _ => 40,
     };
     // Length and checksum of UDP, and what kind of message it is.
-    let Some([a, b, _, _, kind, zeros @ ..]) = load::<[u8; 8]>(skb, start + offset + 4) else {
+    let Some([a, b, _, _, kind, zeros @ ..]) = skb.load::<[u8; 8]>(start + offset + 4) else {
         return false;
     };
     let of_this_length = match kind {
@@ -198,18 +227,18 @@ pub fn is_empty_wireguard(skb: *mut __sk_buff, start: u32) -> bool {
 /// some: there are 512 bytes for both, and kernels before 6.9 count those of each
 /// function in steps of 32.
 #[inline(never)]
-fn fill(skb: *mut __sk_buff, start: u32, ends: &mut Ends) -> bool {
-    let filled = match load::<u8>(skb, start) {
-        Some(first) if first >> 4 == 4 => fill_v4(skb, start, ends),
-        Some(first) if first >> 4 == 6 => fill_v6(skb, start, ends),
+fn fill(packet: impl Bytes, start: u32, ends: &mut Ends) -> bool {
+    let filled = match packet.load::<u8>(start) {
+        Some(first) if first >> 4 == 4 => fill_v4(packet, start, ends),
+        Some(first) if first >> 4 == 6 => fill_v6(packet, start, ends),
         _ => None,
     };
     filled.is_some()
 }
 
 #[inline(always)]
-fn fill_v4(skb: *mut __sk_buff, start: u32, ends: &mut Ends) -> Option<()> {
-    let header = load::<[u8; 20]>(skb, start)?;
+fn fill_v4(packet: impl Bytes, start: u32, ends: &mut Ends) -> Option<()> {
+    let header = packet.load::<[u8; 20]>(start)?;
     let source = u32::from_be_bytes([header[12], header[13], header[14], header[15]]);
     let destination = u32::from_be_bytes([header[16], header[17], header[18], header[19]]);
     let fragment = u16::from_be_bytes([header[6], header[7]]);
@@ -218,35 +247,35 @@ fn fill_v4(skb: *mut __sk_buff, start: u32, ends: &mut Ends) -> Option<()> {
     ends.destination.address = Address::v4(destination);
     ends.destination.protocol = header[9];
     if ends.part != Part::Later {
-        fill_ports(skb, start + u32::from(header[0] & 0x0f) * 4, ends);
+        fill_ports(packet, start + u32::from(header[0] & 0x0f) * 4, ends);
     }
     Some(())
 }
 
 #[inline(always)]
-fn fill_v6(skb: *mut __sk_buff, start: u32, ends: &mut Ends) -> Option<()> {
-    load_into(skb, start + 8, &mut ends.source.0)?;
-    load_into(skb, start + 24, &mut ends.destination.address.0)?;
-    let mut protocol = load::<u8>(skb, start + 6)?;
+fn fill_v6(packet: impl Bytes, start: u32, ends: &mut Ends) -> Option<()> {
+    packet.load_into(start + 8, &mut ends.source.0)?;
+    packet.load_into(start + 24, &mut ends.destination.address.0)?;
+    let mut protocol = packet.load::<u8>(start + 6)?;
     let mut offset = start + 40;
     for _ in 0..MAX_EXTENSIONS {
         match protocol {
             HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | MOBILITY => {
-                let Some([next, len]) = load::<[u8; 2]>(skb, offset) else {
+                let Some([next, len]) = packet.load::<[u8; 2]>(offset) else {
                     break;
                 };
                 protocol = next;
                 offset += (u32::from(len) + 1) * 8;
             }
             AUTHENTICATION => {
-                let Some([next, len]) = load::<[u8; 2]>(skb, offset) else {
+                let Some([next, len]) = packet.load::<[u8; 2]>(offset) else {
                     break;
                 };
                 protocol = next;
                 offset += (u32::from(len) + 2) * 4;
             }
             FRAGMENT => {
-                let Some([next, _, high, low]) = load::<[u8; 4]>(skb, offset) else {
+                let Some([next, _, high, low]) = packet.load::<[u8; 4]>(offset) else {
                     break;
                 };
                 protocol = next;
@@ -262,7 +291,7 @@ fn fill_v6(skb: *mut __sk_buff, start: u32, ends: &mut Ends) -> Option<()> {
     }
     ends.destination.protocol = protocol;
     if ends.part != Part::Later {
-        fill_ports(skb, offset, ends);
+        fill_ports(packet, offset, ends);
     }
     Some(())
 }
@@ -279,10 +308,10 @@ fn part(offset: u16, more: u16) -> Part {
 
 /// Source and destination port, in host byte order; 0 where there are none.
 #[inline(always)]
-fn fill_ports(skb: *mut __sk_buff, offset: u32, ends: &mut Ends) {
+fn fill_ports(packet: impl Bytes, offset: u32, ends: &mut Ends) {
     match ends.destination.protocol {
         protocol::TCP | protocol::UDP | protocol::DCCP | protocol::SCTP | protocol::UDPLITE => {
-            if let Some([a, b, c, d]) = load::<[u8; 4]>(skb, offset) {
+            if let Some([a, b, c, d]) = packet.load::<[u8; 4]>(offset) {
                 ends.source_port = u16::from_be_bytes([a, b]);
                 ends.destination.port = u16::from_be_bytes([c, d]);
             }

@@ -100,6 +100,8 @@ pub struct Monitor {
     unreadable_events: u64,
     stalled: Option<String>,
     has_no_reader: bool,
+    /// Frames are judged that go to a driver past traffic control.
+    judges_direct: bool,
 }
 
 /// What a monitor is made of besides the kernel side.
@@ -168,6 +170,7 @@ impl Monitor {
             limits: Limits::new(parts.said),
             uplinks: Uplinks::follow(&kernel, follower, &uplink_news)?,
             tampering,
+            judges_direct: kernel.judges_direct(parts.load),
             kernel,
             reader,
             events,
@@ -388,7 +391,8 @@ impl Monitor {
             }
             reason::UNSEEN => {
                 let facts = self.facts(&event.tracked)?;
-                let record = Record::unseen(event, &facts, &BootClock::read());
+                let clock = BootClock::read();
+                let record = Record::unseen(event, self.judges_direct, &facts, &clock);
                 self.reporter.emit(record);
                 return Ok(());
             }

@@ -247,6 +247,14 @@ pub struct Offsets {
     pub sock_protocol: u32,
     /// `sk_buff.dev`
     pub sk_buff_dev: u32,
+    /// `sk_buff.sk`
+    pub sk_buff_sk: u32,
+    /// `sk_buff.len`
+    pub sk_buff_len: u32,
+    /// `sk_buff.data_len`
+    pub sk_buff_data_len: u32,
+    /// `sk_buff.data`
+    pub sk_buff_data: u32,
     /// `net_device.ifindex`
     pub net_device_ifindex: u32,
     /// `net_device.nd_net.net`

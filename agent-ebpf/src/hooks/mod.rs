@@ -10,6 +10,7 @@
 mod cgroup_mkdir;
 mod cgroup_rmdir;
 mod connect;
+mod dev_direct_xmit;
 mod device_open;
 mod egress;
 mod inet_sock_set_state;

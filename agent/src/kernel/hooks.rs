@@ -17,6 +17,8 @@ use super::{KernelError, bpf_syscall};
 pub enum Place {
     /// To a tracepoint of the kernel, or to a function in its stead, for the whole host.
     Tracepoint,
+    /// To the entry of a function of the kernel, for the whole host.
+    Function,
     /// To the control group that is watched.
     Cgroup,
     /// To the exit of each uplink, see [`super::UplinkHook`].
@@ -62,7 +64,7 @@ impl Hook {
             Place::Iterator(_) => self.name == "iter_sockets",
             // One pin for each interface, which come and go.
             Place::Uplink => false,
-            Place::Tracepoint | Place::Cgroup => true,
+            Place::Tracepoint | Place::Function | Place::Cgroup => true,
         }
     }
 }
@@ -146,6 +148,15 @@ pub const HOOKS: &[Hook] = &[
     hook("sendmsg6", Place::Cgroup, None),
     hook("connect4", Place::Cgroup, None),
     hook("connect6", Place::Cgroup, None),
+    Hook {
+        // 5.12, and 5.11 for the storage of sockets.
+        calls: Some("bpf_get_socket_ptr_cookie"),
+        ..hook(
+            DEV_DIRECT_XMIT,
+            Place::Function,
+            Some("frames of AF_XDP, even those that the kernel copies"),
+        )
+    },
     hook(
         UPLINK_EGRESS,
         Place::Uplink,
@@ -155,6 +166,9 @@ pub const HOOKS: &[Hook] = &[
 
 /// The program for uplinks.
 pub const UPLINK_EGRESS: &str = "uplink_egress";
+
+/// The program that sees frames which pass traffic control by.
+pub const DEV_DIRECT_XMIT: &str = "__dev_direct_xmit";
 
 /// The program that ends flows of TCP. Another does where the kernel lacks it.
 pub const INET_SOCK_SET_STATE: &str = "inet_sock_set_state";
@@ -223,6 +237,7 @@ fn load_itself(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<(), KernelErro
     let program = ebpf.program_mut(hook.name).ok_or_else(|| missing(hook))?;
     match (program, hook.place) {
         (Program::BtfTracePoint(program), _) => program.load(hook.name, btf),
+        (Program::FEntry(program), Place::Function) => program.load(hook.name, btf),
         (Program::Iter(program), Place::Iterator(kind)) => program.load(kind, btf),
         (Program::CgroupSkb(program), _) => program.load(),
         (Program::CgroupSock(program), _) => program.load(),
@@ -267,7 +282,7 @@ pub fn attach(
                 .map_err(|error| failed(error.into()))?;
             bpf_syscall::pin(link.as_fd(), pin).map_err(|error| unpinned(error.into()))?;
         }
-        Place::Tracepoint => {
+        Place::Tracepoint | Place::Function => {
             let link = attach_to_kernel(ebpf, hook).map_err(failed)?;
             link.pin(pin).map_err(|error| unpinned(error.into()))?;
         }
@@ -275,7 +290,7 @@ pub fn attach(
     Ok(true)
 }
 
-/// Attaches the program of a tracepoint, or its fallback, whichever was loaded.
+/// Attaches the program of a tracepoint or function, or its fallback, whichever was loaded.
 fn attach_to_kernel(
     ebpf: &mut Ebpf,
     hook: &Hook,
@@ -340,6 +355,7 @@ pub fn support() -> Vec<HookSupport> {
     let support = |hook: &Hook| {
         let supported = match hook.place {
             Place::Tracepoint => has(&format!("btf_trace_{}", hook.name)),
+            Place::Function => has(hook.name),
             Place::Iterator(kind) => has(&format!("bpf_iter_{kind}")),
             Place::Cgroup => has("cgroup_bpf_attach") || has("cgroup_bpf_link_attach"),
             // clsact is older than any kernel with type information.

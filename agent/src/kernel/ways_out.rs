@@ -8,7 +8,9 @@ use std::{
 
 use trefoil_ebpf::abi::{self, Owner, unseen};
 
-use super::{Kernel, KernelError, LoadSettings, cgroups, iterators};
+use super::{
+    HookStatus, Kernel, KernelError, LoadSettings, cgroups, hooks::DEV_DIRECT_XMIT, iterators,
+};
 
 /// A way out that a process has had open since before the hooks.
 #[derive(Clone, Copy, Debug)]
@@ -17,7 +19,7 @@ pub struct WayOut {
     pub owner: Owner,
     /// One of [`unseen`].
     pub way: u16,
-    /// What leaves by it is judged from now on.
+    /// What leaves by it is judged from now on; of AF_XDP, what the kernel copies.
     pub is_covered: bool,
 }
 
@@ -45,16 +47,25 @@ impl Kernel {
             let is_looked_at = way.way != unseen::QUEUE || load.watches_uplinks;
             is_looked_at && watched.contains(&way.owner.cgroup_id)
         };
+        let judges_direct = self.judges_direct(load);
         let found = found.iter().filter(is_wanted);
-        Ok(found.filter_map(WayOut::settle).collect())
+        Ok(found
+            .filter_map(|found| WayOut::settle(found, judges_direct))
+            .collect())
+    }
+
+    /// True if frames are judged that go to a driver past traffic control.
+    pub fn judges_direct(&self, load: &LoadSettings) -> bool {
+        let is_it = |hook: &HookStatus| hook.name == DEV_DIRECT_XMIT && hook.attached;
+        load.watches_uplinks && self.hooks().iter().any(is_it)
     }
 }
 
 impl WayOut {
     /// Has judged what can be. `None` if it is no such way, or not any more.
-    fn settle(found: &abi::WayOut) -> Option<Self> {
-        let is_covered = found.way == unseen::QUEUE
-            && match go_through_queue(found.owner.pid, found.fd) {
+    fn settle(found: &abi::WayOut, judges_direct: bool) -> Option<Self> {
+        let is_covered = match found.way {
+            unseen::QUEUE => match go_through_queue(found.owner.pid, found.fd) {
                 Ok(true) => true,
                 Ok(false) => return None,
                 Err(error) if is_gone(&error) => return None,
@@ -66,7 +77,10 @@ impl WayOut {
                     );
                     false
                 }
-            };
+            },
+            unseen::XDP => judges_direct,
+            _ => false,
+        };
         Some(Self {
             owner: found.owner,
             way: found.way,

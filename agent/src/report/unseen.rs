@@ -7,6 +7,8 @@ use crate::clock::{BootClock, since_boot_ns};
 
 /// What leaves by it is judged.
 const COVERED: &str = "covered";
+/// Some of it is, or it is judged and not kept from leaving.
+const PARTLY: &str = "partly";
 /// It is not.
 const UNCOVERED: &str = "uncovered";
 
@@ -17,8 +19,9 @@ struct Outcome {
     consequence: &'static str,
 }
 
-/// Of a way that a process opens.
-fn opened(way: u16, refused: bool) -> Outcome {
+/// Of a way that a process opens. `judges_direct` says whether frames are judged that go to a
+/// driver past traffic control.
+fn opened(way: u16, refused: bool, judges_direct: bool) -> Outcome {
     let (subject, state, consequence) = match (way, refused) {
         (unseen::QUEUE, true) => (
             "a packet socket that asks to skip the queue",
@@ -35,12 +38,23 @@ fn opened(way: u16, refused: bool) -> Outcome {
             COVERED,
             "the kernel refused it, since its frames could not be judged",
         ),
+        (unseen::XDP, false) if judges_direct => return sends_by_xdp(),
         _ => return uncovered(way),
     };
     Outcome {
         subject,
         state,
         consequence,
+    }
+}
+
+fn sends_by_xdp() -> Outcome {
+    Outcome {
+        subject: "an AF_XDP socket that sends",
+        state: PARTLY,
+        consequence: "those of its frames that the kernel copies are judged, and leave \
+                      nevertheless; those that the driver takes itself are a remainder of the \
+                      uplink's books",
     }
 }
 
@@ -52,9 +66,13 @@ fn open(way: u16, is_covered: bool) -> Outcome {
             state: COVERED,
             consequence: "from now on it does not, and its frames are judged as those of others",
         },
-        (unseen::XDP, _) => Outcome {
+        (unseen::XDP, is_covered) => Outcome {
             subject: "an AF_XDP socket that may send",
-            ..uncovered(way)
+            ..if is_covered {
+                sends_by_xdp()
+            } else {
+                uncovered(way)
+            }
         },
         _ => uncovered(way),
     }
@@ -69,8 +87,8 @@ fn uncovered(way: u16) -> Outcome {
         ),
         unseen::XDP => (
             "an AF_XDP socket that sends",
-            "its frames pass every hook by; those that the kernel copies are a remainder of the \
-             uplink's books",
+            "its frames pass every hook by; where uplinks are watched, they are a remainder of \
+             their books",
         ),
         unseen::RDMA => (
             "a device for remote direct memory access",
@@ -94,11 +112,17 @@ fn uncovered(way: u16) -> Outcome {
 }
 
 impl Record {
-    /// A process opened a way out that no hook judges, or tried to.
+    /// A process opened a way out that no hook judges, or tried to. `judges_direct` says whether
+    /// frames are judged that go to a driver past traffic control.
     #[must_use]
-    pub fn unseen(event: &Event, facts: &FlowFacts, clock: &BootClock) -> Self {
+    pub fn unseen(
+        event: &Event,
+        judges_direct: bool,
+        facts: &FlowFacts,
+        clock: &BootClock,
+    ) -> Self {
         let flow = &event.tracked.flow;
-        let outcome = opened(flow.local_port, flow.counters.refused > 0);
+        let outcome = opened(flow.local_port, flow.counters.refused > 0, judges_direct);
         let owner = &event.tracked.owner;
         Self::told("opens", &outcome, owner, facts, (event.time_ns, clock))
     }

@@ -264,8 +264,3 @@ fn row_28_to_another_network_namespace_and_back() -> Result<()> {
     ];
     go(&ways, "", container)
 }
-
-#[test]
-fn row_30_frames_for_the_driver() -> Result<()> {
-    go(&[way("30a", |stage| frame(stage, &["--xdp"]))], "", nothing)
-}

@@ -9,7 +9,7 @@ use trefoil_lab::Record;
 use trefoil_lab::battery::{Grade, Grades, Table, Told, seen_and_owned};
 use trefoil_lab::vm::Vm;
 
-use crate::world::{TRAFFIC, arrived, detach, installed};
+use crate::world::{REFUSED, TRAFFIC, arrived, detach, installed};
 
 /// What is inside of tunnels goes to an approved address.
 const POLICY: &str = r#"mode = "report"
@@ -168,6 +168,19 @@ fn ways() -> Vec<Way> {
             is_a_process: false,
             greets: false,
         },
+        Way {
+            id: "30a",
+            host: 37,
+            prepare: String::new(),
+            send: format!(
+                "{TRAFFIC} packet uplink 02:00:00:00:00:02 203.0.113.37:9 --from 192.0.2.1:4000 \
+                 --xdp"
+            ),
+            take: String::new(),
+            end: String::new(),
+            is_a_process: true,
+            greets: false,
+        },
     ]
 }
 
@@ -290,8 +303,9 @@ fn go(vm: &mut Vm, way: &Way, enforced: bool) -> Result<Gone> {
     let (before, books_before) = (arrived(vm)?, books(vm)?);
     let sent = vm.run(&way.send)?;
     println!("{}: {sent:?}", way.id);
+    let is_refused = enforced && sent.code == REFUSED;
     let (mut senders, mut bytes) = (BTreeSet::new(), 1);
-    if way.is_a_process {
+    if way.is_a_process && !is_refused {
         let line = sent.stdout.lines().last().context("it said nothing")?;
         let told = Record::parse(line)?;
         senders.insert(told.number("pid")? as u32);
@@ -302,7 +316,8 @@ fn go(vm: &mut Vm, way: &Way, enforced: bool) -> Result<Gone> {
         &format!("{}: packets arrive or are blocked", way.id),
         |vm| {
             let is_blocked = enforced
-                && (books(vm)?.dropped > books_before.dropped
+                && (is_refused
+                    || books(vm)?.dropped > books_before.dropped
                     || vm
                         .journal("-u trefoil TREFOIL_EVENT=violation")?
                         .iter()

@@ -16,7 +16,8 @@ use trefoil_lab::vm::Vm;
 use crate::world::{OBJECTS, REFUSED, TRAFFIC, connect, install};
 
 /// Every program, as on a kernel that has all that Trefoil uses.
-const PROGRAMS: [&str; 24] = [
+const PROGRAMS: [&str; 25] = [
+    "__dev_direct_xmit",
     "cgroup_mkdir",
     "cgroup_rmdir",
     "connect4",
@@ -101,6 +102,10 @@ fn linux_5_10() -> Result<()> {
                 (
                     "sock_send_length",
                     "processes that send on sockets which others opened",
+                ),
+                (
+                    "__dev_direct_xmit",
+                    "frames of AF_XDP, even those that the kernel copies",
                 ),
             ],
             instead: &[],

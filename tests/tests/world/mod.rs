@@ -62,6 +62,16 @@ verdict = "approve"
     .to_owned()
 }
 
+/// True if the agent has said that this kernel does not have a hook, or not all of it.
+pub fn lacks_hook(agent: &mut Agent<'_>, name: &str) -> Result<bool> {
+    let subject = format!("hook {name}");
+    let mut records = agent.records()?.iter();
+    Ok(records.any(|record| record.is("event", "coverage") && record.is("subject", &subject)))
+}
+
+/// Sees frames that go to a driver past traffic control.
+pub const DIRECT_FRAMES: &str = "__dev_direct_xmit";
+
 /// `traffic` on the host under test, in `lab.service`.
 pub fn traffic(lab: &Lab) -> Result<Program> {
     lab.program(TRAFFIC)
