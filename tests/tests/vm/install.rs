@@ -1,11 +1,12 @@
 //! The package on a host for the first time, in report mode.
 
 use anyhow::{Context, Result, ensure};
-use trefoil_lab::{Record, places::FOREIGN};
+use trefoil_lab::places::FOREIGN;
 
 use crate::world::{
     EVERYTHING, EVERYTHING_BEFORE, LOOK_ALIKES, LOOK_ALIKES_GO, OBJECTS, OBJECTS_BEFORE, TRAFFIC,
-    arrived, detach, enforcing, healthy, installed, same_files, send_as, wait_for_violation,
+    arrived, detach, enforce, enforcing, healthy, installed, same_files, send_as,
+    wait_for_violation,
 };
 
 /// What the agent puts on the uplink of a kernel that has no links for it.
@@ -85,31 +86,51 @@ fn sockets_that_look_like_those_of_tcp_do_no_harm() -> Result<()> {
 
 /// The service may do what that takes: look into the process, and into its socket.
 #[test]
-fn a_socket_that_skipped_the_queue_before_the_service_does_not_any_more() -> Result<()> {
+fn ways_out_that_are_older_than_the_service_are_told_and_judged() -> Result<()> {
+    const GO: &str = "/run/older.go";
     let mut vm = installed("older")?;
     detach(&mut vm)?;
-    vm.ok(&format!(
-        "systemd-run --quiet --unit=older --collect sh -c 'sleep 1000 | {TRAFFIC} packet uplink \
-         02:00:00:00:00:02 203.0.113.61:9 --from 192.0.2.1:4000 --bypass-qdisc --wait'"
-    ))?;
-    vm.wait_until("the socket is open", |vm| {
-        Ok(vm
-            .ok("journalctl -u older")?
-            .contains("packets")
-            .then_some(()))
-    })?;
+    for (service, way) in [("queue", "--bypass-qdisc"), ("xdp", "--xdp")] {
+        vm.ok(&format!(
+            "mkfifo {GO}.{service} && systemd-run --quiet --unit=older-{service} --collect sh -c \
+             '{TRAFFIC} packet uplink 02:00:00:00:00:02 203.0.113.61:9 --from 192.0.2.1:4000 \
+             {way} --wait <>{GO}.{service}'"
+        ))?;
+        vm.wait_until("the socket is open", |vm| {
+            let said = vm.ok(&format!("journalctl -u older-{service}"))?;
+            Ok(said.contains("packets").then_some(()))
+        })?;
+    }
     vm.ok("systemctl start trefoil")?;
-    let record = vm.wait_until("the socket is told of", |vm| {
-        let records = vm.journal("-u trefoil TREFOIL_EVENT=coverage")?;
-        let is_it = |record: &&Record| record.text("TREFOIL_SUBJECT").contains("skipped the queue");
-        Ok(records.iter().find(is_it).cloned())
-    })?;
-    for (name, expected) in [
-        ("TREFOIL_STATE", "covered"),
-        ("TREFOIL_EXE", TRAFFIC),
-        ("TREFOIL_UNIT", "older.service"),
+    enforce(&mut vm)?;
+    for (service, subject, state, outcome, packets) in [
+        ("queue", "skipped the queue", "covered", "dropped", 0),
+        ("xdp", "AF_XDP", "partly", "would-drop", 1),
     ] {
-        ensure!(record.is(name, expected), "{name}: {record}");
+        let unit = format!("older-{service}.service");
+        let told = vm.wait_until("the socket is told of", |vm| {
+            let records = vm.journal(&format!("TREFOIL_EVENT=coverage TREFOIL_UNIT={unit}"))?;
+            Ok(records.first().cloned())
+        })?;
+        ensure!(
+            told.text("TREFOIL_SUBJECT").contains(subject)
+                && told.is("TREFOIL_STATE", state)
+                && told.is("TREFOIL_EXE", TRAFFIC),
+            "{told}"
+        );
+        let before = arrived(&mut vm)?;
+        vm.ok(&format!("echo >{GO}.{service}"))?;
+        let violation = vm.wait_until("its frame is judged", |vm| {
+            let records = vm.journal(&format!("TREFOIL_EVENT=violation TREFOIL_UNIT={unit}"))?;
+            Ok(records.first().cloned())
+        })?;
+        ensure!(
+            violation.is("TREFOIL_OUTCOME", outcome)
+                && violation.is("TREFOIL_ATTRIBUTION", "direct")
+                && violation.is("TREFOIL_DST_ADDR", "203.0.113.61"),
+            "{violation}"
+        );
+        assert_eq!(arrived(&mut vm)? - before, packets, "{violation}");
     }
     Ok(())
 }
