@@ -117,6 +117,12 @@ pub static CUTS: HashMap<u64, u32, MAX_CUTS, { BPF_F_NO_PREALLOC as usize }> = H
 #[btf_map]
 pub static AGENT: Array<Agent, 1> = Array::new();
 
+/// What is looked after, and who did something to it last. Entries are made and removed by the
+/// agent, and written by `security_bpf` and `security_inode_unlink`. Of what finds no room
+/// nobody is named.
+#[btf_map]
+pub static DEEDS: HashMap<DeedKey, Deed, 1024> = HashMap::new();
+
 /// Live processes by thread group id. Written by `fork`, `exec`, `exit` and, for
 /// processes older than the agent, `task`. When full: `processes-full`, and the
 /// process's flows have no executable.

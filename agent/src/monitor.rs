@@ -17,8 +17,8 @@ use crate::{
     flow::{FlowSettings, FlowStats, FlowTable, Report},
     geo::Geo,
     kernel::{
-        Enforcement, Events, HookStatus, Kernel, KernelError, LoadSettings, OwnProcess, Reader,
-        WayOut,
+        Damage, Enforcement, Events, HookStatus, Kernel, KernelError, LoadSettings, OwnProcess,
+        Reader, WayOut,
     },
     limits::Said,
     losses::Losses,
@@ -192,7 +192,7 @@ impl Monitor {
         if let Some(killed) = killed {
             monitor.report_signal(&killed)?;
         }
-        monitor.report_coverage(parts.last_seen_us);
+        monitor.report_coverage(parts.last_seen_us)?;
         monitor.report_ways_out(&ways_out)?;
         monitor.report_uplinks(parts.uplinks, uplink_news)?;
         Ok(monitor)
@@ -436,7 +436,7 @@ impl Monitor {
         self.names.facts(&self.reader, tracked)
     }
 
-    fn report_coverage(&mut self, last_seen_us: Option<u64>) {
+    fn report_coverage(&mut self, last_seen_us: Option<u64>) -> Result<(), KernelError> {
         let time_us = clock::unix_us();
         for hook in self.kernel.hooks().to_vec() {
             let Some(uncovered) = hook.uncovered() else {
@@ -454,12 +454,18 @@ impl Monitor {
                 time_us,
             ));
         }
-        for hook in self.kernel.found_detached() {
-            let reason = "it was not attached when this agent started, and is again; what passed \
-                          meanwhile this hook has not seen";
-            let record = Record::tamper(&format!("hook {hook}"), reason, time_us)
-                .between(last_seen_us.unwrap_or(time_us), time_us);
-            self.reporter.emit(record);
+        for (hook, by) in self.kernel.found_detached().to_vec() {
+            let damage = Damage {
+                subject: format!("hook {hook}"),
+                reason: "it was not attached when this agent started, and is again; what passed \
+                         meanwhile this hook has not seen"
+                    .to_owned(),
+                is_mended: true,
+                by,
+            };
+            let record = self.tamper(&damage, time_us)?;
+            let since_us = last_seen_us.unwrap_or(time_us);
+            self.reporter.emit(record.between(since_us, time_us));
         }
         let is_gapless = self.kernel.found_detached().is_empty();
         let reason = (self.kernel.took_over() && is_gapless).then(|| {
@@ -476,6 +482,7 @@ impl Monitor {
             time_us,
         ));
         self.hand_over();
+        Ok(())
     }
 
     /// Removes control groups that are long gone and that no flow refers to.

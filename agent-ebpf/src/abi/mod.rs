@@ -6,6 +6,7 @@
 //! layout or of meaning bumps [`ABI_VERSION`], which is part of the pin
 //! directory's name, so that an agent never reads another version's tables.
 
+pub mod deed;
 pub mod flow;
 pub mod loss;
 pub mod owner;
@@ -13,6 +14,7 @@ pub mod policy;
 pub mod tree;
 pub mod uplink;
 
+pub use deed::*;
 pub use flow::*;
 pub use loss::*;
 pub use owner::*;
@@ -195,6 +197,20 @@ pub struct Offsets {
     pub cred_gid: u32,
     /// `signal_struct.live.counter`
     pub signal_live: u32,
+    /// `task_struct.files`
+    pub task_files: u32,
+    /// `files_struct.fdt`
+    pub files_fdt: u32,
+    /// `fdtable.max_fds`
+    pub fdtable_max_fds: u32,
+    /// `fdtable.fd`
+    pub fdtable_fd: u32,
+    /// `file.private_data`
+    pub file_private_data: u32,
+    /// `bpf_map.id`
+    pub bpf_map_id: u32,
+    /// `bpf_link.id`
+    pub bpf_link_id: u32,
     /// `mm_struct.exe_file`
     pub mm_exe_file: u32,
     /// `file.f_path`

@@ -23,6 +23,8 @@ mod netif_receive_skb_entry;
 mod sched_process_exec;
 mod sched_process_exit;
 mod sched_process_fork;
+mod security_bpf;
+mod security_inode_unlink;
 mod security_socket_sendmsg;
 mod sendmsg;
 mod setsockopt;

@@ -13,9 +13,12 @@ use std::{
     path::Path,
 };
 
+use trefoil_ebpf::abi::Owner;
+
 use super::{
     KernelError,
     bpf_syscall::{self, Target},
+    deeds::{self, Deeds},
     hooks::{HOOKS, Place},
     pins::PinDir,
     uplink_hook::{FilterPin, UPLINK_PIN},
@@ -63,17 +66,20 @@ pub fn can_be_replaced(pins: &PinDir, cgroup: &Path) -> bool {
     has_cgroup
 }
 
-/// Hooks in control groups that an instance has pinned, and that are attached no more.
-pub fn detached(pins: &PinDir, instance: u32) -> Vec<String> {
-    let is_detached = |hook: &str| {
-        bpf_syscall::open_pin(&pins.link(instance, hook))
-            .and_then(|link| bpf_syscall::link_info(link.as_fd()))
-            .is_ok_and(|info| info.target().is_none())
+/// Hooks in control groups that an instance has pinned, and that are attached no more; with who
+/// may have done it, where the kernel has seen somebody.
+pub fn detached(pins: &PinDir, instance: u32) -> Vec<(String, Option<Owner>)> {
+    let deeds = Deeds::open(pins).ok();
+    let look = |hook: String| {
+        let link = bpf_syscall::open_pin(&pins.link(instance, &hook)).ok()?;
+        let info = bpf_syscall::link_info(link.as_fd()).ok()?;
+        let by = || deeds.as_ref()?.last(&[deeds::link(info.id)], 0);
+        info.target().is_none().then(|| (hook, by()))
     };
     let links = pins.pinned_links().into_iter();
     links
-        .filter(|(of, hook)| *of == instance && is_in_cgroup(hook) && is_detached(hook))
-        .map(|(_, hook)| hook)
+        .filter(|(of, hook)| *of == instance && is_in_cgroup(hook))
+        .filter_map(|(_, hook)| look(hook))
         .collect()
 }
 

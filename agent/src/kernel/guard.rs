@@ -15,15 +15,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use trefoil_ebpf::abi::{DeedKey, Owner};
+
 use super::{
     Kernel, KernelError, RouteSocket,
     bpf_syscall::{self, Identity},
     clsact,
+    deeds::{self, Deeds},
     hooks::{self, HOOKS},
     load::{lock, map_names, with_causes},
     pins::PinDir,
     uplink_hook::{FilterPin, is_uplink_pin},
 };
+use crate::clock;
 
 /// Something that is not as this agent left it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +38,8 @@ pub struct Damage {
     pub reason: String,
     /// False if something is not watched until another agent starts.
     pub is_mended: bool,
+    /// Who may have done it, where the kernel has seen somebody.
+    pub by: Option<Owner>,
 }
 
 /// Holds what is pinned.
@@ -48,6 +54,11 @@ pub struct Guard {
     named_again: Vec<PathBuf>,
     /// Of a directory that was made again: that of [`Kernel`] is of the former one.
     lock: Option<File>,
+    deeds: Deeds,
+    /// The directories of pins.
+    directories: Vec<DeedKey>,
+    /// When the look before the last began, and the last.
+    looks_ns: [u64; 2],
 }
 
 /// One thing with a name on the BPF file system.
@@ -58,6 +69,8 @@ struct Held {
     object: OwnedFd,
     identity: Identity,
     place: Place,
+    /// What it is looked after as; `None` for what nobody can do anything to but remove it.
+    thing: Option<DeedKey>,
 }
 
 /// Where it may be taken from.
@@ -97,7 +110,12 @@ impl Kernel {
             held: Vec::new(),
             named_again: Vec::new(),
             lock: None,
+            deeds: Deeds::open(&self.pins)?,
+            directories: Vec::new(),
+            looks_ns: [clock::since_boot_ns(); 2],
         };
+        guard.deeds.clear()?;
+        guard.look_after_directories();
         for (hook, status) in HOOKS.iter().zip(&self.hooks) {
             if hook.is_pinned() && status.attached {
                 let path = self.pins.link(self.instance, hook.name);
@@ -136,8 +154,12 @@ impl Guard {
 
     /// Holds it no more: the interface is gone.
     pub fn forget_uplink(&mut self, index: u32) {
-        let is_of_it = |held: &Held| held.place.interface() == Some(index);
-        self.held.retain(|held| !is_of_it(held));
+        let is_of_it = |held: &mut Held| held.place.interface() == Some(index);
+        for held in self.held.extract_if(.., is_of_it) {
+            if let Some(key) = held.thing {
+                self.deeds.forget(key);
+            }
+        }
     }
 
     fn hold(&mut self, what: String, path: PathBuf, place: Place) -> Result<(), KernelError> {
@@ -146,21 +168,65 @@ impl Guard {
         };
         let object = bpf_syscall::open_pin(&path).map_err(failed)?;
         let identity = bpf_syscall::identity(object.as_fd()).map_err(failed)?;
+        let thing = match place {
+            // The pin is the program's.
+            Place::Filter(_) => None,
+            _ if path.starts_with(self.pins.maps()) => Some(deeds::map(identity.id)),
+            _ => Some(deeds::link(identity.id)),
+        };
+        if let Some(key) = thing {
+            self.deeds.look_after(key);
+        }
         self.held.push(Held {
             what,
             path,
             object,
             identity,
             place,
+            thing,
         });
         Ok(())
     }
 
+    fn look_after_directories(&mut self) {
+        for key in self.directories.drain(..) {
+            self.deeds.forget(key);
+        }
+        for path in [self.pins.maps(), self.pins.links()] {
+            // One that is gone already is about to be told.
+            if let Ok(key) = deeds::directory(&path) {
+                self.deeds.look_after(key);
+                self.directories.push(key);
+            }
+        }
+    }
+
+    /// Who has written to one of these maps since the last look but one.
+    pub fn who_wrote(&self, maps: &[&str]) -> Option<Owner> {
+        let is_one = |held: &&Held| {
+            let name = held.what.strip_prefix("map ");
+            name.is_some_and(|name| maps.contains(&name))
+        };
+        let keys: Vec<_> = self.held.iter().filter(is_one).collect();
+        let keys: Vec<_> = keys.iter().filter_map(|held| held.thing).collect();
+        self.who_touched(&keys)
+    }
+
+    fn who_touched(&self, things: &[DeedKey]) -> Option<Owner> {
+        /// From when it is seen that somebody is about to do something until it is done.
+        const MARGIN_NS: u64 = 100_000_000;
+        let since_ns = self.looks_ns[0].saturating_sub(MARGIN_NS);
+        self.deeds.last(things, since_ns)
+    }
+
     /// What is not as it was left. Names that were taken away are given again.
     pub fn look(&mut self, routes: &mut RouteSocket) -> Vec<Damage> {
+        self.looks_ns = [self.looks_ns[1], clock::since_boot_ns()];
         let mut found = Vec::new();
         let (mut unnamed, mut failure) = (Vec::new(), None);
         self.named_again.clear();
+        // Before the directories are made again.
+        let who_removed = self.who_touched(&self.directories);
         for index in 0..self.held.len() {
             let held = &self.held[index];
             let is_detached = held.is_detached(routes);
@@ -172,18 +238,19 @@ impl Guard {
                 }
                 let subject = held.what.clone();
                 if is_detached {
-                    found.push(self.detached(subject, held.place));
+                    let by = held.thing.and_then(|thing| self.who_touched(&[thing]));
+                    found.push(self.detached(subject, held.place, by));
                 } else {
                     unnamed.push(subject);
                     failure = self.name_again(index).err().or(failure);
                 }
             }
         }
-        found.extend(unpinned(&unnamed, failure.as_ref()));
+        found.extend(unpinned(&unnamed, failure.as_ref(), who_removed));
         found
     }
 
-    fn detached(&self, subject: String, place: Place) -> Damage {
+    fn detached(&self, subject: String, place: Place, by: Option<Owner>) -> Damage {
         let reason = if matches!(place, Place::Cgroup) && self.is_cgroup_gone() {
             format!(
                 "control group {} was removed, and what was attached to it is gone with it",
@@ -198,6 +265,7 @@ impl Guard {
             subject,
             reason,
             is_mended: false,
+            by,
         }
     }
 
@@ -207,16 +275,17 @@ impl Guard {
 
     /// Gives something its name again.
     fn name_again(&mut self, index: usize) -> Result<(), KernelError> {
-        let held = &self.held[index];
-        let failed =
-            |error: io::Error| KernelError::failed(format!("pin {}", held.path.display()), error);
         if !self.pins.maps().exists() || !self.pins.links().exists() {
             self.pins.create()?;
+            self.look_after_directories();
             // Other agents look at this one.
             if let Some(lock) = lock_again(&self.pins)? {
                 self.lock = Some(lock);
             }
         }
+        let held = &self.held[index];
+        let failed =
+            |error: io::Error| KernelError::failed(format!("pin {}", held.path.display()), error);
         match fs::remove_file(&held.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
@@ -246,7 +315,7 @@ fn lock_again(pins: &PinDir) -> Result<Option<File>, KernelError> {
 }
 
 /// What there is to say of names that were taken away: all at once, for it is one deed.
-fn unpinned(names: &[String], failure: Option<&KernelError>) -> Option<Damage> {
+fn unpinned(names: &[String], failure: Option<&KernelError>, by: Option<Owner>) -> Option<Damage> {
     let subject = match names {
         [] => return None,
         [one] => one.clone(),
@@ -269,6 +338,7 @@ fn unpinned(names: &[String], failure: Option<&KernelError>) -> Option<Damage> {
         subject,
         reason,
         is_mended: failure.is_none(),
+        by,
     })
 }
 

@@ -126,6 +126,16 @@ pub const HOOKS: &[Hook] = &[
         Place::Tracepoint,
         Some("who stops or kills the agent"),
     ),
+    hook(
+        "security_bpf",
+        Place::Function,
+        Some("who detaches hooks or writes to their tables"),
+    ),
+    hook(
+        "security_inode_unlink",
+        Place::Function,
+        Some("who removes pins"),
+    ),
     hook("sock_create", Place::Cgroup, None),
     hook(
         "sock_release",

@@ -16,7 +16,7 @@ use aya::{
     maps::MapData,
     programs::{Iter, Program, SchedClassifier},
 };
-use trefoil_ebpf::abi::{Cgroup, Control, Executable, Question, Tracked};
+use trefoil_ebpf::abi::{Cgroup, Control, Executable, Owner, Question, Tracked};
 
 use super::{
     KernelError, UplinkHook, cgroups, former,
@@ -83,7 +83,7 @@ pub struct Kernel {
     pub(super) instance: u32,
     pub(super) took_over: bool,
     /// Hooks that were found detached, though an agent before had attached them.
-    pub(super) found_detached: Vec<String>,
+    pub(super) found_detached: Vec<(String, Option<Owner>)>,
     /// Its programs are put in the place of those of an instance before.
     pub(super) replaces: bool,
     /// The policy that was written last, which is in force soon afterwards.
@@ -238,8 +238,9 @@ impl Kernel {
         self.took_over
     }
 
-    /// Hooks that were found detached, though an agent before had attached them.
-    pub fn found_detached(&self) -> &[String] {
+    /// Hooks that were found detached, though an agent before had attached them; with who may
+    /// have done it.
+    pub fn found_detached(&self) -> &[(String, Option<Owner>)] {
         &self.found_detached
     }
 

@@ -11,6 +11,7 @@ mod btf;
 mod budgets;
 mod cgroups;
 mod clsact;
+mod deeds;
 mod error;
 mod former;
 mod guard;

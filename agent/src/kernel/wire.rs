@@ -37,6 +37,8 @@ plain!(
     abi::Cgroup,
     abi::Control,
     abi::ControlPage,
+    abi::Deed,
+    abi::DeedKey,
     abi::EndedKey,
     abi::Event,
     abi::Executable,

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use trefoil_ebpf::abi::{Control, Signalled, Tracked};
+use trefoil_ebpf::abi::{Control, Owner, Signalled, Tracked};
 
 use super::{Monitor, pulse::Pulse};
 use crate::{
@@ -114,6 +114,7 @@ impl Monitor {
                          has it say, but nothing was taken out; the next agent begins again"
                     .to_owned(),
                 is_mended: false,
+                by: self.tampering.guard.who_wrote(&["CONTROL"]),
             });
         }
         let is_broken = found.iter().any(|damage| !damage.is_mended);
@@ -127,7 +128,7 @@ impl Monitor {
             standing = Standing::PolicyDamaged;
         }
         for damage in found {
-            let record = Record::tamper(&damage.subject, &damage.reason, now_us);
+            let record = self.tamper(&damage, now_us)?;
             self.reporter.emit(record.between(since_us, now_us));
             self.hand_over();
         }
@@ -163,6 +164,7 @@ impl Monitor {
             subject: "the control word".to_owned(),
             reason,
             is_mended: true,
+            by: self.tampering.guard.who_wrote(&["CONTROL"]),
         })
     }
 
@@ -180,6 +182,7 @@ impl Monitor {
                      force once more"
                 .to_owned(),
             is_mended: true,
+            by: self.tampering.guard.who_wrote(&["POLICIES", "TABLES"]),
         }))
     }
 
@@ -199,14 +202,16 @@ impl Monitor {
         let losses = self.reader.losses()?;
         let mut found = Vec::new();
         if self.tampering.went_back("the sums by verdict", totals) {
-            found.push(set_back("the sums by verdict"));
+            let by = self.tampering.guard.who_wrote(&["TOTALS"]);
+            found.push(set_back("the sums by verdict", by));
         }
         if self
             .tampering
             .went_back("the counters of losses", losses.values().copied().collect())
         {
             self.losses.set_back(&losses);
-            found.push(set_back("the counters of losses"));
+            let by = self.tampering.guard.who_wrote(&["LOSSES"]);
+            found.push(set_back("the counters of losses", by));
         }
         Ok(found)
     }
@@ -214,11 +219,12 @@ impl Monitor {
     /// The books of interfaces that are watched, and are there.
     fn uplink_damage(&mut self) -> Result<Vec<Damage>, KernelError> {
         let mut found = Vec::new();
+        let by = self.tampering.guard.who_wrote(&["UPLINKS", "UPLINK_BOOKS"]);
         for (index, subject) in self.uplinks.subjects() {
             let subject = format!("the books of {subject}");
             if let Some(counters) = self.uplinks.counters(index)? {
                 if self.tampering.went_back(&index.to_string(), counters) {
-                    found.push(set_back(&subject));
+                    found.push(set_back(&subject, by));
                 }
             } else if self.uplinks.is_there(index) {
                 // Nobody else closes books but the thread that saw the interface go.
@@ -230,10 +236,27 @@ impl Monitor {
                              in the remainder"
                         .to_owned(),
                     is_mended: true,
+                    by,
                 });
             }
         }
         Ok(found)
+    }
+
+    /// What there is to say of a damage.
+    pub(super) fn tamper(&mut self, damage: &Damage, time_us: u64) -> Result<Record, KernelError> {
+        let Some(owner) = damage.by else {
+            return Ok(Record::tamper(&damage.subject, &damage.reason, time_us));
+        };
+        let tracked = Tracked {
+            owner,
+            ..Tracked::default()
+        };
+        let facts = self.names.facts(&self.reader, &tracked)?;
+        let (subject, reason, clock) = (&damage.subject, &damage.reason, BootClock::read());
+        Ok(Record::tamper_by(
+            &owner, &facts, subject, reason, &clock, time_us,
+        ))
     }
 
     /// Reports a signal to this agent, or to the one before.
@@ -260,11 +283,12 @@ impl Monitor {
     }
 }
 
-fn set_back(subject: &str) -> Damage {
+fn set_back(subject: &str, by: Option<Owner>) -> Damage {
     Damage {
         subject: subject.to_owned(),
         reason: "a counter that only grows was set back; what it held is not known any more"
             .to_owned(),
         is_mended: true,
+        by,
     }
 }

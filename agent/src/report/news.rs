@@ -1,6 +1,6 @@
 //! Records that are not about flows: policy, coverage, loss, heartbeat, tamper.
 
-use trefoil_ebpf::abi::{Signalled, Totals, verdict};
+use trefoil_ebpf::abi::{Owner, Signalled, Totals, verdict};
 
 use super::{Field, FlowFacts, Kind, Priority, Record, flow_record::who, words};
 use crate::{
@@ -253,6 +253,22 @@ impl Record {
         let mut record = Self::new(Kind::Tamper, Priority::Critical, time_us, message);
         record.set(Field::Subject, subject);
         record.set(Field::Reason, reason);
+        record
+    }
+
+    /// As [`Record::tamper`], by a process that the kernel has seen at it.
+    #[must_use]
+    pub fn tamper_by(
+        owner: &Owner,
+        facts: &FlowFacts,
+        subject: &str,
+        reason: &str,
+        clock: &BootClock,
+        time_us: u64,
+    ) -> Self {
+        let reason = format!("{reason}; {} was seen at it", who(owner, facts));
+        let mut record = Self::tamper(subject, &reason, time_us);
+        record.set_owner(owner, facts, clock);
         record
     }
 

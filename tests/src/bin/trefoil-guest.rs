@@ -3,7 +3,9 @@
 //! It is on a disk of its own, so that a change of it needs no other image, and
 //! has a serial port to the host: no network, which the tests need for
 //! themselves. `trefoil-guest objects` lists the BPF objects in the kernel, except
-//! those of systemd, which come and go. It knows nothing about Trefoil.
+//! those of systemd, which come and go; `trefoil-guest detach PIN` takes the program of a
+//! pinned link from where it is attached; `trefoil-guest write PIN` writes ones to the first
+//! element of a pinned array. It knows nothing about Trefoil.
 
 use std::fs::{File, OpenOptions, read_to_string};
 use std::io::{BufRead, BufReader, Write};
@@ -12,19 +14,27 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use trefoil_lab::kernel::names;
+use trefoil_lab::kernel::{detach_link, element, names, pinned, set_element};
 use trefoil_lab::vm::wire::{Message, PORT, Request};
 
 fn main() -> Result<()> {
-    match std::env::args().nth(1).as_deref() {
-        None => serve(),
-        Some("objects") => {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        [] => serve(),
+        ["detach", pin] => detach_link(Path::new(pin)),
+        ["write", pin] => {
+            let map = pinned(Path::new(pin))?;
+            let mut ones = vec![1; element(&map, 0)?.len()];
+            set_element(&map, 0, &mut ones).with_context(|| format!("write to {pin}"))
+        }
+        ["objects"] => {
             for name in names()?.iter().filter(|name| !name.contains(" sd_")) {
                 println!("{name}");
             }
             Ok(())
         }
-        Some(other) => bail!("{other:?} is not understood"),
+        _ => bail!("{arguments:?} is not understood"),
     }
 }
 

@@ -16,7 +16,7 @@ use trefoil_lab::vm::Vm;
 use crate::world::{OBJECTS, REFUSED, TRAFFIC, connect, install};
 
 /// Every program, as on a kernel that has all that Trefoil uses.
-const PROGRAMS: [&str; 25] = [
+const PROGRAMS: [&str; 27] = [
     "__dev_direct_xmit",
     "cgroup_mkdir",
     "cgroup_rmdir",
@@ -34,6 +34,8 @@ const PROGRAMS: [&str; 25] = [
     "sched_process_exec",
     "sched_process_exit",
     "sched_process_fork",
+    "security_bpf",
+    "security_inode_unlink",
     "sendmsg4",
     "sendmsg6",
     "setsockopt",

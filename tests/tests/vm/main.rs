@@ -8,4 +8,5 @@ mod enforcement;
 mod install;
 mod kernels;
 mod senders;
+mod tamper;
 mod world;

@@ -13,6 +13,9 @@ use trefoil_lab::vm::{Moment, PACKAGE, Vm};
 /// The program that sends.
 pub const TRAFFIC: &str = "/guest/traffic";
 
+/// The program that does what the tests ask for, to BPF objects too.
+pub const GUEST: &str = "/guest/trefoil-guest";
+
 /// Exit code of [`TRAFFIC`] when the kernel said EPERM.
 pub const REFUSED: i32 = 13;
 
