@@ -21,6 +21,8 @@ const BPF_MAP_GET_NEXT_ID: libc::c_int = 12;
 const BPF_LINK_GET_NEXT_ID: libc::c_int = 31;
 /// Writes what is known about an open object.
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+/// Begins to count how programs run.
+const BPF_ENABLE_STATS: libc::c_int = 32;
 /// Takes a link's program from where it is attached.
 const BPF_LINK_DETACH: libc::c_int = 34;
 /// Makes a map.
@@ -104,6 +106,60 @@ impl Objects {
         })
         .with_context(|| format!("left in the kernel: {left:?}"))
     }
+}
+
+/// How often programs have run, and for how long altogether.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Runs {
+    /// Nanoseconds, those of reading the clock included.
+    pub ns: u64,
+    /// How often.
+    pub count: u64,
+}
+
+impl Runs {
+    /// Of the programs among these objects that are called so.
+    pub fn of(objects: &Objects, name: &str) -> Result<Self> {
+        // Where struct bpf_prog_info has them.
+        const NAME: usize = 64;
+        const RUN_TIME_NS: usize = 192;
+        const RUN_COUNT: usize = 200;
+        let mut runs = Self::default();
+        for id in &objects.programs {
+            let Some(program) = open(BPF_PROG_GET_FD_BY_ID, *id)? else {
+                continue;
+            };
+            if name_of(&program, NAME)? != name {
+                continue;
+            }
+            let info = info::<208>(&program)?;
+            let number = |at: usize| {
+                let bytes = info.get(at..).and_then(|rest| rest.first_chunk()).copied();
+                bytes.map(u64::from_ne_bytes).unwrap_or_default()
+            };
+            runs.ns += number(RUN_TIME_NS);
+            runs.count += number(RUN_COUNT);
+        }
+        Ok(runs)
+    }
+
+    /// What has run since `earlier`.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            ns: self.ns - earlier.ns,
+            count: self.count - earlier.count,
+        }
+    }
+}
+
+/// Has the kernel count how often programs run, and for how long, until what this returns is
+/// dropped.
+pub fn count_runs() -> Result<OwnedFd> {
+    const RUN_TIME: u32 = 0;
+    let stats = bpf(BPF_ENABLE_STATS, &mut [RUN_TIME]).context("count how programs run")?;
+    // SAFETY: the call returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(stats) })
 }
 
 /// Detaches a pinned link, as root might.

@@ -39,12 +39,24 @@ impl Bench {
             println!("The workspace has no benchmarks yet.");
             return Ok(());
         }
-        setup::ensure(&[Part::Bpf, Part::Bench, Part::CountryData])?;
+        setup::ensure(&[Part::Bpf, Part::Bench, Part::CountryData, Part::Lab])?;
+        let wants = |name: &str| wanted.iter().any(|wanted| wanted == name);
         let mut cargo = workspace::cargo();
         cargo.args(["bench", "--workspace"]);
-        cargo.env("TREFOIL_BENCH_TABLE", country_table()?);
-        if wanted.iter().any(|name| name == "policy") {
+        if wants("geo") || wants("policy") {
+            cargo.env("TREFOIL_BENCH_TABLE", country_table()?);
+        }
+        if wants("policy") {
             cargo.env("TREFOIL_BENCH_TRIE", trie()?);
+        }
+        if wants("uplink") {
+            // It starts the agent, which belongs to another package.
+            let mut build = workspace::cargo();
+            workspace::run(build.args(["build", "--release", "--package", "trefoil"]))?;
+            cargo.env(
+                "TREFOIL_BIN",
+                workspace::target_dir().join("release/trefoil"),
+            );
         }
         if !workspace::is_root() {
             cargo.args([
