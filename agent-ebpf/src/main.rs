@@ -34,6 +34,8 @@ mod budget;
 #[cfg(target_arch = "bpf")]
 mod deeds;
 #[cfg(target_arch = "bpf")]
+mod device;
+#[cfg(target_arch = "bpf")]
 mod flows;
 #[cfg(target_arch = "bpf")]
 mod globals;

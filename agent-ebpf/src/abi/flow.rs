@@ -230,7 +230,7 @@ pub struct WayOut {
     pub owner: Owner,
     /// Its number among the open files of that process.
     pub fd: u32,
-    /// [`unseen::XDP`], and for every packet socket [`unseen::QUEUE`].
+    /// One of [`unseen`]; [`unseen::QUEUE`] for every packet socket.
     pub way: u16,
     /// Zero.
     pub pad: u16,

@@ -205,6 +205,8 @@ pub struct Offsets {
     pub fdtable_max_fds: u32,
     /// `fdtable.fd`
     pub fdtable_fd: u32,
+    /// `file.f_mode`
+    pub file_mode: u32,
     /// `file.private_data`
     pub file_private_data: u32,
     /// `bpf_map.id`
@@ -237,6 +239,10 @@ pub struct Offsets {
     pub mount_mountpoint: u32,
     /// `vfsmount.mnt_root`
     pub vfsmount_root: u32,
+    /// `inode.i_mode`
+    pub inode_mode: u32,
+    /// `inode.i_rdev`, as [`Self::super_block_dev`]
+    pub inode_rdev: u32,
     /// `inode.i_ino`
     pub inode_ino: u32,
     /// `inode.i_sb`

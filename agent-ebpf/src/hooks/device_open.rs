@@ -5,18 +5,11 @@
 //! `BPF_CGROUP_DEVICE`, 4.15, in process context.
 
 use aya_ebpf::{macros::cgroup_device, programs::DeviceContext};
-use trefoil_ebpf::abi::unseen;
 
-use crate::{accounting::announce_unseen, maps::in_place};
+use crate::{accounting::announce_unseen, device::way_out, maps::in_place};
 
 /// Every path lets the device be opened.
 const PASS: i32 = 1;
-
-/// As in the kernel's list of devices.
-const MISC: u32 = 10;
-const MISC_VFIO: u32 = 196;
-const INFINIBAND: u32 = 231;
-const INFINIBAND_FIRST_VERBS: u32 = 192;
 
 #[cgroup_device]
 fn device_open(ctx: DeviceContext) -> i32 {
@@ -30,10 +23,8 @@ fn device_open(ctx: DeviceContext) -> i32 {
             (*device).minor,
         )
     };
-    let way = match (major, minor) {
-        (MISC, MISC_VFIO) => unseen::VFIO,
-        (INFINIBAND, INFINIBAND_FIRST_VERBS..) => unseen::RDMA,
-        _ => return PASS,
+    let Some(way) = way_out(major, minor) else {
+        return PASS;
     };
     if access & MAKE == 0 && in_place().is_some() {
         announce_unseen(way, false);

@@ -12,9 +12,10 @@ use aya_ebpf::{
 use trefoil_ebpf::abi::{SOCKET_LISTENS, WayOut, unseen};
 
 use crate::{
+    device::way_out,
     globals::offset,
     iterator::{self, Meta},
-    kernel_memory::Kernel,
+    kernel_memory::{Kernel, follow, read},
     maps::SOCKETS,
     owner::set_holder,
 };
@@ -51,7 +52,7 @@ fn look(ctx: *const Context) -> Option<()> {
     }
     let socket: *mut socket = unsafe { bpf_sock_from_file(file) };
     if socket.is_null() {
-        return None;
+        return write(ctx, task, device(file as Kernel)?);
     }
     // Loads through pointers that the verifier knows the type of.
     let (sock, family, state) = unsafe {
@@ -87,6 +88,23 @@ fn look(ctx: *const Context) -> Option<()> {
         set_holder(&raw mut (*tag).tracked.owner, task);
     }
     Some(())
+}
+
+/// Which way out an open file is, if it is a device.
+#[inline(always)]
+fn device(file: Kernel) -> Option<u16> {
+    const S_IFMT: u16 = 0o170_000;
+    const S_IFCHR: u16 = 0o020_000;
+    /// It is only named, and its driver knows nothing of that.
+    const FMODE_PATH: u32 = 0x4000;
+    let inode = follow(file, offset!(file_inode))?;
+    if read::<u16>(inode, offset!(inode_mode))? & S_IFMT != S_IFCHR {
+        return None;
+    }
+    let device = read::<u32>(inode, offset!(inode_rdev))?;
+    let way = way_out(device >> 20, device & 0xf_ffff)?;
+    let is_open = read::<u32>(file, offset!(file_mode))? & FMODE_PATH == 0;
+    is_open.then_some(way)
 }
 
 /// Writes to whoever reads the iterator that a task has this open; `None` if there is no

@@ -101,7 +101,26 @@ fn ways_out_that_are_older_than_the_service_are_told_and_judged() -> Result<()> 
             Ok(said.contains("packets").then_some(()))
         })?;
     }
+    vm.ok(
+        "modprobe vfio && systemd-run --quiet --unit=older-device --collect sh -c \
+         'exec 3<>/dev/vfio/vfio && echo is open && exec sleep infinity'",
+    )?;
+    vm.wait_until("the device is open", |vm| {
+        let said = vm.ok("journalctl -u older-device")?;
+        Ok(said.contains("is open").then_some(()))
+    })?;
     vm.ok("systemctl start trefoil")?;
+    let told = vm.wait_until("the device is told of", |vm| {
+        let of_unit = "TREFOIL_EVENT=coverage TREFOIL_UNIT=older-device.service";
+        Ok(vm.journal(of_unit)?.first().cloned())
+    })?;
+    ensure!(
+        told.text("TREFOIL_SUBJECT")
+            .contains("driven past the kernel")
+            && told.is("TREFOIL_STATE", "uncovered")
+            && told.is("TREFOIL_COMM", "sleep"),
+        "{told}"
+    );
     enforce(&mut vm)?;
     for (service, subject, state, outcome, packets) in [
         ("queue", "skipped the queue", "covered", "dropped", 0),
