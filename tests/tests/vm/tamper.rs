@@ -29,7 +29,7 @@ fn is_told(vm: &mut Vm, subject: &str, service: &str, pid: &str) -> Result<()> {
     })?;
     ensure!(
         record.is("TREFOIL_PID", pid)
-            && record.is("TREFOIL_USER", "root")
+            && record.is("TREFOIL_UID", 0)
             && record.is("TREFOIL_ATTRIBUTION", "inferred"),
         "{record}"
     );
