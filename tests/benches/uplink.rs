@@ -7,12 +7,10 @@
 
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, UdpSocket};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use nix::errno::Errno;
-use nix::net::if_::if_nametoindex;
+use trefoil_lab::frames::PacketSocket;
 use trefoil_lab::kernel::{Runs, count_runs};
 use trefoil_lab::program::{Program, Running};
 use trefoil_lab::wiring::{far_link_address, guest};
@@ -153,9 +151,8 @@ fn median(mut all: Vec<f64>) -> f64 {
 fn send(way: &str) -> Result<()> {
     let one: Box<dyn Fn() -> Result<()>> = match way {
         FRAMES => {
-            let (socket, address) = (packet_socket()?, link_address()?);
-            let frame = frame()?;
-            Box::new(move || send_frame(&socket, &frame, &address))
+            let (socket, frame) = (PacketSocket::open(LINK, 0)?, frame()?);
+            Box::new(move || Ok(socket.send(&frame)?))
         }
         UNCONNECTED => {
             let socket = UdpSocket::bind("0.0.0.0:0")?;
@@ -206,36 +203,4 @@ fn frame() -> Result<Vec<u8>> {
     frame.extend([0, 0]);
     frame.extend(PAYLOAD);
     Ok(frame)
-}
-
-fn packet_socket() -> Result<OwnedFd> {
-    // SAFETY: socket(2) with numbers reads no memory. Protocol 0: it receives nothing.
-    let socket = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0) };
-    let socket = Errno::result(socket).context("open a packet socket")?;
-    // SAFETY: the descriptor is new and nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(socket) })
-}
-
-fn link_address() -> Result<libc::sockaddr_ll> {
-    // SAFETY: a struct of integers, for which zero is a value.
-    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    address.sll_family = libc::AF_PACKET as u16;
-    address.sll_ifindex = if_nametoindex(LINK)? as i32;
-    address.sll_halen = 6;
-    Ok(address)
-}
-
-fn send_frame(socket: &OwnedFd, frame: &[u8], address: &libc::sockaddr_ll) -> Result<()> {
-    // SAFETY: a frame and an address with their sizes.
-    let sent = unsafe {
-        libc::sendto(
-            socket.as_raw_fd(),
-            frame.as_ptr().cast(),
-            frame.len(),
-            0,
-            std::ptr::from_ref(address).cast(),
-            size_of_val(address) as libc::socklen_t,
-        )
-    };
-    Errno::result(sent).context("sendto").map(drop)
 }

@@ -19,6 +19,7 @@ pub mod agent;
 pub mod battery;
 pub mod books;
 pub mod cgroup;
+pub mod frames;
 pub mod journal;
 pub mod kernel;
 pub mod lab;

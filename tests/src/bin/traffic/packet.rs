@@ -1,9 +1,8 @@
 //! Whole frames by a packet socket or by AF_XDP, past the kernel's own network layer.
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use nix::errno::Errno;
+use trefoil_lab::frames::PacketSocket;
 
 use crate::arguments::Arguments;
 use crate::copy::set_option;
@@ -75,14 +74,14 @@ pub fn packet(arguments: &mut Arguments) -> Answer {
     let send: Box<SendFrame> = if by_xdp {
         Box::new(move |frame| xdp::send(&interface, frame, opened))
     } else {
-        let socket = open()?;
+        let ethertype = pretended.unwrap_or(own_type);
+        let socket = PacketSocket::open(&interface, ethertype).named("open a packet socket")?;
         if bypass {
-            let on = 1_i32.to_ne_bytes();
-            set_option(&socket, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &on)?;
+            let (level, name) = (libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS);
+            set_option(socket.descriptor(), level, name, &1_i32.to_ne_bytes())?;
         }
-        let address = address(&interface, pretended.unwrap_or(own_type))?;
         opened();
-        Box::new(move |frame| send_frame(&socket, frame, &address))
+        Box::new(move |frame| socket.send(frame).named("sendto"))
     };
     for (frame, number) in frames.iter().cycle().zip(1..=count) {
         send(frame)?;
@@ -131,39 +130,4 @@ pub fn datagram(from: SocketAddr, to: SocketAddr, size: usize) -> Result<Vec<u8>
     packet.extend([0, 0]);
     packet.resize(packet.len() + size, b'x');
     Ok(packet)
-}
-
-fn open() -> Result<OwnedFd, Failure> {
-    // SAFETY: socket(2) with numbers reads no memory. Protocol 0: it receives nothing.
-    let descriptor =
-        unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-    let descriptor = Errno::result(descriptor).named("socket")?;
-    // SAFETY: the descriptor is new and nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
-}
-
-fn address(interface: &str, ethertype: u16) -> Result<libc::sockaddr_ll, Failure> {
-    let index = nix::net::if_::if_nametoindex(interface).named("if_nametoindex")?;
-    // SAFETY: a struct of integers, for which zero is a value.
-    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = ethertype.to_be();
-    address.sll_ifindex = index as i32;
-    address.sll_halen = 6;
-    Ok(address)
-}
-
-fn send_frame(socket: &OwnedFd, frame: &[u8], address: &libc::sockaddr_ll) -> Answer {
-    // SAFETY: a frame and an address with their sizes.
-    let sent = unsafe {
-        libc::sendto(
-            socket.as_raw_fd(),
-            frame.as_ptr().cast(),
-            frame.len(),
-            0,
-            std::ptr::from_ref(address).cast(),
-            size_of_val(address) as libc::socklen_t,
-        )
-    };
-    Errno::result(sent).named("sendto").map(drop)
 }
