@@ -26,27 +26,55 @@ use crate::tree::{find_number, find128};
 /// nothing is blocked then, since no policy said to enforce.
 #[inline(always)]
 pub fn judge(in_force: InForce, source: &Source, peer: &Peer, bytes: u32) -> Decision {
-    let generation = in_force.generation;
-    let (login, paths) = source.classes(generation);
-    let who = source.who();
-    let policy = u64::from(generation) << 32 | u64::from(paths);
-    let packet = u64::from(bytes) << 32
-        | u64::from(in_force.flags) << ENFORCED_SHIFT
-        | (login as u64) << LOGIN_SHIFT
-        | u64::from(peer.protocol) << 16
-        | u64::from(peer.port);
+    let asked = Asked::new(in_force, source, peer, bytes);
     let (high, low) = peer.address.halves();
+    in_force.flagged(judge_address(&asked, high, low))
+}
+
+/// What is asked about any address that a packet may go to.
+#[derive(Clone, Copy)]
+pub struct Asked {
+    /// `generation << 32` with the classes of [`Source::classes`].
+    pub policy: u64,
+    /// [`Source::who`].
+    pub who: u64,
+    /// `bytes << 32 | enforced << 31 | login << 24 | protocol << 16 | port`.
+    pub packet: u64,
+}
+
+impl Asked {
+    /// About a packet of `bytes`.
+    #[inline(always)]
+    pub fn new(in_force: InForce, source: &Source, peer: &Peer, bytes: u32) -> Self {
+        let generation = in_force.generation;
+        let (login, paths) = source.classes(generation);
+        Self {
+            policy: u64::from(generation) << 32 | u64::from(paths),
+            who: source.who(),
+            packet: u64::from(bytes) << 32
+                | u64::from(in_force.flags) << ENFORCED_SHIFT
+                | (login as u64) << LOGIN_SHIFT
+                | u64::from(peer.protocol) << 16
+                | u64::from(peer.port),
+        }
+    }
+}
+
+/// Judges one address, by its halves, and what it embeds. The answer is as of a policy that
+/// enforces.
+#[inline(always)]
+pub fn judge_address(asked: &Asked, high: u64, low: u64) -> Decision {
+    let Asked { policy, who, packet } = *asked;
     let mut decision = Decision::from_word(judge_flow(policy, high, low, who, packet));
     // Where the packet stays here, whatever is embedded stays as well.
     if decision.verdict != verdict::LOCAL
-        && let Some(v4) = peer.address.embedded_v4()
+        && let Some(v4) = Address::from_halves(high, low).embedded_v4()
     {
         // Both may have a budget, and both are charged.
         let (high, low) = Address::v4(v4).halves();
         let inner = Decision::from_word(judge_flow(policy, high, low, who, packet));
         decision = decision.or_stricter(inner);
     }
-    decision.flags &= in_force.flags | DECISION_LIMITED;
     decision
 }
 

@@ -42,6 +42,8 @@ mod globals;
 #[cfg(target_arch = "bpf")]
 mod hooks;
 #[cfg(target_arch = "bpf")]
+mod in_flight;
+#[cfg(target_arch = "bpf")]
 mod iterator;
 #[cfg(target_arch = "bpf")]
 mod judge;
@@ -56,6 +58,8 @@ mod packet;
 #[cfg(target_arch = "bpf")]
 mod remembered;
 #[cfg(target_arch = "bpf")]
+mod route;
+#[cfg(target_arch = "bpf")]
 mod sender;
 #[cfg(target_arch = "bpf")]
 mod settle;
@@ -64,8 +68,6 @@ mod socket;
 #[cfg(target_arch = "bpf")]
 mod source;
 #[cfg(target_arch = "bpf")]
-mod staged;
-#[cfg(target_arch = "bpf")]
 mod subflow;
 #[cfg(target_arch = "bpf")]
 mod tables;
@@ -73,6 +75,8 @@ mod tables;
 mod tree;
 #[cfg(target_arch = "bpf")]
 mod uplink_flows;
+#[cfg(target_arch = "bpf")]
+mod words;
 
 /// The kernel lends helpers such as `bpf_probe_read_kernel` to programs under a
 /// GPL-compatible licence only. The sources are (MIT OR Apache-2.0) as well.

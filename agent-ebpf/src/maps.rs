@@ -18,8 +18,9 @@ use trefoil_ebpf::abi::*;
 
 use crate::{
     atomic, globals,
+    in_flight::{InFlight, N_PACKETS},
     packet::Ends,
-    staged::{Staged, StagedKey, StagedScratch},
+    remembered::RememberedKey,
     tables::Chunks,
 };
 
@@ -160,6 +161,11 @@ pub static TOTALS: PerCpuArray<Totals, { verdict::N as usize }> = PerCpuArray::n
 #[btf_map]
 pub static UPLINKS: HashMap<u32, Uplink, 64> = HashMap::new();
 
+/// What `uplink_egress` has read there, at the index's last digits. Written and read by it, and
+/// read by `egress`. An entry that another interface has overwritten is read anew.
+#[btf_map]
+pub static UPLINK_CACHE: Array<CachedUplink, N_CACHED_UPLINKS> = Array::new();
+
 /// What left by each of them. Entries are made and removed together with those of
 /// `UPLINKS`; written by `uplink_egress`, read by the agent. A frame without an entry
 /// counts as `uplinks-unknown`.
@@ -179,31 +185,39 @@ pub static UPLINK_FLOWS: HashMap<UplinkFlowKey, Tracked, 65536, { BPF_F_NO_PREAL
 #[btf_map]
 pub static WRITERS: LruHashMap<u32, Owner, 1024> = LruHashMap::new();
 
-/// Whose packets are that have gone into a tunnel which takes them from their socket while
-/// they wait. Written by `uplink_egress` at the entrance, read by it where they leave. The
-/// kernel drops what was not used for longest; what is not found has no process.
+/// Packets on their way from their socket to an uplink, see [`crate::in_flight`]. Written by
+/// `egress`, and by `uplink_egress` at the entrance of a tunnel; read by `uplink_egress`. A packet
+/// overwrites what is at its index; one that is not found is judged as what it is.
 #[btf_map]
-pub static STAGED: LruHashMap<StagedKey, Staged, 4096> = LruHashMap::new();
+pub static IN_FLIGHT: Array<InFlight, N_PACKETS> = Array::new();
 
-/// Room in which `uplink_egress` builds an entry of [`STAGED`]. Its runs do not nest.
+/// Whose they are, at the same index: of each flow only its cookie and its far end.
 #[btf_map]
-pub static STAGED_SCRATCH: PerCpuArray<StagedScratch, 1> = PerCpuArray::new();
+pub static IN_FLIGHT_OWNERS: Array<Tracked, N_PACKETS> = Array::new();
+
+/// Datagrams that may be cut into fragments before they come to an uplink without their socket,
+/// see [`crate::remembered`]. Written by `egress`, read by `uplink_egress`. The kernel drops what
+/// was not used for longest; without memory for an entry `remembered-full` counts, and what is not
+/// found is judged as what it is.
+#[btf_map]
+pub static LARGE_DATAGRAMS: LruHashMap<RememberedKey, Tracked, 4096> = LruHashMap::new();
+
+/// Room in which `uplink_egress` keeps what a frame's headers say. Its runs do not nest.
+#[btf_map]
+pub static FRAME_ENDS: PerCpuArray<Ends, 1> = PerCpuArray::new();
 
 /// Room for what `__dev_direct_xmit` knows of a frame. The kernel skips a run of it within
 /// another on the same processor.
 #[btf_map]
 pub static DIRECT: PerCpuArray<DirectFrame, 1> = PerCpuArray::new();
 
-/// What was decided where a socket was to be seen, for packets that come to an uplink
-/// without it. By destination about sockets of other network namespaces, whose packets
-/// are forwarded by this host; about the beginning of a datagram, for the rest of it;
-/// about connections of TCP that are over, in whose name the kernel still answers; about
-/// packets for which there was no room in `FLOWS`. See `remembered` for the keys. Written
-/// by `egress`, `uplink_egress` and what ends a flow, read by the first two. The kernel
-/// drops what was not used for longest; without memory for an entry `remembered-full`
-/// counts, and what is not found is judged by its destination alone.
+/// Decisions about the beginning of a datagram, for the rest of it, and about connections of TCP
+/// that are over, in whose name the kernel still answers, see [`crate::remembered`]. Written by
+/// `uplink_egress` and what ends a flow, read by `egress` and `uplink_egress`. The
+/// kernel drops what was not used for longest; without memory for an entry `remembered-full`
+/// counts, and what is not found is judged as what it is.
 #[btf_map]
-pub static REMEMBERED: LruHashMap<Peer, Decision, 65536> = LruHashMap::new();
+pub static REMEMBERED: LruHashMap<RememberedKey, Decision, 65536> = LruHashMap::new();
 
 /// What the agent's verbs want to know of the two policy generations. This and the tables
 /// below are written by the agent in the slot that is not in force.
@@ -251,6 +265,57 @@ pub struct DirectFrame {
     pub owner: Owner,
 }
 
+/// Entries of `UPLINK_CACHE`.
+const N_CACHED_UPLINKS: usize = 256;
+
+/// See [`UPLINK_CACHE`]. One word, so that it is read and written as a whole.
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+pub struct CachedUplink {
+    /// Index of the interface; 0 for none.
+    pub interface: u32,
+    /// As in [`Uplink`].
+    pub header_bytes: u16,
+    /// As in [`Uplink`].
+    pub flags: u16,
+}
+
+/// The interface with this index, if frames have left by it and it is watched.
+#[inline(always)]
+fn cached_uplink(interface: u32) -> Option<CachedUplink> {
+    let entry = UPLINK_CACHE.get_ptr(interface % N_CACHED_UPLINKS as u32)?;
+    // SAFETY: a map value of eight bytes, aligned; one volatile read sees one state.
+    let cached = unsafe { ptr::read_volatile(entry) };
+    (cached.interface == interface).then_some(cached)
+}
+
+/// The interface with this index, if it is watched.
+#[inline(always)]
+pub fn uplink(interface: u32) -> Option<CachedUplink> {
+    if let Some(cached) = cached_uplink(interface) {
+        return Some(cached);
+    }
+    // SAFETY: an entry is removed only when its interface is gone.
+    let uplink = unsafe { UPLINKS.get(&interface) }?;
+    let cached = CachedUplink {
+        interface,
+        header_bytes: uplink.header_bytes as u16,
+        flags: uplink.flags as u16,
+    };
+    if let Some(entry) = UPLINK_CACHE.get_ptr_mut(interface % N_CACHED_UPLINKS as u32) {
+        // SAFETY: as above.
+        unsafe { ptr::write_volatile(entry, cached) };
+    }
+    Some(cached)
+}
+
+/// True if what leaves by this interface of the agent's own namespace comes to an uplink's hook
+/// next.
+#[inline(always)]
+pub fn is_uplink(interface: u32) -> bool {
+    cached_uplink(interface).is_some_and(|uplink| u32::from(uplink.flags) & UPLINK_IS_TUNNEL == 0)
+}
+
 /// Counts a loss.
 #[inline(always)]
 pub fn lose(loss: u32, amount: u64) {
@@ -270,6 +335,15 @@ pub struct InForce {
 }
 
 impl InForce {
+    /// A decision of the judge, with the flags that it has while this is in force.
+    #[inline(always)]
+    pub fn flagged(&self, decision: Decision) -> Decision {
+        Decision {
+            flags: decision.flags & (self.flags | DECISION_LIMITED),
+            ..decision
+        }
+    }
+
     /// True if a decision was made under this and holds.
     #[inline(always)]
     pub fn made(&self, decision: &Decision) -> bool {

@@ -1,103 +1,199 @@
-//! What was decided where a socket was to be seen, for packets that come to an uplink
-//! without it; in map `REMEMBERED`.
+//! Decisions that outlive the packet that they were made about: in map `REMEMBERED`, about the
+//! beginning of a datagram, for the rest of it, and about a connection of TCP that is over, in
+//! whose name the kernel still answers; in `LARGE_DATAGRAMS`, about datagrams that may be cut
+//! into fragments before they come to an uplink without their socket.
 //!
-//! Holds while the policy is in force that it was decided under, or a little longer, and only
-//! of what may leave: all else is judged once more, where it is.
+//! A key names both ends and the sender. Only what may leave is remembered: all else is judged
+//! once more, where it is.
 
+use aya_ebpf::bindings::__sk_buff;
 use trefoil_ebpf::abi::*;
 
 use crate::{
     accounting::NOT_JUDGED,
-    maps::{REMEMBERED, is_new, lose},
+    maps::{LARGE_DATAGRAMS, REMEMBERED, is_new, lose},
+    packet::{Ends, Part, protocol},
+    words::low_half,
 };
 
-/// What was decided about a key under this policy; of verdict `NONE` if nothing, or that it
-/// may not leave.
-#[inline(always)]
-pub fn remembered(generation: u32, key: &Peer) -> Decision {
-    // SAFETY: eight bytes that are written as one.
-    match unsafe { REMEMBERED.get(key) } {
-        Some(decision) if decision.generation == generation && !decision.blocks() => *decision,
-        _ => NOT_JUDGED,
+/// What a decision is about.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct RememberedKey {
+    /// The far end; without a port if it is about a datagram.
+    peer: Peer,
+    /// The near end.
+    source: Address,
+    /// Of a datagram: its sender, see [`sender_of`].
+    sender: u64,
+    /// Of a datagram: its identification.
+    datagram: u32,
+    /// The near port; 0 if it is about a datagram.
+    source_port: u16,
+    /// Zero.
+    pad: u16,
+}
+
+impl RememberedKey {
+    /// A connection of TCP that is over. Who it belonged to is gone.
+    #[inline(always)]
+    fn of_connection(peer: &Peer, local: &Address, local_port: u16) -> Self {
+        Self {
+            peer: *peer,
+            source: *local,
+            sender: 0,
+            datagram: 0,
+            source_port: local_port,
+            pad: 0,
+        }
+    }
+
+    /// A datagram.
+    #[inline(always)]
+    fn of_datagram(ends: &Ends, sender: u64, datagram: u32) -> Self {
+        Self {
+            peer: Peer {
+                port: 0,
+                ..ends.destination
+            },
+            source: ends.source,
+            sender,
+            datagram,
+            source_port: 0,
+            pad: 0,
+        }
     }
 }
 
-/// As [`remembered`], about a connection of TCP that is over, by its two ports.
+/// Names who sent a fragment, as long as its datagram is on its way: by its socket, or without
+/// one by the hash of its flow, which has a secret of the kernel's in it, and the interface
+/// that it came in by.
+#[inline(always)]
+fn sender_of(skb: *mut __sk_buff) -> u64 {
+    // SAFETY: fields of the context; the verifier checks the access. So below.
+    let socket = unsafe { (*skb).__bindgen_anon_2.sk };
+    if !socket.is_null() {
+        return 1 << 63 | low_half(socket);
+    }
+    let (hash, came_in_by) = unsafe { ((*skb).hash, (*skb).ingress_ifindex) };
+    u64::from(came_in_by) << 32 | u64::from(hash)
+}
+
+/// What was decided about the beginning of a fragment's datagram, under the policy in force; of
+/// verdict `NONE` if nothing was.
+#[inline(never)]
+pub fn decision_of_beginning(skb: *mut __sk_buff, ends: &Ends, generation: u32) -> u64 {
+    let key = RememberedKey::of_datagram(ends, sender_of(skb), ends.datagram);
+    // SAFETY: eight bytes that are written as one.
+    match unsafe { REMEMBERED.get(&key) } {
+        Some(decision) if decision.generation == generation => decision.to_word(),
+        _ => NOT_JUDGED.to_word(),
+    }
+}
+
+/// Remembers for the rest of a datagram what was decided about its beginning. The rest of what
+/// may not leave is forgotten.
+#[inline(never)]
+pub fn remember_beginning(skb: *mut __sk_buff, ends: &Ends, decision: u64) -> u32 {
+    let key = RememberedKey::of_datagram(ends, sender_of(skb), ends.datagram);
+    remember(&key, &Decision::from_word(decision));
+    0
+}
+
+/// As [`decision_of_beginning`], about a connection of TCP that is over.
 ///
 /// Who it belonged to is gone, and it cannot be judged anew. So what was decided holds for as
 /// long as the kernel goes on with what was over when another policy came into force: in
 /// FIN_WAIT2 and in TIME_WAIT, each for a minute. What it sends then has no data.
-#[inline(always)]
-pub fn ended(generation: u32, peer: &Peer, own_port: u16) -> Decision {
+#[inline(never)]
+pub fn ended(generation: u32, ends: &Ends) -> u64 {
     const LONGEST_END_NS: u64 = 120_000_000_000;
-    let key = connection(peer, own_port);
+    let key = RememberedKey::of_connection(&ends.destination, &ends.source, ends.source_port);
     // SAFETY: eight bytes that are written as one.
-    let Some(decision) = (unsafe { REMEMBERED.get(&key) }) else {
-        return NOT_JUDGED;
-    };
-    let holds = decision.generation == generation || is_new(generation, LONGEST_END_NS);
-    if holds && !decision.blocks() {
-        *decision
-    } else {
-        NOT_JUDGED
+    match unsafe { REMEMBERED.get(&key) } {
+        Some(decision)
+            if decision.generation == generation || is_new(generation, LONGEST_END_NS) =>
+        {
+            decision.to_word()
+        }
+        _ => NOT_JUDGED.to_word(),
     }
 }
 
-/// Remembers a decision, unless it is that nothing may leave.
-#[inline(always)]
-pub fn remember(key: &Peer, decision: Decision) {
-    let (high, low) = key.address.halves();
-    remember_words(high, low, key.rest(), decision.to_word());
+/// Remembers a connection of TCP that is over. What the kernel sends in its name carries no
+/// data.
+#[inline(never)]
+pub fn remember_ended(flow: *const Flow) -> u32 {
+    // SAFETY: a map value; the verifier checks the access.
+    let flow = unsafe { &*flow };
+    let key = RememberedKey::of_connection(&flow.peer, &flow.local, flow.local_port);
+    remember(&key, &flow.decision);
+    0
 }
 
-/// By a key in words, which is on no caller's stack then. A global function to the kernel, as
-/// those of the judge.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn remember_words(high: u64, low: u64, rest: u64, decision: u64) -> u32 {
-    let decision = Decision::from_word(decision);
+/// Remembers a decision. That something may not leave is as good as nothing.
+#[inline(always)]
+fn remember(key: &RememberedKey, decision: &Decision) {
     if decision.blocks() || decision.verdict == verdict::NONE {
+        let _ = REMEMBERED.remove(key);
+        return;
+    }
+    // SAFETY: eight bytes that are written as one.
+    let known = unsafe { REMEMBERED.get(key) };
+    if known.map(|known| known.to_word()) != Some(decision.to_word())
+        && REMEMBERED.insert(key, decision, 0).is_err()
+    {
+        lose(LOSS_REMEMBERED_FULL, 1);
+    }
+}
+
+/// Least bytes of a datagram that some link may cut: what each link for IPv6 takes.
+const LARGE_BYTES: u32 = 1280;
+
+/// Keeps what was decided about a datagram, and whose it is, if it may be cut into fragments:
+/// each of them is another `sk_buff`, with its flow's hash. Without a hash nothing is kept, since
+/// nothing that it has names its sender.
+#[inline(always)]
+pub fn keep_large(skb: *mut __sk_buff, tag: *const Socket, ends: &Ends, decision: Decision) {
+    // SAFETY: fields of the context; the verifier checks the access.
+    let (bytes, segments, hash) = unsafe { ((*skb).len, (*skb).gso_segs, (*skb).hash) };
+    let is_kept = bytes > LARGE_BYTES
+        && segments < 2
+        && hash != 0
+        && ends.destination.protocol != protocol::TCP;
+    if is_kept {
+        insert_large(hash, tag, ends, decision.to_word());
+    }
+}
+
+#[inline(never)]
+fn insert_large(hash: u32, tag: *const Socket, ends: &Ends, decision: u64) -> u32 {
+    let key = RememberedKey::of_datagram(ends, hash.into(), 0);
+    // SAFETY: map values; the verifier checks the access. So below.
+    if LARGE_DATAGRAMS.insert(&key, unsafe { &(*tag).tracked }, 0).is_err() {
+        lose(LOSS_REMEMBERED_FULL, 1);
         return 0;
     }
-    let key = Peer::new(Address::from_halves(high, low), rest);
-    // SAFETY: eight bytes that are written as one.
-    let known = unsafe { REMEMBERED.get(&key) };
-    if known != Some(&decision) && REMEMBERED.insert(&key, &decision, 0).is_err() {
-        lose(LOSS_REMEMBERED_FULL, 1);
+    if let Some(kept) = LARGE_DATAGRAMS.get_ptr_mut(&key) {
+        unsafe {
+            (*kept).flow.peer = ends.destination;
+            (*kept).flow.decision = Decision::from_word(decision);
+        }
     }
     0
 }
 
-/// The key of a connection of TCP that is over, by its two ports: the kernel still
-/// acknowledges and resets in its name, and the socket is gone.
-#[inline(always)]
-pub fn connection(peer: &Peer, own_port: u16) -> Peer {
-    let [a, b] = own_port.to_be_bytes();
-    Peer {
-        pad: [a, b, 0, 0, 1],
-        ..*peer
+/// What [`keep_large`] kept about the datagram of a packet that has lost its socket: whose it is,
+/// its destination and decision. Null if it kept nothing.
+#[inline(never)]
+pub fn large(skb: *mut __sk_buff, ends: &Ends) -> *const Tracked {
+    // SAFETY: fields of the context; the verifier checks the access.
+    let (socket, hash) = unsafe { ((*skb).__bindgen_anon_2.sk, (*skb).hash) };
+    if !socket.is_null() || hash == 0 || ends.part == Part::Whole {
+        return core::ptr::null();
     }
+    let key = RememberedKey::of_datagram(ends, hash.into(), 0);
+    LARGE_DATAGRAMS.get_ptr(&key).unwrap_or(core::ptr::null())
 }
 
-/// The key of what a socket sends to a peer for whom there is no room in `FLOWS`. Cookies are
-/// counted from 1, so the highest bit is in no other key.
-#[inline(always)]
-pub fn without_room(peer: &Peer, cookie: u64) -> Peer {
-    let [a, b, c, d, e, ..] = cookie.to_le_bytes();
-    Peer {
-        pad: [a, b, c, d, e | 0x80],
-        ..*peer
-    }
-}
-
-/// The key of the rest of a datagram: the destination without a port, and the socket's
-/// cookie where there is one, else 0.
-#[inline(always)]
-pub fn rest_of(peer: &Peer, cookie: u64) -> Peer {
-    let [a, b, c, d, e, ..] = cookie.to_le_bytes();
-    Peer {
-        port: 0,
-        pad: [a, b, c, d, e],
-        ..*peer
-    }
-}
+const _: () = assert!(size_of::<RememberedKey>() == 64 - 8);

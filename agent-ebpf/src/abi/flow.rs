@@ -100,15 +100,10 @@ pub const MAX_CUTS: usize = 1 << 16;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
-    /// Socket cookie. With `started_ns` and `peer` it names a flow for good.
-    pub cookie: u64,
-    /// Nanoseconds since boot (suspend included). Odd if it is [`reason::ALONE`], else even,
-    /// so that such a flow has no name that another has.
-    pub started_ns: u64,
     /// The far end.
     pub peer: Peer,
-    /// Near address; unspecified until a packet was seen.
-    pub local: Address,
+    /// What the policy says about it.
+    pub decision: Decision,
     /// Near port in host byte order.
     pub local_port: u16,
     /// `FLOW_*` bits.
@@ -116,11 +111,21 @@ pub struct Flow {
     /// One of [`direction`].
     pub direction: u8,
     /// Zero.
-    pub pad: [u8; 3],
-    /// What the policy says about it.
-    pub decision: Decision,
+    pub pad: u8,
+    /// Port that the process named in host byte order, where the host translated it.
+    pub named_port: u16,
     /// Cumulative counters of the slot.
     pub counters: Counters,
+    /// Socket cookie. With `started_ns` and `peer` it names a flow for good.
+    pub cookie: u64,
+    /// Nanoseconds since boot (suspend included). Odd if it is [`reason::ALONE`], else even,
+    /// so that such a flow has no name that another has.
+    pub started_ns: u64,
+    /// Near address; unspecified until a packet was seen.
+    pub local: Address,
+    /// Address that the process named, where the host translated it into that of `peer`; else
+    /// unspecified.
+    pub named: Address,
     /// The slot's counters when this flow began.
     pub base: Counters,
 }
@@ -129,10 +134,10 @@ pub struct Flow {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tracked {
-    /// Whose it is.
-    pub owner: Owner,
     /// What it is.
     pub flow: Flow,
+    /// Whose it is.
+    pub owner: Owner,
 }
 
 /// The socket listens; what is cloned from it is an accepted session.
@@ -151,19 +156,28 @@ pub const SOCKET_OWN_NAMESPACE: u32 = 16;
 /// the flow in map `UPLINK_FLOWS` that its last frame belongs to.
 pub const SOCKET_OF_FRAMES: u32 = 32;
 
+/// It is one of TCP, and not one that only sends packets of TCP. Known with
+/// [`SOCKET_KIND_KNOWN`].
+pub const SOCKET_IS_TCP: u32 = 64;
+
+/// What kind of socket it is has been asked.
+pub const SOCKET_KIND_KNOWN: u32 = 128;
+
 /// The socket tag, value of the socket storage `SOCKETS`.
 ///
 /// A socket that has one peer (TCP, connected UDP) keeps its flow here; flows of
 /// a socket with many peers are in `FLOWS`, and `tracked.owner` is its last actor.
+///
+/// All that a packet of a known flow needs is at the beginning, in two cache lines.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Socket {
-    /// Last actor, and the flow if the socket has one peer.
-    pub tracked: Tracked,
     /// `SOCKET_*` bits.
     pub flags: u32,
     /// Zero.
     pub pad: u32,
+    /// Last actor, and the flow if the socket has one peer.
+    pub tracked: Tracked,
 }
 
 /// Key of map `FLOWS`.
@@ -271,12 +285,12 @@ pub struct Totals {
 const _: () = {
     assert!(size_of::<Peer>() == 24);
     assert!(size_of::<Counters>() == 56);
-    assert!(size_of::<Flow>() == 16 + 24 + 16 + 8 + 8 + 56 + 56);
-    assert!(size_of::<Tracked>() == 264);
-    assert!(size_of::<Socket>() == 272);
+    assert!(size_of::<Flow>() == 16 + 24 + 2 * 16 + 8 + 8 + 56 + 56);
+    assert!(size_of::<Tracked>() == 280);
+    assert!(size_of::<Socket>() == 288);
     assert!(size_of::<FlowKey>() == 32);
     assert!(size_of::<EndedKey>() == 16);
     assert!(size_of::<WayOut>() == size_of::<Owner>() + 8);
-    assert!(size_of::<Event>() == 280);
+    assert!(size_of::<Event>() == 296);
     assert!(size_of::<Totals>() == 40);
 };

@@ -140,6 +140,20 @@ impl Decision {
         }
     }
 
+    /// This decision, about a packet that lists other addresses to go to: it is not local,
+    /// since it leads on.
+    #[inline(always)]
+    #[must_use]
+    pub const fn leading_on(self) -> Self {
+        match self.verdict {
+            verdict::LOCAL => Self {
+                verdict: verdict::UNDETERMINED,
+                ..self
+            },
+            _ => self,
+        }
+    }
+
     /// As one word: in that form it goes through functions that take numbers alone.
     #[inline(always)]
     #[must_use]

@@ -131,6 +131,10 @@ pub struct UplinkFlowKey {
     pub pad: [u8; 4],
 }
 
+/// Stands in [`Peer::protocol`] for a frame that carries no IP: the address is unspecified, and the
+/// port is the ethertype, or a number below 0x0600 if the frame has none. IANA reserves it.
+pub const NO_IP: u8 = 255;
+
 /// Set in the cookie of a flow that has no socket. The kernel counts cookies from 1.
 pub const COOKIE_OF_NO_SOCKET: u64 = 1 << 63;
 

@@ -13,7 +13,7 @@ use trefoil_ebpf::abi::*;
 
 use super::sock_addr::{PASS, REFUSE, peer_v4, peer_v6};
 use crate::{
-    accounting::{begin, end, refuse},
+    accounting::{NOT_JUDGED, begin, end, refuse},
     judge::judge,
     maps::{SOCKETS, in_force},
     owner::set_current,
@@ -56,7 +56,12 @@ fn connect(ctx: &SockAddrContext, peer: Peer) -> Option<i32> {
         refuse(owner, cookie, &peer, decision);
         return Some(REFUSE);
     }
-    begin(tracked, cookie, &peer, direction::OUTBOUND, decision);
+    // Local is only what goes by the loopback interface, and that is known when it goes.
+    let kept = match decision.verdict {
+        verdict::LOCAL => NOT_JUDGED,
+        _ => decision,
+    };
+    begin(tracked, cookie, &peer, direction::OUTBOUND, kept);
     unsafe { (*tag).flags |= SOCKET_HAS_PEER };
     Some(PASS)
 }

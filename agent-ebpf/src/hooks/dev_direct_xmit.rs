@@ -18,7 +18,7 @@ use crate::{
     books::{Size, count, judged, not_ip},
     flows::set_sender,
     globals::{namespace_inode, offset},
-    judge::judge,
+    judge::{judge, undetermined},
     kernel_memory::{Kernel, follow, read},
     maps::{DIRECT, DirectFrame, InForce, SOCKETS, UPLINKS, active, lose},
     owner::set_nobody,
@@ -180,7 +180,7 @@ extern "C" fn judge_direct(generation: u32, bytes: u32, start: u32) -> u32 {
     if is_known {
         set_sender(tracked, owner, who.quality);
     }
-    let decision = decide(in_force, tracked, ends, bytes);
+    let decision = decide(in_force, tracked, ends, bytes, |_| undetermined(in_force));
     record(tracked, &decision, u64::from(ip_bytes), false);
     decision.verdict.into()
 }

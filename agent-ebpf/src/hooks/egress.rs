@@ -18,13 +18,17 @@ use aya_ebpf::{
 use trefoil_ebpf::abi::*;
 
 use crate::{
-    accounting::{Alone, NOT_JUDGED, begin, count_total, tell_alone},
+    accounting::{Alone, NOT_JUDGED, begin, count, count_total, tell_alone},
     flows,
     globals::local_flows,
+    in_flight,
     judge::{judge, undetermined},
-    maps::{CUTS, FLOWS, InForce, SOCKETS, in_force, lose},
-    packet::{Ends, ends, is_bare_reset, protocol},
-    remembered::{ended, remember, without_room},
+    maps::{CUTS, FLOWS, InForce, SOCKETS, in_force, is_uplink, lose},
+    packet::{
+        Ends, Route, ends, is_bare_reset, is_same_peer, keeps_link, plain_ends_at, protocol,
+    },
+    remembered::{ended, keep_large},
+    route::judge_listed,
     settle::{decide, record, stay},
     socket::{is_raw, is_tcp},
     source::Source,
@@ -46,18 +50,83 @@ fn egress(ctx: SkBuffContext) -> i32 {
     let Some(in_force) = in_force() else {
         return PASS;
     };
+    if let Some(ends) = plain_ends_at(skb, 0)
+        && pass_known(in_force, skb, &ends)
+    {
+        return PASS;
+    }
+    judge_packet(in_force, skb)
+}
+
+/// Counts a packet of a flow that goes on as it has: to the peer of its socket, under the policy
+/// that has approved of it. False for any other packet.
+///
+/// One call to the kernel, for the tag.
+#[inline(always)]
+fn pass_known(in_force: InForce, skb: *mut __sk_buff, ends: &Ends) -> bool {
+    const GOES_ON: u16 = FLOW_ANNOUNCED;
+    const IS_SPECIAL: u16 = FLOW_ENDED | FLOW_EMBRYONIC | FLOW_CUT;
+    // SAFETY: fields of the context; the verifier checks the access. So below.
+    let (bytes, interface, socket) = unsafe {
+        (
+            u64::from((*skb).len),
+            (*skb).ifindex,
+            (*skb).__bindgen_anon_2.sk,
+        )
+    };
+    if interface == LOOPBACK || socket.is_null() {
+        return false;
+    }
+    let Some(tag) = SOCKETS.get(socket) else {
+        return false;
+    };
+    // SAFETY: a map value; the verifier checks the access. So below.
+    let flags = unsafe { (*tag).flags };
+    if flags & (SOCKET_HAS_PEER | SOCKET_LISTENS) != SOCKET_HAS_PEER {
+        return false;
+    }
+    let tracked = unsafe { &raw mut (*tag).tracked };
+    let flow = unsafe { &raw const (*tracked).flow };
+    let (state, decision) = unsafe { ((*flow).state, (*flow).decision) };
+    let goes_on = state & (GOES_ON | IS_SPECIAL) == GOES_ON
+        && in_force.made(&decision)
+        && !decision.blocks()
+        && is_same_peer(unsafe { &raw const (*flow).peer }, &raw const ends.destination);
+    if !goes_on {
+        return false;
+    }
+    keep(skb, tag, ends, decision);
+    count_total(&decision, bytes, false);
+    count(tracked, bytes, false);
+    true
+}
+
+/// Keeps for the uplink what was decided about a packet. Its socket may be lost where the uplink
+/// is not the next interface.
+#[inline(always)]
+fn keep(skb: *mut __sk_buff, tag: *const Socket, ends: &Ends, decision: Decision) {
+    // SAFETY: the context and a map value; the verifier checks the access.
+    let (interface, flags) = unsafe { ((*skb).ifindex, (*tag).flags) };
+    if flags & SOCKET_OWN_NAMESPACE != 0 && is_uplink(interface) {
+        in_flight::keep(skb, ptr::null(), &ends.destination, decision);
+    } else {
+        in_flight::keep(skb, tag, &ends.destination, decision);
+        keep_large(skb, tag, ends, decision);
+    }
+}
+
+/// Judges and counts a packet, whatever it is.
+#[inline(always)]
+fn judge_packet(in_force: InForce, skb: *mut __sk_buff) -> i32 {
     // SAFETY: fields of the context; the verifier checks the access.
     let (bytes, interface) = unsafe { (u64::from((*skb).len), (*skb).ifindex) };
     if interface == LOOPBACK {
-        let local = Decision {
-            verdict: verdict::LOCAL,
-            ..undetermined(in_force)
-        };
+        let local = local(in_force);
         count_total(&local, bytes, false);
         if local_flows()
-            && let Some(mut ends) = ends(skb)
+            && let Some(ends) = ends(skb)
         {
-            let tracked = slot(skb, &mut ends);
+            let tracked = slot(skb, &ends);
             if !tracked.is_null() {
                 stay(tracked, &ends, local);
                 record(tracked, &local, bytes, false);
@@ -65,26 +134,48 @@ fn egress(ctx: SkBuffContext) -> i32 {
         }
         return PASS;
     }
-    let Some(mut ends) = ends(skb) else {
+    let Some(ends) = ends(skb) else {
         lose(LOSS_PACKETS_UNPARSED, 1);
         return without_flow(&undetermined(in_force), bytes);
     };
-    if ends.destination.protocol == protocol::TCP && is_control_packet(skb) {
-        let known = ended(in_force.generation, &ends.destination, ends.source_port);
+    if may_be_the_kernels(ends.destination.protocol) && is_control_packet(skb) {
+        let known = if ends.destination.protocol == protocol::TCP {
+            Decision::from_word(ended(in_force.generation, &ends))
+        } else if keeps_link(skb, 0) {
+            local(in_force)
+        } else {
+            NOT_JUDGED
+        };
         if known.verdict != verdict::NONE {
+            in_flight::keep(skb, ptr::null(), &ends.destination, known);
             count_total(&known, bytes, false);
             return PASS;
         }
     }
-    let tracked = slot(skb, &mut ends);
+    let tracked = slot(skb, &ends);
     if tracked.is_null() {
         return without_slot(in_force, skb, &ends, bytes);
     }
     settle(in_force, tracked, skb, &ends, bytes)
 }
 
-/// True for what the kernel sends in the name of a connection that is over: before 6.13
-/// by a socket of its own, and since then by none that comes here.
+/// The decision about what never leaves the host or the link.
+#[inline(always)]
+fn local(in_force: InForce) -> Decision {
+    Decision {
+        verdict: verdict::LOCAL,
+        ..undetermined(in_force)
+    }
+}
+
+/// True for protocols that the kernel itself sends by sockets of its own.
+#[inline(always)]
+const fn may_be_the_kernels(protocol: u8) -> bool {
+    matches!(protocol, protocol::TCP | protocol::ICMPV6)
+}
+
+/// True for what the kernel sends by a socket of its own: to keep the link, and, before 6.13, in
+/// the name of a connection that is over.
 #[inline(always)]
 fn is_control_packet(skb: *mut __sk_buff) -> bool {
     // SAFETY: a field of the context; the verifier checks the access. So below.
@@ -117,7 +208,10 @@ fn without_slot(in_force: InForce, skb: *mut __sk_buff, ends: &Ends, bytes: u64)
         // SAFETY: a map value; the verifier checks the access.
         Source::of(unsafe { &raw const (*tag).tracked.owner })
     };
-    let decision = judge(in_force, &source, &ends.destination, bytes as u32);
+    let decision = match ends.route {
+        Route::Direct => judge(in_force, &source, &ends.destination, bytes as u32),
+        _ => judge_listed(in_force, &source, skb, 0, ends, bytes as u32),
+    };
     tell_of_packet(skb, decision.to_word());
     without_flow(&decision, bytes)
 }
@@ -151,12 +245,9 @@ extern "C" fn tell_of_packet(skb: *mut __sk_buff, decision: u64) -> u32 {
     }
     let Some(ends) = ends(skb) else { return 0 };
     let cookie = cookie_of(skb);
-    remember(&without_room(&ends.destination, cookie), decision);
+    keep(skb, tag, &ends, decision);
     // SAFETY: the context and a map value; the verifier checks the access. So below.
     let (bytes, flags) = unsafe { ((*skb).len, (*tag).flags) };
-    if flags & SOCKET_OWN_NAMESPACE == 0 {
-        remember(&ends.destination, decision);
-    }
     let owner = unsafe { &raw const (*tag).tracked.owner };
     let is_shared = unsafe { (*tag).tracked.flow.state } & FLOW_SHARED != 0;
     let is_answer = ends.destination.protocol == protocol::TCP && flags & SOCKET_LISTENS != 0;
@@ -191,12 +282,12 @@ fn without_flow(decision: &Decision, bytes: u64) -> i32 {
 /// A function of its own, so that what it needs of the stack is free again when the
 /// judge is asked.
 #[inline(never)]
-fn slot(skb: *mut __sk_buff, ends: &mut Ends) -> *mut Tracked {
+fn slot(skb: *mut __sk_buff, ends: &Ends) -> *mut Tracked {
     find(skb, ends).unwrap_or(ptr::null_mut())
 }
 
 #[inline(always)]
-fn find(skb: *mut __sk_buff, ends: &mut Ends) -> Option<*mut Tracked> {
+fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
     // SAFETY: a field of the context; the verifier checks the access. So below.
     let socket = unsafe { (*skb).__bindgen_anon_2.sk };
     if socket.is_null() {
@@ -213,7 +304,6 @@ fn find(skb: *mut __sk_buff, ends: &mut Ends) -> Option<*mut Tracked> {
     let tracked = unsafe { &raw mut (*tag).tracked };
     let peer = &ends.destination;
     let mut flags = unsafe { (*tag).flags };
-    ends.is_forwarded = flags & SOCKET_OWN_NAMESPACE == 0;
     let mut embryonic = 0;
 
     if is_tcp(socket) {
@@ -236,7 +326,7 @@ fn find(skb: *mut __sk_buff, ends: &mut Ends) -> Option<*mut Tracked> {
         }
         unsafe { (*tag).flags = flags };
     }
-    if flags & SOCKET_HAS_PEER != 0 && unsafe { (*tracked).flow.peer == *peer } {
+    if flags & SOCKET_HAS_PEER != 0 && is_same_peer(unsafe { &raw const (*tracked).flow.peer }, peer) {
         return Some(tracked);
     }
     let key = FlowKey {
@@ -342,7 +432,9 @@ fn settle(
     ends: &Ends,
     bytes: u64,
 ) -> i32 {
-    let decision = decide(in_force, tracked, ends, bytes as u32);
+    let decision = decide(in_force, tracked, ends, bytes as u32, |source| {
+        judge_listed(in_force, source, skb, 0, ends, bytes as u32)
+    });
     let mut blocked = decision.blocks();
     // SAFETY: a map value; the verifier checks the access. So below.
     let flow = unsafe { &raw mut (*tracked).flow };
@@ -350,9 +442,11 @@ fn settle(
         blocked = false;
         unsafe { (*flow).state |= FLOW_CUT };
     }
-    if ends.is_forwarded {
-        // Uplinks will not see its socket.
-        remember(&ends.destination, decision);
+    if !blocked {
+        let tag = tag_of(skb);
+        if !tag.is_null() {
+            keep(skb, tag, ends, decision);
+        }
     }
     count_total(&decision, bytes, blocked);
     record(tracked, &decision, bytes, blocked);

@@ -8,7 +8,9 @@
 
 use aya_ebpf::{
     bindings::__sk_buff,
-    helpers::generated::{bpf_get_listener_sock, bpf_get_socket_cookie, bpf_sk_fullsock},
+    helpers::generated::{
+        bpf_get_hash_recalc, bpf_get_listener_sock, bpf_get_socket_cookie, bpf_sk_fullsock,
+    },
     macros::classifier,
     programs::TcContext,
 };
@@ -18,13 +20,17 @@ use crate::{
     accounting::NOT_JUDGED,
     books::{Size, count, dropped, judged, not_ip},
     flows::{self, set_sender},
+    in_flight::{self, Found},
     judge::{judge, undetermined},
-    maps::{InForce, SOCKETS, UPLINKS, WRITERS, in_force, is_new, lose},
-    packet::{Ends, Frame, Part, ends_at, frame, is_empty_wireguard, protocol},
-    remembered::{ended, remember, remembered, rest_of, without_room},
+    maps::{FRAME_ENDS, InForce, SOCKETS, WRITERS, in_force, is_new, lose, uplink},
+    packet::{
+        Bytes, Ends, Frame, NOT_IP, Part, Route, ends_at, frame, is_empty_wireguard,
+        is_plain_ethernet, is_same_peer, is_without_data, keeps_link, plain_ends_at, protocol,
+    },
+    remembered::{decision_of_beginning, ended, large, remember_beginning},
+    route::judge_listed,
     settle::{decide, record},
     source::Source,
-    staged::{Staged, stage, staged},
     uplink_flows::{Who, slot, tell},
 };
 
@@ -45,21 +51,142 @@ fn uplink_egress(ctx: TcContext) -> i32 {
         return NEXT;
     };
     let size = size(skb);
-    // SAFETY: an entry is removed only when its interface is gone.
-    let header_bytes = match unsafe { UPLINKS.get(&size.interface) } {
-        Some(uplink) if uplink.is_tunnel() => {
+    let header_bytes = match uplink(size.interface) {
+        Some(uplink) if u32::from(uplink.flags) & UPLINK_IS_TUNNEL != 0 => {
             stage(skb);
             return NEXT;
         }
-        Some(uplink) => uplink.header_bytes,
+        Some(uplink) => uplink.header_bytes.into(),
         None => ETHERNET_HEADER,
     };
-    match frame(skb, header_bytes) {
-        Frame::Ip(start) => packet(in_force, skb, start),
-        Frame::Other(ethertype) => {
-            count(size, not_ip(ethertype));
-            NEXT
+    if header_bytes == ETHERNET_HEADER
+        && is_plain_ethernet(skb)
+        && let Some(ends) = plain_ends_at(skb, ETHERNET_HEADER)
+        && let Some(found) = in_flight::find(skb, ETHERNET_HEADER)
+    {
+        let known = let_pass(in_force.generation, &found, &ends);
+        if known.verdict != verdict::NONE {
+            count(size, judged(sender::SOCKET, known.verdict));
+            return NEXT;
         }
+    }
+    match Frame::from_number(carried(skb, header_bytes)) {
+        Frame::Ip(start) => packet(in_force, skb, start),
+        Frame::Other(kind) => other_frame(in_force, skb, kind),
+    }
+}
+
+/// What a frame carries, as a number; what its headers say is then in `FRAME_ENDS`.
+///
+/// A global function to the kernel, as [`judge_frame`] and those of the judge: the verifier
+/// goes through each of them once. Before 5.13 such functions take numbers and the context alone.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn carried(skb: *mut __sk_buff, header_bytes: u32) -> u32 {
+    frame(skb, header_bytes).to_number()
+}
+
+/// Reads what the headers of a frame say; 0 if that cannot be done. A global function likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn read_frame_ends(skb: *mut __sk_buff, start: u32) -> u32 {
+    let Some(room) = FRAME_ENDS.get_ptr_mut(0) else {
+        return 0;
+    };
+    let ends = match start & NOT_IP {
+        0 => ends_at(skb, start),
+        _ => Some(Ends::of_frame((start >> 16) as u16)),
+    };
+    match ends {
+        Some(ends) => {
+            // SAFETY: a map value; the verifier checks the access.
+            unsafe { *room = ends };
+            1
+        }
+        None => 0,
+    }
+}
+
+/// What [`read_frame_ends`] has read.
+#[inline(always)]
+fn frame_ends() -> Option<&'static Ends> {
+    // SAFETY: the entry of an array stays where it is while a program runs.
+    FRAME_ENDS.get_ptr(0).map(|ends| unsafe { &*ends })
+}
+
+/// The decision by which the hook of its socket let this very packet pass; of verdict `NONE` if
+/// there is none, or if the packet is another by now: a tunnel's, or translated.
+#[inline(always)]
+fn let_pass(generation: u32, found: &Found, ends: &Ends) -> Decision {
+    let decision = found.decision_about(ends);
+    // Stays on the host as far as its socket's hook knew; and here it leaves.
+    let is_wrong = decision.verdict == verdict::LOCAL && found.has_owner();
+    let is_old = decision.generation != generation && !may_be_older(generation);
+    if is_wrong || is_old {
+        return NOT_JUDGED;
+    }
+    decision
+}
+
+/// Keeps whose a packet is that goes into a tunnel which takes it from its socket while it waits.
+#[inline(always)]
+fn stage(skb: *mut __sk_buff) {
+    let tag = tag(skb, sender::KERNEL);
+    if !tag.is_null() {
+        // WireGuard asks for the hash next, and keeps it: it sends with that of what is inside.
+        // SAFETY: the helper takes the context.
+        unsafe { bpf_get_hash_recalc(skb) };
+        in_flight::keep(skb, tag, &NOWHERE, NOT_JUDGED);
+    }
+}
+
+/// No destination.
+const NOWHERE: Peer = Peer {
+    address: Address([0; 16]),
+    port: 0,
+    protocol: 0,
+    pad: [0; 5],
+};
+
+/// A frame that carries no IP: in enforce mode it passes if the link needs it, or if the kernel
+/// sends it by itself. Who else sends one has a flow, to no address.
+///
+/// A global function to the kernel would take the policy as numbers; this is one way through.
+#[inline(always)]
+fn other_frame(in_force: InForce, skb: *mut __sk_buff, kind: u16) -> i32 {
+    let size = size(skb);
+    if is_needed_by_link(skb, kind) || sender(skb) == sender::KERNEL {
+        count(size, not_ip(kind));
+        return NEXT;
+    }
+    let known = Decision {
+        generation: in_force.generation,
+        ..NOT_JUDGED
+    };
+    let start = Frame::Other(kind).to_number();
+    read_frame_ends(skb, start);
+    match judge_frame(skb, start, in_force.flags.into(), known.to_word()) {
+        WITHOUT_SLOT => judge_frame_without_slot(skb, start, in_force.flags.into(), known.to_word()),
+        outcome => outcome,
+    }
+}
+
+/// True for what keeps a link and is not forwarded by anybody there: address resolution, and
+/// protocols of the link itself, by their ethertype or the group that bridges never forward.
+#[inline(always)]
+fn is_needed_by_link(skb: *mut __sk_buff, kind: u16) -> bool {
+    const ARP: u16 = 0x0806;
+    /// EAPOL, LLDP, LACP and others of IEEE 802.3, time (802.1AS).
+    const OF_LINK: [u16; 4] = [0x888e, 0x88cc, 0x8809, 0x88f7];
+    const OF_BRIDGES: [u8; 5] = [0x01, 0x80, 0xc2, 0x00, 0x00];
+    if kind == ARP {
+        return true;
+    }
+    match skb.load::<[u8; 6]>(0) {
+        Some([a, b, c, d, e, last]) if [a, b, c, d, e] == OF_BRIDGES && last < 0x10 => {
+            kind < 0x0600 || OF_LINK.contains(&kind)
+        }
+        _ => false,
     }
 }
 
@@ -78,6 +205,10 @@ fn size(skb: *mut __sk_buff) -> Size {
 /// A packet whose IP header is at `start`.
 #[inline(always)]
 fn packet(in_force: InForce, skb: *mut __sk_buff, start: u32) -> i32 {
+    if read_frame_ends(skb, start) == 0 {
+        lose(LOSS_PACKETS_UNPARSED, 1);
+        return settle(sender(skb), undetermined(in_force), size(skb));
+    }
     let mut known = Decision::from_word(count_known(skb, start, in_force.generation));
     match known.verdict {
         verdict::NONE => known.generation = in_force.generation,
@@ -94,18 +225,16 @@ fn packet(in_force: InForce, skb: *mut __sk_buff, start: u32) -> i32 {
 /// What is decided already about a packet, a `Decision` of verdict `NONE` if nothing is: it
 /// is counted, unless it was decided here about the beginning of its datagram.
 ///
-/// A global function to the kernel, as [`judge_frame`] and those of the judge: the verifier
-/// goes through each of them once. What they need to know of the packet they read themselves:
-/// before 5.13 such functions take numbers and the context alone.
+/// A global function, as [`carried`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn count_known(skb: *mut __sk_buff, start: u32, generation: u32) -> u64 {
     let sender = sender(skb);
-    let Some(ends) = ends_at(skb, start) else {
+    let Some(ends) = frame_ends() else {
         return NOT_JUDGED.to_word();
     };
     let tag = tag(skb, sender);
-    let known = known(generation, tag, sender, &ends);
+    let known = Decision::from_word(known(generation, skb, start, ends));
     if known.verdict != verdict::NONE && known.flags & DECISION_AT_UPLINK == 0 {
         if ends.part == Part::First {
             // Also if it is of the policy before: it holds for this datagram as a whole.
@@ -113,7 +242,7 @@ extern "C" fn count_known(skb: *mut __sk_buff, start: u32, generation: u32) -> u
                 generation,
                 ..known
             };
-            remember(&rest(&ends.destination, tag), for_rest);
+            remember_beginning(skb, ends, for_rest.to_word());
         }
         let sender = match sender {
             sender::KERNEL if tag.is_null() => sender::KERNEL,
@@ -141,16 +270,17 @@ extern "C" fn judge_frame(skb: *mut __sk_buff, start: u32, flags: u32, known: u6
     };
     let who = who_sent(skb, start);
     let sender = who.sender;
-    let Some(ends) = ends_at(skb, start) else {
-        lose(LOSS_PACKETS_UNPARSED, 1);
+    let Some(ends) = frame_ends() else {
         return settle(sender, undetermined(in_force), size(skb));
     };
     let tag = tag(skb, sender);
-    let tracked = slot(in_force.generation, tag, &who, &ends);
+    let tracked = slot(in_force.generation, tag, &who, ends);
     if tracked.is_null() {
         return WITHOUT_SLOT;
     }
-    let owner = owner(skb, sender, tag);
+    let sent = sent(skb, start, tag);
+    let owner = owner(skb, sender, tag, sent);
+    set_named(tracked, sent, ends);
     // SAFETY: a map value; the verifier checks the access. So below.
     if !owner.is_null() && unsafe { (*owner).pid } != 0 {
         let certainty = match who.quality {
@@ -161,13 +291,52 @@ extern "C" fn judge_frame(skb: *mut __sk_buff, start: u32, flags: u32, known: u6
     }
     let bytes = size(skb).bytes;
     let decision = match known.verdict {
-        verdict::NONE => decide(in_force, tracked, &ends, bytes),
-        _ => begin_as(tracked, &ends, known),
+        verdict::NONE => decide(in_force, tracked, ends, bytes, |source| match start & NOT_IP {
+            0 => judge_listed(in_force, source, skb, start, ends, bytes),
+            _ => undetermined(in_force),
+        }),
+        _ => begin_as(tracked, ends, known),
     };
-    let ip_bytes = bytes.saturating_sub(start);
-    record(tracked, &decision, u64::from(ip_bytes), decision.blocks());
-    remember_beginning(tag, &ends, decision.to_word());
+    let packet_bytes = bytes.saturating_sub(start_bytes(start));
+    record(tracked, &decision, packet_bytes.into(), decision.blocks());
+    if ends.part == Part::First {
+        remember_beginning(skb, ends, at_uplink(decision).to_word());
+    }
     settle(sender, decision, size(skb))
+}
+
+/// What the rest of a datagram follows, of which the beginning was judged here.
+#[inline(always)]
+fn at_uplink(decision: Decision) -> Decision {
+    Decision {
+        flags: decision.flags | DECISION_AT_UPLINK,
+        ..decision
+    }
+}
+
+/// Notes that a packet goes elsewhere than its socket's hook saw: it was translated.
+#[inline(always)]
+fn set_named(tracked: *mut Tracked, sent: *const Tracked, ends: &Ends) {
+    if sent.is_null() {
+        return;
+    }
+    // SAFETY: map values; the verifier checks the access. So below.
+    let named = unsafe { &(*sent).flow.peer };
+    if named.protocol != 0 && !is_same_peer(named, &raw const ends.destination) {
+        unsafe {
+            (*tracked).flow.named = named.address;
+            (*tracked).flow.named_port = named.port;
+        }
+    }
+}
+
+/// Bytes of a frame before what it carries.
+#[inline(always)]
+fn start_bytes(start: u32) -> u32 {
+    match start & NOT_IP {
+        0 => start,
+        _ => ETHERNET_HEADER,
+    }
 }
 
 /// As [`judge_frame`], of a packet that has no slot: it goes no farther than the link, or
@@ -186,26 +355,32 @@ extern "C" fn judge_frame_without_slot(
         flags: flags as u8,
     };
     let sender = sender(skb);
-    let Some(ends) = ends_at(skb, start) else {
+    let Some(ends) = frame_ends() else {
         return settle(sender, undetermined(in_force), size(skb));
     };
     let tag = tag(skb, sender);
     let bytes = size(skb).bytes;
     let decision = match known.verdict {
         verdict::NONE => {
-            let owner = owner(skb, sender, tag);
+            let owner = owner(skb, sender, tag, sent(skb, start, tag));
             let source = match owner.is_null() {
                 true => Source::NOBODY,
                 false => Source::of(owner),
             };
-            judge(in_force, &source, &ends.destination, bytes)
+            match ends.route {
+                _ if start & NOT_IP != 0 => undetermined(in_force),
+                Route::Direct => judge(in_force, &source, &ends.destination, bytes),
+                _ => judge_listed(in_force, &source, skb, start, ends, bytes),
+            }
         }
         _ => as_the_beginning(known),
     };
     if decision.verdict != verdict::LOCAL {
         tell_of_frame(skb, start, decision.to_word());
     }
-    remember_beginning(tag, &ends, decision.to_word());
+    if ends.part == Part::First {
+        remember_beginning(skb, ends, at_uplink(decision).to_word());
+    }
     settle(sender, decision, size(skb))
 }
 
@@ -216,30 +391,14 @@ extern "C" fn judge_frame_without_slot(
 #[inline(never)]
 extern "C" fn tell_of_frame(skb: *mut __sk_buff, start: u32, decision: u64) -> u32 {
     let who = who_sent(skb, start);
-    let Some(ends) = ends_at(skb, start) else {
+    let Some(ends) = frame_ends() else {
         return 0;
     };
-    let ip_bytes = size(skb).bytes.saturating_sub(start);
+    let packet_bytes = size(skb).bytes.saturating_sub(start_bytes(start));
     let decision = Decision::from_word(decision);
     let tag = tag(skb, who.sender);
-    let owner = owner(skb, who.sender, tag);
-    tell(tag, owner, &who, &ends, decision, ip_bytes);
-    0
-}
-
-/// Remembers for the rest of a datagram what was decided here about its beginning.
-///
-/// A function of its own, or the ends would be on the caller's stack once more, byte by byte.
-#[inline(never)]
-fn remember_beginning(tag: *const Socket, ends: &Ends, decision: u64) -> u32 {
-    if ends.part == Part::First {
-        let decision = Decision::from_word(decision);
-        let here = Decision {
-            flags: decision.flags | DECISION_AT_UPLINK,
-            ..decision
-        };
-        remember(&rest(&ends.destination, tag), here);
-    }
+    let owner = owner(skb, who.sender, tag, sent(skb, start, tag));
+    tell(tag, owner, &who, ends, decision, packet_bytes);
     0
 }
 
@@ -289,28 +448,75 @@ fn tag(skb: *mut __sk_buff, sender: u8) -> *mut Socket {
 
 /// What is decided already about a packet; of verdict `NONE` if nothing is. A decision
 /// that was made here, about the beginning of this datagram, says so.
+///
+/// A function of its own, so that what it needs of the stack is free again afterwards.
+#[inline(never)]
+fn known(generation: u32, skb: *mut __sk_buff, start: u32, ends: &Ends) -> u64 {
+    if let Some(found) = in_flight::find(skb, start) {
+        let decision = let_pass(generation, &found, ends);
+        if decision.verdict != verdict::NONE {
+            return decision.to_word();
+        }
+    }
+    if ends.part != Part::Whole {
+        let known = known_of_datagram(generation, skb, ends);
+        if known.verdict != verdict::NONE {
+            return known.to_word();
+        }
+    }
+    let sender = sender(skb);
+    let tag = tag(skb, sender);
+    if sender != sender::PACKET && !tag.is_null() && ends.route == Route::Direct {
+        let decision = judged_by_socket(generation, tag, &ends.destination);
+        if decision.verdict != verdict::NONE {
+            return decision.to_word();
+        }
+    }
+    if sender == sender::KERNEL && is_nobodys(tag) {
+        if ends.destination.protocol == protocol::TCP && is_without_data(skb, start) {
+            return ended(generation, ends);
+        }
+        if keeps_link(skb, start) {
+            let local = Decision {
+                generation,
+                verdict: verdict::LOCAL,
+                ..NOT_JUDGED
+            };
+            return local.to_word();
+        }
+    }
+    NOT_JUDGED.to_word()
+}
+
+/// True if no process is known to use the socket, or if there is none.
 #[inline(always)]
-fn known(generation: u32, tag: *const Socket, sender: u8, ends: &Ends) -> Decision {
-    let peer = &ends.destination;
+fn is_nobodys(tag: *const Socket) -> bool {
+    // SAFETY: a map value; the verifier checks the access.
+    tag.is_null() || unsafe { (*tag).tracked.owner.pid } == 0
+}
+
+/// What is decided about the datagram that a fragment belongs to.
+#[inline(always)]
+fn known_of_datagram(generation: u32, skb: *mut __sk_buff, ends: &Ends) -> Decision {
     if ends.part == Part::Later {
         // It has no ports: what holds for the beginning of the datagram holds for it.
-        let known = remembered(generation, &rest(peer, tag));
+        let known = Decision::from_word(decision_of_beginning(skb, ends, generation));
         if known.verdict != verdict::NONE {
             return known;
         }
     }
-    if sender != sender::PACKET && !tag.is_null() {
-        let decision = judged_by_socket(generation, tag, peer);
-        if decision.verdict != verdict::NONE {
-            return decision;
-        }
+    let large = large(skb, ends);
+    if large.is_null() {
+        return NOT_JUDGED;
     }
-    match sender {
-        sender::FORWARDED => remembered(generation, peer),
-        sender::KERNEL if peer.protocol == protocol::TCP => {
-            ended(generation, peer, ends.source_port)
-        }
-        _ => NOT_JUDGED,
+    // SAFETY: a map value; the verifier checks the access. So below.
+    let flow = unsafe { &raw const (*large).flow };
+    let is_same = ends.part == Part::Later
+        || is_same_peer(unsafe { &raw const (*flow).peer }, &raw const ends.destination);
+    let decision = unsafe { (*flow).decision };
+    match is_same && !decision.blocks() && decision.generation == generation {
+        true => decision,
+        false => NOT_JUDGED,
     }
 }
 
@@ -321,8 +527,8 @@ fn known(generation: u32, tag: *const Socket, sender: u8, ends: &Ends) -> Decisi
 fn judged_by_socket(generation: u32, tag: *const Socket, peer: &Peer) -> Decision {
     // SAFETY: map values; the verifier checks the access. So below.
     let (flags, flow) = unsafe { ((*tag).flags, &raw const (*tag).tracked.flow) };
-    if flags & SOCKET_HAS_PEER != 0 && unsafe { (*flow).peer == *peer } {
-        return let_pass(generation, flow);
+    if flags & SOCKET_HAS_PEER != 0 && is_same_peer(unsafe { &raw const (*flow).peer }, peer) {
+        return let_flow_pass(generation, flow);
     }
     if flags & SOCKET_HAS_FLOWS == 0 {
         return NOT_JUDGED;
@@ -332,8 +538,8 @@ fn judged_by_socket(generation: u32, tag: *const Socket, peer: &Peer) -> Decisio
         peer: *peer,
     };
     match flows::find(&key) {
-        Some(tracked) => let_pass(generation, unsafe { &raw const (*tracked).flow }),
-        None => remembered(generation, &without_room(peer, key.cookie)),
+        Some(tracked) => let_flow_pass(generation, unsafe { &raw const (*tracked).flow }),
+        None => NOT_JUDGED,
     }
 }
 
@@ -341,7 +547,7 @@ fn judged_by_socket(generation: u32, tag: *const Socket, peer: &Peer) -> Decisio
 /// drop what is in it, or would have judged it anew: then the packet is not of the flow, but
 /// a tunnel's that leads there.
 #[inline(always)]
-fn let_pass(generation: u32, flow: *const Flow) -> Decision {
+fn let_flow_pass(generation: u32, flow: *const Flow) -> Decision {
     // SAFETY: a map value; the verifier checks the access.
     let (decision, state) = unsafe { ((*flow).decision, (*flow).state) };
     let is_its = state & FLOW_CUT != 0
@@ -362,23 +568,12 @@ fn may_be_older(generation: u32) -> bool {
     is_new(generation, LONGEST_WAY_NS)
 }
 
-/// The key under which the decision about the rest of a datagram is remembered.
-#[inline(always)]
-fn rest(peer: &Peer, tag: *const Socket) -> Peer {
-    let cookie = match tag.is_null() {
-        true => 0,
-        // SAFETY: a map value; the verifier checks the access.
-        false => unsafe { (*tag).tracked.flow.cookie },
-    };
-    rest_of(peer, cookie)
-}
-
 /// Who sent a packet, and how much is known of the owner.
 #[inline(always)]
 fn who_sent(skb: *mut __sk_buff, start: u32) -> Who {
     let who = who(skb, start);
     Who {
-        cookie: cookie(skb),
+        cookie: cookie(skb, start),
         sender: (who >> 8) as u8,
         quality: who as u8,
     }
@@ -399,44 +594,61 @@ extern "C" fn who(skb: *mut __sk_buff, start: u32) -> u32 {
 /// A global function to the kernel, for the reason that [`who`] has.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn cookie(skb: *mut __sk_buff) -> u64 {
+extern "C" fn cookie(skb: *mut __sk_buff, start: u32) -> u64 {
     let tag = tag(skb, sender(skb));
+    let sent = sent(skb, start, tag);
+    if sent.is_null() {
+        return 0;
+    }
+    // SAFETY: a map value; the verifier checks the access.
+    unsafe { (*sent).flow.cookie }
+}
+
+/// What is known from its socket of a packet that has one, or had it before it was forwarded or
+/// waited in a tunnel: whose it is, the cookie, and the destination. Null if nothing is.
+#[inline(always)]
+fn sent(skb: *mut __sk_buff, start: u32, tag: *const Socket) -> *const Tracked {
     if !tag.is_null() {
-        // SAFETY: a map value; the verifier checks the access. So below.
-        return unsafe { (*tag).tracked.flow.cookie };
+        // SAFETY: a map value; the verifier checks the access.
+        return unsafe { &raw const (*tag).tracked };
     }
-    has_waited(skb).map_or(0, |staged| unsafe { (*staged).cookie })
+    if start & NOT_IP != 0 {
+        return core::ptr::null();
+    }
+    if let Some(found) = in_flight::find(skb, start)
+        && found.has_owner()
+    {
+        return found.sent();
+    }
+    match frame_ends() {
+        Some(ends) => large(skb, ends),
+        None => core::ptr::null(),
+    }
 }
 
-/// What was kept of a packet that had a socket before it waited in a tunnel.
+/// Owner of a frame: whoever uses its socket, or did before it lost it; for a tunnel's packet, the
+/// sender of the data in it; for one that came out of a tun device, whoever writes there. Null if
+/// unknown.
 #[inline(always)]
-fn has_waited(skb: *mut __sk_buff) -> Option<*const Staged> {
-    // SAFETY: fields of the context.
-    let (came_in_by, socket) = unsafe { ((*skb).ingress_ifindex, (*skb).__bindgen_anon_2.sk) };
-    if came_in_by == 0 && socket.is_null() {
-        staged(skb)
-    } else {
-        None
-    }
-}
-
-/// Whose a frame is: of whoever uses its socket, which of a tunnel's packet is that whose
-/// data is in it, or did before it waited there, or of whoever writes into the device that it
-/// came out of. Null if there is neither.
-#[inline(always)]
-fn owner(skb: *mut __sk_buff, sender: u8, tag: *const Socket) -> *const Owner {
+fn owner(
+    skb: *mut __sk_buff,
+    sender: u8,
+    tag: *const Socket,
+    sent: *const Tracked,
+) -> *const Owner {
     if !tag.is_null() {
         // SAFETY: a map value; the verifier checks the access. So below.
         return unsafe { &raw const (*tag).tracked.owner };
     }
-    let known = if sender == sender::FORWARDED {
+    if !sent.is_null() {
+        return unsafe { &raw const (*sent).owner };
+    }
+    if sender == sender::FORWARDED {
         // SAFETY: a field of the context.
         let came_in_by = unsafe { (*skb).ingress_ifindex };
-        WRITERS.get_ptr(&came_in_by)
-    } else {
-        has_waited(skb).map(|staged| unsafe { &raw const (*staged).owner })
-    };
-    known.unwrap_or(core::ptr::null())
+        return WRITERS.get_ptr(&came_in_by).unwrap_or(core::ptr::null());
+    }
+    core::ptr::null()
 }
 
 /// How much is known of the owner of a packet.
@@ -462,12 +674,12 @@ fn quality(skb: *mut __sk_buff, start: u32, sender: u8, tag: *const Socket) -> u
     // SAFETY: a field of the context; the verifier checks the access. So below.
     let socket = unsafe { (*skb).__bindgen_anon_2.sk };
     if socket.is_null() {
-        if staged(skb).is_some() {
+        if !sent(skb, start, tag).is_null() {
             return quality::DIRECT;
         }
         // With these the kernel answers. All else is a tunnel's, and what is inside may be
         // somebody's and have lost its socket: it was forwarded, or waited for a session.
-        let protocol = ends_at(skb, start).map_or(0, |ends| ends.destination.protocol);
+        let protocol = frame_ends().map_or(0, |ends| ends.destination.protocol);
         return match protocol {
             protocol::TCP | protocol::ICMP | protocol::ICMPV6 => quality::KERNEL,
             protocol::UDP if is_empty_wireguard(skb, start) => quality::KERNEL,

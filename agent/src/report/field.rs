@@ -204,7 +204,8 @@ fields! {
     Direction "direction" Text "" FLOWS
         "`outbound`: this host named the destination; `accepted`: a peer connected to this host";
     Protocol "protocol" Text "" FLOWS
-        "`tcp`, `udp`, `icmp`, ... or the IP protocol's number";
+        "`tcp`, `udp`, `icmp`, ... or the IP protocol's number; `ethertype-8847` for a frame that \
+         carries no IP, with its ethertype";
     SrcAddr "src_addr" Address "" FLOWS
         "the near end, also of accepted flows: egress goes from it";
     SrcPort "src_port" Number "" FLOWS
@@ -213,6 +214,8 @@ fields! {
         "the far end";
     DstPort "dst_port" Number "" FLOWS
         "the far end's port";
+    DstNamed "dst_named" Text "" FLOWS
+        "address and port that the process named, where the host translated them into the far end's";
     DstCountry "dst_country" Text "" FLOWS
         "country of the far end, ISO 3166-1 alpha-2";
     DstAsn "dst_asn" Number "" FLOWS
@@ -423,7 +426,7 @@ mod tests {
 
     /// The names that the design fixes.
     const FIXED: &str = "event seq time boot_id host mode policy geo
-        flow community_id direction protocol src_addr src_port dst_addr dst_port
+        flow community_id direction protocol src_addr src_port dst_addr dst_port dst_named
         dst_country dst_asn dst_name name_source verdict rule outcome
         bytes_out packets_out bytes_in packets_in started ended
         pid start_time exe exe_sha256 comm uid user loginuid login session

@@ -1,10 +1,11 @@
 //! Records of flows and violations: from numbers and names to fields and words.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use sha1::{Digest, Sha1};
 use trefoil_ebpf::abi::{
-    Counters, Decision, Flow, NOBODY_LOGGED_IN, Owner, Peer, Tracked, direction, quality, verdict,
+    Counters, Decision, Flow, NO_IP, NOBODY_LOGGED_IN, Owner, Peer, Tracked, direction, quality,
+    verdict,
 };
 
 use super::{Field, Kind, Priority, Record, community_id, words};
@@ -120,22 +121,27 @@ impl Record {
     fn set_service(&mut self, tracked: &Tracked) {
         let flow = &tracked.flow;
         self.set_known(Field::Direction, words::direction(flow.direction));
-        self.set(Field::Protocol, words::protocol(flow.peer.protocol));
+        self.set(Field::Protocol, words::protocol_of(&flow.peer));
         self.set_known(
             Field::SrcPort,
             Some(flow.local_port).filter(|port| *port != 0),
         );
-        self.set_known(
-            Field::DstPort,
-            Some(flow.peer.port).filter(|port| *port != 0),
-        );
+        let has_port = flow.peer.port != 0 && flow.peer.protocol != NO_IP;
+        self.set_known(Field::DstPort, has_port.then_some(flow.peer.port));
     }
 
     fn set_ends(&mut self, tracked: &Tracked) {
         self.set_service(tracked);
         let flow = &tracked.flow;
+        if flow.peer.protocol == NO_IP {
+            return;
+        }
         let far = ip_address(&flow.peer.address);
         self.set(Field::DstAddr, far.to_string());
+        if !flow.named.is_unspecified() {
+            let named = SocketAddr::new(ip_address(&flow.named), flow.named_port);
+            self.set(Field::DstNamed, named.to_string());
+        }
         if !flow.local.is_unspecified() {
             let near = ip_address(&flow.local);
             self.set(Field::SrcAddr, near.to_string());
@@ -347,11 +353,7 @@ fn judgement(flow: &Flow, counted: &Counters, facts: &FlowFacts) -> String {
 
 fn flow_message(report: &FlowReport, facts: &FlowFacts) -> String {
     let Tracked { owner, flow } = &report.tracked;
-    let peer = words::endpoint(
-        ip_address(&flow.peer.address),
-        flow.peer.port,
-        &words::protocol(flow.peer.protocol),
-    );
+    let peer = words::destination(&flow.peer);
     let country = facts
         .country
         .map_or(String::new(), |country| format!(" {country}"));
@@ -415,9 +417,10 @@ fn rollup_message(rollup: &Rollup, country: Option<Country>, facts: &FlowFacts) 
         Some(group) => {
             let place = country.map_or("unknown country", |country| country.as_str());
             let protocol = words::protocol(group.protocol);
-            let service = match group.port {
-                0 => protocol,
-                port => format!("{port}/{protocol}"),
+            let service = match (group.protocol, group.port) {
+                (NO_IP, kind) => words::ethertype(kind),
+                (_, 0) => protocol,
+                (_, port) => format!("{port}/{protocol}"),
             };
             (who(owner, facts), format!("{place} {service}"))
         }

@@ -3,11 +3,11 @@
 use std::{borrow::Cow, net::IpAddr};
 
 use trefoil_ebpf::abi::{
-    Counters, DECISION_ENFORCED, Decision, FLOW_CUT, direction, quality, verdict,
+    Counters, DECISION_ENFORCED, Decision, FLOW_CUT, NO_IP, Peer, direction, quality, verdict,
 };
 
 pub use crate::policy::explain::verdict_name as verdict;
-use crate::policy::service::Protocol;
+use crate::{flow::ip_address, policy::service::Protocol};
 
 /// A direction's name; `None` when it is not known.
 #[must_use]
@@ -66,6 +66,30 @@ pub fn outcome(state: u16, decision: &Decision, counted: &Counters) -> &'static 
 #[must_use]
 pub fn protocol(number: u8) -> String {
     Protocol(number).to_string()
+}
+
+/// The protocol of what goes to a peer; for a frame that carries no IP, its ethertype.
+#[must_use]
+pub fn protocol_of(peer: &Peer) -> String {
+    match peer.protocol {
+        NO_IP => ethertype(peer.port),
+        number => protocol(number),
+    }
+}
+
+/// `ethertype-8847`: what a frame carries that carries no IP.
+#[must_use]
+pub fn ethertype(kind: u16) -> String {
+    format!("ethertype-{kind:04x}")
+}
+
+/// Where a packet goes: as [`endpoint`], or no address for a frame that carries no IP.
+#[must_use]
+pub fn destination(peer: &Peer) -> String {
+    match peer.protocol {
+        NO_IP => protocol_of(peer),
+        number => endpoint(ip_address(&peer.address), peer.port, &protocol(number)),
+    }
 }
 
 /// `203.0.113.9:443/tcp`, `[2001:db8::1]:443/tcp`, or `203.0.113.9/icmp`.

@@ -1,0 +1,224 @@
+//! Packets on their way from their socket to an uplink: what was decided about each, and whose
+//! it is.
+//!
+//! A packet is the same `sk_buff` from the hook of its socket to the uplink, through routing,
+//! translation, bridges, into another network namespace and into a tunnel, unless something cuts
+//! or copies it. So its entry is found by that address, in an array: no hash, no room that
+//! somebody else could take, and nothing to remove. Addresses are used again, so an entry says
+//! more of the packet than that, and all of it has to be so:
+//!
+//! - Where the packet still has its socket, that is the same. A socket's next packet has an
+//!   entry of its own before it can get anywhere.
+//! - Where it has lost its socket, its flow's hash is the same, which has a secret of the
+//!   kernel's in it. A packet without one is known by its length, for a second.
+//! - Whatever else it is now, a decision holds only for the destination that it was made about.
+//!
+//! An entry that two packets write at once is nobody's: it is sealed by a sum of its words. What
+//! has no entry is judged as what it is.
+
+use core::ptr;
+
+use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_jiffies64};
+use trefoil_ebpf::abi::*;
+
+use crate::{
+    maps::{IN_FLIGHT, IN_FLIGHT_OWNERS},
+    packet::Ends,
+    words::{copy_words, low_half},
+};
+
+/// Packets that have an entry: more than queues of a host hold.
+pub const N_PACKETS: usize = 1 << 14;
+
+/// A packet, and what was decided about it at its socket.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct InFlight {
+    /// Address of its `sk_buff`.
+    packet: u64,
+    /// Address of its socket.
+    socket: u64,
+    /// Seals the entry.
+    seal: u64,
+    /// The decision; of verdict `NONE` if there is none yet.
+    decision: Decision,
+    /// The destination that the socket's hook saw. In `pad[0]`, `HAS_OWNER` and `HAS_NO_HASH`.
+    named: Peer,
+    /// Its flow's hash; when it was sent, in the kernel's ticks, if it has none.
+    hash: u32,
+    /// Its length, from the IP header on.
+    bytes: u32,
+}
+
+/// The owner is in `IN_FLIGHT_OWNERS`, at the same index.
+const HAS_OWNER: u8 = 1;
+/// The packet's flow has no hash.
+const HAS_NO_HASH: u8 = 2;
+
+const WORDS: usize = size_of::<InFlight>() / 8;
+const OWNER_WORDS: usize = size_of::<Owner>() / 8;
+/// Words of an entry that its seal covers as they are: those behind it.
+const FIRST_SEALED: usize = 3;
+/// Ticks after which a packet without a hash is nobody's any more: a second, or less.
+const LONGEST_WAY_TICKS: u32 = 250;
+
+/// Index of a packet's entry. Factor: that of Fibonacci hashing.
+#[inline(always)]
+fn index(packet: u64) -> u32 {
+    (packet as u32).wrapping_mul(0x9e37_79b9) >> (u32::BITS - N_PACKETS.ilog2())
+}
+
+/// Keeps what was decided about a packet of a socket. `tag` is the socket's if the packet may
+/// lose it on its way, else null.
+#[inline(always)]
+pub fn keep(skb: *mut __sk_buff, tag: *const Socket, named: &Peer, decision: Decision) {
+    // SAFETY: fields of the context and map values; the verifier checks the access. So below.
+    let (socket, hash, bytes) =
+        unsafe { ((*skb).__bindgen_anon_2.sk, (*skb).hash, (*skb).len) };
+    let number = index(low_half(skb));
+    let Some(entry) = IN_FLIGHT.get_ptr_mut(number) else {
+        return;
+    };
+    unsafe {
+        copy_words::<3>(ptr::from_ref(named).cast(), (&raw mut (*entry).named).cast());
+        (*entry).decision = decision;
+        (*entry).packet = skb as u64;
+        (*entry).socket = socket as u64;
+        (*entry).hash = hash;
+        (*entry).bytes = bytes;
+    }
+    let mut seal = low_half(skb) << 32 | low_half(socket);
+    if !tag.is_null() {
+        let mut has = HAS_OWNER;
+        if hash == 0 {
+            has |= HAS_NO_HASH;
+            unsafe { (*entry).hash = bpf_jiffies64() as u32 };
+        }
+        unsafe { (*entry).named.pad[0] = has };
+        let Some(of) = IN_FLIGHT_OWNERS.get_ptr_mut(number) else {
+            return;
+        };
+        unsafe {
+            let owner = &raw const (*tag).tracked.owner;
+            copy_words::<OWNER_WORDS>(owner.cast(), (&raw mut (*of).owner).cast());
+            (*of).flow.cookie = (*tag).tracked.flow.cookie;
+            (*of).flow.peer = *named;
+        }
+        seal ^= seal_of_owner(of);
+    }
+    seal ^= sum_of_entry(entry);
+    unsafe { (*entry).seal = seal };
+}
+
+/// Sum of the words of an entry that need no other treatment.
+#[inline(always)]
+fn sum_of_entry(entry: *const InFlight) -> u64 {
+    sum::<{ WORDS - FIRST_SEALED }>(entry.cast::<u64>().wrapping_add(FIRST_SEALED))
+}
+
+#[inline(always)]
+fn seal_of_owner(of: *const Tracked) -> u64 {
+    // SAFETY: a map value; the verifier checks the access.
+    let (owner, cookie) = unsafe { (&raw const (*of).owner, (*of).flow.cookie) };
+    sum::<OWNER_WORDS>(owner.cast()) ^ cookie
+}
+
+#[inline(always)]
+fn sum<const N: usize>(words: *const u64) -> u64 {
+    let mut sum = 0_u64;
+    for i in 0..N {
+        // SAFETY: within a map value. Volatile: it is read once, as it is then.
+        let word = unsafe { ptr::read_volatile(words.wrapping_add(i)) };
+        sum = sum.rotate_left(7) ^ word;
+    }
+    sum
+}
+
+/// What is known of a packet from its socket.
+#[derive(Clone, Copy)]
+pub struct Found {
+    entry: *const InFlight,
+    of: *const Tracked,
+}
+
+impl Found {
+    /// What was decided about this destination; of verdict `NONE` if it was another, or if
+    /// nothing was decided.
+    #[inline(always)]
+    pub fn decision_about(&self, ends: &Ends) -> Decision {
+        // SAFETY: a map value; the verifier checks the access. So below.
+        let named = unsafe { &raw const (*self.entry).named };
+        if self.names(named, ends) {
+            unsafe { (*self.entry).decision }
+        } else {
+            crate::accounting::NOT_JUDGED
+        }
+    }
+
+    #[inline(always)]
+    fn names(&self, named: *const Peer, ends: &Ends) -> bool {
+        // The last five bytes say something else.
+        let rest = |peer: *const Peer| unsafe { *peer.cast::<u64>().add(2) << 40 };
+        let (a, b) = (named.cast::<u64>(), (&raw const ends.destination).cast::<u64>());
+        unsafe {
+            *a == *b && *a.add(1) == *b.add(1) && rest(named) == rest(&raw const ends.destination)
+        }
+    }
+
+    /// True if the packet may have lost its socket.
+    #[inline(always)]
+    pub fn has_owner(&self) -> bool {
+        unsafe { (*self.entry).named.pad[0] & HAS_OWNER != 0 }
+    }
+
+    /// Whose it is, the cookie of its socket and the destination that the socket's hook saw, if
+    /// it [`has_owner`](Self::has_owner).
+    #[inline(always)]
+    pub fn sent(&self) -> *const Tracked {
+        self.of
+    }
+}
+
+/// Finds what is known of a packet that was sent by a socket. `start` is where its IP header is.
+#[inline(always)]
+pub fn find(skb: *mut __sk_buff, start: u32) -> Option<Found> {
+    let number = index(low_half(skb));
+    let entry = IN_FLIGHT.get_ptr(number)?;
+    // SAFETY: fields of the context and map values; the verifier checks the access. So below.
+    let (socket, hash, bytes) =
+        unsafe { ((*skb).__bindgen_anon_2.sk, (*skb).hash, (*skb).len) };
+    if unsafe { (*entry).packet } != skb as u64 {
+        return None;
+    }
+    let has = unsafe { (*entry).named.pad[0] };
+    let mut seal = low_half(skb) << 32;
+    if socket.is_null() {
+        let known = unsafe { (*entry).hash };
+        let is_same = match has & HAS_NO_HASH {
+            0 => known == hash,
+            _ => {
+                let age = (unsafe { bpf_jiffies64() } as u32).wrapping_sub(known);
+                age < LONGEST_WAY_TICKS && unsafe { (*entry).bytes } + start == bytes
+            }
+        };
+        if has & HAS_OWNER == 0 || !is_same {
+            return None;
+        }
+        seal |= unsafe { (*entry).socket } & 0xffff_ffff;
+    } else {
+        if unsafe { (*entry).socket } != socket as u64 {
+            return None;
+        }
+        seal |= low_half(socket);
+    }
+    seal ^= sum_of_entry(entry);
+    let mut of = ptr::null();
+    if has & HAS_OWNER != 0 {
+        of = IN_FLIGHT_OWNERS.get_ptr(number)?;
+        seal ^= seal_of_owner(of);
+    }
+    (seal == unsafe { (*entry).seal }).then_some(Found { entry, of })
+}
+
+const _: () = assert!(size_of::<InFlight>() == 64);
+const _: () = assert!(size_of::<Owner>().is_multiple_of(8));
