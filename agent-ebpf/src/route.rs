@@ -9,7 +9,6 @@ use aya_ebpf::bindings::__sk_buff;
 use trefoil_ebpf::abi::*;
 
 use crate::{
-    bounds::masked,
     judge::{Asked, judge_address, undetermined},
     maps::InForce,
     packet::{
@@ -18,11 +17,9 @@ use crate::{
     source::Source,
 };
 
-/// Lists of a packet that are judged. There should be one; of a packet with more than this many
-/// nobody knows where it goes.
-const MAX_LISTS: u32 = 2;
-/// Addresses of one list that are judged, likewise.
-const MAX_STOPS: u32 = 16;
+/// Addresses of a packet that are judged, the destination in its IP header among them. Of one with
+/// more nobody knows where it goes.
+const MAX_STOPS: u32 = 17;
 
 /// Judges a packet that does not go straight to its destination, whose IP header is at `start`.
 #[inline(always)]
@@ -39,15 +36,18 @@ pub fn judge_listed(
         who,
         packet,
     } = Asked::new(in_force, source, &ends.destination, bytes);
-    let mut decision = judge_list(skb, first_stop(skb, start), policy, who, packet);
-    for number in 0..MAX_LISTS {
-        let list = list(skb, start, number);
-        if list == NO_LIST {
+    let mut decision = match ends.route {
+        Route::Unread => UNREAD.to_word(),
+        _ => NOTHING_YET,
+    };
+    for number in 0..MAX_STOPS {
+        let at = stop(skb, start, number);
+        if at == NO_STOP {
             break;
         }
-        decision = stricter(decision, judge_list(skb, list, policy, who, packet));
+        decision = stricter(decision, judge_stop(skb, at, policy, who, packet));
     }
-    if ends.route == Route::Unread || list(skb, start, MAX_LISTS) != NO_LIST {
+    if stop(skb, start, MAX_STOPS) != NO_STOP {
         decision = stricter(decision, UNREAD.to_word());
     }
     in_force.flagged(Decision {
@@ -62,67 +62,59 @@ const UNREAD: Decision = undetermined(InForce {
     flags: DECISION_ENFORCED,
 });
 
-/// No list: as [`stops`].
-const NO_LIST: u64 = 0;
-/// The addresses are those of IPv4: as [`stops`].
+/// No address at this number: as [`stop`].
+const NO_STOP: u64 = 0;
+/// An address that is there and cannot be read: as [`stop`].
+const UNREAD_STOP: u64 = 1 << 62;
+/// The address is one of IPv4: as [`stop`].
 const OF_V4: u64 = 1 << 63;
 
-/// A list of `n` addresses, of which the first is at this offset, as a number.
-#[inline(always)]
-const fn stops(first: u32, n: u32) -> u64 {
-    (first as u64) << 16 | n as u64 | 1 << 62
-}
-
-/// The destination in the IP header at `start`, as a list.
-#[inline(always)]
-fn first_stop(skb: *mut __sk_buff, start: u32) -> u64 {
-    match skb.load::<u8>(start) {
-        Some(first) if first >> 4 == 4 => stops(start + 16, 1) | OF_V4,
-        _ => stops(start + 24, 1),
-    }
-}
-
-/// The list of this number in the headers of a packet, or [`NO_LIST`].
+/// Where the address of this number is that the headers of a packet name, 0 being the destination
+/// in its IP header.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn list(skb: *mut __sk_buff, start: u32, number: u32) -> u64 {
+extern "C" fn stop(skb: *mut __sk_buff, start: u32, number: u32) -> u64 {
     match skb.load::<u8>(start) {
         Some(first) if first >> 4 == 4 => {
-            list_of_options(skb, start, u32::from(first & 0x0f) * 4, number)
+            let header_bytes = u32::from(first & 0x0f) * 4;
+            match number {
+                0 => OF_V4 | u64::from(start + 16),
+                _ => stop_in_options(skb, start, header_bytes, number - 1),
+            }
         }
-        _ => list_of_headers(skb, start, number),
+        _ if number == 0 => u64::from(start + 24),
+        _ => stop_in_headers(skb, start, number - 1),
     }
 }
 
 #[inline(always)]
-fn list_of_headers(skb: *mut __sk_buff, start: u32, mut number: u32) -> u64 {
+fn stop_in_headers(skb: *mut __sk_buff, start: u32, mut number: u32) -> u64 {
     let Some(mut kind) = skb.load::<u8>(start + 6) else {
-        return NO_LIST;
+        return NO_STOP;
     };
     let mut offset = start + 40;
     for _ in 0..MAX_EXTENSIONS {
         match header_v6(skb, kind, offset) {
             Header::Next(next, at) | Header::Fragment(next, at, _) => (kind, offset) = (next, at),
-            Header::Route(_, _, segments) if number == 0 => {
-                return stops(segments.first, segments.n);
-            }
-            Header::Route(next, at, _) => {
+            Header::Route(next, at, segments) => {
                 (kind, offset) = (next, at);
-                number -= 1;
+                // One whose type says nothing about its addresses counts as one of them.
+                if segments.n == 0 && number == 0 {
+                    return UNREAD_STOP;
+                }
+                if number < segments.n {
+                    return u64::from(segments.first + 16 * number);
+                }
+                number -= segments.n.max(1);
             }
             Header::Last | Header::Unread => break,
         }
     }
-    NO_LIST
+    NO_STOP
 }
 
 #[inline(always)]
-fn list_of_options(
-    skb: *mut __sk_buff,
-    start: u32,
-    header_bytes: u32,
-    mut number: u32,
-) -> u64 {
+fn stop_in_options(skb: *mut __sk_buff, start: u32, header_bytes: u32, mut number: u32) -> u64 {
     let mut offset = 20;
     for _ in 0..MAX_OPTIONS_V4 {
         if offset >= header_bytes {
@@ -131,62 +123,43 @@ fn list_of_options(
         match option_v4(skb, start, offset, header_bytes) {
             OptionV4::End | OptionV4::Unread => break,
             OptionV4::Other(len) => offset += len,
-            OptionV4::Route { first, end } if number == 0 => {
-                return stops(start + first, end.saturating_sub(first) / 4) | OF_V4;
-            }
-            OptionV4::Route { end, .. } => {
+            OptionV4::Route { first, end } => {
                 offset = end;
-                number -= 1;
+                // A rest that is no whole address counts as one.
+                let n = (end.saturating_sub(first) + 3) / 4;
+                if number < n {
+                    return OF_V4 | u64::from(start + first + 4 * number);
+                }
+                number -= n;
             }
         }
     }
-    NO_LIST
+    NO_STOP
 }
 
-/// Judges every address of a list; the strictest verdict holds.
+/// Judges the address that is where [`stop`] says.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn judge_list(
+extern "C" fn judge_stop(
     skb: *mut __sk_buff,
-    list: u64,
+    at: u64,
     policy: u64,
     who: u64,
     packet: u64,
 ) -> u64 {
-    let n = list as u32 & 0xffff;
-    if n == 0 || n > MAX_STOPS {
+    let offset = at as u32;
+    let address = if at & UNREAD_STOP != 0 {
+        None
+    } else if at & OF_V4 != 0 {
+        let address = skb.load::<u32>(offset);
+        address.map(|address| Address::v4(u32::from_be(address)).halves())
+    } else {
+        let halves = skb.load::<[u64; 2]>(offset);
+        halves.map(|[high, low]| (u64::from_be(high), u64::from_be(low)))
+    };
+    let Some((high, low)) = address else {
         return UNREAD.to_word();
-    }
-    // Or the compiler would leave out that the loop ends whatever the number is.
-    let n = masked::<{ 2 * MAX_STOPS as usize - 1 }>(n as usize) as u32;
-    let mut offset = (list >> 16) as u32;
-    let mut decision = NOTHING_YET;
-    for i in 0..MAX_STOPS {
-        if i >= n {
-            break;
-        }
-        let stop = if list & OF_V4 != 0 {
-            let address = skb.load::<u32>(offset);
-            offset += 4;
-            address.map(|address| Address::v4(u32::from_be(address)).halves())
-        } else {
-            let halves = skb.load::<[u64; 2]>(offset);
-            offset += 16;
-            halves.map(|[high, low]| (u64::from_be(high), u64::from_be(low)))
-        };
-        let judged = match stop {
-            Some((high, low)) => judge_stop(policy, high, low, who, packet),
-            None => UNREAD.to_word(),
-        };
-        decision = stricter(decision, judged);
-    }
-    decision
-}
-
-/// Judges one address of a list.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn judge_stop(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> u64 {
+    };
     let asked = Asked {
         policy,
         who,

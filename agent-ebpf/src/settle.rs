@@ -38,11 +38,11 @@ pub fn decide(
     decision
 }
 
-/// Takes in that a packet of a flow stays on this host, whatever the policy says.
+/// As [`decide`], of a packet about which this is decided already.
 #[inline(always)]
-pub fn stay(tracked: *mut Tracked, ends: &Ends, local: Decision) {
-    take_in(tracked, local);
-    go_on(tracked, ends, local);
+pub fn decide_as(tracked: *mut Tracked, ends: &Ends, decision: Decision) {
+    take_in(tracked, decision);
+    go_on(tracked, ends, decision);
 }
 
 #[inline(always)]

@@ -29,7 +29,7 @@ use crate::{
     },
     remembered::{ended, keep_large},
     route::judge_listed,
-    settle::{decide, record, stay},
+    settle::{decide, decide_as, record},
     socket::{is_raw, is_tcp},
     source::Source,
     subflow::inherit,
@@ -128,7 +128,7 @@ fn judge_packet(in_force: InForce, skb: *mut __sk_buff) -> i32 {
         {
             let tracked = slot(skb, &ends);
             if !tracked.is_null() {
-                stay(tracked, &ends, local);
+                decide_as(tracked, &ends, local);
                 record(tracked, &local, bytes, false);
             }
         }

@@ -29,7 +29,7 @@ use crate::{
     },
     remembered::{decision_of_beginning, ended, large, remember_beginning},
     route::judge_listed,
-    settle::{decide, record},
+    settle::{decide, decide_as, record},
     source::Source,
     uplink_flows::{Who, slot, tell},
 };
@@ -215,7 +215,12 @@ fn packet(in_force: InForce, skb: *mut __sk_buff, start: u32) -> i32 {
         _ if known.flags & DECISION_AT_UPLINK == 0 => return NEXT,
         _ => {}
     }
-    let (flags, known) = (in_force.flags.into(), known.to_word());
+    let flags = in_force.flags.into();
+    let is_direct = frame_ends().is_some_and(|ends| ends.route == Route::Direct);
+    let known = match is_direct || known.verdict != verdict::NONE {
+        true => known.to_word(),
+        false => judge_listed_frame(skb, start, in_force.generation, flags),
+    };
     match judge_frame(skb, start, flags, known) {
         WITHOUT_SLOT => judge_frame_without_slot(skb, start, flags, known),
         outcome => outcome,
@@ -253,13 +258,44 @@ extern "C" fn count_known(skb: *mut __sk_buff, start: u32, generation: u32) -> u
     known.to_word()
 }
 
+/// Judges a packet that does not go straight to its destination, see [`crate::route`]. What is
+/// decided holds for nothing else.
+///
+/// A global function, as [`carried`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge_listed_frame(
+    skb: *mut __sk_buff,
+    start: u32,
+    generation: u32,
+    flags: u32,
+) -> u64 {
+    let in_force = InForce {
+        generation,
+        flags: flags as u8,
+    };
+    let tag = tag(skb, sender(skb));
+    let owner = owner(skb, sender(skb), tag, sent(skb, start, tag));
+    let source = match owner.is_null() {
+        true => Source::NOBODY,
+        false => Source::of(owner),
+    };
+    let Some(ends) = frame_ends() else {
+        return undetermined(in_force).to_word();
+    };
+    let bytes = size(skb).bytes;
+    let mut decision = judge_listed(in_force, &source, skb, start, ends, bytes);
+    decision.flags |= DECISION_LIMITED;
+    decision.to_word()
+}
+
 /// What [`judge_frame`] returns about a packet that has no slot.
 const WITHOUT_SLOT: i32 = 1 << 16;
 
 /// Judges a packet that no socket's hooks have judged, counts it in the flow that it belongs
-/// to, and says what becomes of it. `flags` are those in force. `known` is what was decided
-/// about the beginning of its datagram; of verdict `NONE` if nothing was, and of the
-/// generation in force.
+/// to, and says what becomes of it. `flags` are those in force. `known` is what is decided, about
+/// the beginning of its datagram or about all addresses that it lists; of verdict `NONE` if nothing
+/// is, and of the generation in force.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn judge_frame(skb: *mut __sk_buff, start: u32, flags: u32, known: u64) -> i32 {
@@ -291,11 +327,12 @@ extern "C" fn judge_frame(skb: *mut __sk_buff, start: u32, flags: u32, known: u6
     }
     let bytes = size(skb).bytes;
     let decision = match known.verdict {
-        verdict::NONE => decide(in_force, tracked, ends, bytes, |source| match start & NOT_IP {
-            0 => judge_listed(in_force, source, skb, start, ends, bytes),
-            _ => undetermined(in_force),
-        }),
-        _ => begin_as(tracked, ends, known),
+        verdict::NONE => decide(in_force, tracked, ends, bytes, |_| undetermined(in_force)),
+        _ => {
+            let decision = as_the_beginning(known);
+            decide_as(tracked, ends, decision);
+            decision
+        }
     };
     let packet_bytes = bytes.saturating_sub(start_bytes(start));
     record(tracked, &decision, packet_bytes.into(), decision.blocks());
@@ -368,9 +405,8 @@ extern "C" fn judge_frame_without_slot(
                 false => Source::of(owner),
             };
             match ends.route {
-                _ if start & NOT_IP != 0 => undetermined(in_force),
                 Route::Direct => judge(in_force, &source, &ends.destination, bytes),
-                _ => judge_listed(in_force, &source, skb, start, ends, bytes),
+                _ => undetermined(in_force),
             }
         }
         _ => as_the_beginning(known),
@@ -699,19 +735,6 @@ fn quality(skb: *mut __sk_buff, start: u32, sender: u8, tag: *const Socket) -> u
         protocol::TCP | protocol::ICMP | protocol::ICMPV6 => quality::KERNEL,
         _ => quality::NONE,
     }
-}
-
-/// Takes over for a flow what was decided about the beginning of a datagram.
-#[inline(always)]
-fn begin_as(tracked: *mut Tracked, ends: &Ends, decision: Decision) -> Decision {
-    let decision = as_the_beginning(decision);
-    // SAFETY: a map value; the verifier checks the access.
-    unsafe {
-        let flow = &raw mut (*tracked).flow;
-        (*flow).decision = decision;
-        (*flow).local = ends.source;
-    }
-    decision
 }
 
 /// The decision about the rest of a datagram, as it was remembered of the beginning.
