@@ -101,6 +101,7 @@ const ENFORCED_SHIFT: u32 = 31;
 const _: () = assert!(DECISION_ENFORCED == 1);
 /// Where the case of [`login`] is there.
 const LOGIN_SHIFT: u32 = 24;
+const _: () = assert!(login::N.is_power_of_two());
 
 /// Judges by `generation << 32` with the classes of [`Source::classes`], by the halves of
 /// the address, by [`Source::who`], and by `bytes << 32 | enforced << 31 | login << 24 |
@@ -164,16 +165,15 @@ fn decide(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> Option<Dec
         protocol::UDP => small_class(udp_ports, packet),
         _ => number_class(header.services, packet as u32 & 0xff_ffff),
     };
+    let login = packet as usize >> LOGIN_SHIFT & (login::N - 1);
     let user = match (who as u32) >> N_SMALL.ilog2() {
         0 => small_class(small_users, who),
+        _ if login == login::OUTSIDE => u64::from(class::NONE),
         _ => number_class(header.users, who as u32),
     };
-    let login = packet as usize >> LOGIN_SHIFT & 3;
-    let groups = header.groups[if login < login::N {
-        login
-    } else {
-        login::UNKNOWN
-    }];
+    let login = masked::<{ login::N - 1 }>(login);
+    // SAFETY: the index is masked, which the compiler cannot see.
+    let groups = unsafe { *header.groups.as_ptr().add(login) };
     let group = number_class(groups, (who >> 32) as u32);
     let row_bytes = u64::from(header.row_bytes);
     let row = |dimension: usize, class: u64| u64::from(header.rows[dimension]) + class * row_bytes;

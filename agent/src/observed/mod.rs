@@ -106,7 +106,7 @@ impl Observed {
     }
 
     /// The question to a policy, about the last of them; a fact that is not known matches
-    /// no rule. `None` if it is not known where the flows went.
+    /// rules that deny alone. `None` if it is not known where the flows went.
     #[must_use]
     pub fn question(&self) -> Option<Question<'_>> {
         Some(self.source.asks(

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use trefoil_ebpf::abi::{
-    Address, DECISION_ENFORCED, Decision, NO_RULE, Row, dimension, login, verdict,
+    Address, DECISION_ENFORCED, Decision, NO_RULE, Row, class, dimension, login, verdict,
 };
 
 use super::automaton::State;
@@ -19,9 +19,14 @@ use super::source::Mode;
 pub struct Question<'a> {
     /// Path from the root of the cgroup v2 hierarchy; `None` when not known.
     pub cgroup: Option<&'a [u8]>,
-    /// Path of the executable; `None` when not known, or not to be trusted.
+    /// Path of the executable; `None` when not known.
     pub executable: Option<&'a [u8]>,
-    /// User id.
+    /// The path says nothing about the host's files: a user could have put anything there.
+    pub is_foreign: bool,
+    /// Nothing of this host sends it: it came in by another interface. Nothing above or
+    /// below that is said of a sender is looked at then.
+    pub is_outside: bool,
+    /// User id; the last number when not known.
     pub uid: u32,
     /// Group id; `None` when not known.
     pub gid: Option<u32>,
@@ -82,8 +87,11 @@ impl Compiled {
         }
         let mut classes = [0; dimension::N];
         classes[dimension::CGROUP] = self.class_of_path(header.cgroup_start, question.cgroup);
-        classes[dimension::EXECUTABLE] =
-            self.class_of_path(header.executable_start, question.executable);
+        let executable = self.class_of_path(header.executable_start, question.executable);
+        classes[dimension::EXECUTABLE] = match question.is_foreign {
+            true => self.foreign[usize::from(executable)],
+            false => executable,
+        };
         classes[dimension::USER] = range_of(&self.users, question.uid).class;
         let known = match question.interactive {
             None => login::UNKNOWN,
@@ -92,6 +100,16 @@ impl Compiled {
         };
         let gid = question.gid.unwrap_or(u32::MAX);
         classes[dimension::GROUP] = range_of(&self.groups[known], gid).class;
+        if question.is_outside {
+            for of_source in [
+                dimension::CGROUP,
+                dimension::EXECUTABLE,
+                dimension::USER,
+                dimension::GROUP,
+            ] {
+                classes[of_source] = class::NONE;
+            }
+        }
         classes[dimension::DESTINATION] = destination;
         let service = service::key(question.protocol, question.port);
         classes[dimension::SERVICE] = range_of(&self.services, service).class;
@@ -135,7 +153,7 @@ impl Compiled {
 
     fn class_of_path(&self, start: u32, path: Option<&[u8]>) -> u16 {
         let Some(path) = path else {
-            return 0;
+            return class::UNKNOWN;
         };
         let step = |state: &State, &byte: &u8| -> State {
             let letter = self.header.letters[usize::from(byte)];

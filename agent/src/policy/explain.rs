@@ -67,8 +67,8 @@ pub struct FlowFacts {
     pub cgroup: Option<String>,
     /// Path of the executable; none if it is not known.
     pub exe: Option<String>,
-    /// User id.
-    pub uid: u32,
+    /// User id; none if it is not known.
+    pub uid: Option<u32>,
     /// Group id; none if it is not known.
     pub gid: Option<u32>,
     /// Whether there is a login session; none if it is not known.
@@ -99,8 +99,20 @@ pub struct Condition {
     pub key: &'static str,
     /// True when the flow satisfies it.
     pub holds: bool,
+    /// True when that is so because something is not known, and a rule that denies then
+    /// counts as one that matches.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub could: bool,
     /// Why, or why not.
     pub reason: String,
+}
+
+impl RuleTrace {
+    /// True if the rule matches since something is not known.
+    #[must_use]
+    pub fn could(&self) -> bool {
+        self.matches && self.conditions.iter().any(|condition| condition.could)
+    }
 }
 
 /// A verdict and the index of the rule that decided, if one did.
@@ -201,9 +213,11 @@ pub fn by_address(
             .collect();
         rules.iter().position(|rule| rule.matches)
     });
+    let deciding = ruling.rule.and_then(|rule| rules.get(rule));
+    let could = deciding.is_some_and(RuleTrace::could);
     ByAddress {
         ruling,
-        reason: reader.reason(ruling),
+        reason: reader.reason(ruling, could),
         country: reader.country,
         rules,
     }
@@ -256,7 +270,7 @@ pub fn explain(
             protocol: Protocol(question.protocol).to_string(),
             cgroup: question.cgroup.map(text),
             exe: question.executable.map(text),
-            uid: question.uid,
+            uid: (question.uid != u32::MAX).then_some(question.uid),
             gid: question.gid,
             interactive: question.interactive,
         },

@@ -6,7 +6,7 @@ use std::mem::offset_of;
 
 use trefoil_ebpf::abi::{
     self, Branch, CHUNK_BYTES, CLAUSE_COUNTED, CLAUSE_TIMED, First, Header, MAX_CHUNKS,
-    MAX_CLAUSES, MODE_ENFORCE, MODE_REPORT, N_SMALL, Span, StateClass, login,
+    MAX_CLAUSES, MODE_ENFORCE, MODE_REPORT, N_SMALL, Span, StateClass, class, login,
 };
 
 use super::{Budget, Clause, Compiled, Mode, Period, Range32, order, tree};
@@ -89,7 +89,13 @@ impl Image {
             .iter()
             .map(|state| StateClass {
                 class: state.class,
-                pad: [0; 3],
+                // Of a control group nobody asks.
+                foreign: compiled
+                    .foreign
+                    .get(usize::from(state.class))
+                    .copied()
+                    .unwrap_or(class::UNKNOWN),
+                pad: [0; 2],
             })
             .collect();
         let state_classes = layout.table(&state_classes);
@@ -137,7 +143,7 @@ impl Image {
                 state_classes,
                 cgroup_start: compiled.header.cgroup_start,
                 executable_start: compiled.header.executable_start,
-                pad: [0; 5],
+                pad: [0; 4],
                 letters: compiled.header.letters,
                 values: values.all(),
             },
@@ -365,6 +371,6 @@ impl Element for StateClass {
     const BYTES: usize = size_of::<Self>();
 
     fn write(&self, words: &mut Vec<u64>) {
-        words.push(word_of_four(&[self.class, 0, 0, 0]));
+        words.push(word_of_four(&[self.class, self.foreign, 0, 0]));
     }
 }

@@ -185,6 +185,8 @@ impl Inquiry {
         Question {
             cgroup: self.cgroup.as_deref().map(str::as_bytes),
             executable: self.executable.as_deref().map(str::as_bytes),
+            is_foreign: false,
+            is_outside: false,
             uid: self.uid,
             gid: self.gid,
             interactive: Some(self.interactive),

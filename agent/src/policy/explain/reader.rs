@@ -14,8 +14,9 @@ use crate::owner::cgroup::{Placement, container_for_rules};
 use crate::policy::evaluate::Question;
 use crate::policy::geography::Surroundings;
 use crate::policy::local::always_local_network_of;
+use crate::policy::pattern::ExecutablePattern;
 use crate::policy::service::Protocol;
-use crate::policy::source::{Area, Exception, Group, Policy, Rule, User, Zone};
+use crate::policy::source::{Area, Exception, Group, Policy, Rule, RuleVerdict, User, Zone};
 
 /// Goes through rules with one flow in mind.
 pub(super) struct Reader<'a> {
@@ -71,7 +72,8 @@ impl<'a> Reader<'a> {
         own.iter().any(|own| own.to_canonical() == self.destination)
     }
 
-    pub(super) fn reason(&self, ruling: Ruling) -> String {
+    /// `could` is whether the rule matches since something is not known.
+    pub(super) fn reason(&self, ruling: Ruling, could: bool) -> String {
         let destination = self.destination;
         match ruling {
             Ruling {
@@ -90,8 +92,12 @@ impl<'a> Reader<'a> {
                     }
                     _ => String::new(),
                 };
+                let matches = match could {
+                    true => "could match, and what is not known counts against the sender",
+                    false => "matches first",
+                };
                 format!(
-                    "rule `{}` on line {} matches first{limit}",
+                    "rule `{}` on line {} {matches}{limit}",
                     rule.name.value, rule.place.line
                 )
             }
@@ -138,7 +144,7 @@ impl<'a> Reader<'a> {
         let group = |path: &[u8]| format!("control group {}", String::from_utf8_lossy(path));
         if let Some(units) = &rule.units {
             conditions.push(match question.cgroup {
-                None => self.unknown("from.unit", "the unit"),
+                None => self.unknown_sender("from.unit", "the unit", rule),
                 Some(path) => self.one_of(
                     "from.unit",
                     units,
@@ -150,7 +156,7 @@ impl<'a> Reader<'a> {
         }
         if let Some(paths) = &rule.cgroups {
             conditions.push(match question.cgroup {
-                None => self.unknown("from.cgroup", "the control group"),
+                None => self.unknown_sender("from.cgroup", "the control group", rule),
                 Some(path) => self.one_of(
                     "from.cgroup",
                     paths,
@@ -162,7 +168,7 @@ impl<'a> Reader<'a> {
         }
         if let Some(containers) = &rule.containers {
             conditions.push(match question.cgroup {
-                None => self.unknown("from.container", "the control group"),
+                None => self.unknown_sender("from.container", "the control group", rule),
                 Some(path) => self.one_of(
                     "from.container",
                     containers,
@@ -187,14 +193,8 @@ impl<'a> Reader<'a> {
         }
         if let Some(executables) = &rule.executables {
             conditions.push(match question.executable {
-                None => self.unknown("from.exe", "the executable"),
-                Some(path) => self.one_of(
-                    "from.exe",
-                    executables,
-                    |pattern| pattern.glob().matches(path),
-                    |pattern| format!("{} matches `{pattern}`", String::from_utf8_lossy(path)),
-                    || format!("{} matches no pattern", String::from_utf8_lossy(path)),
-                ),
+                None => self.unknown_sender("from.exe", "the executable", rule),
+                Some(path) => self.executable(path, executables, rule),
             });
         }
         if let Some(users) = &rule.users {
@@ -204,18 +204,21 @@ impl<'a> Reader<'a> {
                 User::Name(name) => self.surroundings.users.uid(name) == Some(uid),
             };
             let users: Vec<&User> = users.iter().map(|user| &user.value).collect();
-            conditions.push(self.one_of(
-                "from.user",
-                &users,
-                |user| is_it(user),
-                |user| format!("user id {uid} is `{user}`"),
-                || format!("user id {uid} is no user"),
-            ));
+            conditions.push(match uid {
+                u32::MAX => self.unknown_sender("from.user", "the user", rule),
+                uid => self.one_of(
+                    "from.user",
+                    &users,
+                    |user| is_it(user),
+                    |user| format!("user id {uid} is `{user}`"),
+                    || format!("user id {uid} is no user"),
+                ),
+            });
         }
         if let Some(groups) = &rule.groups {
             let groups: Vec<&Group> = groups.iter().map(|group| &group.value).collect();
             conditions.push(match question.gid {
-                None => self.unknown("from.group", "the group"),
+                None | Some(u32::MAX) => self.unknown_sender("from.group", "the group", rule),
                 Some(gid) => self.one_of(
                     "from.group",
                     &groups,
@@ -230,7 +233,11 @@ impl<'a> Reader<'a> {
         }
         if let Some(asked) = rule.interactive {
             conditions.push(match question.interactive {
-                None => self.unknown("from.interactive", "whether there is a login session"),
+                None => self.unknown_sender(
+                    "from.interactive",
+                    "whether there is a login session",
+                    rule,
+                ),
                 Some(is_interactive) => {
                     self.condition("from.interactive", asked == is_interactive, || {
                         match is_interactive {
@@ -240,6 +247,15 @@ impl<'a> Reader<'a> {
                     })
                 }
             });
+        }
+        if question.is_outside {
+            for condition in &mut conditions {
+                condition.could = false;
+                condition.holds = false;
+                if self.says_why {
+                    condition.reason = "nothing of this host sends it".to_owned();
+                }
+            }
         }
         if let Some(networks) = &rule.networks {
             conditions.push(self.one_of(
@@ -336,6 +352,47 @@ impl<'a> Reader<'a> {
         conditions
     }
 
+    /// A path that says nothing about the host's files matches what denies it alone.
+    fn executable(&self, path: &[u8], patterns: &[ExecutablePattern], rule: &Rule) -> Condition {
+        let name = String::from_utf8_lossy(path);
+        let by_path = self.one_of(
+            "from.exe",
+            patterns,
+            |pattern| pattern.glob().matches(path),
+            |pattern| format!("{name} matches `{pattern}`"),
+            || format!("{name} matches no pattern"),
+        );
+        if !self.question.is_foreign || !by_path.holds {
+            return by_path;
+        }
+        let reason = by_path.reason;
+        match rule.verdict {
+            RuleVerdict::Deny => self.condition("from.exe", true, || {
+                format!("{reason}, seen through mounts that a user may have made")
+            }),
+            RuleVerdict::Approve => self.condition("from.exe", false, || {
+                format!(
+                    "{name} was seen through mounts that a user may have made, and says nothing \
+                     about the host's files"
+                )
+            }),
+        }
+    }
+
+    /// A key about a sender of whom what it asks for is not known. That counts against
+    /// him: what denies holds, since it could.
+    fn unknown_sender(&self, key: &'static str, what: &str, rule: &Rule) -> Condition {
+        match rule.verdict {
+            RuleVerdict::Approve => self.unknown(key, what),
+            RuleVerdict::Deny => Condition {
+                could: true,
+                ..self.condition(key, true, || {
+                    format!("{what} is not known, so it could match")
+                })
+            },
+        }
+    }
+
     fn exception(&self, exception: &Exception) -> Condition {
         let time_us = self.question.time_us;
         self.condition("exception", exception.holds_at(time_us), || {
@@ -421,7 +478,12 @@ impl<'a> Reader<'a> {
 
     fn condition(&self, key: &'static str, holds: bool, why: impl FnOnce() -> String) -> Condition {
         let reason = if self.says_why { why() } else { String::new() };
-        Condition { key, holds, reason }
+        Condition {
+            key,
+            holds,
+            could: false,
+            reason,
+        }
     }
 
     fn service(&self) -> String {

@@ -260,6 +260,27 @@ verdict = "approve"
             "false there is no login session".to_owned(),
         ]
     );
+    let denies = Policy::parse(&text.replace("approve", "deny"), "policy.toml").unwrap();
+    let explanation = explain(&denies, &surroundings, &to().question());
+    assert_eq!(explanation.verdict, "unapproved");
+    let unknown = Inquiry {
+        interactive: true,
+        gid: None,
+        ..to()
+    };
+    let explanation = explain(&denies, &surroundings, &unknown.question());
+    assert_eq!(
+        explanation.reason,
+        "rule `all of it` on line 3 could match, and what is not known counts against the sender"
+    );
+    let text = explanation.to_string();
+    for line in [
+        "rule `all of it` (deny) could match",
+        "may  from.cgroup       the control group is not known, so it could match",
+        "yes  from.interactive  there is a login session",
+    ] {
+        assert!(text.contains(line), "{text}");
+    }
     assert_eq!(
         reasons(&to())[..2],
         [

@@ -14,6 +14,10 @@ pub struct OwnedQuestion {
     /// As in [`Question`].
     pub executable: Option<Vec<u8>>,
     /// As in [`Question`].
+    pub is_foreign: bool,
+    /// As in [`Question`].
+    pub is_outside: bool,
+    /// As in [`Question`].
     pub uid: u32,
     /// As in [`Question`].
     pub gid: Option<u32>,
@@ -34,6 +38,8 @@ impl OwnedQuestion {
         Question {
             cgroup: self.cgroup.as_deref(),
             executable: self.executable.as_deref(),
+            is_foreign: self.is_foreign,
+            is_outside: self.is_outside,
             uid: self.uid,
             gid: self.gid,
             interactive: self.interactive,
@@ -171,7 +177,8 @@ impl Scene {
         };
         let uid = match random.below(8) {
             0 => random.next_u64() as u32,
-            1 => *random.pick(&[0, 1, 2, 25, 27, 28, u32::MAX - 1, u32::MAX]),
+            1 => *random.pick(&[0, 1, 2, 25, 27, 28, u32::MAX - 1]),
+            2 => u32::MAX,
             _ => random.pick(USERS).1,
         };
         let gid = match random.below(8) {
@@ -205,6 +212,8 @@ impl Scene {
         OwnedQuestion {
             cgroup: path(random, CGROUPS, CGROUP_PARTS),
             executable: path(random, EXECUTABLES, EXECUTABLE_PARTS),
+            is_foreign: random.one_in(4),
+            is_outside: random.one_in(12),
             uid,
             gid,
             interactive,
