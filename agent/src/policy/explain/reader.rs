@@ -9,7 +9,7 @@ use trefoil_ebpf::abi::verdict;
 
 use super::{Condition, RuleTrace, Ruling};
 use crate::clock;
-use crate::geo::Country;
+use crate::geo::{Countries, Country};
 use crate::owner::cgroup::{Placement, container_for_rules};
 use crate::policy::evaluate::Question;
 use crate::policy::geography::Surroundings;
@@ -25,6 +25,8 @@ pub(super) struct Reader<'a> {
     question: &'a Question<'a>,
     pub(super) destination: IpAddr,
     pub(super) country: Option<Country>,
+    /// Where the data gives more than one.
+    several: Option<Countries>,
     /// Without, conditions have no reasons.
     says_why: bool,
 }
@@ -44,6 +46,7 @@ impl<'a> Reader<'a> {
             question,
             destination,
             country: surroundings.geography.country(destination),
+            several: surroundings.geography.several(destination),
             says_why,
         }
     }
@@ -267,9 +270,17 @@ impl<'a> Reader<'a> {
             ));
         }
         if let Some(areas) = &rule.countries {
-            conditions.push(match self.country {
-                None => self.unknown("to.countries", &format!("the country of {destination}")),
-                Some(country) => self.one_of(
+            conditions.push(match (self.several, self.country) {
+                (Some(several), _) => {
+                    let is_named = |country| areas.iter().any(|area| area.has_country(country));
+                    self.condition("to.countries", counts(several, rule, is_named), || {
+                        self.of_several(several, rule, is_named)
+                    })
+                }
+                (None, None) => {
+                    self.unknown("to.countries", &format!("the country of {destination}"))
+                }
+                (None, Some(country)) => self.one_of(
                     "to.countries",
                     areas,
                     |area| area.has_country(country),
@@ -280,7 +291,7 @@ impl<'a> Reader<'a> {
         }
         if let Some(zones) = &rule.zones {
             let zones: Vec<&Zone> = zones.iter().map(|&zone| &self.policy.zones[zone]).collect();
-            conditions.push(self.zone(&zones));
+            conditions.push(self.zone(&zones, rule));
         }
         if let Some(asns) = &rule.asns {
             let asns: Vec<String> = asns.iter().map(|asn| format!("AS{}", asn.value)).collect();
@@ -415,8 +426,42 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn zone(&self, zones: &[&Zone]) -> Condition {
+    /// Several countries, in words.
+    fn of_several(
+        &self,
+        several: Countries,
+        rule: &Rule,
+        is_named: impl Fn(Country) -> bool,
+    ) -> String {
+        let place = format!("the country data places {} in {several}", self.destination);
+        match (counts(several, rule, &is_named), rule.verdict) {
+            (true, RuleVerdict::Deny) => format!("{place}, and one of these is enough to deny it"),
+            (true, RuleVerdict::Approve) => format!("{place}, all of which are named"),
+            (false, RuleVerdict::Approve) if several.any(is_named) => {
+                format!("{place}, and not all of these are named")
+            }
+            (false, _) => format!("{place}, and none of these is named"),
+        }
+    }
+
+    fn zone(&self, zones: &[&Zone], rule: &Rule) -> Condition {
         let destination = self.destination;
+        let is_named = |country| {
+            let mut areas = zones.iter().flat_map(|zone| &zone.areas);
+            areas.any(|area| area.has_country(country))
+        };
+        let in_network = zones.iter().any(|zone| {
+            let mut areas = zone.areas.iter();
+            areas
+                .any(|area| matches!(area, Area::Network(network) if network.contains(destination)))
+        });
+        if let Some(several) = self.several
+            && !in_network
+        {
+            return self.condition("to.zones", counts(several, rule, is_named), || {
+                self.of_several(several, rule, is_named)
+            });
+        }
         let holds = |area: &Area| match area {
             Area::Network(network) => network.contains(destination),
             area => self
@@ -501,6 +546,15 @@ impl<'a> Reader<'a> {
             (IpAddr::V4(v4), port) => format!("{v4}:{port}/{protocol}"),
             (IpAddr::V6(v6), port) => format!("[{v6}]:{port}/{protocol}"),
         }
+    }
+}
+
+/// Whether a rule's countries are met where the data gives several: one of them is enough to
+/// deny, and all have to be approved.
+fn counts(several: Countries, rule: &Rule, is_named: impl Fn(Country) -> bool) -> bool {
+    match rule.verdict {
+        RuleVerdict::Deny => several.any(is_named),
+        RuleVerdict::Approve => several.all(is_named),
     }
 }
 
