@@ -38,7 +38,7 @@ pub struct Asked {
     pub policy: u64,
     /// [`Source::who`].
     pub who: u64,
-    /// `bytes << 32 | enforced << 31 | login << 24 | protocol << 16 | port`.
+    /// `bytes << 32 | enforced << 31 | may stay << 26 | login << 24 | protocol << 16 | port`.
     pub packet: u64,
 }
 
@@ -52,7 +52,8 @@ impl Asked {
             policy: u64::from(generation) << 32 | u64::from(paths),
             who: source.who(),
             packet: u64::from(bytes) << 32
-                | u64::from(in_force.flags) << ENFORCED_SHIFT
+                | u64::from(in_force.flags & DECISION_ENFORCED) << ENFORCED_SHIFT
+                | u64::from(in_force.flags & MAY_STAY) << MAY_STAY_SHIFT
                 | (login as u64) << LOGIN_SHIFT
                 | u64::from(peer.protocol) << 16
                 | u64::from(peer.port),
@@ -70,15 +71,17 @@ pub fn judge_address(asked: &Asked, high: u64, low: u64) -> Decision {
     if decision.verdict != verdict::LOCAL
         && let Some(v4) = Address::from_halves(high, low).embedded_v4()
     {
-        // Both may have a budget, and both are charged.
+        // Both may have a budget, and both are charged. The packet is on its way elsewhere.
         let (high, low) = Address::v4(v4).halves();
+        let packet = packet & !(u64::from(MAY_STAY) << MAY_STAY_SHIFT);
         let inner = Decision::from_word(judge_flow(policy, high, low, who, packet));
         decision = decision.or_stricter(inner);
     }
     decision
 }
 
-/// True for a destination from which nothing leaves the host or the link.
+/// True for a destination of a scope that no router forwards: what goes there does not leave
+/// the link, by whatever interface.
 #[inline(always)]
 pub fn is_local(generation: u32, peer: &Peer) -> bool {
     let (high, low) = peer.address.halves();
@@ -92,7 +95,7 @@ pub const fn undetermined(in_force: InForce) -> Decision {
         generation: in_force.generation,
         rule: NO_RULE,
         verdict: verdict::UNDETERMINED,
-        flags: in_force.flags,
+        flags: in_force.flags & DECISION_ENFORCED,
     }
 }
 
@@ -102,10 +105,13 @@ const _: () = assert!(DECISION_ENFORCED == 1);
 /// Where the case of [`login`] is there.
 const LOGIN_SHIFT: u32 = 24;
 const _: () = assert!(login::N.is_power_of_two());
+/// How far [`MAY_STAY`] is shifted there.
+const MAY_STAY_SHIFT: u32 = 23;
+const _: () = assert!((MAY_STAY as u32) << MAY_STAY_SHIFT == 1 << 26);
 
 /// Judges by `generation << 32` with the classes of [`Source::classes`], by the halves of
-/// the address, by [`Source::who`], and by `bytes << 32 | enforced << 31 | login << 24 |
-/// protocol << 16 | port`. Returns a `Decision`, as of a policy that enforces.
+/// the address, by [`Source::who`], and by `bytes << 32 | enforced << 31 | may stay << 26 |
+/// login << 24 | protocol << 16 | port`. Returns a `Decision`, as of a policy that enforces.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn judge_flow(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> u64 {
@@ -128,15 +134,17 @@ fn decide(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> Option<Dec
     let tables = Tables::of(slot)?;
     let (first, header) = (tables.first, tables.header());
     let found = class_of(&tables, high, low);
-    let without_clause = |limited: u8| Decision {
+    let without_clause = |verdict: u8, limited: u8| Decision {
         generation,
         rule: NO_RULE,
-        verdict: fallback(found),
+        verdict,
         flags: DECISION_ENFORCED | limited,
     };
+    let stays = packet & u64::from(MAY_STAY) << MAY_STAY_SHIFT != 0 && found & Branch::OWN != 0;
     match fallback(found) {
         verdict::NONE => return None,
-        verdict::LOCAL => return Some(without_clause(0)),
+        verdict::LOCAL => return Some(without_clause(verdict::LOCAL, 0)),
+        _ if stays => return Some(without_clause(verdict::LOCAL, 0)),
         _ => {}
     }
 
@@ -215,7 +223,7 @@ fn decide(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> Option<Dec
         best = best.min(u64::from(clause.rule) << NUMBER_BITS | number);
     }
     if best == NO_CLAUSE {
-        return Some(without_clause(limited));
+        return Some(without_clause(fallback(found), limited));
     }
     let clause = clause_at(first, best);
     let mut decision = Decision {

@@ -21,8 +21,8 @@ use trefoil::{
 };
 use trefoil_ebpf::abi::{
     ClassCache, DECISION_LIMITED, Decision, EXECUTABLE_FOREIGN, EXECUTABLE_PATH,
-    EXECUTABLE_TRUNCATED, Executable, NO_RULE, NOBODY_LOGGED_IN, QUESTION_OUTSIDE, Question,
-    verdict,
+    EXECUTABLE_TRUNCATED, Executable, NO_RULE, NOBODY_LOGGED_IN, QUESTION_MAY_STAY,
+    QUESTION_OUTSIDE, Question, verdict,
 };
 
 /// How many pairs of a flow and a policy there are, if not [`N_PAIRS`].
@@ -162,10 +162,8 @@ fn kernel_evaluator_and_reader_decide_the_same() {
                         Some(false) => NOBODY_LOGGED_IN,
                         Some(true) => 1 + random.next_u64() as u32 % 1000,
                     },
-                    flags: match question.is_outside {
-                        true => QUESTION_OUTSIDE,
-                        false => 0,
-                    },
+                    flags: QUESTION_OUTSIDE * u32::from(question.is_outside)
+                        | QUESTION_MAY_STAY * u32::from(question.may_stay),
                     pad: 0,
                 }
             })
@@ -240,6 +238,7 @@ fn an_executable_that_a_user_could_have_put_there_is_approved_by_no_path() {
         geography: &trefoil::policy::geography::Nowhere,
         users: &nobody,
         own_addresses: &[],
+        link_local: trefoil::policy::LinkLocal::default(),
     };
     let compiled = compile(&policy, &surroundings, kernel.next_generation()).unwrap();
     kernel.judge_by(&compiled, &BootClock::read()).unwrap();
@@ -291,6 +290,7 @@ fn what_is_not_known_of_a_sender_does_not_undo_a_deny() {
         geography: &trefoil::policy::geography::Nowhere,
         users: &|_: &str| None,
         own_addresses: &[],
+        link_local: trefoil::policy::LinkLocal::default(),
     };
     let compiled = compile(&policy, &surroundings, kernel.next_generation()).unwrap();
     kernel.judge_by(&compiled, &BootClock::read()).unwrap();
@@ -467,6 +467,7 @@ fn rows_that_fill_more_than_a_chunk_are_found() {
         geography: &trefoil::policy::geography::Nowhere,
         users: &|_: &str| None,
         own_addresses: &[],
+        link_local: trefoil::policy::LinkLocal::default(),
     };
     let mut kernel = Unattached::load(N_NAMES).unwrap();
     let compiled = compile(&policy, &surroundings, kernel.next_generation()).unwrap();

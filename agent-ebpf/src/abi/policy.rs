@@ -46,7 +46,7 @@ pub const fn chunk_index(slot: u32, number: u32) -> u32 {
 pub mod verdict {
     /// Not judged.
     pub const NONE: u8 = 0;
-    /// Never leaves the host or the link.
+    /// Stays on the host, or is of a scope that no router forwards.
     pub const LOCAL: u8 = 1;
     /// Approved, through a gateway.
     pub const GATEWAY: u8 = 2;
@@ -90,6 +90,11 @@ pub const DECISION_LIMITED: u8 = 2;
 /// [`Decision::flags`], in map `REMEMBERED` alone: made at an uplink, where the packet
 /// belongs to a flow in `UPLINK_FLOWS`.
 pub const DECISION_AT_UPLINK: u8 = 4;
+
+/// Beside [`DECISION_ENFORCED`] in what hooks tell the judge, and in no [`Decision`]: the
+/// packet may still stay on this host, so that its own addresses are local. Where it is known
+/// to leave, they are judged like any other.
+pub const MAY_STAY: u8 = 8;
 
 /// What the judge said, and under which policy.
 #[repr(C, align(8))]
@@ -467,6 +472,8 @@ pub struct Question {
 
 /// [`Question::flags`]: nothing of this host sends it.
 pub const QUESTION_OUTSIDE: u32 = 1;
+/// [`Question::flags`]: as [`MAY_STAY`].
+pub const QUESTION_MAY_STAY: u32 = 2;
 
 impl Question {
     /// What the hooks ask about a flow of this owner, before there is a packet.
@@ -482,7 +489,7 @@ impl Question {
             bytes: 0,
             gid: if is_known { owner.gid } else { u32::MAX },
             session: if is_known { owner.session } else { 0 },
-            flags: 0,
+            flags: QUESTION_MAY_STAY,
             pad: 0,
         }
     }

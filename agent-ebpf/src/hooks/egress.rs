@@ -47,7 +47,7 @@ const TCP_LISTEN: u32 = 10;
 #[cgroup_skb(egress)]
 fn egress(ctx: SkBuffContext) -> i32 {
     let skb = ctx.skb.skb;
-    let Some(in_force) = in_force() else {
+    let Some(in_force) = in_force().map(InForce::may_stay) else {
         return PASS;
     };
     if let Some(ends) = plain_ends_at(skb, 0)

@@ -6,7 +6,7 @@
 //! | rule << 16`.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use trefoil_ebpf::abi::{MAX_QUESTIONS, QUESTION_OUTSIDE, Question};
+use trefoil_ebpf::abi::{MAX_QUESTIONS, QUESTION_MAY_STAY, QUESTION_OUTSIDE, Question};
 
 use crate::{
     judge::judge,
@@ -42,6 +42,10 @@ fn judge_question(ctx: TcContext) -> i32 {
                 is_outside: false,
             },
             _ => Source::OUTSIDE,
+        };
+        let in_force = match question.flags & QUESTION_MAY_STAY {
+            0 => in_force,
+            _ => in_force.may_stay(),
         };
         let decision = judge(in_force, &source, &question.peer, question.bytes);
         let answer = u32::from(decision.verdict)

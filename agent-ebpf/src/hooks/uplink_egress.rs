@@ -47,7 +47,7 @@ const AF_INET6: u32 = 10;
 #[classifier]
 fn uplink_egress(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
-    let Some(in_force) = in_force() else {
+    let Some(in_force) = in_force().map(InForce::may_stay) else {
         return NEXT;
     };
     let size = size(skb);

@@ -177,6 +177,7 @@ impl Judge<'_> {
             gid: holder.and_then(|holder| holder.gid),
             interactive: holder.and_then(|holder| holder.interactive),
             destination: connection.peer.ip(),
+            may_stay: true,
             protocol: connection.protocol,
             port: connection.peer.port(),
             time_us: clock::unix_us(),

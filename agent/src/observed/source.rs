@@ -147,6 +147,8 @@ impl Source {
             gid: self.gid,
             interactive: self.interactive,
             destination,
+            // It left.
+            may_stay: false,
             protocol,
             port,
             time_us,

@@ -66,7 +66,12 @@ pub struct Range32 {
     /// Destinations only: the verdict when no clause matches; if it is
     /// [`verdict::LOCAL`](trefoil_ebpf::abi::verdict::LOCAL), no clause is asked.
     pub fallback: u8,
+    /// Destinations only: marks as in [`Branch::of`](trefoil_ebpf::abi::Branch::of).
+    pub marks: u8,
 }
+
+/// [`Range32::marks`]: see [`Branch::OWN`](trefoil_ebpf::abi::Branch::OWN).
+pub const OWN: u8 = (trefoil_ebpf::abi::Branch::OWN >> 24) as u8;
 
 /// All IPv6 addresses from `first` up to the next entry's, as [`Range32`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +82,8 @@ pub struct Range128 {
     pub class: u16,
     /// As in [`Range32`].
     pub fallback: u8,
+    /// As in [`Range32`].
+    pub marks: u8,
 }
 
 /// What is to be known to read the tables.

@@ -10,7 +10,7 @@ use trefoil_ebpf::abi::{
 };
 
 use super::automaton::State;
-use super::compile::{Compiled, Range32};
+use super::compile::{Compiled, OWN, Range32};
 use super::service;
 use super::source::Mode;
 
@@ -34,6 +34,8 @@ pub struct Question<'a> {
     pub interactive: Option<bool>,
     /// Where to. A mapped IPv4 address is an IPv4 address.
     pub destination: IpAddr,
+    /// Whether it may still stay on this host, see [`abi::MAY_STAY`](trefoil_ebpf::abi::MAY_STAY).
+    pub may_stay: bool,
     /// IP protocol number.
     pub protocol: u8,
     /// Port, 0 where the protocol has none.
@@ -54,12 +56,13 @@ impl Compiled {
     /// What the kernel marks as limited is not marked here.
     #[must_use]
     pub fn judge_within(&self, question: &Question<'_>, lasts: impl Fn(usize) -> bool) -> Decision {
-        let outer = self.judge_address(question, question.destination, &lasts);
+        let outer = self.judge_address(question, question.destination, question.may_stay, &lasts);
         match address_of(question.destination).embedded_v4() {
             None => outer,
             Some(v4) => {
                 let inner = IpAddr::V4(v4.into());
-                outer.or_stricter(self.judge_address(question, inner, &lasts))
+                // The packet is on its way elsewhere.
+                outer.or_stricter(self.judge_address(question, inner, false, &lasts))
             }
         }
     }
@@ -69,6 +72,7 @@ impl Compiled {
         &self,
         question: &Question<'_>,
         destination: IpAddr,
+        may_stay: bool,
         lasts: &impl Fn(usize) -> bool,
     ) -> Decision {
         let header = &self.header;
@@ -81,8 +85,8 @@ impl Compiled {
                 Mode::Report => 0,
             },
         };
-        let (destination, fallback) = self.destination(destination);
-        if fallback == verdict::LOCAL {
+        let (destination, fallback, marks) = self.destination(destination);
+        if fallback == verdict::LOCAL || may_stay && marks & OWN != 0 {
             return decision(verdict::LOCAL, NO_RULE);
         }
         let mut classes = [0; dimension::N];
@@ -135,18 +139,18 @@ impl Compiled {
         decision(fallback, NO_RULE)
     }
 
-    /// Class and fallback of a destination.
-    fn destination(&self, address: IpAddr) -> (u16, u8) {
+    /// Class, fallback and marks of a destination.
+    fn destination(&self, address: IpAddr) -> (u16, u8, u8) {
         match address.to_canonical() {
             IpAddr::V4(v4) => {
                 let range = range_of(&self.v4, v4.to_bits());
-                (range.class, range.fallback)
+                (range.class, range.fallback, range.marks)
             }
             IpAddr::V6(v6) => {
                 let key = v6.to_bits();
                 let behind = self.v6.partition_point(|range| range.first <= key);
                 let range = &self.v6[behind - 1];
-                (range.class, range.fallback)
+                (range.class, range.fallback, range.marks)
             }
         }
     }

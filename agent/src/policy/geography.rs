@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 
+use super::local::LinkLocal;
 use crate::geo::{Countries, Country};
 
 /// Country data.
@@ -109,6 +110,8 @@ pub struct Surroundings<'a> {
     pub geography: &'a dyn Geography,
     /// Login names.
     pub users: &'a dyn Users,
-    /// The host's own addresses; traffic to them is local.
+    /// The host's own addresses; traffic to them is local where it may stay.
     pub own_addresses: &'a [IpAddr],
+    /// What is made of unicast to the link's scope.
+    pub link_local: LinkLocal,
 }

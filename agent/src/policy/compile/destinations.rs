@@ -11,18 +11,18 @@ use std::net::IpAddr;
 use trefoil_ebpf::abi::{Row, verdict};
 
 use super::clauses::{Addresses, Clauses, countries, networks};
-use super::{Classes, Range32, Range128, check_size, set_bit};
+use super::{Classes, OWN, Range32, Range128, check_size, set_bit};
 use crate::geo::{Countries, Country};
 use crate::policy::geography::Surroundings;
 use crate::policy::intervals::{Cells, Intervals, Key, is_in};
-use crate::policy::local::always_local;
+use crate::policy::local;
 use crate::policy::network::Network;
 use crate::policy::problem::Fault;
 use crate::policy::source::Policy;
 
-/// What the policy says about a destination: its class, and the verdict if no
-/// clause matches.
-type Outcome = (u16, u8);
+/// What the policy says about a destination: its class, the verdict if no clause matches,
+/// and its marks.
+type Outcome = (u16, u8, u8);
 
 /// The tables for IPv4 and IPv6.
 pub(super) fn ranges(
@@ -41,22 +41,28 @@ pub(super) fn ranges(
     let v6 = fold(&world, &sets, places, classes)?;
     check_size(v4.len(), "IPv4 destinations")?;
     check_size(v6.len(), "IPv6 destinations")?;
-    let v4 = v4.into_iter().map(|(first, (class, fallback))| Range32 {
-        first,
-        class,
-        fallback,
-    });
-    let v6 = v6.into_iter().map(|(first, (class, fallback))| Range128 {
-        first,
-        class,
-        fallback,
-    });
+    let v4 = v4
+        .into_iter()
+        .map(|(first, (class, fallback, marks))| Range32 {
+            first,
+            class,
+            fallback,
+            marks,
+        });
+    let v6 = v6
+        .into_iter()
+        .map(|(first, (class, fallback, marks))| Range128 {
+            first,
+            class,
+            fallback,
+            marks,
+        });
     Ok((v4.collect(), v6.collect()))
 }
 
 /// What clauses can ask of a destination, with indexes instead of values.
 struct World {
-    /// Sets of addresses. The first is what is local.
+    /// Sets of addresses. The first is what is local, the second the host's own.
     sets: Vec<Addresses>,
     /// For each clause, whether it denies, and what it asks for.
     tests: Vec<(bool, Option<Questions>)>,
@@ -80,6 +86,7 @@ enum Part {
 }
 
 const LOCAL_SET: usize = 0;
+const OWN_SET: usize = 1;
 /// Number of an unknown country.
 const UNKNOWN: usize = 0;
 /// Number of a country that the policy does not name.
@@ -98,8 +105,9 @@ enum Alternative {
 impl World {
     fn new(policy: &Policy, clauses: &Clauses<'_>, surroundings: &Surroundings<'_>) -> Self {
         let own = surroundings.own_addresses.iter().map(IpAddr::to_canonical);
-        let own = own.map(Network::host);
-        let mut sets = vec![Addresses::new(always_local().chain(own))];
+        let own = local::own().chain(own.map(Network::host));
+        let local = surroundings.link_local.local();
+        let mut sets = vec![Addresses::new(local), Addresses::new(own)];
         let mut members_of_sets: Vec<Vec<Country>> = Vec::new();
         // Countries of zones that are named together: an address may be in several.
         let mut sets_of_zones: HashMap<&[usize], usize> = HashMap::new();
@@ -248,7 +256,7 @@ impl World {
         classes: &mut Classes<'_>,
     ) -> Result<Outcome, Fault> {
         if is_in(signature, LOCAL_SET) {
-            return Ok((0, verdict::LOCAL));
+            return Ok((0, verdict::LOCAL, 0));
         }
         let mut row = Row::default();
         for (clause, (denies, test)) in self.tests.iter().enumerate() {
@@ -274,7 +282,8 @@ impl World {
             several if several >= self.first_of_several => verdict::UNDETERMINED,
             _ => verdict::UNAPPROVED,
         };
-        Ok((classes.class_of(row)?, fallback))
+        let marks = if is_in(signature, OWN_SET) { OWN } else { 0 };
+        Ok((classes.class_of(row)?, fallback, marks))
     }
 }
 

@@ -106,7 +106,7 @@ impl Image {
             .iter()
             .map(|range| tree::Range {
                 first: range.first,
-                value: Branch::of(range.class, range.fallback),
+                value: Branch::of(range.class, range.fallback, range.marks),
             })
             .collect();
         let v6 = tree::append(&mut layout, &mut values, &addresses)?;
@@ -291,7 +291,7 @@ impl Layout {
 fn numbers(ranges: &[Range32]) -> Vec<tree::Range> {
     let range = |range: &Range32| tree::Range {
         first: u128::from(range.first) << (u128::BITS - u32::BITS),
-        value: Branch::of(range.class, range.fallback),
+        value: Branch::of(range.class, range.fallback, range.marks),
     };
     ranges.iter().map(range).collect()
 }

@@ -191,6 +191,7 @@ impl Inquiry {
             gid: self.gid,
             interactive: Some(self.interactive),
             destination: self.destination,
+            may_stay: true,
             protocol: self.protocol.0,
             port: self.port,
             time_us: self.time_us,

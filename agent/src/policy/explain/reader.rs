@@ -13,7 +13,8 @@ use crate::geo::{Countries, Country};
 use crate::owner::cgroup::{Placement, container_for_rules};
 use crate::policy::evaluate::Question;
 use crate::policy::geography::Surroundings;
-use crate::policy::local::always_local_network_of;
+use crate::policy::local;
+use crate::policy::network::Network;
 use crate::policy::pattern::ExecutablePattern;
 use crate::policy::service::Protocol;
 use crate::policy::source::{Area, Exception, Group, Policy, Rule, RuleVerdict, User, Zone};
@@ -55,7 +56,7 @@ impl<'a> Reader<'a> {
     /// that matches decides; what no rule matches is not approved, and if its
     /// country is not known, that is what is said.
     pub(super) fn ruling(&self, first_match: impl FnOnce() -> Option<usize>) -> Ruling {
-        if self.is_own() || always_local_network_of(self.destination).is_some() {
+        if self.local_network().is_some() || self.may_stay() && self.is_own() {
             return Ruling {
                 verdict: verdict::LOCAL,
                 rule: None,
@@ -70,9 +71,21 @@ impl<'a> Reader<'a> {
         Ruling { verdict, rule }
     }
 
+    /// The network of those that are always local that has the destination.
+    fn local_network(&self) -> Option<Network> {
+        let mut local = self.surroundings.link_local.local();
+        local.find(|network| network.contains(self.destination))
+    }
+
+    /// What goes to an address that is embedded in another is on its way elsewhere.
+    fn may_stay(&self) -> bool {
+        self.question.may_stay && self.question.destination.to_canonical() == self.destination
+    }
+
     fn is_own(&self) -> bool {
         let own = self.surroundings.own_addresses;
-        own.iter().any(|own| own.to_canonical() == self.destination)
+        local::own().any(|network| network.contains(self.destination))
+            || own.iter().any(|own| own.to_canonical() == self.destination)
     }
 
     /// `could` is whether the rule matches since something is not known.
@@ -107,9 +120,12 @@ impl<'a> Reader<'a> {
             Ruling {
                 verdict: verdict::LOCAL,
                 ..
-            } => match always_local_network_of(destination) {
-                Some(network) => format!("{network} never leaves the host or the link"),
-                None => format!("{destination} is an address of this host"),
+            } => match self.local_network() {
+                Some(network) => format!("{network} never leaves the link"),
+                None => format!(
+                    "{destination} is an address of this host; what leaves for it nevertheless is \
+                     judged by the rules"
+                ),
             },
             Ruling {
                 verdict: verdict::UNDETERMINED,

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::geo::{Country, groups};
-use crate::policy::local::always_local;
+use crate::policy::local::nameless;
 use crate::policy::network::{Network, parse_address};
 use crate::policy::problem::Fault;
 use crate::policy::service::{Protocol, parse_port};
@@ -12,11 +12,11 @@ use crate::policy::source::{Area, Endpoint, Group, User};
 /// A network in a rule or a zone.
 pub(super) fn network(text: &str) -> Result<Network, Fault> {
     let network = Network::parse(text)?;
-    match always_local().find(|local| local.covers(&network)) {
+    match nameless().find(|local| local.covers(&network)) {
         None => Ok(network),
         Some(local) => Err(
             Fault::new(format!("`{text}` never leaves the host or the link")).help(format!(
-                "take it out: {local} is always `local`, whatever a policy says"
+                "take it out: what goes to {local} as it should is `local`, whatever a policy says"
             )),
         ),
     }
@@ -109,7 +109,7 @@ pub(super) fn endpoint(text: &str) -> Result<Endpoint, Fault> {
 
 fn check_endpoint(text: &str, address: IpAddr) -> Result<IpAddr, Fault> {
     let host = Network::host(address);
-    match always_local().find(|local| local.covers(&host)) {
+    match nameless().find(|local| local.covers(&host)) {
         None => Ok(address),
         Some(local) => Err(Fault::new(format!("`{text}` is no way out"))
             .help(format!("{local} is always `local`, whatever a policy says"))),

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::places::{ASNS, COUNTRIES};
 use super::{GROUPS, Random, USERS};
-use crate::policy::local::always_local;
+use crate::policy::local::nameless;
 use crate::policy::network::{Extent, Network};
 use crate::policy::source::{Area, Policy};
 
@@ -366,7 +366,7 @@ pub(super) fn address(random: &mut Random) -> IpAddr {
 }
 
 fn is_local(network: &Network) -> bool {
-    always_local().any(|local| local.covers(network))
+    nameless().any(|local| local.covers(network))
 }
 
 /// Every network and endpoint that a policy names.

@@ -26,6 +26,8 @@ pub struct OwnedQuestion {
     /// As in [`Question`].
     pub destination: IpAddr,
     /// As in [`Question`].
+    pub may_stay: bool,
+    /// As in [`Question`].
     pub protocol: u8,
     /// As in [`Question`].
     pub port: u16,
@@ -44,6 +46,7 @@ impl OwnedQuestion {
             gid: self.gid,
             interactive: self.interactive,
             destination: self.destination,
+            may_stay: self.may_stay,
             protocol: self.protocol,
             port: self.port,
             time_us: NOW_US,
@@ -218,6 +221,7 @@ impl Scene {
             gid,
             interactive,
             destination,
+            may_stay: random.one_in(2),
             protocol,
             port,
         }

@@ -14,6 +14,7 @@ fn warned(rules: &str) -> Vec<String> {
         geography: &Nowhere,
         users: &|_: &str| Some(1000),
         own_addresses: &[],
+        link_local: crate::policy::LinkLocal::default(),
     };
     let compiled = compile(&policy, &surroundings, 1).unwrap();
     let warnings = warnings(&policy, &compiled);
