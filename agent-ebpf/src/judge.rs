@@ -67,16 +67,23 @@ impl Asked {
 pub fn judge_address(asked: &Asked, high: u64, low: u64) -> Decision {
     let Asked { policy, who, packet } = *asked;
     let mut decision = Decision::from_word(judge_flow(policy, high, low, who, packet));
-    // Where the packet stays here, whatever is embedded stays as well.
-    if decision.verdict != verdict::LOCAL
-        && let Some(v4) = Address::from_halves(high, low).embedded_v4()
-    {
-        // Both may have a budget, and both are charged. The packet is on its way elsewhere.
-        let (high, low) = Address::v4(v4).halves();
+    if decision.flags & EMBEDS != 0 {
+        // Each may have a budget, and all are charged. The packet is on its way elsewhere.
         let packet = packet & !(u64::from(MAY_STAY) << MAY_STAY_SHIFT);
-        let inner = Decision::from_word(judge_flow(policy, high, low, who, packet));
-        decision = decision.or_stricter(inner);
+        for nth in 0..layout::MOST {
+            let found = embedded((policy >> 32) as u32, high, low, nth);
+            if found & NO_MORE != 0 {
+                break;
+            }
+            if found & NOWHERE != 0 {
+                continue;
+            }
+            let (high, low) = Address::v4(found as u32).halves();
+            let inner = Decision::from_word(judge_flow(policy, high, low, who, packet));
+            decision = decision.or_stricter(inner);
+        }
     }
+    decision.flags &= !EMBEDS;
     decision
 }
 
@@ -99,6 +106,37 @@ pub const fn undetermined(in_force: InForce) -> Decision {
     }
 }
 
+/// Beside the flags of what [`judge_flow`] returns, and in no decision: the address embeds
+/// others. Where the packet stays here, whatever is embedded stays as well.
+const EMBEDS: u8 = 1 << 4;
+
+/// In what [`embedded`] returns: there is no such address.
+const NO_MORE: u64 = 1 << 32;
+/// In what [`embedded`] returns: nothing can go to the address, so it is not the one of
+/// several that is meant.
+const NOWHERE: u64 = 1 << 33;
+
+/// The nth IPv4 address that is embedded in a destination.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn embedded(generation: u32, high: u64, low: u64, nth: u32) -> u64 {
+    let Some(tables) = Tables::of(generation & 1) else {
+        return NO_MORE;
+    };
+    let layouts = tables.header().layouts.as_ptr();
+    let index = masked::<{ layout::N_SETS - 1 }>(Branch::embeds(class_of(&tables, high, low)));
+    // SAFETY: the index is masked, which the compiler cannot see.
+    let layouts = u32::from(unsafe { *layouts.add(index) });
+    let layout = layouts >> (nth * layout::BITS & 15) & ((1 << layout::BITS) - 1);
+    if layout as u16 == layout::NONE {
+        return NO_MORE;
+    }
+    let v4 = Address::from_halves(high, low).embedded_v4(layout as u16);
+    // See RFC 791: this network.
+    let is_nowhere = layouts >> layout::BITS != 0 && v4 >> 24 == 0;
+    u64::from(v4) | if is_nowhere { NOWHERE } else { 0 }
+}
+
 /// Where [`DECISION_ENFORCED`] is in the last argument of [`judge_flow`].
 const ENFORCED_SHIFT: u32 = 31;
 const _: () = assert!(DECISION_ENFORCED == 1);
@@ -111,7 +149,7 @@ const _: () = assert!((MAY_STAY as u32) << MAY_STAY_SHIFT == 1 << 26);
 
 /// Judges by `generation << 32` with the classes of [`Source::classes`], by the halves of
 /// the address, by [`Source::who`], and by `bytes << 32 | enforced << 31 | may stay << 26 |
-/// login << 24 | protocol << 16 | port`. Returns a `Decision`, as of a policy that enforces.
+/// login << 24 | protocol << 16 | port`. Returns a `Decision`, as of a policy that enforces, with [`EMBEDS`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn judge_flow(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> u64 {
@@ -139,6 +177,10 @@ fn decide(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> Option<Dec
         rule: NO_RULE,
         verdict,
         flags: DECISION_ENFORCED | limited,
+    };
+    let embeds = match Branch::embeds(found) {
+        0 => 0,
+        _ => EMBEDS,
     };
     let stays = packet & u64::from(MAY_STAY) << MAY_STAY_SHIFT != 0 && found & Branch::OWN != 0;
     match fallback(found) {
@@ -223,14 +265,14 @@ fn decide(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> Option<Dec
         best = best.min(u64::from(clause.rule) << NUMBER_BITS | number);
     }
     if best == NO_CLAUSE {
-        return Some(without_clause(fallback(found), limited));
+        return Some(without_clause(fallback(found), limited | embeds));
     }
     let clause = clause_at(first, best);
     let mut decision = Decision {
         generation,
         rule: clause.rule,
         verdict: clause.verdict,
-        flags: DECISION_ENFORCED | limited,
+        flags: DECISION_ENFORCED | limited | embeds,
     };
     if clause.limits & CLAUSE_COUNTED != 0 {
         decision.flags |= DECISION_LIMITED;

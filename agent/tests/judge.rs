@@ -189,7 +189,7 @@ fn kernel_evaluator_and_reader_decide_the_same() {
                 assert_eq!(explained.verdict, named(read.verdict), "seed {seed}");
                 assert_eq!(explained.rule, read.rule, "seed {seed}");
             }
-            n_embedded += usize::from(sent.peer.address.embedded_v4().is_some());
+            n_embedded += usize::from(compiled.embedded(question.destination).next().is_some());
             let expected = accounts.judge(&compiled, &question.question(), sent.bytes.into());
             let answer = answer & !(u32::from(DECISION_LIMITED) << 8);
             assert_eq!(

@@ -117,7 +117,7 @@ impl Decision {
         self.flags & DECISION_ENFORCED != 0 && !verdict::is_approved(self.verdict)
     }
 
-    /// What holds for packets to an address that embeds another, of which `inner` is the
+    /// What holds for packets to an address that embeds others, of one of which `inner` is the
     /// decision: the stricter of both, this one if they are equally strict. What stays
     /// on the link stays there, whatever is embedded; and what leaves is not made local by
     /// what is embedded.
@@ -228,6 +228,34 @@ pub mod class {
     pub const NONE: u16 = 1;
 }
 
+/// Where in an IPv6 address another is embedded: numbers in [`Header::layouts`].
+pub mod layout {
+    /// None.
+    pub const NONE: u16 = 0;
+    /// NAT64 behind a prefix of 32 bits (RFC 6052).
+    pub const PREFIX_32: u16 = 1;
+    /// Of 40 bits.
+    pub const PREFIX_40: u16 = 2;
+    /// Of 48 bits.
+    pub const PREFIX_48: u16 = 3;
+    /// Of 56 bits.
+    pub const PREFIX_56: u16 = 4;
+    /// Of 64 bits.
+    pub const PREFIX_64: u16 = 5;
+    /// The last 32 bits: behind a prefix of 96 bits, or IPv4-compatible (RFC 4291).
+    pub const PREFIX_96: u16 = 6;
+    /// 6to4 (RFC 3056): the 32 bits behind the first 16.
+    pub const SIX_TO_FOUR: u16 = 7;
+    /// Teredo (RFC 4380): the last 32 bits, inverted.
+    pub const TEREDO: u16 = 8;
+    /// Bits of one number.
+    pub const BITS: u32 = 4;
+    /// Most that one address can have.
+    pub const MOST: u32 = u16::BITS / BITS;
+    /// Different combinations that a policy can have, the one of none included.
+    pub const N_SETS: usize = 32;
+}
+
 /// What is known of the login session of a source: index into [`Header::groups`].
 pub mod login {
     /// Nothing.
@@ -300,6 +328,9 @@ pub struct Header {
     pub executable_start: u32,
     /// Zero. What follows the header is at a multiple of its elements' size.
     pub pad: [u32; 4],
+    /// Combinations of [`layout`]s, by what [`Branch::embeds`] says: numbers of
+    /// [`layout::BITS`], the first in the lowest.
+    pub layouts: [u16; layout::N_SETS],
     /// Maps a byte of a path to its letter, below [`MAX_LETTERS`].
     pub letters: [u8; 256],
     /// Values that [`Packed`] have indexes of, as in [`Branch::value`].
@@ -500,7 +531,7 @@ const _: () = {
     assert!(size_of::<Decision>() == 8);
     assert!(size_of::<ClassCache>() == 8);
     assert!(size_of::<Policy>() == 8);
-    assert!(size_of::<Header>() == 32 + 24 + 8 + 32 + 256 + 4 * Packed::N_VALUES);
+    assert!(size_of::<Header>() == 32 + 24 + 8 + 32 + 64 + 256 + 4 * Packed::N_VALUES);
     assert!(size_of::<First>() == CHUNK_BYTES);
     assert!(ROW_WORDS <= u32::BITS as usize);
     assert!(size_of::<Row>() == 256);

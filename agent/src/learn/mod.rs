@@ -105,7 +105,11 @@ impl<'o> Lesson<'o> {
             }
         };
         let seen = self.seen.entry((owner, section)).or_default();
-        if let Some(inner) = target.embedded().filter(|&inner| !is_local(inner)) {
+        for inner in target
+            .embedded()
+            .into_iter()
+            .filter(|&inner| !is_local(inner))
+        {
             // Both have to be approved of.
             let of_inner = seen.entry(inner).or_default();
             of_inner.entry(service).or_default();

@@ -5,13 +5,14 @@
 
 mod clauses;
 mod destinations;
+mod embedding;
 pub mod image;
 mod limits;
 mod order;
 mod tree;
 
 use trefoil_ebpf::abi::{
-    MAX_BUDGETS, MAX_CLAUSES, MAX_RANGES, MAX_TIMED_CLAUSES, Row, class, dimension, login,
+    MAX_BUDGETS, MAX_CLAUSES, MAX_RANGES, MAX_TIMED_CLAUSES, Row, class, dimension, layout, login,
 };
 
 use self::clauses::{Clauses, NumberedClause, Test, row_of_path};
@@ -38,6 +39,9 @@ pub struct Compiled {
     pub users: Vec<Range32>,
     /// Groups, for each case of [`login`].
     pub groups: [Vec<Range32>; login::N],
+    /// Combinations of layouts by which destinations embed others, by the index that their
+    /// marks have; each as in [`abi::Header::layouts`](trefoil_ebpf::abi::Header::layouts).
+    pub layouts: [u16; layout::N_SETS],
     /// The clauses that each class satisfies.
     pub rows: Vec<Row>,
     /// The automata for paths.
@@ -70,6 +74,8 @@ pub struct Range32 {
     pub marks: u8,
 }
 
+/// [`Range32::marks`]: times an index of [`Compiled::layouts`].
+pub const EMBEDS: u8 = 1 << 1;
 /// [`Range32::marks`]: see [`Branch::OWN`](trefoil_ebpf::abi::Branch::OWN).
 pub const OWN: u8 = (trefoil_ebpf::abi::Branch::OWN >> 24) as u8;
 
@@ -285,7 +291,7 @@ fn tables(
     let group_rows = groups.finish();
 
     let mut destinations = rows.dimension(&clauses, |test| test.destination.is_some());
-    let (v4, v6) = destinations::ranges(policy, &clauses, surroundings, &mut destinations)
+    let (v4, v6, layouts) = destinations::ranges(policy, &clauses, surroundings, &mut destinations)
         .map_err(as_a_whole)?;
     let destination_rows = destinations.finish();
 
@@ -328,6 +334,7 @@ fn tables(
         services: service_ranges,
         users: user_ranges,
         groups: group_ranges,
+        layouts,
         rows: rows.rows,
         states,
         foreign,

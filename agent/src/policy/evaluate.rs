@@ -6,11 +6,11 @@
 use std::net::IpAddr;
 
 use trefoil_ebpf::abi::{
-    Address, DECISION_ENFORCED, Decision, NO_RULE, Row, class, dimension, login, verdict,
+    Address, DECISION_ENFORCED, Decision, NO_RULE, Row, class, dimension, layout, login, verdict,
 };
 
 use super::automaton::State;
-use super::compile::{Compiled, OWN, Range32};
+use super::compile::{Compiled, EMBEDS, OWN, Range32};
 use super::service;
 use super::source::Mode;
 
@@ -57,14 +57,27 @@ impl Compiled {
     #[must_use]
     pub fn judge_within(&self, question: &Question<'_>, lasts: impl Fn(usize) -> bool) -> Decision {
         let outer = self.judge_address(question, question.destination, question.may_stay, &lasts);
-        match address_of(question.destination).embedded_v4() {
-            None => outer,
-            Some(v4) => {
-                let inner = IpAddr::V4(v4.into());
+        self.embedded(question.destination)
+            .fold(outer, |outer, inner| match outer.verdict {
+                verdict::LOCAL => outer,
                 // The packet is on its way elsewhere.
-                outer.or_stricter(self.judge_address(question, inner, false, &lasts))
-            }
-        }
+                _ => outer.or_stricter(self.judge_address(question, inner, false, &lasts)),
+            })
+    }
+
+    /// The addresses that are embedded in a destination and judged as well.
+    pub fn embedded(&self, destination: IpAddr) -> impl Iterator<Item = IpAddr> {
+        let (_, _, marks) = self.destination(destination);
+        let layouts = self.layouts[usize::from(marks / EMBEDS)];
+        let address = address_of(destination);
+        let is_several = layouts >> layout::BITS != 0;
+        (0..layout::MOST)
+            .map(move |nth| layouts >> (nth * layout::BITS) & ((1 << layout::BITS) - 1))
+            .take_while(|&layout| layout != layout::NONE)
+            .map(move |layout| address.embedded_v4(layout))
+            // Of several, one to which nothing can go is not the one that is meant.
+            .filter(move |v4| !is_several || v4 >> 24 != 0)
+            .map(|v4| IpAddr::V4(v4.into()))
     }
 
     /// Decides as if `destination` were where the flow goes.

@@ -5,13 +5,15 @@
 //! a cell between two borders of the policy's networks, the class of a range
 //! depends only on which of the policy's countries it is in, and is computed once.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
-use trefoil_ebpf::abi::{Row, verdict};
+use trefoil_ebpf::abi::{Row, layout, verdict};
 
 use super::clauses::{Addresses, Clauses, countries, networks};
-use super::{Classes, OWN, Range32, Range128, check_size, set_bit};
+use super::embedding::{self, Embedding};
+use super::{Classes, EMBEDS, OWN, Range32, Range128, check_size, set_bit};
 use crate::geo::{Countries, Country};
 use crate::policy::geography::Surroundings;
 use crate::policy::intervals::{Cells, Intervals, Key, is_in};
@@ -24,13 +26,16 @@ use crate::policy::source::Policy;
 /// and its marks.
 type Outcome = (u16, u8, u8);
 
+/// The tables for IPv4 and IPv6, and the combinations of layouts that marks speak of.
+type Tables = (Vec<Range32>, Vec<Range128>, [u16; layout::N_SETS]);
+
 /// The tables for IPv4 and IPv6.
 pub(super) fn ranges(
     policy: &Policy,
     clauses: &Clauses<'_>,
     surroundings: &Surroundings<'_>,
     classes: &mut Classes<'_>,
-) -> Result<(Vec<Range32>, Vec<Range128>), Fault> {
+) -> Result<Tables, Fault> {
     let world = World::new(policy, clauses, surroundings);
     let sets: Vec<Intervals<u32>> = world.sets.iter().map(|set| set.v4.clone()).collect();
     let geography = surroundings.geography;
@@ -57,13 +62,17 @@ pub(super) fn ranges(
             fallback,
             marks,
         });
-    Ok((v4.collect(), v6.collect()))
+    let layouts = world.layouts.into_inner().0;
+    Ok((v4.collect(), v6.collect(), layouts))
 }
 
 /// What clauses can ask of a destination, with indexes instead of values.
 struct World {
     /// Sets of addresses. The first is what is local, the second the host's own.
     sets: Vec<Addresses>,
+    /// Indexes of the sets whose addresses embed others, and how.
+    embedding: Vec<(usize, Embedding)>,
+    layouts: RefCell<Layouts>,
     /// For each clause, whether it denies, and what it asks for.
     tests: Vec<(bool, Option<Questions>)>,
     /// Places that every clause treats alike have the same number. Countries
@@ -108,6 +117,11 @@ impl World {
         let own = local::own().chain(own.map(Network::host));
         let local = surroundings.link_local.local();
         let mut sets = vec![Addresses::new(local), Addresses::new(own)];
+        let mut embedding = Vec::new();
+        for form in embedding::forms(policy) {
+            sets.push(Addresses::new([form.network]));
+            embedding.push((sets.len() - 1, form));
+        }
         let mut members_of_sets: Vec<Vec<Country>> = Vec::new();
         // Countries of zones that are named together: an address may be in several.
         let mut sets_of_zones: HashMap<&[usize], usize> = HashMap::new();
@@ -213,6 +227,8 @@ impl World {
         }
         Self {
             sets,
+            embedding,
+            layouts: RefCell::default(),
             tests,
             number_of_country,
             number_of_several,
@@ -282,8 +298,55 @@ impl World {
             several if several >= self.first_of_several => verdict::UNDETERMINED,
             _ => verdict::UNAPPROVED,
         };
-        let marks = if is_in(signature, OWN_SET) { OWN } else { 0 };
+        let own = if is_in(signature, OWN_SET) { OWN } else { 0 };
+        let marks = own | self.marks_of_layouts(signature)?;
         Ok((classes.class_of(row)?, fallback, marks))
+    }
+}
+
+impl World {
+    /// How addresses that are in the sets of `signature` embed others.
+    fn marks_of_layouts(&self, signature: &[u64]) -> Result<u8, Fault> {
+        let here = self.embedding.iter();
+        let here = here.filter(|(set, _)| is_in(signature, *set));
+        let mut layouts = 0;
+        let all = embedding::layouts(here.map(|(_, form)| form));
+        for (nth, own) in all.iter().enumerate() {
+            if nth == layout::MOST as usize {
+                let most = layout::MOST;
+                return Err(Fault::new(format!(
+                    "more than {most} prefixes of `nat64` have an address in common"
+                ))
+                .help("list the prefixes that are in use"));
+            }
+            layouts |= own << (nth as u32 * layout::BITS);
+        }
+        self.layouts.borrow_mut().marks(layouts)
+    }
+}
+
+/// Combinations of layouts, the first of which is none.
+#[derive(Default)]
+struct Layouts([u16; layout::N_SETS], usize);
+
+impl Layouts {
+    fn marks(&mut self, layouts: u16) -> Result<u8, Fault> {
+        let Self(known, last) = self;
+        let index = match known[..=*last].iter().position(|own| *own == layouts) {
+            Some(index) => index,
+            None if *last + 1 == layout::N_SETS => {
+                return Err(
+                    Fault::new("the prefixes of `nat64` overlap in too many ways")
+                        .help("list the prefixes that are in use"),
+                );
+            }
+            None => {
+                *last += 1;
+                known[*last] = layouts;
+                *last
+            }
+        };
+        Ok(EMBEDS * index as u8)
     }
 }
 

@@ -144,6 +144,7 @@ impl Image {
                 cgroup_start: compiled.header.cgroup_start,
                 executable_start: compiled.header.executable_start,
                 pad: [0; 4],
+                layouts: compiled.layouts,
                 letters: compiled.header.letters,
                 values: values.all(),
             },

@@ -22,6 +22,23 @@ pub(super) fn network(text: &str) -> Result<Network, Fault> {
     }
 }
 
+/// The prefix of a translator, see RFC 6052.
+pub(super) fn nat64(text: &str) -> Result<Network, Fault> {
+    const HELP: &str = "a prefix has 32, 40, 48, 56, 64 or 96 bits, as in `2001:db8:64::/96`, and \
+                        those from 64 to 71 are zero (RFC 6052)";
+    let network = Network::parse(text)?;
+    let is_one = match network.address() {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(v6) => {
+            matches!(network.prefix(), 32 | 40 | 48 | 56 | 64 | 96) && v6.octets()[8] == 0
+        }
+    };
+    match is_one {
+        true => Ok(network),
+        false => Err(Fault::new(format!("`{text}` is no prefix of NAT64")).help(HELP)),
+    }
+}
+
 /// A country or a group of countries.
 pub(super) fn countries(text: &str) -> Result<Area, Fault> {
     if let Some(country) = Country::parse(text) {

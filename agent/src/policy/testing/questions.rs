@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{GROUPS, Random, Scene, USERS, policies};
 use crate::policy::evaluate::Question;
+use crate::policy::network::Extent;
 use crate::policy::source::Endpoint;
 
 /// A [`Question`] that owns its paths.
@@ -165,7 +166,7 @@ impl Scene {
         };
         let destination = match destination {
             IpAddr::V4(v4) if random.one_in(8) => IpAddr::V6(v4.to_ipv6_mapped()),
-            IpAddr::V4(v4) if random.one_in(8) => IpAddr::V6(embedding(random, v4)),
+            IpAddr::V4(v4) if random.one_in(8) => IpAddr::V6(self.embedding(random, v4)),
             destination => destination,
         };
         let protocol = match random.below(4) {
@@ -227,6 +228,27 @@ impl Scene {
         }
     }
 
+    /// An address that means `v4`, in one of the forms that there are.
+    fn embedding(&self, random: &mut Random, v4: Ipv4Addr) -> Ipv6Addr {
+        let own = &self.policy.nat64;
+        if own.is_empty() || random.one_in(2) {
+            return embedding(random, v4);
+        }
+        let own = random.pick(own);
+        let Extent::V6(first, _) = own.extent() else {
+            return embedding(random, v4);
+        };
+        let mut octets = Ipv6Addr::from_bits(first).octets();
+        let places = (usize::from(own.prefix()) / 8..16).filter(|place| *place != 8);
+        for (place, octet) in places.zip(v4.octets()) {
+            octets[place] = octet;
+        }
+        if random.one_in(4) {
+            octets[8 + random.below(8)] = random.next_u64() as u8;
+        }
+        Ipv6Addr::from(octets)
+    }
+
     fn endpoint(&self, random: &mut Random) -> Option<Endpoint> {
         if self.policy.gateways.is_empty() {
             return None;
@@ -240,11 +262,14 @@ impl Scene {
 fn embedding(random: &mut Random, v4: Ipv4Addr) -> Ipv6Addr {
     let bits = u128::from(v4.to_bits());
     let noise = u128::from(random.next_u64());
-    Ipv6Addr::from_bits(match random.below(5) {
+    Ipv6Addr::from_bits(match random.below(8) {
         0 => 0x0064_ff9b << 96 | bits,
         1 => 0x0064_ff9b_0001 << 80 | (noise & 0xffff) << 64 | bits,
         2 => 0x0064_ff9b_0001 << 80 | bits >> 16 << 64 | (bits & 0xffff) << 40,
-        3 => 0x2002 << 112 | bits << 80 | noise & 0xffff,
+        3 => 0x0064_ff9b_0001 << 80 | bits << 24,
+        4 => 0x0064_ff9b_0001 << 80 | bits >> 24 << 64 | (bits & 0xff_ffff) << 32,
+        5 => bits,
+        6 => 0x2002 << 112 | bits << 80 | noise & 0xffff,
         _ => 0x2001_0000 << 96 | noise << 32 | !bits & 0xffff_ffff,
     })
 }
