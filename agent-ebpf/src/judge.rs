@@ -65,23 +65,17 @@ impl Asked {
 /// enforces.
 #[inline(always)]
 pub fn judge_address(asked: &Asked, high: u64, low: u64) -> Decision {
-    let Asked { policy, who, packet } = *asked;
+    let Asked {
+        policy,
+        who,
+        packet,
+    } = *asked;
     let mut decision = Decision::from_word(judge_flow(policy, high, low, who, packet));
     if decision.flags & EMBEDS != 0 {
         // Each may have a budget, and all are charged. The packet is on its way elsewhere.
         let packet = packet & !(u64::from(MAY_STAY) << MAY_STAY_SHIFT);
-        for nth in 0..layout::MOST {
-            let found = embedded((policy >> 32) as u32, high, low, nth);
-            if found & NO_MORE != 0 {
-                break;
-            }
-            if found & NOWHERE != 0 {
-                continue;
-            }
-            let (high, low) = Address::v4(found as u32).halves();
-            let inner = Decision::from_word(judge_flow(policy, high, low, who, packet));
-            decision = decision.or_stricter(inner);
-        }
+        let inner = Decision::from_word(judge_embedded(policy, high, low, who, packet));
+        decision = decision.or_stricter(inner);
     }
     decision.flags &= !EMBEDS;
     decision
@@ -115,6 +109,35 @@ const NO_MORE: u64 = 1 << 32;
 /// In what [`embedded`] returns: nothing can go to the address, so it is not the one of
 /// several that is meant.
 const NOWHERE: u64 = 1 << 33;
+
+/// As [`judge_flow`], of the addresses that are embedded in one: the strictest, and no stricter
+/// than any if there are none.
+///
+/// A function of its own, so that what it keeps is on no hook's stack where nothing is
+/// embedded.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge_embedded(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> u64 {
+    let mut strictest = Decision {
+        generation: (policy >> 32) as u32,
+        rule: NO_RULE,
+        verdict: verdict::GATEWAY,
+        flags: 0,
+    };
+    for nth in 0..layout::MOST {
+        let found = embedded((policy >> 32) as u32, high, low, nth);
+        if found & NO_MORE != 0 {
+            break;
+        }
+        if found & NOWHERE != 0 {
+            continue;
+        }
+        let (high, low) = Address::v4(found as u32).halves();
+        let inner = Decision::from_word(judge_flow(policy, high, low, who, packet));
+        strictest = strictest.or_stricter(inner);
+    }
+    strictest.to_word()
+}
 
 /// The nth IPv4 address that is embedded in a destination.
 #[unsafe(no_mangle)]

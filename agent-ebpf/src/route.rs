@@ -117,12 +117,7 @@ fn list_of_headers(skb: *mut __sk_buff, start: u32, mut number: u32) -> u64 {
 }
 
 #[inline(always)]
-fn list_of_options(
-    skb: *mut __sk_buff,
-    start: u32,
-    header_bytes: u32,
-    mut number: u32,
-) -> u64 {
+fn list_of_options(skb: *mut __sk_buff, start: u32, header_bytes: u32, mut number: u32) -> u64 {
     let mut offset = 20;
     for _ in 0..MAX_OPTIONS_V4 {
         if offset >= header_bytes {

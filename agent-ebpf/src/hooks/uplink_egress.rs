@@ -166,7 +166,9 @@ fn other_frame(in_force: InForce, skb: *mut __sk_buff, kind: u16) -> i32 {
     let start = Frame::Other(kind).to_number();
     read_frame_ends(skb, start);
     match judge_frame(skb, start, in_force.flags.into(), known.to_word()) {
-        WITHOUT_SLOT => judge_frame_without_slot(skb, start, in_force.flags.into(), known.to_word()),
+        WITHOUT_SLOT => {
+            judge_frame_without_slot(skb, start, in_force.flags.into(), known.to_word())
+        }
         outcome => outcome,
     }
 }
@@ -291,9 +293,11 @@ extern "C" fn judge_frame(skb: *mut __sk_buff, start: u32, flags: u32, known: u6
     }
     let bytes = size(skb).bytes;
     let decision = match known.verdict {
-        verdict::NONE => decide(in_force, tracked, ends, bytes, |source| match start & NOT_IP {
-            0 => judge_listed(in_force, source, skb, start, ends, bytes),
-            _ => undetermined(in_force),
+        verdict::NONE => decide(in_force, tracked, ends, bytes, |source| {
+            match start & NOT_IP {
+                0 => judge_listed(in_force, source, skb, start, ends, bytes),
+                _ => undetermined(in_force),
+            }
         }),
         _ => begin_as(tracked, ends, known),
     };
@@ -512,7 +516,10 @@ fn known_of_datagram(generation: u32, skb: *mut __sk_buff, ends: &Ends) -> Decis
     // SAFETY: a map value; the verifier checks the access. So below.
     let flow = unsafe { &raw const (*large).flow };
     let is_same = ends.part == Part::Later
-        || is_same_peer(unsafe { &raw const (*flow).peer }, &raw const ends.destination);
+        || is_same_peer(
+            unsafe { &raw const (*flow).peer },
+            &raw const ends.destination,
+        );
     let decision = unsafe { (*flow).decision };
     match is_same && !decision.blocks() && decision.generation == generation {
         true => decision,
