@@ -73,14 +73,16 @@ fn index(packet: u64) -> u32 {
 #[inline(always)]
 pub fn keep(skb: *mut __sk_buff, tag: *const Socket, named: &Peer, decision: Decision) {
     // SAFETY: fields of the context and map values; the verifier checks the access. So below.
-    let (socket, hash, bytes) =
-        unsafe { ((*skb).__bindgen_anon_2.sk, (*skb).hash, (*skb).len) };
+    let (socket, hash, bytes) = unsafe { ((*skb).__bindgen_anon_2.sk, (*skb).hash, (*skb).len) };
     let number = index(low_half(skb));
     let Some(entry) = IN_FLIGHT.get_ptr_mut(number) else {
         return;
     };
     unsafe {
-        copy_words::<3>(ptr::from_ref(named).cast(), (&raw mut (*entry).named).cast());
+        copy_words::<3>(
+            ptr::from_ref(named).cast(),
+            (&raw mut (*entry).named).cast(),
+        );
         (*entry).decision = decision;
         (*entry).packet = skb as u64;
         (*entry).socket = socket as u64;
@@ -159,7 +161,10 @@ impl Found {
     fn names(&self, named: *const Peer, ends: &Ends) -> bool {
         // The last five bytes say something else.
         let rest = |peer: *const Peer| unsafe { *peer.cast::<u64>().add(2) << 40 };
-        let (a, b) = (named.cast::<u64>(), (&raw const ends.destination).cast::<u64>());
+        let (a, b) = (
+            named.cast::<u64>(),
+            (&raw const ends.destination).cast::<u64>(),
+        );
         unsafe {
             *a == *b && *a.add(1) == *b.add(1) && rest(named) == rest(&raw const ends.destination)
         }
@@ -185,8 +190,7 @@ pub fn find(skb: *mut __sk_buff, start: u32) -> Option<Found> {
     let number = index(low_half(skb));
     let entry = IN_FLIGHT.get_ptr(number)?;
     // SAFETY: fields of the context and map values; the verifier checks the access. So below.
-    let (socket, hash, bytes) =
-        unsafe { ((*skb).__bindgen_anon_2.sk, (*skb).hash, (*skb).len) };
+    let (socket, hash, bytes) = unsafe { ((*skb).__bindgen_anon_2.sk, (*skb).hash, (*skb).len) };
     if unsafe { (*entry).packet } != skb as u64 {
         return None;
     }

@@ -38,7 +38,7 @@ pub struct Asked {
     pub policy: u64,
     /// [`Source::who`].
     pub who: u64,
-    /// `bytes << 32 | enforced << 31 | login << 24 | protocol << 16 | port`.
+    /// `bytes << 32 | enforced << 31 | may stay << 26 | login << 24 | protocol << 16 | port`.
     pub packet: u64,
 }
 
@@ -52,7 +52,8 @@ impl Asked {
             policy: u64::from(generation) << 32 | u64::from(paths),
             who: source.who(),
             packet: u64::from(bytes) << 32
-                | u64::from(in_force.flags) << ENFORCED_SHIFT
+                | u64::from(in_force.flags & DECISION_ENFORCED) << ENFORCED_SHIFT
+                | u64::from(in_force.flags & MAY_STAY) << MAY_STAY_SHIFT
                 | (login as u64) << LOGIN_SHIFT
                 | u64::from(peer.protocol) << 16
                 | u64::from(peer.port),
@@ -64,21 +65,24 @@ impl Asked {
 /// enforces.
 #[inline(always)]
 pub fn judge_address(asked: &Asked, high: u64, low: u64) -> Decision {
-    let Asked { policy, who, packet } = *asked;
+    let Asked {
+        policy,
+        who,
+        packet,
+    } = *asked;
     let mut decision = Decision::from_word(judge_flow(policy, high, low, who, packet));
-    // Where the packet stays here, whatever is embedded stays as well.
-    if decision.verdict != verdict::LOCAL
-        && let Some(v4) = Address::from_halves(high, low).embedded_v4()
-    {
-        // Both may have a budget, and both are charged.
-        let (high, low) = Address::v4(v4).halves();
-        let inner = Decision::from_word(judge_flow(policy, high, low, who, packet));
+    if decision.flags & EMBEDS != 0 {
+        // Each may have a budget, and all are charged. The packet is on its way elsewhere.
+        let packet = packet & !(u64::from(MAY_STAY) << MAY_STAY_SHIFT);
+        let inner = Decision::from_word(judge_embedded(policy, high, low, who, packet));
         decision = decision.or_stricter(inner);
     }
+    decision.flags &= !EMBEDS;
     decision
 }
 
-/// True for a destination from which nothing leaves the host or the link.
+/// True for a destination of a scope that no router forwards: what goes there does not leave
+/// the link, by whatever interface.
 #[inline(always)]
 pub fn is_local(generation: u32, peer: &Peer) -> bool {
     let (high, low) = peer.address.halves();
@@ -92,8 +96,68 @@ pub const fn undetermined(in_force: InForce) -> Decision {
         generation: in_force.generation,
         rule: NO_RULE,
         verdict: verdict::UNDETERMINED,
-        flags: in_force.flags,
+        flags: in_force.flags & DECISION_ENFORCED,
     }
+}
+
+/// Beside the flags of what [`judge_flow`] returns, and in no decision: the address embeds
+/// others. Where the packet stays here, whatever is embedded stays as well.
+const EMBEDS: u8 = 1 << 4;
+
+/// In what [`embedded`] returns: there is no such address.
+const NO_MORE: u64 = 1 << 32;
+/// In what [`embedded`] returns: nothing can go to the address, so it is not the one of
+/// several that is meant.
+const NOWHERE: u64 = 1 << 33;
+
+/// As [`judge_flow`], of the addresses that are embedded in one: the strictest, and no stricter
+/// than any if there are none.
+///
+/// A function of its own, so that what it keeps is on no hook's stack where nothing is
+/// embedded.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge_embedded(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> u64 {
+    let mut strictest = Decision {
+        generation: (policy >> 32) as u32,
+        rule: NO_RULE,
+        verdict: verdict::GATEWAY,
+        flags: 0,
+    };
+    for nth in 0..layout::MOST {
+        let found = embedded((policy >> 32) as u32, high, low, nth);
+        if found & NO_MORE != 0 {
+            break;
+        }
+        if found & NOWHERE != 0 {
+            continue;
+        }
+        let (high, low) = Address::v4(found as u32).halves();
+        let inner = Decision::from_word(judge_flow(policy, high, low, who, packet));
+        strictest = strictest.or_stricter(inner);
+    }
+    strictest.to_word()
+}
+
+/// The nth IPv4 address that is embedded in a destination.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn embedded(generation: u32, high: u64, low: u64, nth: u32) -> u64 {
+    let Some(tables) = Tables::of(generation & 1) else {
+        return NO_MORE;
+    };
+    let layouts = tables.header().layouts.as_ptr();
+    let index = masked::<{ layout::N_SETS - 1 }>(Branch::embeds(class_of(&tables, high, low)));
+    // SAFETY: the index is masked, which the compiler cannot see.
+    let layouts = u32::from(unsafe { *layouts.add(index) });
+    let layout = layouts >> (nth * layout::BITS & 15) & ((1 << layout::BITS) - 1);
+    if layout as u16 == layout::NONE {
+        return NO_MORE;
+    }
+    let v4 = Address::from_halves(high, low).embedded_v4(layout as u16);
+    // See RFC 791: this network.
+    let is_nowhere = layouts >> layout::BITS != 0 && v4 >> 24 == 0;
+    u64::from(v4) | if is_nowhere { NOWHERE } else { 0 }
 }
 
 /// Where [`DECISION_ENFORCED`] is in the last argument of [`judge_flow`].
@@ -101,10 +165,14 @@ const ENFORCED_SHIFT: u32 = 31;
 const _: () = assert!(DECISION_ENFORCED == 1);
 /// Where the case of [`login`] is there.
 const LOGIN_SHIFT: u32 = 24;
+const _: () = assert!(login::N.is_power_of_two());
+/// How far [`MAY_STAY`] is shifted there.
+const MAY_STAY_SHIFT: u32 = 23;
+const _: () = assert!((MAY_STAY as u32) << MAY_STAY_SHIFT == 1 << 26);
 
 /// Judges by `generation << 32` with the classes of [`Source::classes`], by the halves of
-/// the address, by [`Source::who`], and by `bytes << 32 | enforced << 31 | login << 24 |
-/// protocol << 16 | port`. Returns a `Decision`, as of a policy that enforces.
+/// the address, by [`Source::who`], and by `bytes << 32 | enforced << 31 | may stay << 26 |
+/// login << 24 | protocol << 16 | port`. Returns a `Decision`, as of a policy that enforces, with [`EMBEDS`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn judge_flow(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> u64 {
@@ -127,15 +195,21 @@ fn decide(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> Option<Dec
     let tables = Tables::of(slot)?;
     let (first, header) = (tables.first, tables.header());
     let found = class_of(&tables, high, low);
-    let without_clause = |limited: u8| Decision {
+    let without_clause = |verdict: u8, limited: u8| Decision {
         generation,
         rule: NO_RULE,
-        verdict: fallback(found),
+        verdict,
         flags: DECISION_ENFORCED | limited,
     };
+    let embeds = match Branch::embeds(found) {
+        0 => 0,
+        _ => EMBEDS,
+    };
+    let stays = packet & u64::from(MAY_STAY) << MAY_STAY_SHIFT != 0 && found & Branch::OWN != 0;
     match fallback(found) {
         verdict::NONE => return None,
-        verdict::LOCAL => return Some(without_clause(0)),
+        verdict::LOCAL => return Some(without_clause(verdict::LOCAL, 0)),
+        _ if stays => return Some(without_clause(verdict::LOCAL, 0)),
         _ => {}
     }
 
@@ -164,16 +238,15 @@ fn decide(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> Option<Dec
         protocol::UDP => small_class(udp_ports, packet),
         _ => number_class(header.services, packet as u32 & 0xff_ffff),
     };
+    let login = packet as usize >> LOGIN_SHIFT & (login::N - 1);
     let user = match (who as u32) >> N_SMALL.ilog2() {
         0 => small_class(small_users, who),
+        _ if login == login::OUTSIDE => u64::from(class::NONE),
         _ => number_class(header.users, who as u32),
     };
-    let login = packet as usize >> LOGIN_SHIFT & 3;
-    let groups = header.groups[if login < login::N {
-        login
-    } else {
-        login::UNKNOWN
-    }];
+    let login = masked::<{ login::N - 1 }>(login);
+    // SAFETY: the index is masked, which the compiler cannot see.
+    let groups = unsafe { *header.groups.as_ptr().add(login) };
     let group = number_class(groups, (who >> 32) as u32);
     let row_bytes = u64::from(header.row_bytes);
     let row = |dimension: usize, class: u64| u64::from(header.rows[dimension]) + class * row_bytes;
@@ -215,14 +288,14 @@ fn decide(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> Option<Dec
         best = best.min(u64::from(clause.rule) << NUMBER_BITS | number);
     }
     if best == NO_CLAUSE {
-        return Some(without_clause(limited));
+        return Some(without_clause(fallback(found), limited | embeds));
     }
     let clause = clause_at(first, best);
     let mut decision = Decision {
         generation,
         rule: clause.rule,
         verdict: clause.verdict,
-        flags: DECISION_ENFORCED | limited,
+        flags: DECISION_ENFORCED | limited | embeds,
     };
     if clause.limits & CLAUSE_COUNTED != 0 {
         decision.flags |= DECISION_LIMITED;

@@ -330,7 +330,7 @@ pub fn lose(loss: u32, amount: u64) {
 pub struct InForce {
     /// See [`Control::generation`].
     pub generation: u32,
-    /// [`DECISION_ENFORCED`], or nothing.
+    /// [`DECISION_ENFORCED`] and [`MAY_STAY`], each or not.
     pub flags: u8,
 }
 
@@ -339,16 +339,28 @@ impl InForce {
     #[inline(always)]
     pub fn flagged(&self, decision: Decision) -> Decision {
         Decision {
-            flags: decision.flags & (self.flags | DECISION_LIMITED),
+            flags: decision.flags & (self.flags & !MAY_STAY | DECISION_LIMITED),
             ..decision
         }
     }
 
-    /// True if a decision was made under this and holds.
+    /// The same, where the packet may still stay on this host.
+    #[inline(always)]
+    pub const fn may_stay(self) -> Self {
+        Self {
+            flags: self.flags | MAY_STAY,
+            ..self
+        }
+    }
+
+    /// True if a decision was made under this and holds. That something is local holds for
+    /// as long as it may stay.
     #[inline(always)]
     pub fn made(&self, decision: &Decision) -> bool {
         // One that is limited has a flag of its own, so it is never the same.
-        decision.generation == self.generation && decision.flags == self.flags
+        decision.generation == self.generation
+            && decision.flags == self.flags & !MAY_STAY
+            && (decision.verdict != verdict::LOCAL || self.flags & MAY_STAY != 0)
     }
 }
 

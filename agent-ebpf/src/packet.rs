@@ -186,7 +186,10 @@ pub fn plain_ends_at(skb: *mut __sk_buff, start: u32) -> Option<Ends> {
         let (source, target) = (load_u32::<12>(packet), load_u32::<16>(packet));
         // SAFETY: on our own stack, at multiples of eight bytes. So below.
         unsafe {
-            (&raw mut ends.source).cast::<u64>().add(1).write(mapped(source));
+            (&raw mut ends.source)
+                .cast::<u64>()
+                .add(1)
+                .write(mapped(source));
             destination.cast::<u64>().add(1).write(mapped(target));
         }
         ends.destination.protocol = load_u8::<9>(packet);
@@ -208,7 +211,10 @@ pub fn plain_ends_at(skb: *mut __sk_buff, start: u32) -> Option<Ends> {
         source.write(load_u64::<8>(packet));
         source.add(1).write(load_u64::<16>(packet));
         destination.cast::<u64>().write(load_u64::<24>(packet));
-        destination.cast::<u64>().add(1).write(load_u64::<32>(packet));
+        destination
+            .cast::<u64>()
+            .add(1)
+            .write(load_u64::<32>(packet));
     }
     if has_ports(ends.destination.protocol) {
         ends.source_port = u16::from_be(load_u16::<40>(packet));

@@ -170,7 +170,10 @@ pub fn keep_large(skb: *mut __sk_buff, tag: *const Socket, ends: &Ends, decision
 fn insert_large(hash: u32, tag: *const Socket, ends: &Ends, decision: u64) -> u32 {
     let key = RememberedKey::of_datagram(ends, hash.into(), 0);
     // SAFETY: map values; the verifier checks the access. So below.
-    if LARGE_DATAGRAMS.insert(&key, unsafe { &(*tag).tracked }, 0).is_err() {
+    if LARGE_DATAGRAMS
+        .insert(&key, unsafe { &(*tag).tracked }, 0)
+        .is_err()
+    {
         lose(LOSS_REMEMBERED_FULL, 1);
         return 0;
     }

@@ -22,16 +22,26 @@ pub struct Source {
     pub gid: u32,
     /// The audit session; 0, which is none's, if it is not known.
     pub session: u32,
+    /// Nothing of this host sends it, as far as this host can know: it came in by another
+    /// interface.
+    pub is_outside: bool,
 }
 
 impl Source {
-    /// Nothing is known of it.
+    /// Nothing is known of it: it could be anybody of this host, or the kernel for somebody.
     pub const NOBODY: Self = Self {
         exe_id: 0,
         cgroup_id: 0,
         uid: u32::MAX,
         gid: u32::MAX,
         session: 0,
+        is_outside: false,
+    };
+
+    /// Comes from outside of this host, so it is no unit's, executable's or user's of it.
+    pub const OUTSIDE: Self = Self {
+        is_outside: true,
+        ..Self::NOBODY
     };
 
     #[inline(always)]
@@ -46,6 +56,7 @@ impl Source {
                 uid: (*owner).uid,
                 gid: if is_known { (*owner).gid } else { u32::MAX },
                 session: if is_known { (*owner).session } else { 0 },
+                is_outside: false,
             }
         }
     }
@@ -59,34 +70,40 @@ impl Source {
     /// The case of [`login`], and the classes under a policy: `executable << 16 | cgroup`.
     #[inline(always)]
     pub fn classes(&self, generation: u32) -> (usize, u32) {
+        if self.is_outside {
+            const NONE: u32 = class::NONE as u32;
+            return (login::OUTSIDE, NONE << 16 | NONE);
+        }
         let login = match self.session {
             0 => login::UNKNOWN,
             NOBODY_LOGGED_IN => login::NONE,
             _ => login::SESSION,
         };
         let executable = match self.exe_id {
-            0 => 0,
+            0 => UNKNOWN,
             id => executable_class(id, generation),
         };
         let cgroup = match self.cgroup_id {
-            0 => 0,
+            0 => UNKNOWN,
             id => cgroup_class(id, generation),
         };
         (login, executable << 16 | cgroup)
     }
 }
 
+const UNKNOWN: u32 = class::UNKNOWN as u32;
+
 /// Class of an executable: that of its path, computed on first use under a policy.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn executable_class(exe_id: u64, generation: u32) -> u32 {
     let Some(executable) = EXECUTABLES.get_ptr_mut(&exe_id) else {
-        return 0;
+        return UNKNOWN;
     };
     // SAFETY: a map value; the verifier checks the access. So below.
     let (flags, cache) = unsafe { ((*executable).flags, &raw mut (*executable).class) };
-    if flags & (EXECUTABLE_TRUNCATED | EXECUTABLE_FOREIGN) != 0 {
-        return 0;
+    if flags & EXECUTABLE_TRUNCATED != 0 {
+        return UNKNOWN;
     }
     if let Some(class) = cached(cache, generation) {
         return class;
@@ -98,7 +115,7 @@ extern "C" fn executable_class(exe_id: u64, generation: u32) -> u32 {
         )
     };
     let Some(automaton) = Automaton::open(generation) else {
-        return 0;
+        return UNKNOWN;
     };
     let mut state = automaton.header.executable_start;
     for i in 0..EXECUTABLE_PATH {
@@ -110,10 +127,10 @@ extern "C" fn executable_class(exe_id: u64, generation: u32) -> u32 {
         let byte = unsafe { *path.add(i) };
         state = next_state(generation, state, u32::from(byte));
         if state == NO_STATE {
-            return 0;
+            return UNKNOWN;
         }
     }
-    automaton.finish(generation, state, cache)
+    automaton.finish(generation, state, flags & EXECUTABLE_FOREIGN != 0, cache)
 }
 
 /// Class of a control group, as [`executable_class`].
@@ -122,12 +139,12 @@ extern "C" fn executable_class(exe_id: u64, generation: u32) -> u32 {
 extern "C" fn cgroup_class(cgroup_id: u64, generation: u32) -> u32 {
     let Some(cgroup) = CGROUPS.get_ptr_mut(&cgroup_id) else {
         lose(LOSS_CGROUPS_UNKNOWN, 1);
-        return 0;
+        return UNKNOWN;
     };
     // SAFETY: a map value; the verifier checks the access. So below.
     let (flags, cache) = unsafe { ((*cgroup).flags, &raw mut (*cgroup).class) };
     if flags & CGROUP_TRUNCATED != 0 {
-        return 0;
+        return UNKNOWN;
     }
     if let Some(class) = cached(cache, generation) {
         return class;
@@ -139,7 +156,7 @@ extern "C" fn cgroup_class(cgroup_id: u64, generation: u32) -> u32 {
         )
     };
     let Some(automaton) = Automaton::open(generation) else {
-        return 0;
+        return UNKNOWN;
     };
     let mut state = automaton.header.cgroup_start;
     for i in 0..CGROUP_PATH {
@@ -151,10 +168,10 @@ extern "C" fn cgroup_class(cgroup_id: u64, generation: u32) -> u32 {
         let byte = unsafe { *path.add(i) };
         state = next_state(generation, state, u32::from(byte));
         if state == NO_STATE {
-            return 0;
+            return UNKNOWN;
         }
     }
-    automaton.finish(generation, state, cache)
+    automaton.finish(generation, state, false, cache)
 }
 
 #[inline(always)]
@@ -206,12 +223,16 @@ impl Automaton {
     }
 
     #[inline(always)]
-    fn finish(&self, generation: u32, state: u32, cache: *mut ClassCache) -> u32 {
+    fn finish(&self, generation: u32, state: u32, is_foreign: bool, cache: *mut ClassCache) -> u32 {
         const CLASS_SHIFT: u32 = size_of::<StateClass>().ilog2();
         let place = self.header.state_classes + (state << CLASS_SHIFT);
-        let class = self.tables.chunk(place).map_or(0, |chunk| {
+        let class = self.tables.chunk(place).map_or(UNKNOWN, |chunk| {
             // SAFETY: within the chunk.
-            u32::from(unsafe { (*in_chunk::<StateClass>(chunk, u64::from(place))).class })
+            let classes = unsafe { *in_chunk::<StateClass>(chunk, u64::from(place)) };
+            u32::from(match is_foreign {
+                true => classes.foreign,
+                false => classes.class,
+            })
         });
         let filled = ClassCache { generation, class };
         // SAFETY: `ClassCache` is two u32 in 8 bytes without padding.

@@ -17,7 +17,7 @@ use std::{fs, io};
 pub use values::{Uplinks, ValueError};
 
 use crate::flow::FlowMode;
-use crate::policy::Problems;
+use crate::policy::{LinkLocal, Problems};
 use crate::quantity;
 
 /// The settings file that is read if none is named and it is there.
@@ -58,6 +58,8 @@ pub struct Settings {
     pub violations_rate: u32,
     /// Report flows that never leave the host or the link, too.
     pub local_flows: bool,
+    /// What is made of unicast to the link's scope.
+    pub link_local: LinkLocal,
     /// Least time between two records of one open flow.
     pub update_interval: Duration,
     /// Time that one rolled-up record is about.
@@ -120,6 +122,7 @@ impl Default for Settings {
             flows_rate: 200,
             violations_rate: 1_000,
             local_flows: false,
+            link_local: LinkLocal::Judged,
             update_interval: Duration::from_secs(60),
             rollup_interval: Duration::from_secs(60),
             heartbeat_interval: Duration::from_secs(60),

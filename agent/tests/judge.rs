@@ -20,8 +20,9 @@ use trefoil::{
     },
 };
 use trefoil_ebpf::abi::{
-    ClassCache, DECISION_LIMITED, Decision, EXECUTABLE_FOREIGN, EXECUTABLE_PATH, Executable,
-    NO_RULE, NOBODY_LOGGED_IN, Question, verdict,
+    ClassCache, DECISION_LIMITED, Decision, EXECUTABLE_FOREIGN, EXECUTABLE_PATH,
+    EXECUTABLE_TRUNCATED, Executable, NO_RULE, NOBODY_LOGGED_IN, QUESTION_MAY_STAY,
+    QUESTION_OUTSIDE, Question, verdict,
 };
 
 /// How many pairs of a flow and a policy there are, if not [`N_PAIRS`].
@@ -106,7 +107,7 @@ fn kernel_evaluator_and_reader_decide_the_same() {
     let (mut executables, mut cgroups) = (Ids::default(), Ids::default());
     let accounts = Accounts::default();
     let mut by_verdict: HashMap<u8, usize> = HashMap::new();
-    let mut n_embedded = 0;
+    let (mut n_embedded, mut n_could) = (0, 0);
     for seed in 0..(n_pairs / N_QUESTIONS) as u64 {
         let scene = Scene::new(seed);
         let generation = kernel.next_generation();
@@ -129,9 +130,14 @@ fn kernel_evaluator_and_reader_decide_the_same() {
                 let mut exe_id = 0;
                 if let Some(path) = &question.executable {
                     let is_new;
-                    (exe_id, is_new) = executables.of(path);
+                    let flags = match question.is_foreign {
+                        true => EXECUTABLE_FOREIGN,
+                        false => 0,
+                    };
+                    (exe_id, is_new) = executables.of(&[&flags.to_le_bytes(), &**path].concat());
                     if is_new {
-                        kernel.add_executable(exe_id, &executable(path, 0)).unwrap();
+                        let executable = executable(path, flags);
+                        kernel.add_executable(exe_id, &executable).unwrap();
                     }
                 }
                 let mut cgroup_id = 0;
@@ -156,6 +162,9 @@ fn kernel_evaluator_and_reader_decide_the_same() {
                         Some(false) => NOBODY_LOGGED_IN,
                         Some(true) => 1 + random.next_u64() as u32 % 1000,
                     },
+                    flags: QUESTION_OUTSIDE * u32::from(question.is_outside)
+                        | QUESTION_MAY_STAY * u32::from(question.may_stay),
+                    pad: 0,
                 }
             })
             .collect();
@@ -180,7 +189,7 @@ fn kernel_evaluator_and_reader_decide_the_same() {
                 assert_eq!(explained.verdict, named(read.verdict), "seed {seed}");
                 assert_eq!(explained.rule, read.rule, "seed {seed}");
             }
-            n_embedded += usize::from(sent.peer.address.embedded_v4().is_some());
+            n_embedded += usize::from(compiled.embedded(question.destination).next().is_some());
             let expected = accounts.judge(&compiled, &question.question(), sent.bytes.into());
             let answer = answer & !(u32::from(DECISION_LIMITED) << 8);
             assert_eq!(
@@ -193,16 +202,27 @@ fn kernel_evaluator_and_reader_decide_the_same() {
                 scene.text,
             );
             *by_verdict.entry(expected.verdict).or_default() += 1;
+            // Whether a deny counts that could not be checked.
+            let is_known = question.cgroup.is_some()
+                && question.executable.is_some()
+                && question.uid < u32::MAX
+                && question.gid.is_some()
+                && question.interactive.is_some();
+            n_could += usize::from(!is_known && expected.verdict == verdict::DENIED);
         }
     }
-    println!("{n_pairs} decisions, {n_embedded} about two addresses, by verdict: {by_verdict:?}");
+    println!(
+        "{n_pairs} decisions, {n_embedded} about two addresses, {n_could} by what a rule could \
+         match, by verdict: {by_verdict:?}"
+    );
+    assert!(n_could > n_pairs / 200, "{n_could}");
     assert!(n_embedded > n_pairs / 100, "{n_embedded}");
     // A generator that asks about one kind of flow only would prove nothing.
     assert!(by_verdict.len() >= 8, "{by_verdict:?}");
 }
 
 #[test]
-fn an_executable_that_a_user_could_have_put_there_matches_no_path() {
+fn an_executable_that_a_user_could_have_put_there_is_approved_by_no_path() {
     let mut kernel = Unattached::load(N_NAMES).unwrap();
     let text = r#"
         mode = "enforce"
@@ -218,6 +238,7 @@ fn an_executable_that_a_user_could_have_put_there_matches_no_path() {
         geography: &trefoil::policy::geography::Nowhere,
         users: &nobody,
         own_addresses: &[],
+        link_local: trefoil::policy::LinkLocal::default(),
     };
     let compiled = compile(&policy, &surroundings, kernel.next_generation()).unwrap();
     kernel.judge_by(&compiled, &BootClock::read()).unwrap();
@@ -242,6 +263,174 @@ fn an_executable_that_a_user_could_have_put_there_matches_no_path() {
             verdict::UNDETERMINED
         ]
     );
+}
+
+/// What a `deny` with `from` asks for and nobody knows counts against the sender; what is
+/// known and does not match still excludes it; and what comes from outside of the host is
+/// no sender of it.
+#[test]
+fn what_is_not_known_of_a_sender_does_not_undo_a_deny() {
+    let mut kernel = Unattached::load(N_NAMES).unwrap();
+    let to = r#"to = { networks = ["203.0.113.0/24"] }"#;
+    let from = [
+        r#"{ exe = "/usr/bin/curl", user = 1000 }"#,
+        r#"{ unit = "batch.service", user = 1001 }"#,
+        r#"{ group = 50, user = 1002 }"#,
+        r#"{ interactive = true, user = 1003 }"#,
+        r#"{ user = 1004, exe = "/usr/bin/backup" }"#,
+    ];
+    let mut text = "mode = \"enforce\"\n".to_owned();
+    for (number, from) in from.iter().enumerate() {
+        text +=
+            &format!("[[rules]]\nname = \"{number}\"\nfrom = {from}\n{to}\nverdict = \"deny\"\n");
+    }
+    text += &format!("[[rules]]\nname = \"all\"\n{to}\nverdict = \"approve\"\n");
+    let policy = trefoil::policy::Policy::parse(&text, "policy.toml").unwrap();
+    let surroundings = trefoil::policy::Surroundings {
+        geography: &trefoil::policy::geography::Nowhere,
+        users: &|_: &str| None,
+        own_addresses: &[],
+        link_local: trefoil::policy::LinkLocal::default(),
+    };
+    let compiled = compile(&policy, &surroundings, kernel.next_generation()).unwrap();
+    kernel.judge_by(&compiled, &BootClock::read()).unwrap();
+    const OTHER: u64 = 1;
+    const FOREIGN: u64 = 2;
+    const FOREIGN_OTHER: u64 = 3;
+    const CUT: u64 = 4;
+    const NOT_IN_THE_TABLE: u64 = 99;
+    for (id, path, flags) in [
+        (OTHER, &b"/usr/bin/other"[..], 0),
+        (FOREIGN, b"/usr/bin/curl", EXECUTABLE_FOREIGN),
+        (FOREIGN_OTHER, b"/usr/bin/other", EXECUTABLE_FOREIGN),
+        (CUT, b"bin/other", EXECUTABLE_TRUNCATED),
+    ] {
+        kernel.add_executable(id, &executable(path, flags)).unwrap();
+    }
+    kernel
+        .add_cgroup(OTHER, "/system.slice/other.service")
+        .unwrap();
+    let known = Question {
+        exe_id: OTHER,
+        cgroup_id: OTHER,
+        gid: 4,
+        session: NOBODY_LOGGED_IN,
+        peer: peer("203.0.113.9".parse().unwrap(), 443, 6),
+        ..Question::default()
+    };
+    let by = |uid| Question { uid, ..known };
+    let all_unknown = Question {
+        exe_id: 0,
+        cgroup_id: 0,
+        uid: u32::MAX,
+        gid: u32::MAX,
+        session: 0,
+        ..known
+    };
+    let approved = (verdict::APPROVED, 5);
+    let denied = |rule| (verdict::DENIED, rule);
+    let asked = [
+        (by(1000), approved),
+        (
+            Question {
+                exe_id: 0,
+                ..by(1000)
+            },
+            denied(0),
+        ),
+        (
+            Question {
+                exe_id: NOT_IN_THE_TABLE,
+                ..by(1000)
+            },
+            denied(0),
+        ),
+        (
+            Question {
+                exe_id: CUT,
+                ..by(1000)
+            },
+            denied(0),
+        ),
+        (
+            Question {
+                exe_id: FOREIGN,
+                ..by(1000)
+            },
+            denied(0),
+        ),
+        (
+            Question {
+                exe_id: FOREIGN_OTHER,
+                ..by(1000)
+            },
+            approved,
+        ),
+        (by(1001), approved),
+        (
+            Question {
+                cgroup_id: 0,
+                ..by(1001)
+            },
+            denied(1),
+        ),
+        (
+            Question {
+                cgroup_id: NOT_IN_THE_TABLE,
+                ..by(1001)
+            },
+            denied(1),
+        ),
+        (by(1002), approved),
+        (
+            Question {
+                gid: u32::MAX,
+                ..by(1002)
+            },
+            denied(2),
+        ),
+        (by(1003), approved),
+        (
+            Question {
+                session: 0,
+                ..by(1003)
+            },
+            denied(3),
+        ),
+        // Who is known to be somebody else is excluded, whatever else is not known.
+        (
+            Question {
+                uid: 7,
+                ..all_unknown
+            },
+            approved,
+        ),
+        (by(u32::MAX), approved),
+        (
+            Question {
+                exe_id: 0,
+                ..by(u32::MAX)
+            },
+            denied(0),
+        ),
+        (all_unknown, denied(0)),
+        (
+            Question {
+                flags: QUESTION_OUTSIDE,
+                ..all_unknown
+            },
+            approved,
+        ),
+    ];
+    let questions = asked.map(|(question, _)| question);
+    let (answers, _) = kernel.ask(&questions).unwrap();
+    for ((question, expected), answer) in asked.iter().zip(answers) {
+        assert_eq!(
+            (answer as u8, (answer >> 16) as u16),
+            *expected,
+            "{question:?}"
+        );
+    }
 }
 
 /// What every decision reads is mostly in the first chunk of the tables, and here it is
@@ -278,6 +467,7 @@ fn rows_that_fill_more_than_a_chunk_are_found() {
         geography: &trefoil::policy::geography::Nowhere,
         users: &|_: &str| None,
         own_addresses: &[],
+        link_local: trefoil::policy::LinkLocal::default(),
     };
     let mut kernel = Unattached::load(N_NAMES).unwrap();
     let compiled = compile(&policy, &surroundings, kernel.next_generation()).unwrap();

@@ -141,6 +141,7 @@ fn every_border_of_a_prefix_has_the_verdict_that_the_data_says() {
         geography: &world,
         users: &nobody,
         own_addresses: &[],
+        link_local: trefoil::policy::LinkLocal::default(),
     };
     let compiled = load(
         POLICY,
@@ -224,6 +225,7 @@ fn crowded_networks_are_told_apart() {
         geography: &Nowhere,
         users: &|_: &str| None,
         own_addresses: &[],
+        link_local: trefoil::policy::LinkLocal::default(),
     };
     let generation = kernel.next_generation();
     let compiled = load(&text, "policy.toml", &surroundings, generation).unwrap();
@@ -262,6 +264,7 @@ fn more_networks_than_a_list_can_have_are_refused_and_named() {
         geography: &Nowhere,
         users: &|_: &str| None,
         own_addresses: &[],
+        link_local: trefoil::policy::LinkLocal::default(),
     };
     let compiled = load(&text, "policy.toml", &surroundings, 1).unwrap();
     let fault = Image::new(&compiled).unwrap_err();

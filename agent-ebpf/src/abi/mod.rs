@@ -67,37 +67,22 @@ impl Address {
         }
     }
 
-    /// The IPv4 address in host byte order that packets to this IPv6 address are meant
-    /// for, beyond whatever translates them or takes them out of their tunnel:
-    ///
-    /// - NAT64, `64:ff9b::/96` (RFC 6052): the last 32 bits;
-    /// - NAT64, `64:ff9b:1::/48` (RFC 8215), where whoever runs it chooses the layout: that
-    ///   of RFC 6052 for 48 bits if the last 40 are zero, else the last 32 bits;
-    /// - 6to4, `2002::/16` (RFC 3056): the 32 bits behind the prefix;
-    /// - Teredo, `2001::/32` (RFC 4380): the last 32 bits, inverted.
+    /// The IPv4 address in host byte order that is embedded by one of the [`layout`]s. Packets
+    /// are meant for it, beyond whatever translates them or takes them out of their tunnel.
     #[inline(always)]
-    pub const fn embedded_v4(&self) -> Option<u32> {
+    pub const fn embedded_v4(&self, layout: u16) -> u32 {
         let (high, low) = self.halves();
-        if high >> 32 == 0x0064_ff9b {
-            if high as u32 == 0 && low >> 32 == 0 {
-                return Some(low as u32);
-            }
-            if high as u32 >> 16 == 1 {
-                return Some(if low & 0xff_ffff_ffff == 0 {
-                    (high as u32) << 16 | (low >> 40) as u32 & 0xffff
-                } else {
-                    low as u32
-                });
-            }
-            return None;
+        // The bits from 64 to 71 are in no address, see RFC 6052.
+        match layout {
+            layout::PREFIX_32 => high as u32,
+            layout::PREFIX_40 => (high as u32) << 8 | (low >> 48) as u32 & 0xff,
+            layout::PREFIX_48 => (high as u32) << 16 | (low >> 40) as u32 & 0xffff,
+            layout::PREFIX_56 => (high as u32) << 24 | (low >> 32) as u32 & 0xff_ffff,
+            layout::PREFIX_64 => (low >> 24) as u32,
+            layout::SIX_TO_FOUR => (high >> 16) as u32,
+            layout::TEREDO => !(low as u32),
+            _ => low as u32,
         }
-        if high >> 48 == 0x2002 {
-            return Some((high >> 16) as u32);
-        }
-        if high >> 32 == 0x2001_0000 {
-            return Some(!(low as u32));
-        }
-        None
     }
 
     /// True for the unspecified address (all bytes zero), which stands for "not known".

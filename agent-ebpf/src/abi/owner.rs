@@ -1,11 +1,11 @@
 //! Who a flow belongs to: processes, executables and control groups.
 
 /// Longest executable path that is kept, in bytes. A longer one is marked
-/// [`EXECUTABLE_TRUNCATED`] and matches no rule that names an executable.
+/// [`EXECUTABLE_TRUNCATED`], and rules take it for one that is not known.
 pub const EXECUTABLE_PATH: usize = 256;
 
 /// Longest control group path that is kept, in bytes. A longer one is marked
-/// [`CGROUP_TRUNCATED`] and matches no rule that names a unit.
+/// [`CGROUP_TRUNCATED`], and rules take it for one that is not known.
 pub const CGROUP_PATH: usize = 512;
 
 /// `loginuid` and `session` of a task that nobody logged in to start.
@@ -86,7 +86,7 @@ pub struct Process {
 pub const EXECUTABLE_TRUNCATED: u16 = 1;
 /// The path was seen through a mount namespace that an unprivileged user can
 /// shape, or below another root directory than the host's. It says nothing
-/// about the host's files, so it matches no rule that names an executable.
+/// about the host's files, so it matches rules that deny it, and none that approves.
 pub const EXECUTABLE_FOREIGN: u16 = 2;
 /// The file had no name left when it was executed (deleted, or a memfd).
 pub const EXECUTABLE_UNLINKED: u16 = 4;

@@ -10,8 +10,8 @@
 //! that matches. The number of lookups does not depend on the number of rules
 //! or prefixes.
 //!
-//! Class 0 of a dimension is "nothing is known about it": its row has the
-//! clauses that do not name this dimension.
+//! Two classes of a source's dimensions have a meaning of their own, see [`class`]. They
+//! say in one place that what is not known counts against the sender.
 
 use super::{Branch, Packed};
 
@@ -46,7 +46,7 @@ pub const fn chunk_index(slot: u32, number: u32) -> u32 {
 pub mod verdict {
     /// Not judged.
     pub const NONE: u8 = 0;
-    /// Never leaves the host or the link.
+    /// Stays on the host, or is of a scope that no router forwards.
     pub const LOCAL: u8 = 1;
     /// Approved, through a gateway.
     pub const GATEWAY: u8 = 2;
@@ -91,6 +91,11 @@ pub const DECISION_LIMITED: u8 = 2;
 /// belongs to a flow in `UPLINK_FLOWS`.
 pub const DECISION_AT_UPLINK: u8 = 4;
 
+/// Beside [`DECISION_ENFORCED`] in what hooks tell the judge, and in no [`Decision`]: the
+/// packet may still stay on this host, so that its own addresses are local. Where it is known
+/// to leave, they are judged like any other.
+pub const MAY_STAY: u8 = 8;
+
 /// What the judge said, and under which policy.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,7 +117,7 @@ impl Decision {
         self.flags & DECISION_ENFORCED != 0 && !verdict::is_approved(self.verdict)
     }
 
-    /// What holds for packets to an address that embeds another, of which `inner` is the
+    /// What holds for packets to an address that embeds others, of one of which `inner` is the
     /// decision: the stricter of both, this one if they are equally strict. What stays
     /// on the link stays there, whatever is embedded; and what leaves is not made local by
     /// what is embedded.
@@ -212,6 +217,45 @@ pub mod dimension {
     pub const N: usize = 6;
 }
 
+/// Classes that every dimension of a source has: control group, executable, user, group.
+pub mod class {
+    /// Nothing is known about it. Its row has the clauses that do not name the dimension,
+    /// and all that deny: what could match, matches. What would approve could not be
+    /// checked, and does not.
+    pub const UNKNOWN: u16 = 0;
+    /// Known to have none: nothing of this host sends it. Its row has the clauses that do
+    /// not name the dimension.
+    pub const NONE: u16 = 1;
+}
+
+/// Where in an IPv6 address another is embedded: numbers in [`Header::layouts`].
+pub mod layout {
+    /// None.
+    pub const NONE: u16 = 0;
+    /// NAT64 behind a prefix of 32 bits (RFC 6052).
+    pub const PREFIX_32: u16 = 1;
+    /// Of 40 bits.
+    pub const PREFIX_40: u16 = 2;
+    /// Of 48 bits.
+    pub const PREFIX_48: u16 = 3;
+    /// Of 56 bits.
+    pub const PREFIX_56: u16 = 4;
+    /// Of 64 bits.
+    pub const PREFIX_64: u16 = 5;
+    /// The last 32 bits: behind a prefix of 96 bits, or IPv4-compatible (RFC 4291).
+    pub const PREFIX_96: u16 = 6;
+    /// 6to4 (RFC 3056): the 32 bits behind the first 16.
+    pub const SIX_TO_FOUR: u16 = 7;
+    /// Teredo (RFC 4380): the last 32 bits, inverted.
+    pub const TEREDO: u16 = 8;
+    /// Bits of one number.
+    pub const BITS: u32 = 4;
+    /// Most that one address can have.
+    pub const MOST: u32 = u16::BITS / BITS;
+    /// Different combinations that a policy can have, the one of none included.
+    pub const N_SETS: usize = 32;
+}
+
 /// What is known of the login session of a source: index into [`Header::groups`].
 pub mod login {
     /// Nothing.
@@ -220,8 +264,10 @@ pub mod login {
     pub const NONE: usize = 1;
     /// There is one.
     pub const SESSION: usize = 2;
+    /// Nothing of this host sends it.
+    pub const OUTSIDE: usize = 3;
     /// Number of cases.
-    pub const N: usize = 3;
+    pub const N: usize = 4;
 }
 
 /// A part of a table that is within one chunk.
@@ -260,9 +306,9 @@ pub struct Header {
     pub v6: Branch,
     /// Services of neither TCP nor UDP; key: `protocol << 16 | port`.
     pub services: Branch,
-    /// Users from [`N_SMALL`] on; key: user id.
+    /// Users from [`N_SMALL`] on; key: user id, the last number if it is not known.
     pub users: Branch,
-    /// For each case of [`login`], groups; key: group id.
+    /// For each case of [`login`], groups; key: group id, the last number if it is not known.
     pub groups: [Branch; login::N],
     /// Where the row of class 0 of each [`dimension`] is: its summary, then as many of its
     /// words as the policy's clauses take. Bit `i` of the summary says that word `i` is not
@@ -281,7 +327,10 @@ pub struct Header {
     /// State in which the automaton for executable paths begins.
     pub executable_start: u32,
     /// Zero. What follows the header is at a multiple of its elements' size.
-    pub pad: [u32; 5],
+    pub pad: [u32; 4],
+    /// Combinations of [`layout`]s, by what [`Branch::embeds`] says: numbers of
+    /// [`layout::BITS`], the first in the lowest.
+    pub layouts: [u16; layout::N_SETS],
     /// Maps a byte of a path to its letter, below [`MAX_LETTERS`].
     pub letters: [u8; 256],
     /// Values that [`Packed`] have indexes of, as in [`Branch::value`].
@@ -338,8 +387,12 @@ pub struct State {
 pub struct StateClass {
     /// The class.
     pub class: u16,
+    /// Class of an executable that is [`super::EXECUTABLE_FOREIGN`] and shows this path: its
+    /// row has what the rows of this path and of [`class::UNKNOWN`] have in common. It
+    /// satisfies clauses that deny, by the path that it shows, and none that would approve.
+    pub foreign: u16,
     /// Zero.
-    pub pad: [u16; 3],
+    pub pad: [u16; 2],
 }
 
 /// What a clause decides, and within what limits.
@@ -421,7 +474,7 @@ impl Budget {
 
 /// Most questions that `judge_question` answers at a time: what fits into the page
 /// that `BPF_PROG_RUN` takes.
-pub const MAX_QUESTIONS: usize = 64;
+pub const MAX_QUESTIONS: usize = 56;
 
 /// A question to the judge without a socket: input of program `judge_question`,
 /// which exists for tests and benchmarks, for `BPF_PROG_RUN`.
@@ -442,7 +495,16 @@ pub struct Question {
     pub gid: u32,
     /// As in [`super::Owner`]; 0, which is no session's, if it is not known.
     pub session: u32,
+    /// `QUESTION_*` bits.
+    pub flags: u32,
+    /// Zero.
+    pub pad: u32,
 }
+
+/// [`Question::flags`]: nothing of this host sends it.
+pub const QUESTION_OUTSIDE: u32 = 1;
+/// [`Question::flags`]: as [`MAY_STAY`].
+pub const QUESTION_MAY_STAY: u32 = 2;
 
 impl Question {
     /// What the hooks ask about a flow of this owner, before there is a packet.
@@ -458,6 +520,8 @@ impl Question {
             bytes: 0,
             gid: if is_known { owner.gid } else { u32::MAX },
             session: if is_known { owner.session } else { 0 },
+            flags: QUESTION_MAY_STAY,
+            pad: 0,
         }
     }
 }
@@ -467,7 +531,7 @@ const _: () = {
     assert!(size_of::<Decision>() == 8);
     assert!(size_of::<ClassCache>() == 8);
     assert!(size_of::<Policy>() == 8);
-    assert!(size_of::<Header>() == 28 + 24 + 8 + 36 + 256 + 4 * Packed::N_VALUES);
+    assert!(size_of::<Header>() == 32 + 24 + 8 + 32 + 64 + 256 + 4 * Packed::N_VALUES);
     assert!(size_of::<First>() == CHUNK_BYTES);
     assert!(ROW_WORDS <= u32::BITS as usize);
     assert!(size_of::<Row>() == 256);
@@ -476,5 +540,5 @@ const _: () = {
     assert!(size_of::<Clause>() == 32);
     assert!(size_of::<Budget>() == 40 + 8 * BUDGET_MARKS);
     assert!(BUDGET_STEPS < BUDGET_MARKS as u64);
-    assert!(size_of::<Question>() == 56);
+    assert!(size_of::<Question>() == 64);
 };

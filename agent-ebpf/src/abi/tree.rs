@@ -53,12 +53,29 @@ impl Branch {
         Self(value)
     }
 
-    /// The value of a class and, for destinations, of the verdict beside it: `class |
-    /// fallback << 16`. That verdict holds when no clause matches; if it is
-    /// [`super::verdict::LOCAL`], no clause is asked.
+    /// In the value of a destination: it is this host's own, and no clause is asked where the
+    /// packet may stay, see [`super::MAY_STAY`].
+    pub const OWN: u32 = 1 << Self::MARKS_SHIFT;
+    const MARKS_SHIFT: u32 = 24;
+    /// How far the combination of layouts is shifted, see [`embeds`](Self::embeds).
+    pub const EMBEDS_SHIFT: u32 = Self::MARKS_SHIFT + 1;
+    /// Marks of a destination, below [`KIND_SHIFT`](Self::KIND_SHIFT).
+    pub const N_MARKS: u32 = 1 << (Self::KIND_SHIFT - Self::MARKS_SHIFT);
+
+    /// The value of a class and, for destinations, of the verdict and the marks beside it:
+    /// `class | fallback << 16 | marks << 24`. That verdict holds when no clause matches; if
+    /// it is [`super::verdict::LOCAL`], no clause is asked.
     #[must_use]
-    pub const fn of(class: u16, fallback: u8) -> u32 {
-        class as u32 | (fallback as u32) << 16
+    pub const fn of(class: u16, fallback: u8, marks: u8) -> u32 {
+        assert!((marks as u32) < Self::N_MARKS);
+        class as u32 | (fallback as u32) << 16 | (marks as u32) << Self::MARKS_SHIFT
+    }
+
+    /// Which addresses the value says to be embedded in a destination: an index of
+    /// [`super::Header::layouts`], 0 for none.
+    #[inline(always)]
+    pub const fn embeds(value: u32) -> usize {
+        (value >> Self::EMBEDS_SHIFT) as usize & (super::layout::N_SETS - 1)
     }
 
     /// A list of `1 << n_steps` entries, in one cache line as a whole.

@@ -35,7 +35,8 @@ fn connect6(ctx: SockAddrContext) -> i32 {
 /// `egress` judges every packet by itself.
 #[inline(always)]
 fn connect(ctx: &SockAddrContext, peer: Peer) -> Option<i32> {
-    let in_force = in_force()?;
+    // By which interface it goes is not known yet.
+    let in_force = in_force()?.may_stay();
     // SAFETY: fields of the context; the verifier checks the access. So below.
     let socket = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };

@@ -24,9 +24,7 @@ use crate::{
     in_flight,
     judge::{judge, undetermined},
     maps::{CUTS, FLOWS, InForce, SOCKETS, in_force, is_uplink, lose},
-    packet::{
-        Ends, Route, ends, is_bare_reset, is_same_peer, keeps_link, plain_ends_at, protocol,
-    },
+    packet::{Ends, Route, ends, is_bare_reset, is_same_peer, keeps_link, plain_ends_at, protocol},
     remembered::{ended, keep_large},
     route::judge_listed,
     settle::{decide, decide_as, record},
@@ -47,7 +45,7 @@ const TCP_LISTEN: u32 = 10;
 #[cgroup_skb(egress)]
 fn egress(ctx: SkBuffContext) -> i32 {
     let skb = ctx.skb.skb;
-    let Some(in_force) = in_force() else {
+    let Some(in_force) = in_force().map(InForce::may_stay) else {
         return PASS;
     };
     if let Some(ends) = plain_ends_at(skb, 0)
@@ -91,7 +89,10 @@ fn pass_known(in_force: InForce, skb: *mut __sk_buff, ends: &Ends) -> bool {
     let goes_on = state & (GOES_ON | IS_SPECIAL) == GOES_ON
         && in_force.made(&decision)
         && !decision.blocks()
-        && is_same_peer(unsafe { &raw const (*flow).peer }, &raw const ends.destination);
+        && is_same_peer(
+            unsafe { &raw const (*flow).peer },
+            &raw const ends.destination,
+        );
     if !goes_on {
         return false;
     }
@@ -326,7 +327,9 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
         }
         unsafe { (*tag).flags = flags };
     }
-    if flags & SOCKET_HAS_PEER != 0 && is_same_peer(unsafe { &raw const (*tracked).flow.peer }, peer) {
+    if flags & SOCKET_HAS_PEER != 0
+        && is_same_peer(unsafe { &raw const (*tracked).flow.peer }, peer)
+    {
         return Some(tracked);
     }
     let key = FlowKey {

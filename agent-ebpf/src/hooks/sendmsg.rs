@@ -31,7 +31,8 @@ fn sendmsg6(ctx: SockAddrContext) -> i32 {
 /// `None` as in `connect`.
 #[inline(always)]
 fn send(ctx: &SockAddrContext, peer: Peer) -> Option<i32> {
-    let in_force = in_force()?;
+    // By which interface it goes is not known yet.
+    let in_force = in_force()?.may_stay();
     // SAFETY: fields of the context; the verifier checks the access. So below.
     let socket = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };

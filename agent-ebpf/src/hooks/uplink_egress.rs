@@ -47,7 +47,7 @@ const AF_INET6: u32 = 10;
 #[classifier]
 fn uplink_egress(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
-    let Some(in_force) = in_force() else {
+    let Some(in_force) = in_force().map(InForce::may_stay) else {
         return NEXT;
     };
     let size = size(skb);
@@ -166,7 +166,9 @@ fn other_frame(in_force: InForce, skb: *mut __sk_buff, kind: u16) -> i32 {
     let start = Frame::Other(kind).to_number();
     read_frame_ends(skb, start);
     match judge_frame(skb, start, in_force.flags.into(), known.to_word()) {
-        WITHOUT_SLOT => judge_frame_without_slot(skb, start, in_force.flags.into(), known.to_word()),
+        WITHOUT_SLOT => {
+            judge_frame_without_slot(skb, start, in_force.flags.into(), known.to_word())
+        }
         outcome => outcome,
     }
 }
@@ -548,7 +550,10 @@ fn known_of_datagram(generation: u32, skb: *mut __sk_buff, ends: &Ends) -> Decis
     // SAFETY: a map value; the verifier checks the access. So below.
     let flow = unsafe { &raw const (*large).flow };
     let is_same = ends.part == Part::Later
-        || is_same_peer(unsafe { &raw const (*flow).peer }, &raw const ends.destination);
+        || is_same_peer(
+            unsafe { &raw const (*flow).peer },
+            &raw const ends.destination,
+        );
     let decision = unsafe { (*flow).decision };
     match is_same && !decision.blocks() && decision.generation == generation {
         true => decision,

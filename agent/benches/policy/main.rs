@@ -24,7 +24,7 @@ use trefoil::{
     policy::{Compiled, Geography, Image, Surroundings, geography::Nowhere, testing::Random},
 };
 use trefoil_ebpf::abi::{
-    ClassCache, EXECUTABLE_PATH, Executable, MAX_QUESTIONS, Question, verdict,
+    ClassCache, EXECUTABLE_PATH, Executable, MAX_QUESTIONS, QUESTION_MAY_STAY, Question, verdict,
 };
 
 /// Where `cargo xtask bench` says that the country table is.
@@ -176,6 +176,7 @@ fn question(address: IpAddr) -> Question {
     Question {
         uid: 1000,
         peer: peer(address, 443, 6),
+        flags: QUESTION_MAY_STAY,
         ..Question::default()
     }
 }
@@ -279,6 +280,7 @@ fn compile(text: &str, geography: &dyn Geography, generation: u32) -> Compiled {
         geography,
         users: &|_: &str| None,
         own_addresses: &own,
+        link_local: trefoil::policy::LinkLocal::default(),
     };
     match trefoil::policy::load(text, "policy.toml", &surroundings, generation) {
         Ok(compiled) => compiled,

@@ -95,10 +95,12 @@ pub fn check(args: &CheckArgs) -> Result<Ending, Failure> {
     if let Ok(text) = &text
         && !args.against.is_empty()
     {
-        findings.against = Against::find(&args.against, text, geo.as_ref())?;
+        findings.against = Against::find(&args.against, text, geo.as_ref(), settings.link_local)?;
     }
     let compilation = text.and_then(|text| {
-        let compilation = sources::compile(&text, known, &sources::own_addresses())?;
+        let own = sources::own_addresses();
+        let compilation = sources::compile(&text, known, &own, settings.link_local)?;
+        findings.warn(&text.source, places::open_link(settings.link_local));
         let policy = Policy::parse(&text.text, &text.source)?;
         findings.warn(&text.source, warnings(&policy, &compilation.compiled));
         findings.warn(&text.source, host::warnings(&policy));

@@ -167,15 +167,17 @@ impl Judge<'_> {
     }
 
     fn judge(&self, connection: &Connection, holder: Option<&Holder>) -> Decision {
+        let executable = holder.and_then(|holder| holder.executable.as_ref());
         self.compiled.judge(&Question {
             cgroup: holder.and_then(Holder::cgroup_for_rules),
-            executable: holder
-                .and_then(|holder| holder.executable.as_ref())
-                .and_then(|executable| executable.for_rules()),
+            executable: executable.and_then(|executable| executable.for_rules()),
+            is_foreign: executable.is_some_and(|executable| executable.foreign),
+            is_outside: false,
             uid: uid(connection, holder),
             gid: holder.and_then(|holder| holder.gid),
             interactive: holder.and_then(|holder| holder.interactive),
             destination: connection.peer.ip(),
+            may_stay: true,
             protocol: connection.protocol,
             port: connection.peer.port(),
             time_us: clock::unix_us(),

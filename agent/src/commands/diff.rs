@@ -67,6 +67,7 @@ pub fn diff(args: &DiffArgs) -> Result<Ending, Failure> {
         geography: &geo as &dyn Geography,
         users: &OfHost,
         own_addresses: &[],
+        link_local: settings.link_local,
     };
     let old = load(&args.old, &settings, &surroundings)?;
     let new = load(&args.new, &settings, &surroundings)?;

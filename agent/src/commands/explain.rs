@@ -27,6 +27,7 @@ pub fn explain(args: &ExplainArgs) -> Result<Ending, Failure> {
         geography: &geo,
         users: &OfHost,
         own_addresses: &own,
+        link_local: settings.link_local,
     };
     // A policy that `run` would refuse says nothing about any flow.
     policy::load(&text.text, &text.source, &surroundings, 1).map_err(bad)?;

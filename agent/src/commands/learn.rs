@@ -1,7 +1,12 @@
 //! `trefoil learn`: from what was seen, a policy that approves of exactly that.
 
 use super::{Ending, Failure, live::Live, observations::Observations, say, sources};
-use crate::{cli::LearnArgs, learn, owner::users::OfHost, policy::geography::Nowhere};
+use crate::{
+    cli::LearnArgs,
+    learn,
+    owner::users::OfHost,
+    policy::{LinkLocal, geography::Nowhere},
+};
 
 pub fn learn(args: &LearnArgs) -> Result<Ending, Failure> {
     let observations = if args.files.is_empty() {
@@ -18,7 +23,7 @@ pub fn learn(args: &LearnArgs) -> Result<Ending, Failure> {
         source: "what was learned".to_owned(),
     };
     // What is put out can be put in force.
-    sources::compile(&text, &Nowhere, &[]).map_err(|problems| {
+    sources::compile(&text, &Nowhere, &[], LinkLocal::default()).map_err(|problems| {
         Failure::Other(format!(
             "{problems}\nlearn from less at a time, such as one unit: journalctl -u trefoil \
              TREFOIL_UNIT=x.service -o json | trefoil learn -"

@@ -15,7 +15,7 @@ use crate::{
     kernel::{KernelError, PinDir},
     monitor::Compilation,
     owner::users::OfHost,
-    policy::{self, Geography, Image, Place, Problems, Surroundings},
+    policy::{self, Geography, Image, LinkLocal, Place, Problems, Surroundings},
     settings::Settings,
 };
 
@@ -78,11 +78,13 @@ pub fn compile(
     text: &PolicyText,
     geo: &dyn Geography,
     own_addresses: &[IpAddr],
+    link_local: LinkLocal,
 ) -> Result<Compilation, Problems> {
     let surroundings = Surroundings {
         geography: geo,
         users: &OfHost,
         own_addresses,
+        link_local,
     };
     let compiled = policy::load(&text.text, &text.source, &surroundings, FIRST_GENERATION)?;
     let image = Image::new(&compiled)
@@ -103,6 +105,8 @@ pub struct Origins {
     pub geo: Arc<Geo>,
     /// As in [`own_addresses`].
     pub own_addresses: Vec<IpAddr>,
+    /// What is made of unicast to the link's scope.
+    pub link_local: LinkLocal,
 }
 
 impl Origins {
@@ -112,12 +116,13 @@ impl Origins {
             text: policy_text(settings)?,
             geo: Arc::new(geo(&[], settings)?),
             own_addresses: own_addresses(),
+            link_local: settings.link_local,
         })
     }
 
     /// Makes the tables, for the first generation.
     pub fn compile(&self) -> Result<Compilation, Problems> {
-        compile(&self.text, &*self.geo, &self.own_addresses)
+        compile(&self.text, &*self.geo, &self.own_addresses, self.link_local)
     }
 }
 

@@ -50,15 +50,16 @@ pub struct Executable {
 }
 
 impl Executable {
-    /// The path, if rules that name executables may match it.
+    /// The path, unless it is so long that rules take it for one that is not known.
     pub fn for_rules(&self) -> Option<&[u8]> {
         let path = self.path.as_os_str().as_bytes();
-        (!self.foreign && path.len() <= EXECUTABLE_PATH).then_some(path)
+        (path.len() <= EXECUTABLE_PATH).then_some(path)
     }
 }
 
 impl Holder {
-    /// The control group, if rules that name units may match it.
+    /// The control group, unless its path is so long that rules take it for one that is not
+    /// known.
     pub fn cgroup_for_rules(&self) -> Option<&[u8]> {
         let path = self.cgroup.as_ref()?.as_bytes();
         (path.len() < CGROUP_PATH).then_some(path)
@@ -377,8 +378,9 @@ mod tests {
             foreign: false,
         };
         assert_eq!(executable.for_rules(), Some(&b"/usr/bin/curl"[..]));
+        // Rules that deny go by the path that it shows.
         executable.foreign = true;
-        assert_eq!(executable.for_rules(), None);
+        assert_eq!(executable.for_rules(), Some(&b"/usr/bin/curl"[..]));
         let long = Executable {
             path: format!("/{}", "x".repeat(EXECUTABLE_PATH)).into(),
             foreign: false,

@@ -1,5 +1,6 @@
 //! What one file of country data says, whatever its format.
 
+use super::countries::Countries;
 use super::country::Country;
 use super::ranges::Ranges;
 
@@ -11,7 +12,7 @@ pub enum Answer {
     /// Here.
     Country(Country),
     /// Here and elsewhere.
-    Contradictory,
+    Contradictory(Countries),
     /// In many places at once, or wherever somebody is who uses it: anycast, satellite
     /// links, anonymising proxies.
     Anywhere,
@@ -62,7 +63,7 @@ impl Data {
         self.n_networks += 1;
         match said {
             Some(Answer::Country(_) | Answer::Special) => {}
-            Some(Answer::Contradictory) => self.n_contradictory += 1,
+            Some(Answer::Contradictory(_)) => self.n_contradictory += 1,
             Some(Answer::Anywhere) => self.n_anywhere += 1,
             None => self.n_unknown += 1,
         }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Country, Geo};
+use super::{Countries, Country, Geo};
 use crate::policy::Geography;
 
 impl Geography for Geo {
@@ -20,6 +20,18 @@ impl Geography for Geo {
                 .iter()
                 .map(|range| (range.first, range.last, range.value)),
         )
+    }
+
+    fn several_v4(&self) -> Box<dyn Iterator<Item = (u32, u32, Countries)> + '_> {
+        Box::new(Self::several_v4(self))
+    }
+
+    fn several_v6(&self) -> Box<dyn Iterator<Item = (u128, u128, Countries)> + '_> {
+        Box::new(Self::several_v6(self))
+    }
+
+    fn several(&self, address: IpAddr) -> Option<Countries> {
+        Self::several(self, address)
     }
 
     fn country(&self, address: IpAddr) -> Option<Country> {

@@ -26,6 +26,7 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
+use super::countries::Countries;
 use super::data::{Answer, Data, printable};
 use super::ranges::{Number, Range, Ranges};
 use crate::clock;
@@ -302,10 +303,16 @@ impl Record<'_> {
             answer(&self.represented_country),
         ];
         let agree = others.into_iter().flatten().all(|other| other == first);
-        Some(match first {
-            Answer::Country(_) if !agree => Answer::Contradictory,
-            _ => first,
-        })
+        if agree || !matches!(first, Answer::Country(_)) {
+            return Some(first);
+        }
+        let all = || others.into_iter().flatten().chain([first]);
+        let country = |answer| match answer {
+            Answer::Country(country) => Some(country),
+            _ => None,
+        };
+        let and_others = all().any(|answer| country(answer).is_none());
+        Countries::new(all().filter_map(country), and_others).map(Answer::Contradictory)
     }
 }
 

@@ -5,6 +5,7 @@
 //! whether a destination is approved (that is `policy`'s), and it never guesses:
 //! what the data does not say plainly has no country.
 
+mod countries;
 pub mod country;
 mod data;
 mod geography;
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+pub use countries::Countries;
 pub use country::Country;
 use data::{Answer, Data};
 pub use mmdb::MmdbProblem;
@@ -87,8 +89,8 @@ pub struct Source {
 pub enum Undetermined {
     /// No file knows it.
     Unknown,
-    /// A file places it in two countries.
-    Contradictory,
+    /// A file places it in these countries.
+    Contradictory(Countries),
     /// A file says that it is anycast, of a satellite link or an anonymising proxy.
     Anywhere,
     /// It was set aside.
@@ -99,8 +101,11 @@ impl fmt::Display for Undetermined {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unknown => formatter.write_str("the country data does not know it"),
-            Self::Contradictory => {
-                formatter.write_str("the country data places it in two countries")
+            Self::Contradictory(countries) => {
+                write!(
+                    formatter,
+                    "the country data places it in more than one country: {countries}"
+                )
             }
             Self::Anywhere => formatter.write_str(
                 "the country data says that it may be anywhere (anycast, satellite or proxy)",
@@ -219,10 +224,10 @@ impl Geo {
         sum.countries_v6 = special::all_v6().over(&sum.countries_v6);
         let settled = |answer| match answer {
             Answer::Country(country) => Some(country),
-            Answer::Contradictory | Answer::Anywhere | Answer::Special => None,
+            Answer::Contradictory(_) | Answer::Anywhere | Answer::Special => None,
         };
         let unsettled = |answer| match answer {
-            Answer::Contradictory | Answer::Anywhere => Some(answer),
+            Answer::Contradictory(_) | Answer::Anywhere => Some(answer),
             Answer::Country(_) | Answer::Special => None,
         };
         let build_id = sources
@@ -264,7 +269,7 @@ impl Geo {
         };
         Some(match (answer, Special::of(address)) {
             (_, Some(block)) => Undetermined::Special(block),
-            (Some(Answer::Contradictory), _) => Undetermined::Contradictory,
+            (Some(Answer::Contradictory(countries)), _) => Undetermined::Contradictory(countries),
             (Some(Answer::Anywhere), _) => Undetermined::Anywhere,
             _ => Undetermined::Unknown,
         })
@@ -293,6 +298,25 @@ impl Geo {
         self.countries_v6.as_slice()
     }
 
+    /// The countries of this address, if a file gives more than one for it.
+    #[must_use]
+    pub fn several(&self, address: IpAddr) -> Option<Countries> {
+        match self.undetermined(address)? {
+            Undetermined::Contradictory(countries) => Some(countries),
+            _ => None,
+        }
+    }
+
+    /// IPv4 addresses for which a file gives more than one country.
+    pub fn several_v4(&self) -> impl Iterator<Item = (u32, u32, Countries)> {
+        several(self.unsettled_v4.as_slice())
+    }
+
+    /// As [`several_v4`](Self::several_v4), for IPv6.
+    pub fn several_v6(&self) -> impl Iterator<Item = (u128, u128, Countries)> {
+        several(self.unsettled_v6.as_slice())
+    }
+
     /// IPv4 addresses by autonomous system, as [`countries_v4`](Self::countries_v4).
     #[must_use]
     pub fn asns_v4(&self) -> &[Range<u32, u32>] {
@@ -317,6 +341,13 @@ impl Geo {
     pub fn sources(&self) -> &[Source] {
         &self.sources
     }
+}
+
+fn several<A: Copy>(ranges: &[Range<A, Answer>]) -> impl Iterator<Item = (A, A, Countries)> {
+    ranges.iter().filter_map(|range| match range.value {
+        Answer::Contradictory(countries) => Some((range.first, range.last, countries)),
+        _ => None,
+    })
 }
 
 impl Source {

@@ -112,10 +112,13 @@ fn a_contradiction_is_not_settled_by_a_later_file() {
         .finish();
     let geo = geo(&[("first", &first), ("second", TEXT.as_bytes())]).unwrap();
     assert_eq!(country(&geo, "192.0.2.1"), None);
+    let address = "192.0.2.1".parse().unwrap();
     assert_eq!(
-        geo.undetermined("192.0.2.1".parse().unwrap()),
-        Some(Undetermined::Contradictory)
+        geo.undetermined(address).unwrap().to_string(),
+        "the country data places it in more than one country: IE, US"
     );
+    assert_eq!(geo.several(address).unwrap().to_string(), "IE, US");
+    assert_eq!(geo.several_v4().count(), 1);
     assert_eq!(country(&geo, "198.51.100.1").as_deref(), Some("FR"));
     assert_eq!(geo.sources()[0].n_contradictory, 1);
     assert_eq!(geo.sources()[1].n_unknown, 1);

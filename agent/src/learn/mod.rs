@@ -20,9 +20,7 @@ use std::{
 pub use self::owner::Owner;
 use crate::{
     observed::{Amount, Observed, Reading, Way},
-    policy::{
-        Users, local::always_local_network_of, network::Network, service::Ports, service::Protocol,
-    },
+    policy::{Users, local::nameless, network::Network, service::Ports, service::Protocol},
 };
 
 /// A policy that was learned.
@@ -90,7 +88,7 @@ struct Draft<'o> {
 impl<'o> Lesson<'o> {
     fn take(&mut self, one: &'o Observed) {
         let target = &one.target;
-        let is_local = |address| always_local_network_of(address).is_some();
+        let is_local = |address| nameless().any(|network| network.contains(address));
         if one.is_local() || target.address.is_some_and(is_local) {
             self.local.add(&one.amount);
             return;
@@ -107,7 +105,11 @@ impl<'o> Lesson<'o> {
             }
         };
         let seen = self.seen.entry((owner, section)).or_default();
-        if let Some(inner) = target.embedded().filter(|&inner| !is_local(inner)) {
+        for inner in target
+            .embedded()
+            .into_iter()
+            .filter(|&inner| !is_local(inner))
+        {
             // Both have to be approved of.
             let of_inner = seen.entry(inner).or_default();
             of_inner.entry(service).or_default();

@@ -154,7 +154,8 @@ pub(super) fn of_rule(rule: &Draft<'_>) -> String {
     let inner: BTreeSet<String> = rule
         .seen
         .iter()
-        .filter_map(|one| Some(one.target.embedded()?.to_string()))
+        .flat_map(|one| one.target.embedded())
+        .map(|inner| inner.to_string())
         .collect();
     if !inner.is_empty() {
         let inner: Vec<String> = inner.into_iter().collect();

@@ -20,6 +20,7 @@ fn surroundings() -> Surroundings<'static> {
         geography: &Nowhere,
         users: WWW,
         own_addresses: &[],
+        link_local: crate::policy::LinkLocal::default(),
     }
 }
 

@@ -11,7 +11,7 @@ use trefoil_ebpf::abi::{NO_RULE, verdict};
 use super::{Observed, Source, Target};
 use crate::policy::{
     Compiled, Policy, Question, Surroundings,
-    explain::{ByAddress, RuleTrace, Ruling, by_address},
+    explain::{ByAddress, RuleTrace, Ruling, by_address, embedded_in},
     source::{Area, Rule},
 };
 
@@ -124,12 +124,13 @@ impl Judge<'_> {
             self.possible(observed, &by_address, lacks)
         };
         let (mut possible, mut asked) = by_address(question.destination);
-        if let Some(inner) = observed.target.embedded() {
+        let embedded = observed.target.address.into_iter();
+        for inner in embedded.flat_map(|address| embedded_in(self.policy, address)) {
             let (of_inner, also_asked) = by_address(inner);
             let both = possible
                 .iter()
                 .flat_map(|outer| of_inner.iter().map(|inner| outer.or_stricter(*inner)));
-            possible = both.collect();
+            possible = both.collect::<Vec<_>>();
             asked.extend(also_asked);
             // A rule is before what is decided without one.
             possible.sort_by_key(|ruling| (ruling.rule.is_none(), ruling.rule, ruling.verdict));

@@ -15,12 +15,10 @@ pub(crate) mod tests;
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
-use trefoil_ebpf::abi::Address;
-
 use crate::{
     clock,
     geo::Country,
-    policy::{Question, service::Protocol},
+    policy::{Policy, Question, explain::embedded_in, service::Protocol},
     report::words,
 };
 
@@ -106,7 +104,7 @@ impl Observed {
     }
 
     /// The question to a policy, about the last of them; a fact that is not known matches
-    /// no rule. `None` if it is not known where the flows went.
+    /// rules that deny alone. `None` if it is not known where the flows went.
     #[must_use]
     pub fn question(&self) -> Option<Question<'_>> {
         Some(self.source.asks(
@@ -119,13 +117,14 @@ impl Observed {
 }
 
 impl Target {
-    /// The IPv4 address that the far end's address embeds, by which it is judged as well.
+    /// The IPv4 addresses that the far end's address embeds, by which it is judged as well,
+    /// whatever a policy says of translators.
     #[must_use]
-    pub fn embedded(&self) -> Option<IpAddr> {
-        match self.address? {
-            IpAddr::V4(_) => None,
-            IpAddr::V6(v6) => Some(IpAddr::V4(Address(v6.octets()).embedded_v4()?.into())),
-        }
+    pub fn embedded(&self) -> Vec<IpAddr> {
+        let address = self.address.into_iter();
+        address
+            .flat_map(|address| embedded_in(&Policy::default(), address))
+            .collect()
     }
 }
 

@@ -42,8 +42,9 @@ pub struct Source {
 pub enum Fact<T> {
     /// The records say it.
     Known(T),
-    /// The records say that no rule can match it, whatever it is.
-    MatchesNone,
+    /// The records say that the kernel could not know it, or not trust it: no rule approves
+    /// by it, whatever it is.
+    Distrusted,
     /// The records do not say it.
     Missing,
 }
@@ -97,22 +98,24 @@ impl Source {
         (filled != *self).then_some(filled)
     }
 
-    /// The control group as rules see it. One whose path was cut matches none.
+    /// The control group as rules see it. One whose path was cut is not known.
     #[must_use]
     pub fn cgroup_for_rules(&self) -> Fact<&str> {
         match self.cgroup.as_deref() {
             None => Fact::Missing,
-            Some(path) if path.ends_with("...") && path.len() >= CGROUP_PATH => Fact::MatchesNone,
+            Some(path) if path.ends_with("...") && path.len() >= CGROUP_PATH => Fact::Distrusted,
             Some(path) if path.contains(REPLACED) => Fact::Missing,
             Some(path) => Fact::Known(path),
         }
     }
 
-    /// The executable as rules see it. One that is no file of the host matches none.
+    /// The executable as rules see it. One whose path was cut is not known, and one that is
+    /// no file of the host is denied by the path that it shows.
     #[must_use]
     pub fn exe_for_rules(&self) -> Fact<&str> {
         match (self.exe.as_deref(), self.exe_note.as_deref()) {
-            (_, Some("foreign" | "truncated")) => Fact::MatchesNone,
+            (_, Some("truncated")) => Fact::Distrusted,
+            (Some(path), Some("foreign")) if !path.contains(REPLACED) => Fact::Distrusted,
             (None, _) => Fact::Missing,
             (Some(path), _) if path.contains(REPLACED) => Fact::Missing,
             (Some(path), _) => Fact::Known(path),
@@ -126,18 +129,26 @@ impl Source {
     }
 
     /// The question to a policy about a flow of this owner at this moment, in microseconds
-    /// since 1970. What is not known matches
-    /// no rule that asks for it.
+    /// since 1970. What is not known matches no rule that approves by it, and all that deny.
     #[must_use]
     pub fn asks(&self, destination: IpAddr, protocol: u8, port: u16, time_us: u64) -> Question<'_> {
+        let is_foreign = self.exe_note.as_deref() == Some("foreign");
+        let executable = match self.exe_for_rules() {
+            Fact::Distrusted if is_foreign => self.exe.as_deref(),
+            executable => executable.known(),
+        };
         Question {
             cgroup: self.cgroup_for_rules().known().map(str::as_bytes),
-            executable: self.exe_for_rules().known().map(str::as_bytes),
+            executable: executable.map(str::as_bytes),
+            is_foreign,
+            is_outside: false,
             // The last number is no user's.
             uid: self.uid.unwrap_or(u32::MAX),
             gid: self.gid,
             interactive: self.interactive,
             destination,
+            // It left.
+            may_stay: false,
             protocol,
             port,
             time_us,
@@ -157,7 +168,7 @@ impl<T> Fact<T> {
     pub fn known(self) -> Option<T> {
         match self {
             Self::Known(value) => Some(value),
-            Self::MatchesNone | Self::Missing => None,
+            Self::Distrusted | Self::Missing => None,
         }
     }
 

@@ -261,6 +261,7 @@ fn judged(text: &str, differs: Value) -> (Judgement, Vec<String>) {
         geography: &Nowhere,
         users: &|_: &str| None,
         own_addresses: &[],
+        link_local: crate::policy::LinkLocal::default(),
     };
     let policy = Policy::parse(text, "policy").unwrap();
     let compiled = compile(&policy, &surroundings, 1).unwrap();

@@ -5,16 +5,17 @@
 
 mod clauses;
 mod destinations;
+mod embedding;
 pub mod image;
 mod limits;
 mod order;
 mod tree;
 
 use trefoil_ebpf::abi::{
-    MAX_BUDGETS, MAX_CLAUSES, MAX_RANGES, MAX_TIMED_CLAUSES, Row, dimension, login,
+    MAX_BUDGETS, MAX_CLAUSES, MAX_RANGES, MAX_TIMED_CLAUSES, Row, class, dimension, layout, login,
 };
 
-use self::clauses::{Clauses, Test, row_of_path};
+use self::clauses::{Clauses, NumberedClause, Test, row_of_path};
 pub use self::limits::{Budget, Clause, Period};
 use super::automaton::{self, PathPatterns, State, Table};
 use super::geography::Surroundings;
@@ -38,10 +39,16 @@ pub struct Compiled {
     pub users: Vec<Range32>,
     /// Groups, for each case of [`login`].
     pub groups: [Vec<Range32>; login::N],
+    /// Combinations of layouts by which destinations embed others, by the index that their
+    /// marks have; each as in [`abi::Header::layouts`](trefoil_ebpf::abi::Header::layouts).
+    pub layouts: [u16; layout::N_SETS],
     /// The clauses that each class satisfies.
     pub rows: Vec<Row>,
     /// The automata for paths.
     pub states: Vec<State>,
+    /// For each class of executables, that of those that show such a path and say nothing
+    /// about the host's files, see [`abi::StateClass::foreign`](trefoil_ebpf::abi::StateClass).
+    pub foreign: Vec<u16>,
     /// What the clauses decide.
     pub clauses: Vec<Clause>,
     /// What is counted, by rule.
@@ -63,7 +70,14 @@ pub struct Range32 {
     /// Destinations only: the verdict when no clause matches; if it is
     /// [`verdict::LOCAL`](trefoil_ebpf::abi::verdict::LOCAL), no clause is asked.
     pub fallback: u8,
+    /// Destinations only: marks as in [`Branch::of`](trefoil_ebpf::abi::Branch::of).
+    pub marks: u8,
 }
+
+/// [`Range32::marks`]: times an index of [`Compiled::layouts`].
+pub const EMBEDS: u8 = 1 << 1;
+/// [`Range32::marks`]: see [`Branch::OWN`](trefoil_ebpf::abi::Branch::OWN).
+pub const OWN: u8 = (trefoil_ebpf::abi::Branch::OWN >> 24) as u8;
 
 /// All IPv6 addresses from `first` up to the next entry's, as [`Range32`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +88,8 @@ pub struct Range128 {
     pub class: u16,
     /// As in [`Range32`].
     pub fallback: u8,
+    /// As in [`Range32`].
+    pub marks: u8,
 }
 
 /// What is to be known to read the tables.
@@ -214,7 +230,7 @@ fn tables(
     let (units, unit_use) = clauses.patterns(|test| test.units.as_deref());
     let (groups, group_use) = clauses.patterns(|test| test.cgroups.as_deref());
     let (containers, container_use) = clauses.patterns(|test| test.containers.as_deref());
-    let mut cgroups = rows.dimension(&clauses, |test| {
+    let mut cgroups = rows.of_source(&clauses, |test| {
         test.units.is_some() || test.cgroups.is_some() || test.containers.is_some()
     });
     let patterns = PathPatterns {
@@ -230,11 +246,12 @@ fn tables(
     let cgroup_rows = cgroups.finish();
 
     let (patterns, executable_use) = clauses.patterns(|test| test.executables.as_deref());
-    let mut executables = rows.dimension(&clauses, |test| test.executables.is_some());
+    let mut executables = rows.of_source(&clauses, |test| test.executables.is_some());
     let programs = automaton::of_executables(&patterns, |matched| {
         executables.class_of(row_of_path(&[&executable_use], matched))
     })
     .map_err(as_a_whole)?;
+    let foreign = executables.denied_alone().map_err(as_a_whole)?;
     let executable_rows = executables.finish();
     let Table {
         letters,
@@ -242,13 +259,14 @@ fn tables(
         starts,
     } = Table::new(&paths, &programs).map_err(as_a_whole)?;
 
-    let mut users = rows.dimension(&clauses, |test| test.users.is_some());
+    let mut users = rows.of_source(&clauses, |test| test.users.is_some());
+    let sets: Vec<_> = clauses.list.iter().map(NumberedClause::users).collect();
     let user_ranges = users
-        .of_numbers(clauses.list.iter().map(|clause| clause.test.users.as_ref()))
+        .of_numbers(sets.iter().map(Option::as_ref))
         .map_err(as_a_whole)?;
     let user_rows = users.finish();
 
-    let mut groups = rows.dimension(&clauses, |test| {
+    let mut groups = rows.of_source(&clauses, |test| {
         test.groups.is_some() || test.interactive.is_some()
     });
     let mut group_ranges = <[Vec<Range32>; login::N]>::default();
@@ -260,16 +278,20 @@ fn tables(
         let sets: Vec<_> = clauses
             .list
             .iter()
-            .map(|clause| clause.test.groups_where(interactive))
+            .map(|clause| clause.groups_where(interactive))
             .collect();
         group_ranges[known] = groups
             .of_numbers(sets.iter().map(Option::as_ref))
             .map_err(as_a_whole)?;
     }
+    group_ranges[login::OUTSIDE].push(Range32 {
+        class: class::NONE,
+        ..Range32::default()
+    });
     let group_rows = groups.finish();
 
     let mut destinations = rows.dimension(&clauses, |test| test.destination.is_some());
-    let (v4, v6) = destinations::ranges(policy, &clauses, surroundings, &mut destinations)
+    let (v4, v6, layouts) = destinations::ranges(policy, &clauses, surroundings, &mut destinations)
         .map_err(as_a_whole)?;
     let destination_rows = destinations.finish();
 
@@ -312,8 +334,10 @@ fn tables(
         services: service_ranges,
         users: user_ranges,
         groups: group_ranges,
+        layouts,
         rows: rows.rows,
         states,
+        foreign,
         clauses: clauses
             .list
             .iter()
@@ -334,32 +358,46 @@ struct Rows {
 }
 
 impl Rows {
-    /// Begins a dimension that the clauses name for which `names` is true.
+    /// Begins a dimension that the clauses name for which `names` is true. Class 0 has
+    /// those that do not.
     fn dimension(
         &mut self,
         clauses: &Clauses<'_>,
         names: impl Fn(&Test<'_>) -> bool,
     ) -> Classes<'_> {
-        let mut unnamed = Row::default();
-        for (index, clause) in clauses.list.iter().enumerate() {
-            if !names(&clause.test) {
-                set_bit(&mut unnamed, index);
-            }
-        }
+        let unnamed = clauses.all(|clause| !names(&clause.test));
+        self.begin(&[], unnamed)
+    }
+
+    /// As [`dimension`](Self::dimension), of a source. The one place that says what holds
+    /// where nothing is known of it, and where there is nothing of this host: see [`class`].
+    fn of_source(
+        &mut self,
+        clauses: &Clauses<'_>,
+        names: impl Fn(&Test<'_>) -> bool,
+    ) -> Classes<'_> {
+        const { assert!(class::UNKNOWN == 0 && class::NONE == 1) };
+        let unknown = clauses.all(|clause| clause.denies || !names(&clause.test));
+        let none = clauses.all(|clause| !names(&clause.test));
+        self.begin(&[unknown], none)
+    }
+
+    /// Begins a dimension. `before` are rows of classes that no value has which is known.
+    fn begin(&mut self, before: &[Row], unnamed: Row) -> Classes<'_> {
         let first = self.rows.len();
-        let mut classes = Classes {
+        self.rows.extend(before);
+        self.rows.push(unnamed);
+        let known = std::collections::HashMap::from([(unnamed, before.len() as u16)]);
+        Classes {
             rows: &mut self.rows,
             first,
-            known: std::collections::HashMap::new(),
+            known,
             unnamed,
-        };
-        let zero = classes.class_of(unnamed);
-        debug_assert_eq!(zero, Ok(0));
-        classes
+        }
     }
 }
 
-/// The classes of one dimension. Class 0 is there from the beginning.
+/// The classes of one dimension. The first are there from the beginning.
 struct Classes<'r> {
     rows: &'r mut Vec<Row>,
     first: usize,
@@ -374,13 +412,26 @@ impl Classes<'_> {
         if let Some(&class) = self.known.get(&row) {
             return Ok(class);
         }
-        let class = u16::try_from(self.known.len()).map_err(|_| {
+        let class = u16::try_from(self.rows.len() - self.first).map_err(|_| {
             Fault::new("the rules overlap in more than 65,536 ways")
                 .help("use fewer rules, or networks, users, groups and ports that overlap less")
         })?;
         self.known.insert(row, class);
         self.rows.push(row);
         Ok(class)
+    }
+
+    /// For each class, that of what is known to be so and approved by nobody: the clauses
+    /// that it satisfies and that match what is not known, too.
+    fn denied_alone(&mut self) -> Result<Vec<u16>, Fault> {
+        let n_classes = self.rows.len() - self.first;
+        let row = |rows: &[Row], class: usize| rows[self.first + class];
+        let unknown = row(self.rows, class::UNKNOWN.into());
+        let rows: Vec<Row> = (0..n_classes).map(|class| row(self.rows, class)).collect();
+        let of = |own: Row| Row {
+            words: std::array::from_fn(|word| own.words[word] & unknown.words[word]),
+        };
+        rows.into_iter().map(|own| self.class_of(of(own))).collect()
     }
 
     /// The table for a dimension of numbers, of which each clause accepts a set, or

@@ -6,11 +6,11 @@
 use std::net::IpAddr;
 
 use trefoil_ebpf::abi::{
-    Address, DECISION_ENFORCED, Decision, NO_RULE, Row, dimension, login, verdict,
+    Address, DECISION_ENFORCED, Decision, NO_RULE, Row, class, dimension, layout, login, verdict,
 };
 
 use super::automaton::State;
-use super::compile::{Compiled, Range32};
+use super::compile::{Compiled, EMBEDS, OWN, Range32};
 use super::service;
 use super::source::Mode;
 
@@ -19,9 +19,14 @@ use super::source::Mode;
 pub struct Question<'a> {
     /// Path from the root of the cgroup v2 hierarchy; `None` when not known.
     pub cgroup: Option<&'a [u8]>,
-    /// Path of the executable; `None` when not known, or not to be trusted.
+    /// Path of the executable; `None` when not known.
     pub executable: Option<&'a [u8]>,
-    /// User id.
+    /// The path says nothing about the host's files: a user could have put anything there.
+    pub is_foreign: bool,
+    /// Nothing of this host sends it: it came in by another interface. Nothing above or
+    /// below that is said of a sender is looked at then.
+    pub is_outside: bool,
+    /// User id; the last number when not known.
     pub uid: u32,
     /// Group id; `None` when not known.
     pub gid: Option<u32>,
@@ -29,6 +34,8 @@ pub struct Question<'a> {
     pub interactive: Option<bool>,
     /// Where to. A mapped IPv4 address is an IPv4 address.
     pub destination: IpAddr,
+    /// Whether it may still stay on this host, see [`abi::MAY_STAY`](trefoil_ebpf::abi::MAY_STAY).
+    pub may_stay: bool,
     /// IP protocol number.
     pub protocol: u8,
     /// Port, 0 where the protocol has none.
@@ -49,14 +56,28 @@ impl Compiled {
     /// What the kernel marks as limited is not marked here.
     #[must_use]
     pub fn judge_within(&self, question: &Question<'_>, lasts: impl Fn(usize) -> bool) -> Decision {
-        let outer = self.judge_address(question, question.destination, &lasts);
-        match address_of(question.destination).embedded_v4() {
-            None => outer,
-            Some(v4) => {
-                let inner = IpAddr::V4(v4.into());
-                outer.or_stricter(self.judge_address(question, inner, &lasts))
-            }
-        }
+        let outer = self.judge_address(question, question.destination, question.may_stay, &lasts);
+        self.embedded(question.destination)
+            .fold(outer, |outer, inner| match outer.verdict {
+                verdict::LOCAL => outer,
+                // The packet is on its way elsewhere.
+                _ => outer.or_stricter(self.judge_address(question, inner, false, &lasts)),
+            })
+    }
+
+    /// The addresses that are embedded in a destination and judged as well.
+    pub fn embedded(&self, destination: IpAddr) -> impl Iterator<Item = IpAddr> {
+        let (_, _, marks) = self.destination(destination);
+        let layouts = self.layouts[usize::from(marks / EMBEDS)];
+        let address = address_of(destination);
+        let is_several = layouts >> layout::BITS != 0;
+        (0..layout::MOST)
+            .map(move |nth| layouts >> (nth * layout::BITS) & ((1 << layout::BITS) - 1))
+            .take_while(|&layout| layout != layout::NONE)
+            .map(move |layout| address.embedded_v4(layout))
+            // Of several, one to which nothing can go is not the one that is meant.
+            .filter(move |v4| !is_several || v4 >> 24 != 0)
+            .map(|v4| IpAddr::V4(v4.into()))
     }
 
     /// Decides as if `destination` were where the flow goes.
@@ -64,6 +85,7 @@ impl Compiled {
         &self,
         question: &Question<'_>,
         destination: IpAddr,
+        may_stay: bool,
         lasts: &impl Fn(usize) -> bool,
     ) -> Decision {
         let header = &self.header;
@@ -76,14 +98,17 @@ impl Compiled {
                 Mode::Report => 0,
             },
         };
-        let (destination, fallback) = self.destination(destination);
-        if fallback == verdict::LOCAL {
+        let (destination, fallback, marks) = self.destination(destination);
+        if fallback == verdict::LOCAL || may_stay && marks & OWN != 0 {
             return decision(verdict::LOCAL, NO_RULE);
         }
         let mut classes = [0; dimension::N];
         classes[dimension::CGROUP] = self.class_of_path(header.cgroup_start, question.cgroup);
-        classes[dimension::EXECUTABLE] =
-            self.class_of_path(header.executable_start, question.executable);
+        let executable = self.class_of_path(header.executable_start, question.executable);
+        classes[dimension::EXECUTABLE] = match question.is_foreign {
+            true => self.foreign[usize::from(executable)],
+            false => executable,
+        };
         classes[dimension::USER] = range_of(&self.users, question.uid).class;
         let known = match question.interactive {
             None => login::UNKNOWN,
@@ -92,6 +117,16 @@ impl Compiled {
         };
         let gid = question.gid.unwrap_or(u32::MAX);
         classes[dimension::GROUP] = range_of(&self.groups[known], gid).class;
+        if question.is_outside {
+            for of_source in [
+                dimension::CGROUP,
+                dimension::EXECUTABLE,
+                dimension::USER,
+                dimension::GROUP,
+            ] {
+                classes[of_source] = class::NONE;
+            }
+        }
         classes[dimension::DESTINATION] = destination;
         let service = service::key(question.protocol, question.port);
         classes[dimension::SERVICE] = range_of(&self.services, service).class;
@@ -117,25 +152,25 @@ impl Compiled {
         decision(fallback, NO_RULE)
     }
 
-    /// Class and fallback of a destination.
-    fn destination(&self, address: IpAddr) -> (u16, u8) {
+    /// Class, fallback and marks of a destination.
+    fn destination(&self, address: IpAddr) -> (u16, u8, u8) {
         match address.to_canonical() {
             IpAddr::V4(v4) => {
                 let range = range_of(&self.v4, v4.to_bits());
-                (range.class, range.fallback)
+                (range.class, range.fallback, range.marks)
             }
             IpAddr::V6(v6) => {
                 let key = v6.to_bits();
                 let behind = self.v6.partition_point(|range| range.first <= key);
                 let range = &self.v6[behind - 1];
-                (range.class, range.fallback)
+                (range.class, range.fallback, range.marks)
             }
         }
     }
 
     fn class_of_path(&self, start: u32, path: Option<&[u8]>) -> u16 {
         let Some(path) = path else {
-            return 0;
+            return class::UNKNOWN;
         };
         let step = |state: &State, &byte: &u8| -> State {
             let letter = self.header.letters[usize::from(byte)];

@@ -52,7 +52,8 @@ pub struct Explanation {
 pub struct FlowFacts {
     /// Destination, a mapped IPv4 address as IPv4.
     pub dst_addr: IpAddr,
-    /// The IPv4 address that it embeds, by which it is judged as well.
+    /// The IPv4 address that it embeds, by which it is judged as well; of several the one that
+    /// decides.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub embedded_addr: Option<IpAddr>,
     /// Its port; none if there is none.
@@ -67,8 +68,8 @@ pub struct FlowFacts {
     pub cgroup: Option<String>,
     /// Path of the executable; none if it is not known.
     pub exe: Option<String>,
-    /// User id.
-    pub uid: u32,
+    /// User id; none if it is not known.
+    pub uid: Option<u32>,
     /// Group id; none if it is not known.
     pub gid: Option<u32>,
     /// Whether there is a login session; none if it is not known.
@@ -99,8 +100,20 @@ pub struct Condition {
     pub key: &'static str,
     /// True when the flow satisfies it.
     pub holds: bool,
+    /// True when that is so because something is not known, and a rule that denies then
+    /// counts as one that matches.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub could: bool,
     /// Why, or why not.
     pub reason: String,
+}
+
+impl RuleTrace {
+    /// True if the rule matches since something is not known.
+    #[must_use]
+    pub fn could(&self) -> bool {
+        self.matches && self.conditions.iter().any(|condition| condition.could)
+    }
 }
 
 /// A verdict and the index of the rule that decided, if one did.
@@ -175,11 +188,18 @@ pub fn decide(policy: &Policy, surroundings: &Surroundings<'_>, question: &Quest
         };
         reader.ruling(|| policy.rules.iter().position(matches))
     };
-    let outer = decide(question.destination);
-    match embedded::in_address(question.destination) {
-        None => outer,
-        Some((inner, _)) => embedded::stricter(outer, decide(inner)).0,
-    }
+    embedded_in(policy, question.destination)
+        .into_iter()
+        .fold(decide(question.destination), |outer, inner| {
+            embedded::stricter(outer, decide(inner)).0
+        })
+}
+
+/// The addresses that a destination embeds, by which a policy judges it as well.
+#[must_use]
+pub fn embedded_in(policy: &Policy, destination: IpAddr) -> Vec<IpAddr> {
+    let all = embedded::in_address(policy, destination).into_iter();
+    all.map(|(address, _)| address).collect()
 }
 
 /// Says what `policy` decides about a flow by an address, and why.
@@ -201,9 +221,11 @@ pub fn by_address(
             .collect();
         rules.iter().position(|rule| rule.matches)
     });
+    let deciding = ruling.rule.and_then(|rule| rules.get(rule));
+    let could = deciding.is_some_and(RuleTrace::could);
     ByAddress {
         ruling,
-        reason: reader.reason(ruling),
+        reason: reader.reason(ruling, could),
         country: reader.country,
         rules,
     }
@@ -217,29 +239,35 @@ pub fn explain(
     question: &Question<'_>,
 ) -> Explanation {
     let read = |address| by_address(policy, surroundings, question, address);
-    let outer = read(question.destination);
-    let (decides, embeds) = match embedded::in_address(question.destination) {
-        None => (outer, None),
-        Some((address, how)) => {
-            let inner = read(address);
-            let (ruling, is_inner) = embedded::stricter(outer.ruling, inner.ruling);
-            let (by, deciding) = if is_inner {
-                (address, inner)
-            } else {
-                (question.destination, outer)
-            };
-            let reason = format!(
-                "{} embeds {address} ({how}); the stricter verdict is that about {by}: {}",
-                question.destination, deciding.reason
-            );
-            let decides = ByAddress {
-                ruling,
-                reason,
-                ..deciding
-            };
-            (decides, Some(address))
+    let all = embedded::in_address(policy, question.destination);
+    let mut decides = read(question.destination);
+    let mut by = question.destination;
+    for (address, _) in &all {
+        let inner = read(*address);
+        let (ruling, is_inner) = embedded::stricter(decides.ruling, inner.ruling);
+        if is_inner {
+            by = *address;
+            decides = ByAddress { ruling, ..inner };
         }
-    };
+    }
+    if !all.is_empty() {
+        let forms: Vec<String> = all
+            .iter()
+            .map(|(at, how)| format!("{at} ({how})"))
+            .collect();
+        decides.reason = format!(
+            "{} embeds {}; the strict{} verdict is that about {by}: {}",
+            question.destination,
+            forms.join(" or "),
+            if all.len() > 1 { "est" } else { "er" },
+            decides.reason
+        );
+    }
+    let embeds = all.iter().map(|(address, _)| *address);
+    let embeds = embeds
+        .clone()
+        .find(|address| *address == by)
+        .or(embeds.clone().next());
     let destination = question.destination.to_canonical();
     let country = surroundings.geography.country(destination);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -256,7 +284,7 @@ pub fn explain(
             protocol: Protocol(question.protocol).to_string(),
             cgroup: question.cgroup.map(text),
             exe: question.executable.map(text),
-            uid: question.uid,
+            uid: (question.uid != u32::MAX).then_some(question.uid),
             gid: question.gid,
             interactive: question.interactive,
         },

@@ -4,7 +4,8 @@
 
 use std::net::IpAddr;
 
-use crate::geo::Country;
+use super::local::LinkLocal;
+use crate::geo::{Countries, Country};
 
 /// Country data.
 pub trait Geography {
@@ -14,6 +15,22 @@ pub trait Geography {
 
     /// The same for IPv6.
     fn v6(&self) -> Box<dyn Iterator<Item = (u128, u128, Country)> + '_>;
+
+    /// Every IPv4 range for which the data gives more than one country, as [`v4`](Self::v4),
+    /// and without overlap with that.
+    fn several_v4(&self) -> Box<dyn Iterator<Item = (u32, u32, Countries)> + '_> {
+        Box::new(std::iter::empty())
+    }
+
+    /// The same for IPv6.
+    fn several_v6(&self) -> Box<dyn Iterator<Item = (u128, u128, Countries)> + '_> {
+        Box::new(std::iter::empty())
+    }
+
+    /// The countries of `address`, if the data gives more than one.
+    fn several(&self, _address: IpAddr) -> Option<Countries> {
+        None
+    }
 
     /// The country that `address` is in, by the same data.
     fn country(&self, address: IpAddr) -> Option<Country>;
@@ -93,6 +110,8 @@ pub struct Surroundings<'a> {
     pub geography: &'a dyn Geography,
     /// Login names.
     pub users: &'a dyn Users,
-    /// The host's own addresses; traffic to them is local.
+    /// The host's own addresses; traffic to them is local where it may stay.
     pub own_addresses: &'a [IpAddr],
+    /// What is made of unicast to the link's scope.
+    pub link_local: LinkLocal,
 }

@@ -87,6 +87,11 @@ impl<K: Key> Intervals<K> {
         Self(common)
     }
 
+    /// The set with one more number.
+    pub(super) fn with(&self, number: K) -> Self {
+        Self::union(self.0.iter().copied().chain([(number, number)]))
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -30,5 +30,6 @@ pub use compile::{Budget, Clause, Compiled, Period, RuleSummary, compile, image:
 pub use evaluate::Question;
 pub use explain::{Explanation, Inquiry, explain};
 pub use geography::{Geography, Surroundings, Users};
+pub use local::LinkLocal;
 pub use problem::{Place, Problem, Problems};
 pub use source::{Mode, Policy};

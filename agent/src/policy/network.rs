@@ -96,6 +96,18 @@ impl Network {
         Ok(network)
     }
 
+    /// Length of the prefix.
+    #[must_use]
+    pub const fn prefix(&self) -> u8 {
+        self.prefix
+    }
+
+    /// First address.
+    #[must_use]
+    pub const fn address(&self) -> IpAddr {
+        self.address
+    }
+
     /// First and last address, as numbers.
     #[must_use]
     pub fn extent(&self) -> Extent {

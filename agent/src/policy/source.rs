@@ -36,6 +36,8 @@ pub struct Located<T> {
 pub struct Policy {
     /// What happens to traffic that is not approved.
     pub mode: Mode,
+    /// Prefixes of translators of the operator's own, see RFC 6052.
+    pub nat64: Vec<Network>,
     /// Named sets of places.
     pub zones: Vec<Zone>,
     /// Named ways out.
@@ -174,6 +176,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             mode: Mode::Report,
+            nat64: Vec::new(),
             zones: Vec::new(),
             gateways: Vec::new(),
             rules: Vec::new(),

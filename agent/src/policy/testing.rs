@@ -12,6 +12,7 @@ pub use places::Places;
 pub use questions::{NOW_US, OwnedQuestion};
 
 use super::geography::{Surroundings, Users};
+use super::local::LinkLocal;
 use super::network::{Extent, Network};
 use super::problem::Problems;
 use super::source::Policy;
@@ -64,6 +65,8 @@ pub struct Scene {
     pub places: Places,
     /// The host's own addresses.
     pub own_addresses: Vec<IpAddr>,
+    /// As in [`Surroundings`].
+    pub link_local: LinkLocal,
     /// Addresses at and beside every border of the policy and of its surroundings.
     pub landmarks: Vec<IpAddr>,
 }
@@ -129,6 +132,7 @@ impl Scene {
             policy,
             places,
             own_addresses,
+            link_local: *random.pick(&[LinkLocal::Judged, LinkLocal::Local]),
             landmarks: Vec::new(),
         };
         scene.landmarks = scene.find_landmarks();
@@ -142,6 +146,7 @@ impl Scene {
             geography: &self.places,
             users: &KnownUsers,
             own_addresses: &self.own_addresses,
+            link_local: self.link_local,
         }
     }
 
@@ -151,7 +156,8 @@ impl Scene {
             .iter()
             .map(|address| Network::host(*address).extent());
         let named = policies::networks_of(&self.policy).map(|network| network.extent());
-        let local = super::local::always_local().map(|network| network.extent());
+        let local = LinkLocal::Local.local().chain(super::local::own());
+        let local = local.map(|network| network.extent());
         let mut landmarks = Vec::new();
         for extent in hosts.chain(named).chain(local).chain(self.places.extents()) {
             match extent {

@@ -2,7 +2,8 @@
 //! contradict each other, rules that approve of very much.
 //!
 //! Owns what is worth a word, not whether a policy may be used. Rules are compared by
-//! the compiled form (`regions`), so that what is said of them is so for every flow.
+//! the compiled form (`regions`), so that what is said of them is so for every flow whose
+//! sender is known.
 
 mod regions;
 

@@ -10,6 +10,7 @@ use toml::de::{DeTable, DeValue};
 use super::values::{self, Uplinks};
 use super::{Settings, Tables};
 use crate::flow::FlowMode;
+use crate::policy::LinkLocal;
 use crate::policy::problem::{Fault, Lines, Problem, Problems, nearest};
 use crate::quantity;
 
@@ -90,6 +91,16 @@ fn settings(reader: &mut Reader<'_>, root: &DeTable<'_>) -> Settings {
         number(value, 0..=1_000_000)
     });
     table.set("local_flows", &mut to.local_flows, boolean);
+    table.set("link_local", &mut to.link_local, |value| {
+        match string(value)? {
+            "judged" => Ok(LinkLocal::Judged),
+            "local" => Ok(LinkLocal::Local),
+            other => Err(
+                Fault::new(format!("`{other}` is not what can be made of it"))
+                    .help("write `\"judged\"` or `\"local\"`"),
+            ),
+        }
+    });
     let interval = |value: &DeValue<'_>| duration(value, "1s"..="1d");
     table.set("update_interval", &mut to.update_interval, interval);
     table.set("rollup_interval", &mut to.rollup_interval, interval);

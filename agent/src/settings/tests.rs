@@ -101,6 +101,7 @@ fn everything_can_be_set() {
         flows_rate = 0
         violations_rate = 1_000_000
         local_flows = true
+        link_local = "local"
         update_interval = "1s"
         rollup_interval = "5m"
         heartbeat_interval = "1d"
@@ -138,6 +139,7 @@ fn everything_can_be_set() {
             flows_rate: 0,
             violations_rate: 1_000_000,
             local_flows: true,
+            link_local: LinkLocal::Local,
             update_interval: Duration::from_secs(1),
             rollup_interval: Duration::from_secs(300),
             heartbeat_interval: Duration::from_secs(86_400),
@@ -188,6 +190,7 @@ fn every_mistake_is_told_in_one_run() {
         ("flows = \"all\"", "flows: `all` is not a way to report flows (write `\"each\"`, `\"rollup\"` or `\"auto\"`)"),
         ("violations_rate = -1", "violations_rate: -1 is out of range (a whole number from 0 to 1000000)"),
         ("local_flows = \"yes\"", "local_flows: the value is of type string (it should be `true` or `false`, without quotes)"),
+        ("link_local = \"yes\"", "link_local: `yes` is not what can be made of it (write `\"judged\"` or `\"local\"`)"),
         ("update_interval = 60", "update_interval: the value is of type integer (it should be a duration with its unit, as in `\"10s\"`)"),
         ("rollup_interval = \"60\"", "rollup_interval: `60` is not a duration (write a whole number and a unit: `500ms`, `10s`, `5m`, `2h`, `1d`)"),
         ("sweep_interval = \"2m\"", "sweep_interval: `2m` is out of range (write a duration from `100ms` to `1m`)"),

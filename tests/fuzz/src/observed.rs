@@ -44,6 +44,7 @@ fn check_learned(observed: &[Observed], reading: &Reading) {
         geography: &Nowhere,
         users: &users,
         own_addresses: &[],
+        link_local: trefoil::policy::LinkLocal::default(),
     };
     let learned = learn(observed, reading, &users);
     let policy = Policy::parse(&learned.text, "learned.toml")

@@ -14,7 +14,7 @@ use crate::{
     geo::Geo,
     observed::{Judge, Reading},
     owner::users::OfHost,
-    policy::{self, Geography, Policy, Surroundings, geography::Nowhere},
+    policy::{self, Geography, LinkLocal, Policy, Surroundings, geography::Nowhere},
 };
 
 /// What would have become of the flows that were seen.
@@ -46,6 +46,7 @@ impl Against {
         files: &[PathBuf],
         text: &PolicyText,
         geo: Option<&Geo>,
+        link_local: LinkLocal,
     ) -> Result<Option<Self>, Failure> {
         let observations = Observations::read(files)?;
         let surroundings = Surroundings {
@@ -53,6 +54,7 @@ impl Against {
             users: &OfHost,
             // What was seen to leave was not local then, whatever is today.
             own_addresses: &[],
+            link_local: link_local,
         };
         let Ok(policy) = Policy::parse(&text.text, &text.source) else {
             return Ok(None);

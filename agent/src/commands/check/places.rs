@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::{
     geo::{Geo, Source, groups, special},
+    policy::{LinkLocal, Place, Problem, local, problem::Fault},
     report::words,
 };
 
@@ -86,4 +87,21 @@ impl File {
         .map(|(n, what)| format!(", {n} {what}"))
         .collect()
     }
+}
+
+/// What is open by the setting that makes unicast to the link's scope local.
+pub fn open_link(link_local: LinkLocal) -> Vec<Problem> {
+    let networks: Vec<String> = match link_local {
+        LinkLocal::Judged => return Vec::new(),
+        LinkLocal::Local => local::link_local()
+            .map(|network| network.to_string())
+            .collect(),
+    };
+    let fault = Fault::new(format!(
+        "`link_local = \"local\"` in trefoil.toml: no rule is asked about {}, and none of it is in a \
+         record, be it a metadata service or a router that forwards it",
+        networks.join(" and ")
+    ))
+    .help("take the setting out, and approve what has to go there by a rule");
+    vec![fault.at(Place::START, "link_local")]
 }

@@ -64,6 +64,7 @@ fn compiled(text: &str) -> Compiled {
         geography: &Nowhere,
         users: &|_: &str| None,
         own_addresses: &own,
+        link_local: policy::LinkLocal::default(),
     };
     policy::load(text, "policy.toml", &surroundings, 1).unwrap()
 }

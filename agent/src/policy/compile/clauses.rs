@@ -15,7 +15,7 @@ use crate::policy::network::{Extent, Network};
 use crate::policy::pattern::{CgroupPattern, ContainerPattern, ExecutablePattern, UnitPattern};
 use crate::policy::problem::{Fault, Problem};
 use crate::policy::service::{self, PROTOCOLS_WITH_PORTS, Ports, Protocol};
-use crate::policy::source::{Area, Endpoint, Group, Located, Policy, Rule, User};
+use crate::policy::source::{Area, Endpoint, Group, Located, Policy, Rule, RuleVerdict, User};
 
 /// All clauses, in the order of their rules.
 pub(super) struct Clauses<'p> {
@@ -25,8 +25,13 @@ pub(super) struct Clauses<'p> {
 /// A clause and the index of its rule.
 pub(super) struct NumberedClause<'p> {
     pub(super) rule: usize,
+    /// What is not known about a sender counts against him: the clause then matches.
+    pub(super) denies: bool,
     pub(super) test: Test<'p>,
 }
+
+/// Stands for a user and a group that are not known. Nobody has this number.
+pub(super) const UNKNOWN_ID: u32 = u32::MAX;
 
 /// Which clauses use the patterns of one key.
 pub(super) struct PatternUse {
@@ -83,15 +88,32 @@ pub(super) struct Test<'p> {
     pub(super) services: Option<Intervals<u32>>,
 }
 
-impl Test<'_> {
+impl NumberedClause<'_> {
+    /// The users that satisfy the clause; `None` if it does not ask.
+    pub(super) fn users(&self) -> Option<Intervals<u32>> {
+        Some(self.or_unknown(self.test.users.as_ref()?))
+    }
+
     /// The groups that satisfy the clause where this is known of a login session;
     /// `None` if it asks for neither.
     pub(super) fn groups_where(&self, interactive: Option<bool>) -> Option<Intervals<u32>> {
-        match (&self.groups, self.interactive) {
-            (groups, None) => groups.clone(),
-            (_, asked) if asked != interactive => Some(Intervals::default()),
-            (Some(groups), _) => Some(groups.clone()),
-            (None, _) => Some(Intervals::union([(0, u32::MAX)])),
+        let groups = self.test.groups.as_ref().map(|ids| self.or_unknown(ids));
+        let has_session = match (self.test.interactive, interactive) {
+            (None, _) => return groups,
+            (Some(_), None) => self.denies,
+            (Some(asked), Some(known)) => asked == known,
+        };
+        Some(match has_session {
+            false => Intervals::default(),
+            true => groups.unwrap_or_else(|| Intervals::union([(0, u32::MAX)])),
+        })
+    }
+
+    /// These numbers, and with them the one that is not known if the clause denies.
+    fn or_unknown(&self, ids: &Intervals<u32>) -> Intervals<u32> {
+        match self.denies {
+            true => ids.with(UNKNOWN_ID),
+            false => ids.intersection(&Intervals::union([(0, UNKNOWN_ID - 1)])),
         }
     }
 }
@@ -141,11 +163,11 @@ impl<'p> Clauses<'p> {
         for (index, rule) in policy.rules.iter().enumerate() {
             match clauses_of(policy, rule, users) {
                 Ok(tests) => {
-                    list.extend(
-                        tests
-                            .into_iter()
-                            .map(|test| NumberedClause { rule: index, test }),
-                    );
+                    list.extend(tests.into_iter().map(|test| NumberedClause {
+                        rule: index,
+                        denies: rule.verdict == RuleVerdict::Deny,
+                        test,
+                    }));
                 }
                 Err(fault) => problems.push(fault.at(rule.place, format!("rules[{index}].to"))),
             }
@@ -155,6 +177,17 @@ impl<'p> Clauses<'p> {
         } else {
             Err(problems)
         }
+    }
+
+    /// The clauses of which this is true.
+    pub(super) fn all(&self, of: impl Fn(&NumberedClause<'_>) -> bool) -> Row {
+        let mut row = Row::default();
+        for (index, clause) in self.list.iter().enumerate() {
+            if of(clause) {
+                set_bit(&mut row, index);
+            }
+        }
+        row
     }
 
     /// The patterns of one key, each once, and who uses them.

@@ -6,7 +6,7 @@ use std::mem::offset_of;
 
 use trefoil_ebpf::abi::{
     self, Branch, CHUNK_BYTES, CLAUSE_COUNTED, CLAUSE_TIMED, First, Header, MAX_CHUNKS,
-    MAX_CLAUSES, MODE_ENFORCE, MODE_REPORT, N_SMALL, Span, StateClass, login,
+    MAX_CLAUSES, MODE_ENFORCE, MODE_REPORT, N_SMALL, Span, StateClass, class, login,
 };
 
 use super::{Budget, Clause, Compiled, Mode, Period, Range32, order, tree};
@@ -89,7 +89,13 @@ impl Image {
             .iter()
             .map(|state| StateClass {
                 class: state.class,
-                pad: [0; 3],
+                // Of a control group nobody asks.
+                foreign: compiled
+                    .foreign
+                    .get(usize::from(state.class))
+                    .copied()
+                    .unwrap_or(class::UNKNOWN),
+                pad: [0; 2],
             })
             .collect();
         let state_classes = layout.table(&state_classes);
@@ -100,7 +106,7 @@ impl Image {
             .iter()
             .map(|range| tree::Range {
                 first: range.first,
-                value: Branch::of(range.class, range.fallback),
+                value: Branch::of(range.class, range.fallback, range.marks),
             })
             .collect();
         let v6 = tree::append(&mut layout, &mut values, &addresses)?;
@@ -137,7 +143,8 @@ impl Image {
                 state_classes,
                 cgroup_start: compiled.header.cgroup_start,
                 executable_start: compiled.header.executable_start,
-                pad: [0; 5],
+                pad: [0; 4],
+                layouts: compiled.layouts,
                 letters: compiled.header.letters,
                 values: values.all(),
             },
@@ -285,7 +292,7 @@ impl Layout {
 fn numbers(ranges: &[Range32]) -> Vec<tree::Range> {
     let range = |range: &Range32| tree::Range {
         first: u128::from(range.first) << (u128::BITS - u32::BITS),
-        value: Branch::of(range.class, range.fallback),
+        value: Branch::of(range.class, range.fallback, range.marks),
     };
     ranges.iter().map(range).collect()
 }
@@ -365,6 +372,6 @@ impl Element for StateClass {
     const BYTES: usize = size_of::<Self>();
 
     fn write(&self, words: &mut Vec<u64>) {
-        words.push(word_of_four(&[self.class, 0, 0, 0]));
+        words.push(word_of_four(&[self.class, self.foreign, 0, 0]));
     }
 }

@@ -5,7 +5,7 @@
 //! then have none that a flow's source satisfies, or none for where it goes. Within a word
 //! they are in the order of their rules, so that the first that matches is the lowest bit.
 
-use trefoil_ebpf::abi::{Row, dimension};
+use trefoil_ebpf::abi::{Row, class, dimension};
 
 use super::Compiled;
 
@@ -30,8 +30,8 @@ pub(super) fn of(compiled: &Compiled) -> Vec<usize> {
     order
 }
 
-/// For each clause, the first class of a dimension that satisfies it: 0 if it does not
-/// name the dimension, and the last number if there is none.
+/// For each clause, the first class of a dimension that satisfies it: the first of all if it
+/// does not name the dimension, and the last number if there is none.
 fn first_classes(compiled: &Compiled, dimension: usize) -> Vec<usize> {
     let first_row = |dimension: usize| compiled.header.rows[dimension] as usize;
     let begin = first_row(dimension);
@@ -40,8 +40,14 @@ fn first_classes(compiled: &Compiled, dimension: usize) -> Vec<usize> {
         .filter(|&first| first > begin)
         .min()
         .unwrap_or(compiled.rows.len());
+    // What is not known tells clauses apart by what they decide, and not by what they ask.
+    let n_skipped = match dimension {
+        dimension::DESTINATION | dimension::SERVICE => 0,
+        _ => usize::from(class::UNKNOWN) + 1,
+    };
     let mut firsts = vec![usize::MAX; compiled.clauses.len()];
-    for (class, row) in compiled.rows[begin..end].iter().enumerate() {
+    let rows = compiled.rows[begin..end].iter().enumerate();
+    for (class, row) in rows.skip(n_skipped) {
         for clause in members(row) {
             firsts[clause] = firsts[clause].min(class);
         }

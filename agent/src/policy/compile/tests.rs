@@ -7,8 +7,8 @@ use trefoil_ebpf::abi::{Decision, NO_RULE, verdict};
 
 use super::*;
 use crate::geo::Country;
-use crate::policy::Question;
 use crate::policy::geography::{Geography, Nowhere};
+use crate::policy::{LinkLocal, Question};
 
 fn users(name: &str) -> Option<u32> {
     HashMap::from([("root", 0), ("postgres", 26)])
@@ -58,6 +58,7 @@ fn compiled_with(text: &str, own_addresses: &[IpAddr]) -> Compiled {
         geography: &Places,
         users: &users,
         own_addresses,
+        link_local: LinkLocal::default(),
     };
     load(text, "policy.toml", &surroundings, 7).unwrap_or_else(|problems| panic!("{problems}"))
 }
@@ -76,10 +77,13 @@ fn judge(policy: &Compiled, destination: &str, protocol: u8, port: u16) -> (u8, 
     } = policy.judge(&Question {
         cgroup: Some(b"/system.slice/nginx.service"),
         executable: Some(b"/usr/bin/curl"),
+        is_foreign: false,
+        is_outside: false,
         uid: 0,
         gid: Some(0),
         interactive: Some(false),
         destination: destination.parse().unwrap(),
+        may_stay: true,
         protocol,
         port,
         time_us: 0,
@@ -138,6 +142,57 @@ fn own_addresses_are_local_whatever_rules_say() {
     assert_eq!(judge(&policy, "2001:db8::1", 6, 443).0, verdict::LOCAL);
     assert_eq!(judge(&policy, "192.0.2.2", 6, 443), (verdict::DENIED, 0));
     assert_eq!(judge(&policy, "2001:db8::", 6, 443), (verdict::DENIED, 0));
+    // What leaves for them nevertheless is judged.
+    let leaves = |destination: &str| {
+        policy.judge(&Question {
+            cgroup: None,
+            executable: None,
+            is_foreign: false,
+            is_outside: false,
+            uid: 0,
+            gid: None,
+            interactive: None,
+            destination: destination.parse().unwrap(),
+            may_stay: false,
+            protocol: 6,
+            port: 443,
+            time_us: 0,
+        })
+    };
+    for own in [
+        "192.0.2.1",
+        "2001:db8::1",
+        "127.0.0.1",
+        "::1",
+        "0.0.0.0",
+        "::",
+    ] {
+        assert_eq!(leaves(own).verdict, verdict::DENIED, "{own}");
+    }
+    for scope in ["224.0.0.1", "255.255.255.255", "ff02::1"] {
+        assert_eq!(leaves(scope).verdict, verdict::LOCAL, "{scope}");
+    }
+}
+
+#[test]
+fn unicast_to_the_link_is_judged_unless_it_is_set_otherwise() {
+    let text = "mode = \"enforce\"\n[[rules]]\nname = \"no\"\nverdict = \"deny\"\n\
+                to = { networks = [\"169.254.169.254\", \"fe80::/10\"] }";
+    for (link_local, denied, other) in [
+        (LinkLocal::Judged, verdict::DENIED, verdict::UNDETERMINED),
+        (LinkLocal::Local, verdict::LOCAL, verdict::LOCAL),
+    ] {
+        let surroundings = Surroundings {
+            geography: &Places,
+            users: &users,
+            own_addresses: &[],
+            link_local,
+        };
+        let policy = load(text, "policy.toml", &surroundings, 7).unwrap();
+        assert_eq!(judge(&policy, "169.254.169.254", 6, 80).0, denied);
+        assert_eq!(judge(&policy, "fe80::1", 6, 80).0, denied);
+        assert_eq!(judge(&policy, "169.254.1.1", 6, 80).0, other);
+    }
 }
 
 #[test]
@@ -199,10 +254,13 @@ fn the_first_rule_that_matches_decides() {
     let unknown = Question {
         cgroup: None,
         executable: None,
+        is_foreign: false,
+        is_outside: false,
         uid: 0,
         gid: Some(0),
         interactive: Some(false),
         destination: "192.0.2.1".parse().unwrap(),
+        may_stay: true,
         protocol: 6,
         port: 443,
         time_us: 0,
@@ -256,7 +314,7 @@ fn every_table_begins_at_zero_and_rises() {
     for table in [&policy.v4, &policy.services, &policy.users] {
         assert_eq!(table[0].first, 0);
         assert!(table.windows(2).all(|pair| pair[0].first < pair[1].first));
-        let content = |range: &Range32| (range.class, range.fallback);
+        let content = |range: &Range32| (range.class, range.fallback, range.marks);
         assert!(
             table
                 .windows(2)
@@ -264,7 +322,8 @@ fn every_table_begins_at_zero_and_rises() {
         );
     }
     assert_eq!(policy.v6[0].first, 0);
-    assert_eq!(policy.users.len(), 3);
+    // The number of a user who is not known has one of its own.
+    assert_eq!(policy.users.len(), 4);
     // Each of five protocols has a range for port 53, and one behind it.
     assert_eq!(policy.services.len(), 11);
 }
@@ -277,6 +336,7 @@ fn problems_of_the_host_and_of_the_text_are_said_together() {
         geography: &Nowhere,
         users: &users,
         own_addresses: &[],
+        link_local: LinkLocal::default(),
     };
     let problems = load(text, "policy.toml", &surroundings, 1).unwrap_err();
     assert_eq!(
@@ -307,6 +367,7 @@ fn services_that_exclude_each_other_are_a_problem() {
             geography: &Nowhere,
             users: &users,
             own_addresses: &[],
+            link_local: LinkLocal::default(),
         };
         let problems = load(&text, "policy.toml", &surroundings, 1).unwrap_err();
         assert_eq!(problems.list.len(), 1);
@@ -330,6 +391,7 @@ fn too_many_rules_are_a_problem_on_the_line_of_the_first_too_many() {
         geography: &Nowhere,
         users: &users,
         own_addresses: &[],
+        link_local: LinkLocal::default(),
     };
     let problems = load(&text, "policy.toml", &surroundings, 1).unwrap_err();
     assert_eq!(problems.list.len(), 1);
@@ -343,10 +405,13 @@ fn judge_at(policy: &Compiled, destination: &str) -> (u8, u16) {
     let decision = policy.judge(&Question {
         cgroup: None,
         executable: None,
+        is_foreign: false,
+        is_outside: false,
         uid: 0,
         gid: Some(0),
         interactive: Some(false),
         destination: destination.parse().unwrap(),
+        may_stay: true,
         protocol: 6,
         port: 1,
         time_us: 0,
@@ -408,6 +473,7 @@ fn a_million_country_ranges_are_folded_in_a_moment() {
         geography: &WholeWorld,
         users: &users,
         own_addresses: &[],
+        link_local: LinkLocal::default(),
     };
     let policy = Policy::parse(&text, "policy.toml").unwrap();
     let began = std::time::Instant::now();

@@ -9,27 +9,59 @@ use std::net::{IpAddr, Ipv4Addr};
 use trefoil_ebpf::abi::verdict;
 
 use super::Ruling;
+use crate::policy::Policy;
 
-/// The IPv4 address that is embedded, and in what way.
-pub(super) fn in_address(address: IpAddr) -> Option<(IpAddr, &'static str)> {
-    let IpAddr::V6(v6) = address else { return None };
+/// The IPv4 addresses that are embedded, and in what way.
+pub(super) fn in_address(policy: &Policy, address: IpAddr) -> Vec<(IpAddr, String)> {
+    let IpAddr::V6(v6) = address else {
+        return Vec::new();
+    };
+    if v6.to_ipv4_mapped().is_some() {
+        return Vec::new();
+    }
+    let octets = v6.octets();
     let last =
         |groups: [u16; 2]| Ipv4Addr::from_bits(u32::from(groups[0]) << 16 | u32::from(groups[1]));
-    let (v4, how) = match v6.segments() {
-        [0x64, 0xff9b, 0, 0, 0, 0, a, b] => (last([a, b]), "NAT64, RFC 6052"),
-        [0x64, 0xff9b, 1, ..] => {
-            let [.., a, b, _, c, d, e, f, g, h, i] = v6.octets();
-            let v4 = match [e, f, g, h, i] {
-                [0, 0, 0, 0, 0] => Ipv4Addr::new(a, b, c, d),
-                [_, x, y, z, w] => Ipv4Addr::new(x, y, z, w),
-            };
-            (v4, "NAT64, RFC 8215")
-        }
-        [0x2002, a, b, ..] => (last([a, b]), "6to4"),
-        [0x2001, 0, .., a, b] => (last([!a, !b]), "Teredo"),
-        _ => return None,
+    // Behind the prefix, and not in the ninth octet.
+    let behind = |prefix: u8| {
+        let places = (usize::from(prefix) / 8..).filter(|place| *place != 8);
+        let taken: Vec<u8> = places.take(4).map(|place| octets[place]).collect();
+        Ipv4Addr::new(taken[0], taken[1], taken[2], taken[3])
     };
-    Some((IpAddr::V4(v4), how))
+    // The kernel's order, so that of equally strict verdicts the same one is told.
+    const SIX_TO_FOUR: u8 = 97;
+    const TEREDO: u8 = 98;
+    let own = policy.nat64.iter().filter(|own| own.contains(address));
+    let own = own.map(|own| {
+        (
+            own.prefix(),
+            behind(own.prefix()),
+            format!("NAT64 of {own}"),
+        )
+    });
+    let mut all: Vec<(u8, Ipv4Addr, String)> = own.collect();
+    let mut add = |form, v4, how: &str| all.push((form, v4, how.to_owned()));
+    match v6.segments() {
+        [0x64, 0xff9b, 0, 0, 0, 0, a, b] => add(96, last([a, b]), "NAT64, RFC 6052"),
+        [0x64, 0xff9b, 1, ..] if policy.nat64.iter().all(|own| !own.contains(address)) => {
+            for prefix in [48, 56, 64, 96] {
+                let how = format!("NAT64, RFC 8215, behind {prefix} bits");
+                add(prefix, behind(prefix), &how);
+            }
+        }
+        [0x2002, a, b, ..] => add(SIX_TO_FOUR, last([a, b]), "6to4"),
+        [0x2001, 0, .., a, b] => add(TEREDO, last([!a, !b]), "Teredo"),
+        [0, 0, 0, 0, 0, 0, a, b] => add(96, last([a, b]), "IPv4-compatible"),
+        _ => {}
+    }
+    all.sort_by_key(|(form, ..)| *form);
+    all.dedup_by_key(|(form, ..)| *form);
+    let is_several = all.len() > 1;
+    // Of several, one to which nothing can go is not the one that is meant.
+    let meant = all
+        .into_iter()
+        .filter(|(_, v4, _)| !is_several || v4.octets()[0] != 0);
+    meant.map(|(_, v4, how)| (IpAddr::V4(v4), how)).collect()
 }
 
 /// The stricter of two rulings, and whether it is that of the embedded address.
@@ -63,49 +95,74 @@ pub(super) fn stricter(outer: Ruling, inner: Ruling) -> (Ruling, bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-    use trefoil_ebpf::abi::{Address, Decision};
+    use trefoil_ebpf::abi::Decision;
 
     #[test]
     fn each_form_says_who_is_meant() {
-        for (outer, inner) in [
-            ("64:ff9b::203.0.113.9", Some("203.0.113.9")),
-            ("64:ff9b:1::203.0.113.9", Some("203.0.113.9")),
-            ("64:ff9b:1:fffe::203.0.113.9", Some("203.0.113.9")),
-            // RFC 6052, section 2.2: 192.0.2.33 behind a prefix of 48 bits.
-            ("64:ff9b:1:c000:2:2100::", Some("192.0.2.33")),
-            ("2002:c000:221::1", Some("192.0.2.33")),
-            // RFC 4380, section 5.1: the address is inverted.
-            ("2001:0:4136:e378:8000:63bf:3fff:fdd2", Some("192.0.2.45")),
-            ("64:ff9b:2::1", None),
-            ("64:ff9b:0:1::1", None),
-            ("2001:1::1", None),
-            ("2001:db8::1", None),
-            ("2003::1", None),
-            ("192.0.2.1", None),
+        let policy = Policy::parse(
+            "mode = \"report\"\nnat64 = [\"2001:db8::/32\", \"2001:db8:1ff::/48\"]",
+            "policy.toml",
+        );
+        let mut policy = policy.unwrap();
+        // RFC 6052, section 2.4: 192.0.2.33 behind prefixes of each length.
+        for (prefix, outer) in [
+            ("2001:db8::/32", "2001:db8:c000:221::"),
+            ("2001:db8:100::/40", "2001:db8:1c0:2:21::"),
+            ("2001:db8:122::/48", "2001:db8:122:c000:2:2100::"),
+            ("2001:db8:122:300::/56", "2001:db8:122:3c0:0:221::"),
+            ("2001:db8:122:344::/64", "2001:db8:122:344:c0:2:2100::"),
+            ("2001:db8:122:344::/96", "2001:db8:122:344::192.0.2.33"),
         ] {
-            let found = in_address(outer.parse().unwrap()).map(|(inner, _)| inner);
-            assert_eq!(found, inner.map(|inner| inner.parse().unwrap()), "{outer}");
+            policy.nat64 = vec![prefix.parse::<Prefix>().unwrap().0];
+            let found = in_address(&policy, outer.parse().unwrap());
+            let found: Vec<_> = found
+                .into_iter()
+                .map(|(inner, _)| inner.to_string())
+                .collect();
+            assert_eq!(found, ["192.0.2.33"], "{outer}");
         }
+        policy.nat64.clear();
+        for (outer, inner) in [
+            ("64:ff9b::203.0.113.9", &["203.0.113.9"][..]),
+            ("64:ff9b:1:c000:2:2100::", &["192.0.2.33", "2.33.0.0"]),
+            ("2002:c000:221::1", &["192.0.2.33"]),
+            // RFC 4380, section 5.1: the address is inverted.
+            ("2001:0:4136:e378:8000:63bf:3fff:fdd2", &["192.0.2.45"]),
+            ("::203.0.113.9", &["203.0.113.9"]),
+            ("64:ff9b:1::203.0.113.9", &["203.0.113.9"]),
+            ("64:ff9b:2::1", &[]),
+            ("64:ff9b:0:1::1", &[]),
+            ("2001:1::1", &[]),
+            ("2001:db8::1", &[]),
+            ("2003::1", &[]),
+            ("192.0.2.1", &[]),
+            ("::ffff:192.0.2.1", &[]),
+        ] {
+            let found = in_address(&policy, outer.parse().unwrap());
+            let found: Vec<_> = found
+                .into_iter()
+                .map(|(inner, _)| inner.to_string())
+                .collect();
+            assert_eq!(found, inner, "{outer}");
+        }
+        // Who says how the translator does it is believed.
+        policy.nat64 = vec!["64:ff9b:1::/48".parse::<Prefix>().unwrap().0];
+        assert_eq!(
+            in_address(&policy, "64:ff9b:1:c000:2:2100::".parse().unwrap()).len(),
+            1
+        );
     }
 
-    proptest! {
-        #[test]
-        fn the_kernel_finds_the_same(
-            prefix in proptest::sample::select(vec![
-                0x0064_ff9b_0000_0000_u64, 0x0064_ff9b_0001_0000, 0x2002_0000_0000_0000,
-                0x2001_0000_0000_0000, 0x2001_0db8_0000_0000,
-            ]),
-            bits: u64,
-            low: u64,
-            shift in 0_u32..64,
-        ) {
-            let (high, low) = (prefix | bits >> shift.max(16), low << shift);
-            let address = Address::from_halves(high, low);
-            let v6 = std::net::Ipv6Addr::from(address.0);
-            let expected = in_address(v6.into()).map(|(inner, _)| inner);
-            let found = address.embedded_v4().map(|v4| IpAddr::V4(v4.into()));
-            prop_assert_eq!(found, expected, "{}", v6);
+    /// A network, where only its text is to be had.
+    struct Prefix(crate::policy::network::Network);
+
+    impl std::str::FromStr for Prefix {
+        type Err = ();
+
+        fn from_str(text: &str) -> Result<Self, ()> {
+            crate::policy::network::Network::parse(text)
+                .map(Self)
+                .map_err(|_| ())
         }
     }
 

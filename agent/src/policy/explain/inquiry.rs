@@ -185,10 +185,13 @@ impl Inquiry {
         Question {
             cgroup: self.cgroup.as_deref().map(str::as_bytes),
             executable: self.executable.as_deref().map(str::as_bytes),
+            is_foreign: false,
+            is_outside: false,
             uid: self.uid,
             gid: self.gid,
             interactive: Some(self.interactive),
             destination: self.destination,
+            may_stay: true,
             protocol: self.protocol.0,
             port: self.port,
             time_us: self.time_us,

@@ -9,13 +9,15 @@ use trefoil_ebpf::abi::verdict;
 
 use super::{Condition, RuleTrace, Ruling};
 use crate::clock;
-use crate::geo::Country;
+use crate::geo::{Countries, Country};
 use crate::owner::cgroup::{Placement, container_for_rules};
 use crate::policy::evaluate::Question;
 use crate::policy::geography::Surroundings;
-use crate::policy::local::always_local_network_of;
+use crate::policy::local;
+use crate::policy::network::Network;
+use crate::policy::pattern::ExecutablePattern;
 use crate::policy::service::Protocol;
-use crate::policy::source::{Area, Exception, Group, Policy, Rule, User, Zone};
+use crate::policy::source::{Area, Exception, Group, Policy, Rule, RuleVerdict, User, Zone};
 
 /// Goes through rules with one flow in mind.
 pub(super) struct Reader<'a> {
@@ -24,6 +26,8 @@ pub(super) struct Reader<'a> {
     question: &'a Question<'a>,
     pub(super) destination: IpAddr,
     pub(super) country: Option<Country>,
+    /// Where the data gives more than one.
+    several: Option<Countries>,
     /// Without, conditions have no reasons.
     says_why: bool,
 }
@@ -43,6 +47,7 @@ impl<'a> Reader<'a> {
             question,
             destination,
             country: surroundings.geography.country(destination),
+            several: surroundings.geography.several(destination),
             says_why,
         }
     }
@@ -51,7 +56,7 @@ impl<'a> Reader<'a> {
     /// that matches decides; what no rule matches is not approved, and if its
     /// country is not known, that is what is said.
     pub(super) fn ruling(&self, first_match: impl FnOnce() -> Option<usize>) -> Ruling {
-        if self.is_own() || always_local_network_of(self.destination).is_some() {
+        if self.local_network().is_some() || self.may_stay() && self.is_own() {
             return Ruling {
                 verdict: verdict::LOCAL,
                 rule: None,
@@ -66,12 +71,25 @@ impl<'a> Reader<'a> {
         Ruling { verdict, rule }
     }
 
-    fn is_own(&self) -> bool {
-        let own = self.surroundings.own_addresses;
-        own.iter().any(|own| own.to_canonical() == self.destination)
+    /// The network of those that are always local that has the destination.
+    fn local_network(&self) -> Option<Network> {
+        let mut local = self.surroundings.link_local.local();
+        local.find(|network| network.contains(self.destination))
     }
 
-    pub(super) fn reason(&self, ruling: Ruling) -> String {
+    /// What goes to an address that is embedded in another is on its way elsewhere.
+    fn may_stay(&self) -> bool {
+        self.question.may_stay && self.question.destination.to_canonical() == self.destination
+    }
+
+    fn is_own(&self) -> bool {
+        let own = self.surroundings.own_addresses;
+        local::own().any(|network| network.contains(self.destination))
+            || own.iter().any(|own| own.to_canonical() == self.destination)
+    }
+
+    /// `could` is whether the rule matches since something is not known.
+    pub(super) fn reason(&self, ruling: Ruling, could: bool) -> String {
         let destination = self.destination;
         match ruling {
             Ruling {
@@ -90,17 +108,24 @@ impl<'a> Reader<'a> {
                     }
                     _ => String::new(),
                 };
+                let matches = match could {
+                    true => "could match, and what is not known counts against the sender",
+                    false => "matches first",
+                };
                 format!(
-                    "rule `{}` on line {} matches first{limit}",
+                    "rule `{}` on line {} {matches}{limit}",
                     rule.name.value, rule.place.line
                 )
             }
             Ruling {
                 verdict: verdict::LOCAL,
                 ..
-            } => match always_local_network_of(destination) {
-                Some(network) => format!("{network} never leaves the host or the link"),
-                None => format!("{destination} is an address of this host"),
+            } => match self.local_network() {
+                Some(network) => format!("{network} never leaves the link"),
+                None => format!(
+                    "{destination} is an address of this host; what leaves for it nevertheless is \
+                     judged by the rules"
+                ),
             },
             Ruling {
                 verdict: verdict::UNDETERMINED,
@@ -138,7 +163,7 @@ impl<'a> Reader<'a> {
         let group = |path: &[u8]| format!("control group {}", String::from_utf8_lossy(path));
         if let Some(units) = &rule.units {
             conditions.push(match question.cgroup {
-                None => self.unknown("from.unit", "the unit"),
+                None => self.unknown_sender("from.unit", "the unit", rule),
                 Some(path) => self.one_of(
                     "from.unit",
                     units,
@@ -150,7 +175,7 @@ impl<'a> Reader<'a> {
         }
         if let Some(paths) = &rule.cgroups {
             conditions.push(match question.cgroup {
-                None => self.unknown("from.cgroup", "the control group"),
+                None => self.unknown_sender("from.cgroup", "the control group", rule),
                 Some(path) => self.one_of(
                     "from.cgroup",
                     paths,
@@ -162,7 +187,7 @@ impl<'a> Reader<'a> {
         }
         if let Some(containers) = &rule.containers {
             conditions.push(match question.cgroup {
-                None => self.unknown("from.container", "the control group"),
+                None => self.unknown_sender("from.container", "the control group", rule),
                 Some(path) => self.one_of(
                     "from.container",
                     containers,
@@ -187,14 +212,8 @@ impl<'a> Reader<'a> {
         }
         if let Some(executables) = &rule.executables {
             conditions.push(match question.executable {
-                None => self.unknown("from.exe", "the executable"),
-                Some(path) => self.one_of(
-                    "from.exe",
-                    executables,
-                    |pattern| pattern.glob().matches(path),
-                    |pattern| format!("{} matches `{pattern}`", String::from_utf8_lossy(path)),
-                    || format!("{} matches no pattern", String::from_utf8_lossy(path)),
-                ),
+                None => self.unknown_sender("from.exe", "the executable", rule),
+                Some(path) => self.executable(path, executables, rule),
             });
         }
         if let Some(users) = &rule.users {
@@ -204,18 +223,21 @@ impl<'a> Reader<'a> {
                 User::Name(name) => self.surroundings.users.uid(name) == Some(uid),
             };
             let users: Vec<&User> = users.iter().map(|user| &user.value).collect();
-            conditions.push(self.one_of(
-                "from.user",
-                &users,
-                |user| is_it(user),
-                |user| format!("user id {uid} is `{user}`"),
-                || format!("user id {uid} is no user"),
-            ));
+            conditions.push(match uid {
+                u32::MAX => self.unknown_sender("from.user", "the user", rule),
+                uid => self.one_of(
+                    "from.user",
+                    &users,
+                    |user| is_it(user),
+                    |user| format!("user id {uid} is `{user}`"),
+                    || format!("user id {uid} is no user"),
+                ),
+            });
         }
         if let Some(groups) = &rule.groups {
             let groups: Vec<&Group> = groups.iter().map(|group| &group.value).collect();
             conditions.push(match question.gid {
-                None => self.unknown("from.group", "the group"),
+                None | Some(u32::MAX) => self.unknown_sender("from.group", "the group", rule),
                 Some(gid) => self.one_of(
                     "from.group",
                     &groups,
@@ -230,7 +252,11 @@ impl<'a> Reader<'a> {
         }
         if let Some(asked) = rule.interactive {
             conditions.push(match question.interactive {
-                None => self.unknown("from.interactive", "whether there is a login session"),
+                None => self.unknown_sender(
+                    "from.interactive",
+                    "whether there is a login session",
+                    rule,
+                ),
                 Some(is_interactive) => {
                     self.condition("from.interactive", asked == is_interactive, || {
                         match is_interactive {
@@ -240,6 +266,15 @@ impl<'a> Reader<'a> {
                     })
                 }
             });
+        }
+        if question.is_outside {
+            for condition in &mut conditions {
+                condition.could = false;
+                condition.holds = false;
+                if self.says_why {
+                    condition.reason = "nothing of this host sends it".to_owned();
+                }
+            }
         }
         if let Some(networks) = &rule.networks {
             conditions.push(self.one_of(
@@ -251,9 +286,17 @@ impl<'a> Reader<'a> {
             ));
         }
         if let Some(areas) = &rule.countries {
-            conditions.push(match self.country {
-                None => self.unknown("to.countries", &format!("the country of {destination}")),
-                Some(country) => self.one_of(
+            conditions.push(match (self.several, self.country) {
+                (Some(several), _) => {
+                    let is_named = |country| areas.iter().any(|area| area.has_country(country));
+                    self.condition("to.countries", counts(several, rule, is_named), || {
+                        self.of_several(several, rule, is_named)
+                    })
+                }
+                (None, None) => {
+                    self.unknown("to.countries", &format!("the country of {destination}"))
+                }
+                (None, Some(country)) => self.one_of(
                     "to.countries",
                     areas,
                     |area| area.has_country(country),
@@ -264,7 +307,7 @@ impl<'a> Reader<'a> {
         }
         if let Some(zones) = &rule.zones {
             let zones: Vec<&Zone> = zones.iter().map(|&zone| &self.policy.zones[zone]).collect();
-            conditions.push(self.zone(&zones));
+            conditions.push(self.zone(&zones, rule));
         }
         if let Some(asns) = &rule.asns {
             let asns: Vec<String> = asns.iter().map(|asn| format!("AS{}", asn.value)).collect();
@@ -336,6 +379,47 @@ impl<'a> Reader<'a> {
         conditions
     }
 
+    /// A path that says nothing about the host's files matches what denies it alone.
+    fn executable(&self, path: &[u8], patterns: &[ExecutablePattern], rule: &Rule) -> Condition {
+        let name = String::from_utf8_lossy(path);
+        let by_path = self.one_of(
+            "from.exe",
+            patterns,
+            |pattern| pattern.glob().matches(path),
+            |pattern| format!("{name} matches `{pattern}`"),
+            || format!("{name} matches no pattern"),
+        );
+        if !self.question.is_foreign || !by_path.holds {
+            return by_path;
+        }
+        let reason = by_path.reason;
+        match rule.verdict {
+            RuleVerdict::Deny => self.condition("from.exe", true, || {
+                format!("{reason}, seen through mounts that a user may have made")
+            }),
+            RuleVerdict::Approve => self.condition("from.exe", false, || {
+                format!(
+                    "{name} was seen through mounts that a user may have made, and says nothing \
+                     about the host's files"
+                )
+            }),
+        }
+    }
+
+    /// A key about a sender of whom what it asks for is not known. That counts against
+    /// him: what denies holds, since it could.
+    fn unknown_sender(&self, key: &'static str, what: &str, rule: &Rule) -> Condition {
+        match rule.verdict {
+            RuleVerdict::Approve => self.unknown(key, what),
+            RuleVerdict::Deny => Condition {
+                could: true,
+                ..self.condition(key, true, || {
+                    format!("{what} is not known, so it could match")
+                })
+            },
+        }
+    }
+
     fn exception(&self, exception: &Exception) -> Condition {
         let time_us = self.question.time_us;
         self.condition("exception", exception.holds_at(time_us), || {
@@ -358,8 +442,42 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn zone(&self, zones: &[&Zone]) -> Condition {
+    /// Several countries, in words.
+    fn of_several(
+        &self,
+        several: Countries,
+        rule: &Rule,
+        is_named: impl Fn(Country) -> bool,
+    ) -> String {
+        let place = format!("the country data places {} in {several}", self.destination);
+        match (counts(several, rule, &is_named), rule.verdict) {
+            (true, RuleVerdict::Deny) => format!("{place}, and one of these is enough to deny it"),
+            (true, RuleVerdict::Approve) => format!("{place}, all of which are named"),
+            (false, RuleVerdict::Approve) if several.any(is_named) => {
+                format!("{place}, and not all of these are named")
+            }
+            (false, _) => format!("{place}, and none of these is named"),
+        }
+    }
+
+    fn zone(&self, zones: &[&Zone], rule: &Rule) -> Condition {
         let destination = self.destination;
+        let is_named = |country| {
+            let mut areas = zones.iter().flat_map(|zone| &zone.areas);
+            areas.any(|area| area.has_country(country))
+        };
+        let in_network = zones.iter().any(|zone| {
+            let mut areas = zone.areas.iter();
+            areas
+                .any(|area| matches!(area, Area::Network(network) if network.contains(destination)))
+        });
+        if let Some(several) = self.several
+            && !in_network
+        {
+            return self.condition("to.zones", counts(several, rule, is_named), || {
+                self.of_several(several, rule, is_named)
+            });
+        }
         let holds = |area: &Area| match area {
             Area::Network(network) => network.contains(destination),
             area => self
@@ -421,7 +539,12 @@ impl<'a> Reader<'a> {
 
     fn condition(&self, key: &'static str, holds: bool, why: impl FnOnce() -> String) -> Condition {
         let reason = if self.says_why { why() } else { String::new() };
-        Condition { key, holds, reason }
+        Condition {
+            key,
+            holds,
+            could: false,
+            reason,
+        }
     }
 
     fn service(&self) -> String {
@@ -439,6 +562,15 @@ impl<'a> Reader<'a> {
             (IpAddr::V4(v4), port) => format!("{v4}:{port}/{protocol}"),
             (IpAddr::V6(v6), port) => format!("[{v6}]:{port}/{protocol}"),
         }
+    }
+}
+
+/// Whether a rule's countries are met where the data gives several: one of them is enough to
+/// deny, and all have to be approved.
+fn counts(several: Countries, rule: &Rule, is_named: impl Fn(Country) -> bool) -> bool {
+    match rule.verdict {
+        RuleVerdict::Deny => several.any(is_named),
+        RuleVerdict::Approve => several.all(is_named),
     }
 }
 

@@ -64,6 +64,7 @@ fn explained(inquiry: &Inquiry) -> Explanation {
         geography: &Places,
         users: &users,
         own_addresses: &["192.0.2.99".parse().unwrap()],
+        link_local: crate::policy::LinkLocal::default(),
     };
     let explanation = explain(&policy, &surroundings, &inquiry.question());
     let ruling = decide(&policy, &surroundings, &inquiry.question());
@@ -157,9 +158,15 @@ fn local_flows_ask_no_rule() {
     for (to, reason) in [
         (
             "127.0.0.1:80",
-            "127.0.0.0/8 never leaves the host or the link",
+            "127.0.0.1 is an address of this host; what leaves for it nevertheless is judged by \
+             the rules",
         ),
-        ("192.0.2.99:80", "192.0.2.99 is an address of this host"),
+        (
+            "192.0.2.99:80",
+            "192.0.2.99 is an address of this host; what leaves for it nevertheless is judged by \
+             the rules",
+        ),
+        ("224.0.0.251:80", "224.0.0.0/24 never leaves the link"),
     ] {
         let explanation = explained(&Inquiry::to(to).unwrap());
         assert_eq!(
@@ -220,6 +227,7 @@ verdict = "approve"
         geography: &Places,
         users: &users,
         own_addresses: &[],
+        link_local: crate::policy::LinkLocal::default(),
     };
     let reasons = |inquiry: &Inquiry| -> Vec<String> {
         let explanation = explain(&policy, &surroundings, &inquiry.question());
@@ -260,6 +268,27 @@ verdict = "approve"
             "false there is no login session".to_owned(),
         ]
     );
+    let denies = Policy::parse(&text.replace("approve", "deny"), "policy.toml").unwrap();
+    let explanation = explain(&denies, &surroundings, &to().question());
+    assert_eq!(explanation.verdict, "unapproved");
+    let unknown = Inquiry {
+        interactive: true,
+        gid: None,
+        ..to()
+    };
+    let explanation = explain(&denies, &surroundings, &unknown.question());
+    assert_eq!(
+        explanation.reason,
+        "rule `all of it` on line 3 could match, and what is not known counts against the sender"
+    );
+    let text = explanation.to_string();
+    for line in [
+        "rule `all of it` (deny) could match",
+        "may  from.cgroup       the control group is not known, so it could match",
+        "yes  from.interactive  there is a login session",
+    ] {
+        assert!(text.contains(line), "{text}");
+    }
     assert_eq!(
         reasons(&to())[..2],
         [

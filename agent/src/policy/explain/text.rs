@@ -37,8 +37,11 @@ impl fmt::Display for FlowFacts {
             write!(formatter, ", AS{asn}")?;
         }
         write!(formatter, ")")?;
-        write!(formatter, " from user id {}", self.uid)?;
-        if let Some(gid) = self.gid.filter(|gid| *gid != self.uid) {
+        match self.uid {
+            Some(uid) => write!(formatter, " from user id {uid}")?,
+            None => write!(formatter, " from a user who is not known")?,
+        }
+        if let Some(gid) = self.gid.filter(|gid| Some(*gid) != self.uid) {
             write!(formatter, ", group id {gid}")?;
         }
         if self.interactive == Some(true) {
@@ -56,10 +59,10 @@ impl fmt::Display for FlowFacts {
 
 impl fmt::Display for RuleTrace {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let matches = if self.matches {
-            "matches"
-        } else {
-            "does not match"
+        let matches = match self.matches {
+            true if self.could() => "could match",
+            true => "matches",
+            false => "does not match",
         };
         writeln!(
             formatter,
@@ -74,7 +77,11 @@ impl fmt::Display for RuleTrace {
             .max()
             .unwrap_or(0);
         for condition in &self.conditions {
-            let holds = if condition.holds { "yes" } else { "no " };
+            let holds = match condition.holds {
+                true if condition.could => "may",
+                true => "yes",
+                false => "no ",
+            };
             writeln!(
                 formatter,
                 "  {holds}  {:width$}  {}",

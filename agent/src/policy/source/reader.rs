@@ -38,7 +38,7 @@ const TO: &[&str] = &[
 const TO_LATER: &[&str] = &["domains"];
 
 const ROOT_KEYS: Keys = Keys {
-    known: &["mode", "zones", "gateways", "rules"],
+    known: &["mode", "nat64", "zones", "gateways", "rules"],
     later: &[],
     elsewhere: &[],
 };
@@ -86,6 +86,10 @@ impl Reader<'_> {
         };
         self.check_keys(at, &ROOT_KEYS);
         let mode = self.mode(at);
+        let nat64 = match root.get("nat64") {
+            Some(prefixes) => self.list(prefixes, "nat64", value::nat64),
+            None => Vec::new(),
+        };
         let zones = match root.get("zones") {
             Some(zones) => self.zones(zones),
             None => Vec::new(),
@@ -97,6 +101,7 @@ impl Reader<'_> {
         self.check_exceptions(&rules);
         Policy {
             mode,
+            nat64: nat64.into_iter().map(|prefix| prefix.value).collect(),
             zones,
             gateways,
             rules,

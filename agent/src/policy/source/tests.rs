@@ -270,8 +270,8 @@ fn what_would_be_right_is_said() {
             "write `198.51.100.0/24`",
         ),
         (
-            "to = { networks = \"169.254.169.254\" }",
-            "169.254.0.0/16 is always `local`",
+            "to = { networks = \"127.0.0.53\" }",
+            "what goes to 127.0.0.0/8 as it should is `local`",
         ),
         ("to = { networks = [] }", "leave the key out"),
         ("to = { networks = [true] }", "put the value in quotes"),

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::geo::{Country, groups};
-use crate::policy::local::always_local;
+use crate::policy::local::nameless;
 use crate::policy::network::{Network, parse_address};
 use crate::policy::problem::Fault;
 use crate::policy::service::{Protocol, parse_port};
@@ -12,13 +12,30 @@ use crate::policy::source::{Area, Endpoint, Group, User};
 /// A network in a rule or a zone.
 pub(super) fn network(text: &str) -> Result<Network, Fault> {
     let network = Network::parse(text)?;
-    match always_local().find(|local| local.covers(&network)) {
+    match nameless().find(|local| local.covers(&network)) {
         None => Ok(network),
         Some(local) => Err(
             Fault::new(format!("`{text}` never leaves the host or the link")).help(format!(
-                "take it out: {local} is always `local`, whatever a policy says"
+                "take it out: what goes to {local} as it should is `local`, whatever a policy says"
             )),
         ),
+    }
+}
+
+/// The prefix of a translator, see RFC 6052.
+pub(super) fn nat64(text: &str) -> Result<Network, Fault> {
+    const HELP: &str = "a prefix has 32, 40, 48, 56, 64 or 96 bits, as in `2001:db8:64::/96`, and \
+                        those from 64 to 71 are zero (RFC 6052)";
+    let network = Network::parse(text)?;
+    let is_one = match network.address() {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(v6) => {
+            matches!(network.prefix(), 32 | 40 | 48 | 56 | 64 | 96) && v6.octets()[8] == 0
+        }
+    };
+    match is_one {
+        true => Ok(network),
+        false => Err(Fault::new(format!("`{text}` is no prefix of NAT64")).help(HELP)),
     }
 }
 
@@ -109,7 +126,7 @@ pub(super) fn endpoint(text: &str) -> Result<Endpoint, Fault> {
 
 fn check_endpoint(text: &str, address: IpAddr) -> Result<IpAddr, Fault> {
     let host = Network::host(address);
-    match always_local().find(|local| local.covers(&host)) {
+    match nameless().find(|local| local.covers(&host)) {
         None => Ok(address),
         Some(local) => Err(Fault::new(format!("`{text}` is no way out"))
             .help(format!("{local} is always `local`, whatever a policy says"))),

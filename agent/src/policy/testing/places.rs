@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::Random;
 use super::policies::network;
-use crate::geo::Country;
+use crate::geo::{Countries, Country};
 use crate::policy::geography::Geography;
 use crate::policy::network::Extent;
 
@@ -12,8 +12,8 @@ use crate::policy::network::Extent;
 /// list, so that it is a reference for whoever uses the ranges.
 #[derive(Clone, Debug)]
 pub struct Places {
-    v4: Vec<(u32, u32, Country)>,
-    v6: Vec<(u128, u128, Country)>,
+    v4: Vec<(u32, u32, Countries)>,
+    v6: Vec<(u128, u128, Countries)>,
     asns_v4: Vec<(u32, u32, u32)>,
     asns_v6: Vec<(u128, u128, u32)>,
 }
@@ -28,12 +28,22 @@ impl Places {
     pub(super) fn random(random: &mut Random) -> Self {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for _ in 0..random.below(40) {
-            let Some(country) = Country::parse(random.pick::<&str>(&COUNTRIES)) else {
+            let n_countries = match random.below(4) {
+                0 => 1 + random.below(3),
+                _ => 1,
+            };
+            let codes: Vec<&str> = (0..n_countries)
+                .map(|_| *random.pick::<&str>(&COUNTRIES))
+                .collect();
+            let and_others = random.one_in(16);
+            let Some(countries) =
+                Countries::new(codes.into_iter().filter_map(Country::parse), and_others)
+            else {
                 continue;
             };
             match network(random).extent() {
-                Extent::V4(first, last) => v4.push((first, last, country)),
-                Extent::V6(first, last) => v6.push((first, last, country)),
+                Extent::V4(first, last) => v4.push((first, last, countries)),
+                Extent::V6(first, last) => v6.push((first, last, countries)),
             }
         }
         // Policies name some, so one at least is known.
@@ -50,6 +60,13 @@ impl Places {
             v6: without_overlap(v6),
             asns_v4: without_overlap(asns_v4),
             asns_v6: without_overlap(asns_v6),
+        }
+    }
+
+    fn given(&self, address: IpAddr) -> Option<Countries> {
+        match address.to_canonical() {
+            IpAddr::V4(v4) => find(&self.v4, v4.to_bits()),
+            IpAddr::V6(v6) => find(&self.v6, v6.to_bits()),
         }
     }
 
@@ -93,13 +110,51 @@ fn find<K: Copy + Ord, T: Copy>(ranges: &[(K, K, T)], key: K) -> Option<T> {
     range.map(|&(_, _, value)| value)
 }
 
+/// The country, if it is one alone.
+fn one(countries: Countries) -> Option<Country> {
+    let mut all = countries.iter();
+    let first = all.next()?;
+    (all.next().is_none() && !countries.and_others).then_some(first)
+}
+
+/// The ranges of which `is` makes something.
+fn only<K: Copy, T>(
+    ranges: &[(K, K, Countries)],
+    is: impl Fn(Countries) -> Option<T>,
+) -> Box<dyn Iterator<Item = (K, K, T)> + '_>
+where
+    T: 'static,
+{
+    let found: Vec<_> = ranges
+        .iter()
+        .filter_map(|&(first, last, countries)| Some((first, last, is(countries)?)))
+        .collect();
+    Box::new(found.into_iter())
+}
+
+fn several(countries: Countries) -> Option<Countries> {
+    one(countries).is_none().then_some(countries)
+}
+
 impl Geography for Places {
     fn v4(&self) -> Box<dyn Iterator<Item = (u32, u32, Country)> + '_> {
-        Box::new(self.v4.iter().copied())
+        only(&self.v4, one)
     }
 
     fn v6(&self) -> Box<dyn Iterator<Item = (u128, u128, Country)> + '_> {
-        Box::new(self.v6.iter().copied())
+        only(&self.v6, one)
+    }
+
+    fn several_v4(&self) -> Box<dyn Iterator<Item = (u32, u32, Countries)> + '_> {
+        only(&self.v4, several)
+    }
+
+    fn several_v6(&self) -> Box<dyn Iterator<Item = (u128, u128, Countries)> + '_> {
+        only(&self.v6, several)
+    }
+
+    fn several(&self, address: IpAddr) -> Option<Countries> {
+        several(self.given(address)?)
     }
 
     fn asns_v4(&self) -> Box<dyn Iterator<Item = (u32, u32, u32)> + '_> {
@@ -122,10 +177,7 @@ impl Geography for Places {
     }
 
     fn country(&self, address: IpAddr) -> Option<Country> {
-        match address.to_canonical() {
-            IpAddr::V4(v4) => find(&self.v4, v4.to_bits()),
-            IpAddr::V6(v6) => find(&self.v6, v6.to_bits()),
-        }
+        one(self.given(address)?)
     }
 
     fn build_id(&self) -> &str {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::places::{ASNS, COUNTRIES};
 use super::{GROUPS, Random, USERS};
-use crate::policy::local::always_local;
+use crate::policy::local::nameless;
 use crate::policy::network::{Extent, Network};
 use crate::policy::source::{Area, Policy};
 
@@ -66,6 +66,19 @@ const EXECUTABLES: &[&str] = &[
     "/usr/sbin/nginx",
 ];
 
+const NAT64: &[&str] = &[
+    "2001:db8::/32",
+    "2001:db8::/40",
+    "2001:db8::/48",
+    "2001:db8:0:ff00::/56",
+    "2001:db8:1:1::/64",
+    "2001:db8::/96",
+    "2001:ffff::/96",
+    "64:ff9b:1::/48",
+    "64:ff9b:1:1::/96",
+    "2002::/32",
+];
+
 const PORTS: &[&str] = &[
     "443/tcp",
     "53",
@@ -107,8 +120,12 @@ impl Patterns {
 pub(super) fn text(random: &mut Random) -> String {
     let patterns = Patterns::random(random);
     let mut text = format!(
-        "mode = \"{}\"\n[zones]\n",
-        random.pick(&["report", "enforce"])
+        "mode = \"{}\"\n{}[zones]\n",
+        random.pick(&["report", "enforce"]),
+        match random.below(3) {
+            0 => String::new(),
+            _ => format!("nat64 = {}\n", list(random, 3, |random| of(random, NAT64))),
+        }
     );
     let n_zones = 1 + random.below(3);
     for zone in 0..n_zones {
@@ -366,7 +383,7 @@ pub(super) fn address(random: &mut Random) -> IpAddr {
 }
 
 fn is_local(network: &Network) -> bool {
-    always_local().any(|local| local.covers(network))
+    nameless().any(|local| local.covers(network))
 }
 
 /// Every network and endpoint that a policy names.

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{GROUPS, Random, Scene, USERS, policies};
 use crate::policy::evaluate::Question;
+use crate::policy::network::Extent;
 use crate::policy::source::Endpoint;
 
 /// A [`Question`] that owns its paths.
@@ -14,6 +15,10 @@ pub struct OwnedQuestion {
     /// As in [`Question`].
     pub executable: Option<Vec<u8>>,
     /// As in [`Question`].
+    pub is_foreign: bool,
+    /// As in [`Question`].
+    pub is_outside: bool,
+    /// As in [`Question`].
     pub uid: u32,
     /// As in [`Question`].
     pub gid: Option<u32>,
@@ -21,6 +26,8 @@ pub struct OwnedQuestion {
     pub interactive: Option<bool>,
     /// As in [`Question`].
     pub destination: IpAddr,
+    /// As in [`Question`].
+    pub may_stay: bool,
     /// As in [`Question`].
     pub protocol: u8,
     /// As in [`Question`].
@@ -34,10 +41,13 @@ impl OwnedQuestion {
         Question {
             cgroup: self.cgroup.as_deref(),
             executable: self.executable.as_deref(),
+            is_foreign: self.is_foreign,
+            is_outside: self.is_outside,
             uid: self.uid,
             gid: self.gid,
             interactive: self.interactive,
             destination: self.destination,
+            may_stay: self.may_stay,
             protocol: self.protocol,
             port: self.port,
             time_us: NOW_US,
@@ -156,7 +166,7 @@ impl Scene {
         };
         let destination = match destination {
             IpAddr::V4(v4) if random.one_in(8) => IpAddr::V6(v4.to_ipv6_mapped()),
-            IpAddr::V4(v4) if random.one_in(8) => IpAddr::V6(embedding(random, v4)),
+            IpAddr::V4(v4) if random.one_in(8) => IpAddr::V6(self.embedding(random, v4)),
             destination => destination,
         };
         let protocol = match random.below(4) {
@@ -171,7 +181,8 @@ impl Scene {
         };
         let uid = match random.below(8) {
             0 => random.next_u64() as u32,
-            1 => *random.pick(&[0, 1, 2, 25, 27, 28, u32::MAX - 1, u32::MAX]),
+            1 => *random.pick(&[0, 1, 2, 25, 27, 28, u32::MAX - 1]),
+            2 => u32::MAX,
             _ => random.pick(USERS).1,
         };
         let gid = match random.below(8) {
@@ -205,13 +216,37 @@ impl Scene {
         OwnedQuestion {
             cgroup: path(random, CGROUPS, CGROUP_PARTS),
             executable: path(random, EXECUTABLES, EXECUTABLE_PARTS),
+            is_foreign: random.one_in(4),
+            is_outside: random.one_in(12),
             uid,
             gid,
             interactive,
             destination,
+            may_stay: random.one_in(2),
             protocol,
             port,
         }
+    }
+
+    /// An address that means `v4`, in one of the forms that there are.
+    fn embedding(&self, random: &mut Random, v4: Ipv4Addr) -> Ipv6Addr {
+        let own = &self.policy.nat64;
+        if own.is_empty() || random.one_in(2) {
+            return embedding(random, v4);
+        }
+        let own = random.pick(own);
+        let Extent::V6(first, _) = own.extent() else {
+            return embedding(random, v4);
+        };
+        let mut octets = Ipv6Addr::from_bits(first).octets();
+        let places = (usize::from(own.prefix()) / 8..16).filter(|place| *place != 8);
+        for (place, octet) in places.zip(v4.octets()) {
+            octets[place] = octet;
+        }
+        if random.one_in(4) {
+            octets[8 + random.below(8)] = random.next_u64() as u8;
+        }
+        Ipv6Addr::from(octets)
     }
 
     fn endpoint(&self, random: &mut Random) -> Option<Endpoint> {
@@ -227,11 +262,14 @@ impl Scene {
 fn embedding(random: &mut Random, v4: Ipv4Addr) -> Ipv6Addr {
     let bits = u128::from(v4.to_bits());
     let noise = u128::from(random.next_u64());
-    Ipv6Addr::from_bits(match random.below(5) {
+    Ipv6Addr::from_bits(match random.below(8) {
         0 => 0x0064_ff9b << 96 | bits,
         1 => 0x0064_ff9b_0001 << 80 | (noise & 0xffff) << 64 | bits,
         2 => 0x0064_ff9b_0001 << 80 | bits >> 16 << 64 | (bits & 0xffff) << 40,
-        3 => 0x2002 << 112 | bits << 80 | noise & 0xffff,
+        3 => 0x0064_ff9b_0001 << 80 | bits << 24,
+        4 => 0x0064_ff9b_0001 << 80 | bits >> 24 << 64 | (bits & 0xff_ffff) << 32,
+        5 => bits,
+        6 => 0x2002 << 112 | bits << 80 | noise & 0xffff,
         _ => 0x2001_0000 << 96 | noise << 32 | !bits & 0xffff_ffff,
     })
 }

@@ -50,7 +50,7 @@ fn a_hundred_thousand_flows_are_judged_as_the_policy_reads() {
     ] {
         let n = n_verdicts[usize::from(seen)];
         assert!(
-            n > 300,
+            n > 100,
             "verdict {seen} was seen {n} times only: {n_verdicts:?}"
         );
     }

@@ -1,4 +1,6 @@
-//! Which flows rules have in common, exactly: by the classes that flows can have.
+//! Which flows rules have in common, exactly: by the classes that flows can have of whose
+//! sender everything is known. Of others all rules that deny take some, which is no reason
+//! to keep one.
 //!
 //! A clause is satisfied by some of the classes of each dimension, and takes every
 //! combination of these. So two clauses have flows in common if each dimension has a
@@ -11,7 +13,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
 };
 
-use trefoil_ebpf::abi::{Row, dimension, verdict};
+use trefoil_ebpf::abi::{Row, class, dimension, login, verdict};
 
 use crate::policy::{
     compile::Compiled,
@@ -25,6 +27,8 @@ type Set = Vec<u64>;
 
 /// Steps that a search for what several clauses take together may have.
 const MOST_STEPS: usize = 20_000;
+/// Classes of what is not known, which come first.
+const N_UNKNOWN: usize = class::UNKNOWN as usize + 1;
 /// Values that are listed of what two rules have in common.
 const MOST_LISTED: usize = 3;
 
@@ -339,7 +343,7 @@ fn listed(all: &[String]) -> String {
     }
 }
 
-/// The rows of the classes of one dimension that flows can have.
+/// The rows of the classes of one dimension that flows can have whose sender is known.
 fn classes(compiled: &Compiled, at: usize) -> Vec<&Row> {
     let first = compiled.header.rows[at] as usize;
     let ends = compiled.header.rows.iter().map(|&row| row as usize);
@@ -372,8 +376,23 @@ fn classes(compiled: &Compiled, at: usize) -> Vec<&Row> {
             .filter(|range| range.first < 256 << 16)
             .map(|range| of(range.class))
             .collect(),
-        dimension::USER => compiled.users.iter().map(|range| of(range.class)).collect(),
-        _ => compiled.rows[first..end].iter().collect(),
+        dimension::USER => {
+            let known = compiled.users.iter().filter(|range| range.first < u32::MAX);
+            let classes = known.map(|range| range.class).chain([class::NONE]);
+            classes.map(of).collect()
+        }
+        dimension::GROUP => {
+            let cases = [login::NONE, login::SESSION, login::OUTSIDE];
+            let ranges = cases.iter().flat_map(|&case| &compiled.groups[case]);
+            let known = ranges.filter(|range| range.first < u32::MAX);
+            known.map(|range| of(range.class)).collect()
+        }
+        // Those of what is foreign come behind all others.
+        dimension::EXECUTABLE => {
+            let behind = first + compiled.foreign.len();
+            compiled.rows[first + N_UNKNOWN..behind].iter().collect()
+        }
+        _ => compiled.rows[first + N_UNKNOWN..end].iter().collect(),
     }
 }
 
