@@ -84,9 +84,10 @@ pub struct Process {
 
 /// The path did not fit and was cut at the front: the last bytes are kept.
 pub const EXECUTABLE_TRUNCATED: u16 = 1;
-/// The path was seen through a mount namespace that an unprivileged user can
-/// shape, or below another root directory than the host's. It says nothing
-/// about the host's files, so it matches no rule that names an executable.
+/// The file was executed from a mount that says nothing about the host's files: one that is in
+/// a mount namespace of a user's making, attached nowhere, or not below the host's root
+/// directory; or it is only a user's word that it was executed. It matches no rule that names
+/// an executable.
 pub const EXECUTABLE_FOREIGN: u16 = 2;
 /// The file had no name left when it was executed (deleted, or a memfd).
 pub const EXECUTABLE_UNLINKED: u16 = 4;
@@ -108,7 +109,7 @@ pub struct Executable {
     pub path_len: u16,
     /// `EXECUTABLE_*` bits.
     pub flags: u16,
-    /// Absolute path in the mount namespace of the process, not terminated.
+    /// Absolute path in the mount namespace that the file was executed from, not terminated.
     pub path: [u8; EXECUTABLE_PATH],
 }
 

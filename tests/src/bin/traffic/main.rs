@@ -6,6 +6,7 @@
 
 mod arguments;
 mod copy;
+mod forged;
 mod handed;
 mod insist;
 mod many;
@@ -75,6 +76,9 @@ const USAGE: &str = "traffic COMMAND ...
       datagrams, on one socket, connected ones and new ones, and connections to all
       addresses in turn, until its input ends; a line for each address and way tells
       how many went, how many were refused, and how many failed otherwise
+  forge not|memory|root|pivoted|bound-inside|bound|bound-gone|tree PATH DIRECTORY ADDR:PORT
+      executes itself, from mounts of its own, so that it looks like PATH, and connects:
+      in DIRECTORY there is another root directory, which has a program at PATH, too
   uring connect|send|sendmsg|zero-copy ADDR:PORT [--size N] [--poll]
   copy sendfile|splice|zero-copy ADDR:PORT [--bytes N]
   tun inject NAME ADDR:PORT ADDR:PORT [--size N] [--count N]
@@ -196,6 +200,8 @@ fn run(arguments: &mut Arguments) -> Answer {
         "use" => handed::use_handed(arguments),
         "turn" => handed::turn(arguments),
         "move" => moved::go(arguments),
+        "forge" => forged::forge(arguments),
+        "forge-inside" => forged::inside(arguments),
         "option" => option::set(arguments),
         "relay" => handed::relay(arguments),
         "workers" => workers::workers(arguments),
