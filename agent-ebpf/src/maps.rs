@@ -32,6 +32,12 @@ pub static CONTROL: Array<ControlPage, 1, { BPF_F_MMAPABLE as usize }> = Array::
 #[btf_map]
 pub static HOST_ROOT: Array<HostRoot, 1> = Array::new();
 
+/// Secret with which executables are hashed, so that nobody can construct two files that are
+/// taken for one. Written by the agent that makes the map, and kept, so that those after it
+/// know the same executables by the same numbers. One entry.
+#[btf_map]
+pub static EXECUTABLE_KEY: Array<ExecutableKey, 1> = Array::new();
+
 /// Socket tags. Written by the hooks; read by the hooks and, through an
 /// iterator, by the agent. As large as there are sockets; without memory for a
 /// tag a packet is judged and counted in `TOTALS`, with `tags-failed`.

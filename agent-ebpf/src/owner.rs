@@ -9,13 +9,16 @@ use aya_ebpf::helpers::{
         bpf_probe_read_kernel,
     },
 };
-use trefoil_ebpf::abi::*;
+use trefoil_ebpf::{abi::*, siphash::SipHash};
 
 use crate::{
     bounds::masked,
-    globals::{executable_key, offset},
+    globals::offset,
     kernel_memory::{Kernel, follow, read},
-    maps::{EXECUTABLE_SCRATCH, EXECUTABLES, ExecutableScratch, HOST_ROOT, PROCESSES, lose},
+    maps::{
+        EXECUTABLE_KEY, EXECUTABLE_SCRATCH, EXECUTABLES, ExecutableScratch, HOST_ROOT,
+        PROCESSES, lose,
+    },
 };
 
 /// `task_struct.flags`: a thread of the kernel, not of a process.
@@ -189,7 +192,7 @@ fn record_executable(task: Kernel, scratch: u32, found: bool) -> Option<u64> {
     }
     // SAFETY: a map value; the verifier checks the access.
     let executable = unsafe { &raw mut (*scratch).executable };
-    let id = hash(executable);
+    let id = hash(executable)?;
     // SAFETY: only asked whether it is there.
     if unsafe { EXECUTABLES.get(&id) }.is_none() {
         // SAFETY: the scratch entry is complete and ours.
@@ -388,9 +391,9 @@ pub fn root_of(task: Kernel) -> Option<HostRoot> {
 
 /// The key of an executable; never 0.
 #[inline(always)]
-fn hash(executable: *const Executable) -> u64 {
-    const MULTIPLIER: u64 = 0x9fb2_1c65_1e98_df25;
-    let mut hash = executable_key();
+fn hash(executable: *const Executable) -> Option<u64> {
+    const MESSAGE: u64 = (16 + EXECUTABLE_PATH) as u64;
+    let mut hash = SipHash::new(EXECUTABLE_KEY.get(0)?.words);
     // SAFETY: a map value; the verifier checks the access.
     let (inode, device, flags, words) = unsafe {
         (
@@ -400,15 +403,11 @@ fn hash(executable: *const Executable) -> u64 {
             (&raw const (*executable).path).cast::<u64>(),
         )
     };
-    let mut mix = |word: u64| {
-        hash = (hash ^ word).wrapping_mul(MULTIPLIER);
-        hash ^= hash >> 32;
-    };
-    mix(inode);
-    mix(u64::from(device) << 16 | u64::from(flags));
+    hash.word(inode);
+    hash.word(u64::from(device) << 16 | u64::from(flags));
     for i in 0..EXECUTABLE_PATH / 8 {
         // SAFETY: within the path.
-        mix(unsafe { ptr::read_volatile(words.add(i)) });
+        hash.word(unsafe { ptr::read_volatile(words.add(i)) });
     }
-    hash | 1
+    Some(hash.finish(MESSAGE << 56) | 1)
 }

@@ -95,7 +95,7 @@ pub const EXECUTABLE_UNLINKED: u16 = 4;
 /// A program file that was executed, keyed by `exe_id` in map `EXECUTABLES`.
 ///
 /// The key is a keyed hash over path, device, inode and flags: the same file
-/// under the same name has the same key as long as the programs are loaded.
+/// under the same name has the same key until everything is taken out of the kernel.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Executable {
@@ -111,6 +111,14 @@ pub struct Executable {
     pub flags: u16,
     /// Absolute path in the mount namespace that the file was executed from, not terminated.
     pub path: [u8; EXECUTABLE_PATH],
+}
+
+/// The only entry of map `EXECUTABLE_KEY`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExecutableKey {
+    /// Of SipHash; zeros before there is one.
+    pub words: [u64; 2],
 }
 
 /// The path did not fit: the first bytes are kept.
