@@ -136,6 +136,12 @@ pub static DEEDS: HashMap<DeedKey, Deed, 1024> = HashMap::new();
 #[btf_map]
 pub static PROCESSES: HashMap<u32, Process, 65536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
+/// By the last bits of a process's id, a number that moves when such a process begins or
+/// executes a file. Written by `fork` and `exec` after `PROCESSES`, so that who has learned
+/// something of a process can tell in one look whether that may be another by now. One value.
+#[btf_map]
+pub static EPOCHS: Array<Epochs, 1> = Array::new();
+
 /// Executables by `exe_id`. Written by `exec` and `task`, read by the judge and
 /// the agent. When full: `executables-full`, as above.
 #[btf_map]

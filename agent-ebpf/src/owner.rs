@@ -12,17 +12,79 @@ use aya_ebpf::helpers::{
 use trefoil_ebpf::{abi::*, siphash::SipHash};
 
 use crate::{
+    atomic,
     bounds::masked,
     globals::offset,
     kernel_memory::{Kernel, follow, read},
     maps::{
-        EXECUTABLE_KEY, EXECUTABLE_SCRATCH, EXECUTABLES, ExecutableScratch, HOST_ROOT,
+        EPOCHS, EXECUTABLE_KEY, EXECUTABLE_SCRATCH, EXECUTABLES, ExecutableScratch, HOST_ROOT,
         PROCESSES, lose,
     },
 };
 
 /// `task_struct.flags`: a thread of the kernel, not of a process.
 const PF_KTHREAD: u32 = 0x0020_0000;
+
+/// The number that says whether a process may be another by now.
+#[inline(always)]
+pub fn epoch_of(pid: u32) -> u32 {
+    // SAFETY: a map value; the index is below N_EPOCHS.
+    slot(pid).map_or(0, |epoch| unsafe { ptr::read_volatile(epoch) as u32 })
+}
+
+/// Has everybody learn anew who this process is. To be called once `PROCESSES` says so.
+#[inline(always)]
+pub fn begin_epoch(pid: u32) {
+    if let Some(epoch) = slot(pid) {
+        atomic::add(epoch, 1);
+    }
+}
+
+#[inline(always)]
+fn slot(pid: u32) -> Option<*mut u64> {
+    let epochs = EPOCHS.get_ptr_mut(0)?.cast::<u64>();
+    let index = masked::<{ N_EPOCHS - 1 }>(pid as usize);
+    // SAFETY: a map value of so many words.
+    Some(unsafe { epochs.add(index) })
+}
+
+/// True if the running task is whom `owner` says, by everything that rules may ask for: no
+/// other file was executed since, and user, group, control group and login session are the
+/// same.
+#[inline(always)]
+pub fn is_running(owner: *const Owner) -> bool {
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let who = bpf_get_current_uid_gid();
+    // SAFETY: the caller's memory; the verifier checks the access. So below.
+    unsafe {
+        if (*owner).pid != pid
+            || (*owner).epoch != epoch_of(pid)
+            || (*owner).uid != who as u32
+            || (*owner).gid != (who >> 32) as u32
+            || (*owner).comm[0] == 0
+            || (*owner).cgroup_id != bpf_get_current_cgroup_id()
+        {
+            return false;
+        }
+        let session = read::<u32>(bpf_get_current_task(), offset!(task_sessionid));
+        session.unwrap_or(NOBODY_LOGGED_IN) == (*owner).session
+    }
+}
+
+/// True if both are the same sender, by everything that rules may ask for.
+#[inline(always)]
+pub fn is_same(a: *const Owner, b: *const Owner) -> bool {
+    // SAFETY: the caller's memory; the verifier checks the access.
+    unsafe {
+        (*a).pid == (*b).pid
+            && (*a).start_ns == (*b).start_ns
+            && (*a).exe_id == (*b).exe_id
+            && (*a).uid == (*b).uid
+            && (*a).gid == (*b).gid
+            && (*a).cgroup_id == (*b).cgroup_id
+            && (*a).session == (*b).session
+    }
+}
 
 /// Writes the running task into `owner`, with quality `direct`; a kernel thread
 /// leaves only its control group.
@@ -105,6 +167,8 @@ fn set_task_facts(owner: *mut Owner, task: Kernel, pid: u32, known: u8) -> u32 {
         }
         return 0;
     }
+    // Before the rest: what changes meanwhile is learned anew.
+    let epoch = epoch_of(pid);
     let leader = follow(task, offset!(task_group_leader)).unwrap_or(task);
     let start_ns = read::<u64>(leader, offset!(task_start_boottime)).unwrap_or(0);
     unsafe {
@@ -112,6 +176,7 @@ fn set_task_facts(owner: *mut Owner, task: Kernel, pid: u32, known: u8) -> u32 {
         (*owner).session = read::<u32>(task, offset!(task_sessionid)).unwrap_or(NOBODY_LOGGED_IN);
         (*owner).start_ns = start_ns;
         (*owner).pid = pid;
+        (*owner).epoch = epoch;
         (*owner).quality = known;
     }
     // SAFETY: a map value that its writers only replace as a whole.
@@ -176,6 +241,7 @@ pub fn record_process(task: Kernel, scratch: u32, insert: u64) -> Option<()> {
     if PROCESSES.insert(&pid, &process, insert).is_err() && insert == 0 {
         lose(LOSS_PROCESSES_FULL, 1);
     }
+    begin_epoch(pid);
     Some(())
 }
 

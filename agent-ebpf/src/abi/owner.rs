@@ -63,8 +63,18 @@ pub struct Owner {
     /// One of [`quality`].
     pub quality: u8,
     /// Zero.
-    pub pad: [u8; 7],
+    pub pad: [u8; 3],
+    /// Of the process in map `EPOCHS`, before anything here was learned.
+    pub epoch: u32,
 }
+
+/// Entries of map `EPOCHS`; a power of two.
+pub const N_EPOCHS: usize = 1 << 16;
+
+/// The only value of map `EPOCHS`: by the last bits of a process's id, how often such a process
+/// has begun or has executed another file.
+#[repr(C)]
+pub struct Epochs(pub [u64; N_EPOCHS]);
 
 /// A live process, keyed by thread group id in map `PROCESSES`.
 #[repr(C)]

@@ -29,6 +29,7 @@ use crate::{
     },
     remembered::{ended, keep_large},
     route::judge_listed,
+    sender::{is_current, refresh},
     settle::{decide, record, stay},
     socket::{is_raw, is_tcp},
     source::Source,
@@ -432,6 +433,9 @@ fn settle(
     ends: &Ends,
     bytes: u64,
 ) -> i32 {
+    if !is_current(tracked) {
+        refresh(tracked);
+    }
     let decision = decide(in_force, tracked, ends, bytes as u32, |source| {
         judge_listed(in_force, source, skb, 0, ends, bytes as u32)
     });

@@ -98,7 +98,8 @@ pub fn resolve() -> Result<Offsets, KernelError> {
 fn mount_namespace_number(types: &Types) -> u32 {
     let own = || types.offset("mnt_namespace", "seq");
     // Since 6.18.
-    let common = || Some(types.offset("mnt_namespace", "ns")? + types.offset("ns_common", "ns_id")?);
+    let common =
+        || Some(types.offset("mnt_namespace", "ns")? + types.offset("ns_common", "ns_id")?);
     own().or_else(common).unwrap_or(0)
 }
 
