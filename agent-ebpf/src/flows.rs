@@ -5,7 +5,7 @@ use trefoil_ebpf::abi::*;
 use crate::{
     accounting::{announce_owner, begin},
     maps::{EMPTY, FLOWS},
-    owner::set_current,
+    owner::{is_running, is_same, set_current},
 };
 
 /// The flow with this key, if there is one.
@@ -23,8 +23,10 @@ pub fn find_for_sender(key: &FlowKey, sender: *const Owner) -> Option<*mut Track
     Some(tracked)
 }
 
-/// Takes in that the running process sends on a socket. If another one did before, and the
-/// socket has many peers, what is told of it by itself is of one of them, and not certain.
+/// Takes in that the running process sends on a socket; 1 if it is another sender than the
+/// last, be it a process that has changed its user, group, control group or executable. If
+/// another one sent before, and the socket has many peers, what is told of it by itself is of
+/// one of them, and not certain.
 ///
 /// A function of its own, so that what it needs of the stack is free again when the judge is
 /// asked.
@@ -32,16 +34,19 @@ pub fn find_for_sender(key: &FlowKey, sender: *const Owner) -> Option<*mut Track
 pub fn set_running(tag: *mut Socket) -> u32 {
     // SAFETY: a map value; the verifier checks the access. So below.
     let (owner, flags) = unsafe { (&raw mut (*tag).tracked.owner, (*tag).flags) };
-    let (pid, start_ns, exe_id) = unsafe { ((*owner).pid, (*owner).start_ns, (*owner).exe_id) };
+    if unsafe { (*owner).quality } == quality::DIRECT && is_running(owner) {
+        return 0;
+    }
+    let before = unsafe { *owner };
     set_current(owner);
-    let is_same = unsafe {
-        (*owner).pid == pid && (*owner).start_ns == start_ns && (*owner).exe_id == exe_id
-    };
+    if is_same(owner, &raw const before) {
+        return 0;
+    }
     let has_many_peers = flags & (SOCKET_HAS_FLOWS | SOCKET_HAS_PEER) == SOCKET_HAS_FLOWS;
-    if has_many_peers && pid != 0 && !is_same {
+    if has_many_peers && before.pid != 0 {
         unsafe { (*tag).tracked.flow.state |= FLOW_SHARED };
     }
-    0
+    1
 }
 
 /// Takes in who sends on a flow. `first` is how certain it is that all of it is the
@@ -50,10 +55,8 @@ pub fn set_running(tag: *mut Socket) -> u32 {
 pub fn set_sender(tracked: *mut Tracked, sender: *const Owner, first: u8) {
     // SAFETY: map values; the verifier checks the access.
     unsafe {
-        if (*tracked).owner.pid == (*sender).pid
-            && (*tracked).owner.start_ns == (*sender).start_ns
-            && (*tracked).owner.exe_id == (*sender).exe_id
-        {
+        if is_same(&raw const (*tracked).owner, sender) {
+            (*tracked).owner.epoch = (*sender).epoch;
             let is_shared = (*tracked).flow.state & FLOW_SHARED != 0;
             if first == quality::DIRECT && !is_shared {
                 (*tracked).owner.quality = (*sender).quality;

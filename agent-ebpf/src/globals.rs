@@ -14,11 +14,6 @@ static INSTANCE: u32 = 0;
 #[unsafe(no_mangle)]
 static REPLACES: u32 = 0;
 
-/// Secret with which executables are hashed, so that nobody can construct two
-/// files that are taken for one.
-#[unsafe(no_mangle)]
-static EXECUTABLE_KEY: u64 = 0;
-
 /// 1 if `inet_sock_set_state` is attached, which ends TCP flows; else 0, and
 /// `sock_release` does.
 #[unsafe(no_mangle)]
@@ -62,12 +57,6 @@ pub fn instance() -> u32 {
 pub fn replaces() -> u32 {
     // SAFETY: as above.
     unsafe { ptr::read_volatile(&REPLACES) }
-}
-
-#[inline(always)]
-pub fn executable_key() -> u64 {
-    // SAFETY: as above.
-    unsafe { ptr::read_volatile(&EXECUTABLE_KEY) }
 }
 
 #[inline(always)]

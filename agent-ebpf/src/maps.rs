@@ -32,6 +32,12 @@ pub static CONTROL: Array<ControlPage, 1, { BPF_F_MMAPABLE as usize }> = Array::
 #[btf_map]
 pub static HOST_ROOT: Array<HostRoot, 1> = Array::new();
 
+/// Secret with which executables are hashed, so that nobody can construct two files that are
+/// taken for one. Written by the agent that makes the map, and kept, so that those after it
+/// know the same executables by the same numbers. One entry.
+#[btf_map]
+pub static EXECUTABLE_KEY: Array<ExecutableKey, 1> = Array::new();
+
 /// Socket tags. Written by the hooks; read by the hooks and, through an
 /// iterator, by the agent. As large as there are sockets; without memory for a
 /// tag a packet is judged and counted in `TOTALS`, with `tags-failed`.
@@ -129,6 +135,12 @@ pub static DEEDS: HashMap<DeedKey, Deed, 1024> = HashMap::new();
 /// process's flows have no executable.
 #[btf_map]
 pub static PROCESSES: HashMap<u32, Process, 65536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// By the last bits of a process's id, a number that moves when such a process begins or
+/// executes a file. Written by `fork` and `exec` after `PROCESSES`, so that who has learned
+/// something of a process can tell in one look whether that may be another by now. One value.
+#[btf_map]
+pub static EPOCHS: Array<Epochs, 1> = Array::new();
 
 /// Executables by `exe_id`. Written by `exec` and `task`, read by the judge and
 /// the agent. When full: `executables-full`, as above.

@@ -9,17 +9,82 @@ use aya_ebpf::helpers::{
         bpf_probe_read_kernel,
     },
 };
-use trefoil_ebpf::abi::*;
+use trefoil_ebpf::{abi::*, siphash::SipHash};
 
 use crate::{
+    atomic,
     bounds::masked,
-    globals::{executable_key, offset},
+    globals::offset,
     kernel_memory::{Kernel, follow, read},
-    maps::{EXECUTABLE_SCRATCH, EXECUTABLES, ExecutableScratch, HOST_ROOT, PROCESSES, lose},
+    maps::{
+        EPOCHS, EXECUTABLE_KEY, EXECUTABLE_SCRATCH, EXECUTABLES, ExecutableScratch, HOST_ROOT,
+        PROCESSES, lose,
+    },
 };
 
 /// `task_struct.flags`: a thread of the kernel, not of a process.
 const PF_KTHREAD: u32 = 0x0020_0000;
+
+/// The number that says whether a process may be another by now.
+#[inline(always)]
+pub fn epoch_of(pid: u32) -> u32 {
+    // SAFETY: a map value; the index is below N_EPOCHS.
+    slot(pid).map_or(0, |epoch| unsafe { ptr::read_volatile(epoch) as u32 })
+}
+
+/// Has everybody learn anew who this process is. To be called once `PROCESSES` says so.
+#[inline(always)]
+pub fn begin_epoch(pid: u32) {
+    if let Some(epoch) = slot(pid) {
+        atomic::add(epoch, 1);
+    }
+}
+
+#[inline(always)]
+fn slot(pid: u32) -> Option<*mut u64> {
+    let epochs = EPOCHS.get_ptr_mut(0)?.cast::<u64>();
+    let index = masked::<{ N_EPOCHS - 1 }>(pid as usize);
+    // SAFETY: a map value of so many words.
+    Some(unsafe { epochs.add(index) })
+}
+
+/// True if the running task is whom `owner` says, by everything that rules may ask for: no
+/// other file was executed since, and user, group, control group and login session are the
+/// same.
+#[inline(always)]
+pub fn is_running(owner: *const Owner) -> bool {
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let who = bpf_get_current_uid_gid();
+    // SAFETY: the caller's memory; the verifier checks the access. So below.
+    unsafe {
+        if (*owner).pid != pid
+            || (*owner).epoch != epoch_of(pid)
+            || (*owner).uid != who as u32
+            || (*owner).gid != (who >> 32) as u32
+            || (*owner).comm[0] == 0
+            || (*owner).cgroup_id != bpf_get_current_cgroup_id()
+        {
+            return false;
+        }
+        let session = read::<u32>(bpf_get_current_task(), offset!(task_sessionid));
+        session.unwrap_or(NOBODY_LOGGED_IN) == (*owner).session
+    }
+}
+
+/// True if both are the same sender, by everything that rules may ask for.
+#[inline(always)]
+pub fn is_same(a: *const Owner, b: *const Owner) -> bool {
+    // SAFETY: the caller's memory; the verifier checks the access.
+    unsafe {
+        (*a).pid == (*b).pid
+            && (*a).start_ns == (*b).start_ns
+            && (*a).exe_id == (*b).exe_id
+            && (*a).uid == (*b).uid
+            && (*a).gid == (*b).gid
+            && (*a).cgroup_id == (*b).cgroup_id
+            && (*a).session == (*b).session
+    }
+}
 
 /// Writes the running task into `owner`, with quality `direct`; a kernel thread
 /// leaves only its control group.
@@ -102,6 +167,8 @@ fn set_task_facts(owner: *mut Owner, task: Kernel, pid: u32, known: u8) -> u32 {
         }
         return 0;
     }
+    // Before the rest: what changes meanwhile is learned anew.
+    let epoch = epoch_of(pid);
     let leader = follow(task, offset!(task_group_leader)).unwrap_or(task);
     let start_ns = read::<u64>(leader, offset!(task_start_boottime)).unwrap_or(0);
     unsafe {
@@ -109,6 +176,7 @@ fn set_task_facts(owner: *mut Owner, task: Kernel, pid: u32, known: u8) -> u32 {
         (*owner).session = read::<u32>(task, offset!(task_sessionid)).unwrap_or(NOBODY_LOGGED_IN);
         (*owner).start_ns = start_ns;
         (*owner).pid = pid;
+        (*owner).epoch = epoch;
         (*owner).quality = known;
     }
     // SAFETY: a map value that its writers only replace as a whole.
@@ -165,7 +233,7 @@ pub fn record_process(task: Kernel, scratch: u32, insert: u64) -> Option<()> {
     };
     let process = Process {
         start_ns: read::<u64>(leader, offset!(task_start_boottime))?,
-        exe_id: record_executable(task, scratch).unwrap_or(0),
+        exe_id: record_executable(task, scratch, insert != 0).unwrap_or(0),
         parent_exe_id,
         ppid,
         pad: 0,
@@ -173,23 +241,24 @@ pub fn record_process(task: Kernel, scratch: u32, insert: u64) -> Option<()> {
     if PROCESSES.insert(&pid, &process, insert).is_err() && insert == 0 {
         lose(LOSS_PROCESSES_FULL, 1);
     }
+    begin_epoch(pid);
     Some(())
 }
 
-/// Interns the executable of `task` and returns its id.
+/// Interns the executable of `task` and returns its id. `found` as in [`read_executable`].
 #[inline(always)]
-fn record_executable(task: Kernel, scratch: u32) -> Option<u64> {
+fn record_executable(task: Kernel, scratch: u32, found: bool) -> Option<u64> {
     // A task without memory of its own is the kernel's: no executable, no loss.
     let mm = follow(task, offset!(task_mm))?;
     let number = scratch;
     let scratch = EXECUTABLE_SCRATCH.get_ptr_mut(number)?;
-    if read_executable(task, mm, number, scratch).is_none() {
+    if read_executable(task, mm, number, scratch, found).is_none() {
         lose(LOSS_EXECUTABLES_UNREAD, 1);
         return None;
     }
     // SAFETY: a map value; the verifier checks the access.
     let executable = unsafe { &raw mut (*scratch).executable };
-    let id = hash(executable);
+    let id = hash(executable)?;
     // SAFETY: only asked whether it is there.
     if unsafe { EXECUTABLES.get(&id) }.is_none() {
         // SAFETY: the scratch entry is complete and ours.
@@ -204,23 +273,21 @@ fn record_executable(task: Kernel, scratch: u32) -> Option<u64> {
 /// Components and mounts that a path may have.
 const MAX_COMPONENTS: usize = 48;
 
-/// Fills the scratch entry, which is that of this number, from `mm->exe_file`.
+/// Fills the scratch entry, which is that of this number, from `mm->exe_file`. `found` says
+/// that nobody has seen the task execute it.
 #[inline(always)]
 fn read_executable(
     task: Kernel,
     mm: Kernel,
     number: u32,
     scratch: *mut ExecutableScratch,
+    found: bool,
 ) -> Option<()> {
     let file = follow(mm, offset!(mm_exe_file))?;
     let inode = follow(file, offset!(file_inode))?;
     let super_block = follow(inode, offset!(inode_sb))?;
     let path = file + offset!(file_path) as u64;
-    let mut flags = if is_foreign(task) {
-        EXECUTABLE_FOREIGN
-    } else {
-        0
-    };
+    let mut flags = 0;
     if read::<u32>(inode, offset!(inode_nlink)) == Some(0) {
         flags |= EXECUTABLE_UNLINKED;
     }
@@ -230,6 +297,10 @@ fn read_executable(
     let walked = walk(dentry, mount, number) as usize;
     if walked & WALK_FAILED != 0 {
         return None;
+    }
+    let is_hosts = walked & WALK_TO_HOST_ROOT != 0 && is_of_host(mount).unwrap_or(false);
+    if !is_hosts || found && has_own_users(task) {
+        flags |= EXECUTABLE_FOREIGN;
     }
     if walked & WALK_COMPLETE == 0 {
         flags |= EXECUTABLE_TRUNCATED;
@@ -269,9 +340,11 @@ fn read_executable(
 const WALK_COMPLETE: usize = 2 * EXECUTABLE_PATH;
 /// The kernel's structures could not be read.
 const WALK_FAILED: usize = 4 * EXECUTABLE_PATH;
+/// The path begins at the host's root directory.
+const WALK_TO_HOST_ROOT: usize = 8 * EXECUTABLE_PATH;
 
 /// Writes the path of an entry of a directory into the scratch entry of this number.
-/// Returns where it begins, with [`WALK_COMPLETE`] or [`WALK_FAILED`].
+/// Returns where it begins, with [`WALK_COMPLETE`], [`WALK_FAILED`], [`WALK_TO_HOST_ROOT`].
 ///
 /// `bpf_d_path` is not available to these programs, so the path is walked here,
 /// from the file up to the root of the mount namespace. A global function, since what
@@ -294,18 +367,31 @@ fn walk_up(
     // SAFETY: a map value; the verifier checks every access through it. So below.
     let walk = unsafe { (&raw mut (*scratch).walk).cast::<u8>() };
     let mut start = EXECUTABLE_PATH;
+    // Root of the lowest mount that the path begins at so far: others, such as the initial
+    // file system, may be below the host's root.
+    let mut top = 0;
     for _ in 0..MAX_COMPONENTS {
         let mount_root = follow(mount, offset!(mount_mnt) + offset!(vfsmount_root))?;
         let parent = follow(dentry, offset!(dentry_parent))?;
-        if dentry == mount_root || dentry == parent {
+        if dentry == mount_root {
+            if top == 0 {
+                top = dentry;
+            }
             let above = follow(mount, offset!(mount_parent))?;
             if above == mount {
-                return Some(start | WALK_COMPLETE);
+                let is_hosts = HOST_ROOT.get(0)?.dentry == top;
+                let root = if is_hosts { WALK_TO_HOST_ROOT } else { 0 };
+                return Some(start | WALK_COMPLETE | root);
             }
             dentry = follow(mount, offset!(mount_mountpoint))?;
             mount = above;
             continue;
         }
+        if dentry == parent {
+            // Out of reach: a directory that was moved out of what is mounted.
+            return Some(start | WALK_COMPLETE);
+        }
+        top = 0;
         let name = follow(dentry, offset!(dentry_name))?;
         let len = read::<u32>(dentry, offset!(dentry_name_len))? as usize & (EXECUTABLE_PATH - 1);
         if len + 1 > start {
@@ -331,45 +417,49 @@ fn walk_up(
     Some(start)
 }
 
-/// True if paths of this task say nothing about the host's files, see
-/// [`EXECUTABLE_FOREIGN`].
+/// True if only who has the host's privileges can have made this mount: it is in a mount
+/// namespace that belongs to the host's user namespace.
+///
+/// None for a mount of no namespace: a detached one, or one of the kernel's own, such as that
+/// of memfd.
 #[inline(always)]
-fn is_foreign(task: Kernel) -> bool {
-    foreign(task).unwrap_or(true)
+fn is_of_host(mount: Kernel) -> Option<bool> {
+    let namespace = follow(mount, offset!(mount_mnt_ns))?;
+    let number = offset!(mnt_namespace_number);
+    // Without a number: of a tree that is attached nowhere.
+    if number != 0 && read::<u64>(namespace, number)? == 0 {
+        return Some(false);
+    }
+    let users = follow(namespace, offset!(mnt_namespace_user_ns))?;
+    Some(read::<u32>(users, offset!(user_namespace_level))? == 0)
 }
 
+/// True if a task is in a user namespace of its own, where a user without privileges may say
+/// which file his process was executed from (`PR_SET_MM_MAP`).
 #[inline(always)]
-fn foreign(task: Kernel) -> Option<bool> {
-    let nsproxy = follow(task, offset!(task_nsproxy))?;
-    let mount_namespace = follow(nsproxy, offset!(nsproxy_mnt_ns))?;
-    let user_namespace = follow(mount_namespace, offset!(mnt_namespace_user_ns))?;
-    if read::<u32>(user_namespace, offset!(user_namespace_level))? != 0 {
-        return Some(true);
-    }
-    let root = root_of(task)?;
-    let host = HOST_ROOT.get(0)?;
-    Some(host.inode != 0 && (host.inode != root.inode || host.device != root.device))
+fn has_own_users(task: Kernel) -> bool {
+    let level = || {
+        let cred = follow(task, offset!(task_cred))?;
+        let users = follow(cred, offset!(cred_user_ns))?;
+        read::<u32>(users, offset!(user_namespace_level))
+    };
+    level() != Some(0)
 }
 
 /// The root directory of a task.
 #[inline(always)]
 pub fn root_of(task: Kernel) -> Option<HostRoot> {
     let fs = follow(task, offset!(task_fs))?;
-    let dentry = follow(fs, offset!(fs_root) + offset!(path_dentry))?;
-    let inode = follow(dentry, offset!(dentry_inode))?;
-    let super_block = follow(inode, offset!(inode_sb))?;
     Some(HostRoot {
-        inode: read::<u64>(inode, offset!(inode_ino))?,
-        device: read::<u32>(super_block, offset!(super_block_dev))?,
-        pad: 0,
+        dentry: follow(fs, offset!(fs_root) + offset!(path_dentry))?,
     })
 }
 
 /// The key of an executable; never 0.
 #[inline(always)]
-fn hash(executable: *const Executable) -> u64 {
-    const MULTIPLIER: u64 = 0x9fb2_1c65_1e98_df25;
-    let mut hash = executable_key();
+fn hash(executable: *const Executable) -> Option<u64> {
+    const MESSAGE: u64 = (16 + EXECUTABLE_PATH) as u64;
+    let mut hash = SipHash::new(EXECUTABLE_KEY.get(0)?.words);
     // SAFETY: a map value; the verifier checks the access.
     let (inode, device, flags, words) = unsafe {
         (
@@ -379,15 +469,11 @@ fn hash(executable: *const Executable) -> u64 {
             (&raw const (*executable).path).cast::<u64>(),
         )
     };
-    let mut mix = |word: u64| {
-        hash = (hash ^ word).wrapping_mul(MULTIPLIER);
-        hash ^= hash >> 32;
-    };
-    mix(inode);
-    mix(u64::from(device) << 16 | u64::from(flags));
+    hash.word(inode);
+    hash.word(u64::from(device) << 16 | u64::from(flags));
     for i in 0..EXECUTABLE_PATH / 8 {
         // SAFETY: within the path.
-        mix(unsafe { ptr::read_volatile(words.add(i)) });
+        hash.word(unsafe { ptr::read_volatile(words.add(i)) });
     }
-    hash | 1
+    Some(hash.finish(MESSAGE << 56) | 1)
 }

@@ -1,29 +1,38 @@
-//! Who sends on a socket that is tagged, where the running task is the one that does.
+//! Who sends on a socket that is tagged, where the running task is the one that does; and
+//! whether whoever sent has become another since.
 
-use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use trefoil_ebpf::abi::*;
 
 use crate::{
-    accounting::announce_owner, flows::set_running, maps::PROCESSES, uplink_flows::attribute_last,
+    accounting::announce_owner,
+    flows::set_running,
+    maps::PROCESSES,
+    owner::{epoch_of, is_running},
+    uplink_flows::attribute_last,
 };
 
 /// Takes in that the running process has sent, or is about to.
 #[inline(always)]
 pub fn sends(tag: *mut Socket, has_sent: bool) -> Option<()> {
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     // SAFETY: map values; the verifier checks the access. So below.
     let (owner, flow) = unsafe { (&raw mut (*tag).tracked.owner, &raw mut (*tag).tracked.flow) };
     let (flags, state) = unsafe { ((*tag).flags, (*flow).state) };
     let is_certain = unsafe { (*owner).quality } == quality::DIRECT || state & FLOW_SHARED != 0;
-    // A process that has called exec since is another sender, too.
-    let exe_id = unsafe { PROCESSES.get(&pid) }.map_or(0, |process| process.exe_id);
-    if unsafe { (*owner).pid == pid && (*owner).exe_id == exe_id } && is_certain {
-        if state & FLOW_SENT == 0 && flags & SOCKET_HAS_PEER != 0 {
-            unsafe { (*flow).state |= FLOW_SENT };
+    // Who has changed since is another sender, too.
+    if is_certain && (is_running(owner) || set_running(tag) == 0) {
+        if flags & SOCKET_HAS_PEER != 0 {
+            if state & FLOW_SENT == 0 {
+                unsafe { (*flow).state |= FLOW_SENT };
+            }
+            if state & FLOW_SHARED != 0 {
+                unsafe { (*owner).quality = quality::INFERRED };
+            }
         }
         return None;
     }
-    set_running(tag);
+    if !is_certain {
+        set_running(tag);
+    }
     if has_sent && flags & SOCKET_OF_FRAMES != 0 {
         attribute_last(tag);
     }
@@ -47,4 +56,47 @@ pub fn sends(tag: *mut Socket, has_sent: bool) -> Option<()> {
         announce_owner(unsafe { &raw const (*tag).tracked });
     }
     Some(())
+}
+
+/// True unless who sent on a flow may be another by now: one look into an array.
+#[inline(always)]
+pub fn is_current(tracked: *const Tracked) -> bool {
+    // SAFETY: a map value; the verifier checks the access.
+    let (pid, epoch) = unsafe { ((*tracked).owner.pid, (*tracked).owner.epoch) };
+    pid == 0 || epoch == epoch_of(pid)
+}
+
+/// Takes in what the process that sent on a flow executes now, if it is another file: what
+/// leaves from here on may be of either, and is judged as the later.
+///
+/// For hooks where anybody's task may run. A function of its own for the sake of the stack.
+#[inline(never)]
+pub fn refresh(tracked: *mut Tracked) -> u32 {
+    // SAFETY: map values; the verifier checks the access. So below.
+    let (owner, flow) = unsafe { (&raw mut (*tracked).owner, &raw mut (*tracked).flow) };
+    let (pid, start_ns, exe_id) = unsafe { ((*owner).pid, (*owner).start_ns, (*owner).exe_id) };
+    let epoch = epoch_of(pid);
+    // Of one that has ended nothing changes any more, though its id may be another's.
+    if let Some(process) = unsafe { PROCESSES.get(&pid) }
+        && process.start_ns == start_ns
+        && process.exe_id != exe_id
+    {
+        let state = unsafe { (*flow).state };
+        unsafe {
+            (*owner).exe_id = process.exe_id;
+            (*owner).parent_exe_id = process.parent_exe_id;
+            (*owner).quality = quality::INFERRED;
+            // Not known here, and not what it was.
+            (*owner).comm = [0; 16];
+            (*flow).decision.generation = 0;
+        }
+        if state & (FLOW_SENT | FLOW_SHARED) != 0 {
+            unsafe { (*flow).state |= FLOW_SHARED };
+            if state & (FLOW_ANNOUNCED | FLOW_SHARED) == FLOW_ANNOUNCED {
+                announce_owner(tracked);
+            }
+        }
+    }
+    unsafe { (*owner).epoch = epoch };
+    0
 }

@@ -54,7 +54,7 @@ const EVENTS_A_TURN: usize = 4_096;
 const FAREWELL: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// How long the entry of a removed control group is kept for late packets.
-const REMOVED_CGROUP_KEPT_NS: u64 = 300_000_000_000;
+const REMOVED_CGROUP_KEPT_NS: u64 = 30_000_000_000;
 
 /// A policy that was compiled and is about to be put in force.
 pub struct Compilation {

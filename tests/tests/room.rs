@@ -494,3 +494,24 @@ fn without_room_too_what_two_processes_send_by_one_socket_is_not_ascribed_for_ce
     }
     lab.close()
 }
+
+/// A start failed where there were more of them than the table holds, until `detach`.
+#[test]
+fn a_host_with_more_control_groups_than_the_table_starts() -> Result<()> {
+    const ROOM: usize = 4;
+    let lab = Lab::new()?;
+    for number in 0..=ROOM {
+        lab.unit(&format!("many-{number}.service"))?;
+    }
+    let settings = format!("[tables]\ncgroups = {ROOM}\n");
+    let mut agent = lab
+        .agent()
+        .policy(&approving())
+        .settings(&settings)
+        .start()?;
+    agent.wait_for("the loss is told", |records| {
+        lost(records, "cgroups-full").ok().filter(|lost| *lost > 0)
+    })?;
+    all_of(agent, &lab)?;
+    lab.close()
+}

@@ -158,8 +158,6 @@ pub struct Offsets {
     pub task_mm: u32,
     /// `task_struct.fs`
     pub task_fs: u32,
-    /// `task_struct.nsproxy`
-    pub task_nsproxy: u32,
     /// `task_struct.cred`
     pub task_cred: u32,
     /// `task_struct.flags`
@@ -218,6 +216,8 @@ pub struct Offsets {
     pub dentry_name_len: u32,
     /// `mount.mnt`; what a `vfsmount` pointer is embedded in
     pub mount_mnt: u32,
+    /// `mount.mnt_ns`
+    pub mount_mnt_ns: u32,
     /// `mount.mnt_parent`
     pub mount_parent: u32,
     /// `mount.mnt_mountpoint`
@@ -236,10 +236,13 @@ pub struct Offsets {
     pub inode_nlink: u32,
     /// `super_block.s_dev`, in the kernel's own encoding (major << 20 | minor)
     pub super_block_dev: u32,
-    /// `nsproxy.mnt_ns`
-    pub nsproxy_mnt_ns: u32,
     /// `mnt_namespace.user_ns`
     pub mnt_namespace_user_ns: u32,
+    /// A number that every mount namespace has which processes can be in: `mnt_namespace.seq`,
+    /// or the `ns_id` in its `ns_common`; 0 if this kernel has neither
+    pub mnt_namespace_number: u32,
+    /// `cred.user_ns`
+    pub cred_user_ns: u32,
     /// `user_namespace.level`
     pub user_namespace_level: u32,
     /// `fs_struct.root`
@@ -274,17 +277,15 @@ pub struct Offsets {
     pub net_ns_inum: u32,
 }
 
-/// The host's root directory, in map `HOST_ROOT`: the executables of a process
-/// that has another one are [`EXECUTABLE_FOREIGN`].
+/// The host's root directory, in map `HOST_ROOT`: an executable whose path does not begin
+/// there is [`EXECUTABLE_FOREIGN`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HostRoot {
-    /// Inode number; 0 while not known, and then nothing is foreign for it.
-    pub inode: u64,
-    /// Device in the kernel's encoding, `major << 20 | minor`.
-    pub device: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Address of its `dentry`, which stays while the first process has it; 0 while not known,
+    /// and then all are foreign. Inode numbers would not do: all subvolumes of Btrfs have the
+    /// same for their roots.
+    pub dentry: u64,
 }
 
 #[cfg(not(target_arch = "bpf"))]

@@ -63,8 +63,18 @@ pub struct Owner {
     /// One of [`quality`].
     pub quality: u8,
     /// Zero.
-    pub pad: [u8; 7],
+    pub pad: [u8; 3],
+    /// Of the process in map `EPOCHS`, before anything here was learned.
+    pub epoch: u32,
 }
+
+/// Entries of map `EPOCHS`; a power of two.
+pub const N_EPOCHS: usize = 1 << 16;
+
+/// The only value of map `EPOCHS`: by the last bits of a process's id, how often such a process
+/// has begun or has executed another file.
+#[repr(C)]
+pub struct Epochs(pub [u64; N_EPOCHS]);
 
 /// A live process, keyed by thread group id in map `PROCESSES`.
 #[repr(C)]
@@ -84,9 +94,10 @@ pub struct Process {
 
 /// The path did not fit and was cut at the front: the last bytes are kept.
 pub const EXECUTABLE_TRUNCATED: u16 = 1;
-/// The path was seen through a mount namespace that an unprivileged user can
-/// shape, or below another root directory than the host's. It says nothing
-/// about the host's files, so it matches rules that deny it, and none that approves.
+/// The file was executed from a mount that says nothing about the host's files: one that is in
+/// a mount namespace of a user's making, attached nowhere, or not below the host's root
+/// directory; or it is only a user's word that it was executed. It matches rules that deny it, and
+/// none that approves.
 pub const EXECUTABLE_FOREIGN: u16 = 2;
 /// The file had no name left when it was executed (deleted, or a memfd).
 pub const EXECUTABLE_UNLINKED: u16 = 4;
@@ -94,7 +105,7 @@ pub const EXECUTABLE_UNLINKED: u16 = 4;
 /// A program file that was executed, keyed by `exe_id` in map `EXECUTABLES`.
 ///
 /// The key is a keyed hash over path, device, inode and flags: the same file
-/// under the same name has the same key as long as the programs are loaded.
+/// under the same name has the same key until everything is taken out of the kernel.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Executable {
@@ -108,8 +119,16 @@ pub struct Executable {
     pub path_len: u16,
     /// `EXECUTABLE_*` bits.
     pub flags: u16,
-    /// Absolute path in the mount namespace of the process, not terminated.
+    /// Absolute path in the mount namespace that the file was executed from, not terminated.
     pub path: [u8; EXECUTABLE_PATH],
+}
+
+/// The only entry of map `EXECUTABLE_KEY`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExecutableKey {
+    /// Of SipHash; zeros before there is one.
+    pub words: [u64; 2],
 }
 
 /// The path did not fit: the first bytes are kept.

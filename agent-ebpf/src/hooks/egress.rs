@@ -27,6 +27,7 @@ use crate::{
     packet::{Ends, Route, ends, is_bare_reset, is_same_peer, keeps_link, plain_ends_at, protocol},
     remembered::{ended, keep_large},
     route::judge_listed,
+    sender::{is_current, refresh},
     settle::{decide, decide_as, record},
     socket::{is_raw, is_tcp},
     source::Source,
@@ -435,6 +436,9 @@ fn settle(
     ends: &Ends,
     bytes: u64,
 ) -> i32 {
+    if !is_current(tracked) {
+        refresh(tracked);
+    }
     let decision = decide(in_force, tracked, ends, bytes as u32, |source| {
         judge_listed(in_force, source, skb, 0, ends, bytes as u32)
     });

@@ -5,11 +5,9 @@
 
 use core::ffi::c_void;
 
-use trefoil_ebpf::abi::HostRoot;
-
 use crate::{
     globals::offset,
-    kernel_memory::{Kernel, read},
+    kernel_memory::{Kernel, follow, read},
     maps::HOST_ROOT,
     owner::{record_process, root_of},
 };
@@ -42,13 +40,32 @@ fn record(task: Kernel) -> Option<()> {
     if read::<u32>(task, offset!(task_tgid))? != pid {
         return None; // A thread.
     }
-    // Tasks come in the order of their ids, so the host's root is known before
-    // any other executable is looked at.
-    if pid == 1
-        && let Some(root) = root_of(task)
-    {
-        let host: &HostRoot = &root;
-        let _ = HOST_ROOT.set(0, host, 0);
+    // Tasks come in the order of their ids, so the host's root is known before any other
+    // executable is looked at.
+    if pid == 1 || HOST_ROOT.get(0)?.dentry == 0 {
+        set_host_root(task);
     }
     record_process(task, SCRATCH, BPF_NOEXIST)
+}
+
+/// Generations between a process and the first one that are looked at.
+const MAX_GENERATIONS: usize = 16;
+
+/// Takes the root of the first process, from which this task descends, for the host's. Some
+/// kernels do not show that process to iterators.
+#[inline(never)]
+fn set_host_root(mut task: Kernel) -> u32 {
+    let mut look = || {
+        for _ in 0..MAX_GENERATIONS {
+            if read::<u32>(task, offset!(task_tgid))? == 1 {
+                let root = root_of(task)?;
+                let _ = HOST_ROOT.set(0, &root, 0);
+                break;
+            }
+            task = follow(task, offset!(task_real_parent))?;
+        }
+        Some(())
+    };
+    look();
+    0
 }

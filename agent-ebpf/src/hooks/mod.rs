@@ -33,4 +33,5 @@ mod sock_addr;
 mod sock_create;
 mod sock_release;
 mod sock_send_length;
+mod tcp_sendmsg_locked;
 mod uplink_egress;

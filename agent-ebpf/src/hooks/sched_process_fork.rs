@@ -10,6 +10,7 @@ use crate::{
     globals::offset,
     kernel_memory::{Kernel, follow, read},
     maps::{PROCESSES, lose},
+    owner::begin_epoch,
 };
 
 #[btf_tracepoint(function = "sched_process_fork")]
@@ -39,5 +40,6 @@ fn record(parent: Kernel, child: Kernel) -> Option<()> {
     if PROCESSES.insert(&pid, &process, 0).is_err() {
         lose(LOSS_PROCESSES_FULL, 1);
     }
+    begin_epoch(pid);
     Some(())
 }

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use trefoil_ebpf::abi::{Counters, Tracked, quality, verdict};
+use trefoil_ebpf::abi::{Counters, Owner, Tracked, quality, verdict};
 
 use super::{Ending, FlowReport, Report, ReportKind, Stage, counted, minus, zip};
 use crate::geo::Country;
@@ -98,7 +98,12 @@ impl Entry {
             // What is known of the owner is not forgotten.
             if tracked.owner.quality != quality::NONE || self.tracked.owner.quality == quality::NONE
             {
-                self.changed |= self.tracked.owner != tracked.owner;
+                let epoch = tracked.owner.epoch;
+                let before = Owner {
+                    epoch,
+                    ..self.tracked.owner
+                };
+                self.changed |= before != tracked.owner;
                 self.tracked.owner = tracked.owner;
             }
         }

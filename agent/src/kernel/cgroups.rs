@@ -1,6 +1,7 @@
 //! Control groups that are older than the agent.
 
 use std::{
+    collections::VecDeque,
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -49,13 +50,13 @@ fn cgroup2_mounts(mountinfo: &str) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
-/// All control groups below the root, with their ids.
+/// All control groups below the root, with their ids; those nearest to it first.
 ///
 /// One that is made or removed meanwhile is the `cgroup_mkdir` hook's.
 pub fn existing(root: &Path) -> Vec<(u64, Cgroup)> {
     let mut found = Vec::new();
-    let mut todo = vec![root.to_owned()];
-    while let Some(dir) = todo.pop() {
+    let mut todo = VecDeque::from([root.to_owned()]);
+    while let Some(dir) = todo.pop_front() {
         if let Ok(metadata) = fs::metadata(&dir) {
             let path = dir.strip_prefix(root).unwrap_or(&dir);
             found.push((metadata.ino(), entry(&format!("/{}", path.display()))));

@@ -116,6 +116,14 @@ pub const HOOKS: &[Hook] = &[
             Some("processes that send on sockets which others opened"),
         )
     },
+    Hook {
+        calls: Some(SOCKET_STORAGE),
+        ..hook(
+            "tcp_sendmsg_locked",
+            Place::Tracepoint,
+            Some("users, groups and control groups that processes changed to, in their first call"),
+        )
+    },
     hook(
         "netif_receive_skb_entry",
         Place::Tracepoint,

@@ -138,7 +138,6 @@ impl Kernel {
         let state_seen = u32::from(tcp_state_seen);
         let subflows_known = u32::from(types.has_function("bpf_skc_to_mptcp_sock"));
         drop(types);
-        let executable_key = random_word()?;
         let namespace = namespace_cookie();
         let namespace_inode = namespace_inode()?;
         let local_flows = u32::from(settings.local_flows);
@@ -150,7 +149,6 @@ impl Kernel {
         loader
             .override_global("INSTANCE", &instance, true)
             .override_global("REPLACES", &replaced, true)
-            .override_global("EXECUTABLE_KEY", &executable_key, true)
             .override_global("TCP_STATE_SEEN", &state_seen, true)
             .override_global("SUBFLOWS_KNOWN", &subflows_known, true)
             .override_global("NAMESPACE", &namespace, true)
@@ -167,6 +165,7 @@ impl Kernel {
         let mut ebpf = loader
             .load(OBJECT)
             .map_err(|error| KernelError::failed("load the kernel programs' maps", error))?;
+        tables::set_executable_key(&pins)?;
 
         let btf = Btf::from_sys_fs().map_err(|error| KernelError::NoBtf {
             path: offsets::VMLINUX.into(),
@@ -327,7 +326,7 @@ impl Kernel {
     /// Adds a control group to the kernel's table. For tests and benchmarks.
     pub fn add_cgroup(&self, id: u64, path: &str) -> Result<(), KernelError> {
         let cgroup: Cgroup = cgroups::entry(path);
-        self.reader()?.add_cgroup(id, &cgroup)
+        self.reader()?.add_cgroup(id, &cgroup).map(drop)
     }
 
     pub(super) fn iterator(&self, name: &str) -> Option<&Iter> {
@@ -432,14 +431,6 @@ fn namespace_inode() -> Result<u32, KernelError> {
     inode
         .map(|inode| inode as u32)
         .map_err(|error| KernelError::failed(format!("look at {PATH}"), error))
-}
-
-fn random_word() -> Result<u64, KernelError> {
-    let mut bytes = [0; 8];
-    File::open("/dev/urandom")
-        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut bytes))
-        .map_err(|error| KernelError::failed("read /dev/urandom", error))?;
-    Ok(u64::from_ne_bytes(bytes))
 }
 
 /// An error with everything that caused it, in one line.

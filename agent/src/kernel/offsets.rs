@@ -33,7 +33,6 @@ pub fn resolve() -> Result<Offsets, KernelError> {
         task_signal: of("task_struct", "signal")?,
         task_mm: of("task_struct", "mm")?,
         task_fs: of("task_struct", "fs")?,
-        task_nsproxy: of("task_struct", "nsproxy")?,
         task_cred: of("task_struct", "cred")?,
         task_flags: of("task_struct", "flags")?,
         task_cgroups: of("task_struct", "cgroups")?,
@@ -63,6 +62,7 @@ pub fn resolve() -> Result<Offsets, KernelError> {
         dentry_name: of("dentry", "d_name")? + of("qstr", "name")?,
         dentry_name_len: of("dentry", "d_name")? + of("qstr", "len")?,
         mount_mnt: of("mount", "mnt")?,
+        mount_mnt_ns: of("mount", "mnt_ns")?,
         mount_parent: of("mount", "mnt_parent")?,
         mount_mountpoint: of("mount", "mnt_mountpoint")?,
         vfsmount_root: of("vfsmount", "mnt_root")?,
@@ -72,7 +72,8 @@ pub fn resolve() -> Result<Offsets, KernelError> {
         inode_sb: of("inode", "i_sb")?,
         inode_nlink: of("inode", "i_nlink")?,
         super_block_dev: of("super_block", "s_dev")?,
-        nsproxy_mnt_ns: of("nsproxy", "mnt_ns")?,
+        mnt_namespace_number: mount_namespace_number(&types),
+        cred_user_ns: of("cred", "user_ns")?,
         mnt_namespace_user_ns: of("mnt_namespace", "user_ns")?,
         user_namespace_level: of("user_namespace", "level")?,
         fs_root: of("fs_struct", "root")?,
@@ -91,6 +92,15 @@ pub fn resolve() -> Result<Offsets, KernelError> {
         rtnl_link_ops_kind: of("rtnl_link_ops", "kind")?,
         net_ns_inum: of("net", "ns")? + of("ns_common", "inum")?,
     })
+}
+
+/// See [`Offsets::mnt_namespace_number`].
+fn mount_namespace_number(types: &Types) -> u32 {
+    let own = || types.offset("mnt_namespace", "seq");
+    // Since 6.18.
+    let common =
+        || Some(types.offset("mnt_namespace", "ns")? + types.offset("ns_common", "ns_id")?);
+    own().or_else(common).unwrap_or(0)
 }
 
 /// Opens the kernel's type information.

@@ -7,7 +7,7 @@ use std::{
     os::fd::AsFd,
 };
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
 use trefoil_ebpf::abi::{
     Cgroup, EndedKey, Event, Executable, FlowKey, LOSSES, Policy, Totals, Tracked, UplinkFlowKey,
     verdict,
@@ -185,17 +185,24 @@ impl Reader {
     }
 
     /// Adds a control group that is older than the hooks; one that a hook added
-    /// meanwhile is left alone.
-    pub fn add_cgroup(&self, id: u64, cgroup: &Cgroup) -> Result<(), KernelError> {
+    /// meanwhile is left alone. False if there is no room.
+    pub fn add_cgroup(&self, id: u64, cgroup: &Cgroup) -> Result<bool, KernelError> {
         const BPF_NOEXIST: u64 = 1;
         let mut cgroups: Hash<u64, Cgroup> = hash(&self.pins, "CGROUPS")?;
         match cgroups.insert(Wire(id), Wire(*cgroup), BPF_NOEXIST) {
             Err(MapError::SyscallError(error))
                 if error.io_error.raw_os_error() == Some(libc::EEXIST) =>
             {
-                Ok(())
+                Ok(true)
             }
-            other => other.map_err(|error| failed("CGROUPS", error)),
+            Err(MapError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::E2BIG) =>
+            {
+                Ok(false)
+            }
+            other => other
+                .map(|()| true)
+                .map_err(|error| failed("CGROUPS", error)),
         }
     }
 
@@ -234,6 +241,28 @@ impl Reader {
                 .map_err(|error| failed("CUTS", error))?;
         }
         Ok(())
+    }
+
+    /// Counts losses that the agent has seen and no program, at its start.
+    pub fn lose(&self, loss: u32, amount: u64) -> Result<(), KernelError> {
+        let mut losses: PerCpuArray<MapData, Wire<u64>> =
+            Map::PerCpuArray(self.pins.open_map("LOSSES")?)
+                .try_into()
+                .map_err(|error| failed("LOSSES", error))?;
+        let known = losses
+            .get(&loss, 0)
+            .map_err(|error| failed("LOSSES", error))?;
+        let mut counts: Vec<_> = known.iter().copied().collect();
+        if let Some(count) = counts.first_mut() {
+            count.0 += amount;
+        }
+        PerCpuValues::try_from(counts)
+            .map_err(|error| KernelError::failed("use map LOSSES", error))
+            .and_then(|counts| {
+                losses
+                    .set(loss, counts, 0)
+                    .map_err(|error| failed("LOSSES", error))
+            })
     }
 
     /// What was lost so far, by the names of [`LOSSES`]; zeros included.

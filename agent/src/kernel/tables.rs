@@ -1,11 +1,11 @@
 //! Putting a compiled policy into the kernel's tables.
 
-use std::{mem::offset_of, os::fd::AsFd};
+use std::{fs::File, mem::offset_of, os::fd::AsFd};
 
-use aya::maps::{Array, ArrayOfMaps, MapData};
+use aya::maps::{Array, ArrayOfMaps, Map, MapData};
 use trefoil_ebpf::abi::{
-    CHUNK_BYTES, Control, ControlPage, ENFORCE_ALWAYS, ENFORCE_NEVER, MAX_CHUNKS, Policy,
-    chunk_index,
+    CHUNK_BYTES, Control, ControlPage, ENFORCE_ALWAYS, ENFORCE_NEVER, ExecutableKey, MAX_CHUNKS,
+    Policy, chunk_index,
 };
 
 use super::{
@@ -13,6 +13,7 @@ use super::{
     budgets::{Budgets, Places},
     mapped::Mapped,
     pins::PinDir,
+    reader::failed,
     wire::Wire,
 };
 use crate::{
@@ -190,7 +191,7 @@ pub fn write(
 }
 
 fn policies(pins: &PinDir) -> Result<Array<MapData, Wire<Policy>>, KernelError> {
-    Array::try_from(aya::maps::Map::Array(pins.open_map("POLICIES")?))
+    Array::try_from(Map::Array(pins.open_map("POLICIES")?))
         .map_err(|error| KernelError::failed("use map POLICIES", error))
 }
 
@@ -243,7 +244,7 @@ fn write_chunks(
     if bpf_syscall::fill(tables.fd().as_fd(), filled, &maps).is_err() {
         // Before 5.19, one by one.
         let mut tables =
-            ArrayOfMaps::<MapData>::try_from(aya::maps::Map::ArrayOfMaps(pins.open_map("TABLES")?))
+            ArrayOfMaps::<MapData>::try_from(Map::ArrayOfMaps(pins.open_map("TABLES")?))
                 .map_err(failed)?;
         for (&index, chunk) in filled.iter().zip(&chunks) {
             tables.set(index, chunk, 0).map_err(failed)?;
@@ -263,4 +264,28 @@ pub(super) fn wait_for_programs() {
     // BPF program that is running delays. Where it is not to be had, replacing
     // the inner maps waits for one as well.
     unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+}
+
+/// Makes the secret by which executables are numbered, unless an agent before has.
+pub fn set_executable_key(pins: &PinDir) -> Result<(), KernelError> {
+    const NAME: &str = "EXECUTABLE_KEY";
+    let mut map: Array<MapData, Wire<ExecutableKey>> = Map::Array(pins.open_map(NAME)?)
+        .try_into()
+        .map_err(|error| failed(NAME, error))?;
+    let known = map.get(&0, 0).map_err(|error| failed(NAME, error))?;
+    if known.0 != ExecutableKey::default() {
+        return Ok(());
+    }
+    let word = || {
+        let mut bytes = [0; 8];
+        File::open("/dev/urandom")
+            .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut bytes))
+            .map_err(|error| KernelError::failed("read /dev/urandom", error))?;
+        Ok::<_, KernelError>(u64::from_ne_bytes(bytes))
+    };
+    let key = ExecutableKey {
+        words: [word()?, word()?],
+    };
+    map.set(0, Wire(key), 0)
+        .map_err(|error| failed(NAME, error))
 }

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use aya::Ebpf;
-use trefoil_ebpf::abi::Control;
+use trefoil_ebpf::abi::{Control, LOSS_CGROUPS_FULL};
 
 use super::{
     Kernel, KernelError, LoadSettings, PinDir, cgroups, detach, former,
@@ -122,8 +122,15 @@ impl Kernel {
             return Ok(());
         };
         let reader = self.reader()?;
+        // Those nearest to the root come first: what belongs to the system has its room.
+        let mut n_left = 0;
         for (id, cgroup) in cgroups::existing(&root) {
-            reader.add_cgroup(id, &cgroup)?;
+            if !reader.add_cgroup(id, &cgroup)? {
+                n_left += 1;
+            }
+        }
+        if n_left != 0 {
+            reader.lose(LOSS_CGROUPS_FULL, n_left)?;
         }
         Ok(())
     }

@@ -42,6 +42,7 @@ plain!(
     abi::EndedKey,
     abi::Event,
     abi::Executable,
+    abi::ExecutableKey,
     abi::FlowKey,
     abi::Header,
     abi::HostRoot,

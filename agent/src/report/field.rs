@@ -270,8 +270,8 @@ fields! {
     Exe "exe" Text "" ACTORS
         "path of its executable when it was executed";
     ExeNote "exe_note" Text "" ACTORS
-        "why `exe` is not the path of a file of the host: `truncated`, `foreign` (of a container) or \
-         `unlinked` (had no name any more)";
+        "why `exe` is not the path of a file of the host: `truncated`, `foreign` (of a \
+         container, of a user's own mount, of memory) or `unlinked` (had no name any more)";
     ExeSha256 "exe_sha256" Text "" ACTORS
         "SHA-256 of the executable";
     Comm "comm" Text "" ACTORS

@@ -43,6 +43,7 @@ const PROGRAMS: [&str; 27] = [
     "sock_create",
     "sock_release",
     "sock_send_length",
+    "tcp_sendmsg_locked",
     "uplink_egress",
 ];
 
@@ -106,6 +107,10 @@ fn linux_5_10() -> Result<()> {
                     "processes that send on sockets which others opened",
                 ),
                 (
+                    "tcp_sendmsg_locked",
+                    "users, groups and control groups that processes changed to, in their first call",
+                ),
+                (
                     "__dev_direct_xmit",
                     "frames of AF_XDP, even those that the kernel copies",
                 ),
@@ -122,10 +127,16 @@ fn linux_6_1() -> Result<()> {
         &mut vm,
         &Kernel {
             release: "6.1.",
-            lacks: &[(
-                "sock_send_length",
-                "processes that splice into sockets which others opened",
-            )],
+            lacks: &[
+                (
+                    "sock_send_length",
+                    "processes that splice into sockets which others opened",
+                ),
+                (
+                    "tcp_sendmsg_locked",
+                    "users, groups and control groups that processes changed to, in their first call",
+                ),
+            ],
             instead: &["security_socket_sendmsg"],
         },
     )
@@ -134,7 +145,16 @@ fn linux_6_1() -> Result<()> {
 #[test]
 fn linux_6_12() -> Result<()> {
     let mut vm = Vm::booted_with("6.12", "linux-6.12")?;
-    watches_and_enforces(&mut vm, &everything("6.12."))
+    watches_and_enforces(
+        &mut vm,
+        &Kernel {
+            lacks: &[(
+                "tcp_sendmsg_locked",
+                "users, groups and control groups that processes changed to, in their first call",
+            )],
+            ..everything("6.12.")
+        },
+    )
 }
 
 /// Whatever Debian has; the release is in the scenario's output.

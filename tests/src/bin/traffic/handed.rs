@@ -122,7 +122,8 @@ pub fn use_handed(arguments: &mut Arguments) -> Answer {
     send_and_tell(&socket, port)
 }
 
-fn received(from: &OwnedFd) -> Result<OwnedFd, Failure> {
+/// The descriptor that comes through a socket.
+pub fn received(from: &OwnedFd) -> Result<OwnedFd, Failure> {
     let mut byte = [0];
     let mut parts = [IoSliceMut::new(&mut byte)];
     let mut control = nix::cmsg_space!([RawFd; 1]);

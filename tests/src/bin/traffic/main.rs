@@ -5,7 +5,9 @@
 //! usage. Starting must be fast, so there is no library for arguments here.
 
 mod arguments;
+mod became;
 mod copy;
+mod forged;
 mod handed;
 mod insist;
 mod many;
@@ -75,6 +77,13 @@ const USAGE: &str = "traffic COMMAND ...
       datagrams, on one socket, connected ones and new ones, and connections to all
       addresses in turn, until its input ends; a line for each address and way tells
       how many went, how many were refused, and how many failed otherwise
+  become ADDR:PORT [--bytes N] [--cgroup DIRECTORY] [--gid N] [--uid N] [--program PATH]
+      connects and says hello, changes so, and sends N bytes in one call
+  pour BYTES
+      on the connection that standard input is, in one call
+  forge not|memory|root|pivoted|bound-inside|bound|bound-gone|tree PATH DIRECTORY ADDR:PORT
+      executes itself, from mounts of its own, so that it looks like PATH, and connects:
+      in DIRECTORY there is another root directory, which has a program at PATH, too
   uring connect|send|sendmsg|zero-copy ADDR:PORT [--size N] [--poll]
   copy sendfile|splice|zero-copy ADDR:PORT [--bytes N]
   tun inject NAME ADDR:PORT ADDR:PORT [--size N] [--count N]
@@ -196,6 +205,10 @@ fn run(arguments: &mut Arguments) -> Answer {
         "use" => handed::use_handed(arguments),
         "turn" => handed::turn(arguments),
         "move" => moved::go(arguments),
+        "become" => became::become_another(arguments),
+        "pour" => became::pour(arguments),
+        "forge" => forged::forge(arguments),
+        "forge-inside" => forged::inside(arguments),
         "option" => option::set(arguments),
         "relay" => handed::relay(arguments),
         "workers" => workers::workers(arguments),

@@ -1,0 +1,211 @@
+//! Who a sender is, whatever a user without privileges does to look like another.
+
+mod world;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use trefoil_lab::sink::TcpSink;
+use trefoil_lab::{Lab, places};
+use world::{REFUSED, TRAFFIC, all_of, at, is_about_a_flow, lacks_hook};
+
+/// A user without privileges.
+const USER: u32 = 12_345;
+
+/// Approves one executable on its way to the peer, and nothing else.
+fn only(exe: &Path) -> String {
+    format!(
+        "mode = \"enforce\"\n\
+         [[rules]]\n\
+         name = \"the approved program\"\n\
+         from = {{ exe = \"{}\" }}\n\
+         to = {{ networks = [\"198.51.100.0/24\"] }}\n\
+         verdict = \"approve\"\n",
+        exe.display()
+    )
+}
+
+/// Another root directory, with `traffic` at this path and what it needs to run.
+fn other_root(lab: &Lab, name: &str, path: &Path) -> Result<PathBuf> {
+    let below = |path: &Path| {
+        let path = path.strip_prefix("/").unwrap_or(path);
+        format!("{name}/{}", path.display())
+    };
+    lab.copy_program(TRAFFIC, &below(path))?;
+    let needed = Command::new("ldd").arg(TRAFFIC).output().context("ldd")?;
+    let needed = String::from_utf8(needed.stdout)?;
+    for word in needed
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'))
+    {
+        lab.copy_program(word, &below(Path::new(word)))?;
+    }
+    Ok(lab.file(name))
+}
+
+#[test]
+fn a_path_that_a_user_has_mounted_is_not_the_hosts() -> Result<()> {
+    let lab = Lab::new()?;
+    let approved = lab.copy_program(TRAFFIC, "approved/program")?;
+    let root = other_root(&lab, "root", &approved)?;
+    let sink = TcpSink::new(&lab.peer, 443)?;
+    let agent = lab.agent().policy(&only(&approved)).start()?;
+    let mut expected = Vec::new();
+    for (way, exe, note, code) in [
+        ("not", Some(approved.clone()), "", 0),
+        ("memory", None, "foreign", REFUSED),
+        ("bound", Some(approved.clone()), "foreign", REFUSED),
+        ("bound-inside", Some(approved.clone()), "foreign", REFUSED),
+        ("bound-gone", None, "foreign", REFUSED),
+        ("tree", Some(approved.clone()), "foreign", REFUSED),
+        ("pivoted", Some(approved.clone()), "foreign", REFUSED),
+        // Only the process sees it there.
+        (
+            "root",
+            Some(root.join(approved.strip_prefix("/")?)),
+            "",
+            REFUSED,
+        ),
+    ] {
+        let outcome = lab
+            .program_as(USER, TRAFFIC)?
+            .args([
+                "forge".as_ref(),
+                way.as_ref(),
+                approved.as_os_str(),
+                root.as_os_str(),
+            ])
+            .args([at(places::PEER, 443)])
+            .run()?;
+        ensure!(outcome.code == code, "{way}: {outcome:?}");
+        expected.push((way, outcome.pid, exe, note));
+    }
+    assert_eq!(sink.connections(), 1);
+    let records = all_of(agent, &lab)?;
+    for (way, pid, exe, note) in expected {
+        let record = records
+            .iter()
+            .find(|record| is_about_a_flow(record) && record.is("pid", pid))
+            .with_context(|| format!("{way}: no record"))?;
+        let (exe, told) = (
+            exe.map(|path| path.display().to_string()),
+            record.text("exe"),
+        );
+        ensure!(exe.is_none_or(|exe| exe == told), "{way}: {record}");
+        ensure!(
+            record.is("exe_note", note) || note.is_empty() && record.text("exe_note").is_empty(),
+            "{way}: {record}"
+        );
+    }
+    lab.close()
+}
+
+#[test]
+fn a_hard_link_has_the_path_that_a_user_gave_it() -> Result<()> {
+    let lab = Lab::new()?;
+    let approved = lab.copy_program(TRAFFIC, "approved/program")?;
+    fs::create_dir(lab.file("home"))?;
+    let link = lab.file("home/program");
+    fs::hard_link(&approved, &link)?;
+    let agent = lab.agent().policy(&only(&approved)).start()?;
+    let outcome = lab
+        .program_as(USER, &link)?
+        .args(["tcp", &at(places::PEER, 443)])
+        .run()?;
+    ensure!(outcome.code == REFUSED, "{outcome:?}");
+    let records = all_of(agent, &lab)?;
+    let record = records
+        .iter()
+        .find(|record| is_about_a_flow(record) && record.is("pid", outcome.pid))
+        .context("no record")?;
+    ensure!(record.is("exe", link.display().to_string()), "{record}");
+    lab.close()
+}
+
+/// Bytes that a connection carries before its sender is another.
+const HELLO: u64 = 5;
+/// More than all buffers between the two hold.
+const MOST: &str = "50000000";
+
+#[test]
+fn nothing_is_sent_by_what_an_approved_program_executes() -> Result<()> {
+    let lab = Lab::new()?;
+    let approved = lab.copy_program(TRAFFIC, "approved/program")?;
+    let sink = TcpSink::new(&lab.peer, 443)?;
+    let mut agent = lab.agent().policy(&only(&approved)).start()?;
+    let sender = lab
+        .program(&approved)?
+        .args(["become", &at(places::PEER, 443), "--bytes", MOST])
+        .args(["--program", TRAFFIC])
+        .start()?;
+    agent.wait_for("what the other program sends is dropped", |records| {
+        records.iter().find(|record| {
+            is_about_a_flow(record)
+                && record.is("exe", TRAFFIC)
+                && record.is("verdict", "unapproved")
+                && record.is("outcome", "dropped")
+        })?;
+        Some(())
+    })?;
+    // Before the programs are gone and the kernel sends what waits.
+    assert_eq!(sink.bytes(), HELLO);
+    drop(sender);
+    let records = all_of(agent, &lab)?;
+    let hello = records.iter().any(|record| {
+        let exe = record.is("exe", approved.display().to_string());
+        is_about_a_flow(record) && exe && record.is("outcome", "passed")
+    });
+    ensure!(hello, "{records:?}");
+    lab.close()
+}
+
+#[test]
+fn who_has_changed_user_group_or_unit_is_judged_as_what_it_is_now() -> Result<()> {
+    let lab = Lab::new()?;
+    let (user, other) = (USER.to_string(), lab.unit("other.service")?);
+    for (from, change, field, now) in [
+        ("user = 0", ["--uid", &user], "uid", user.as_str()),
+        ("group = 0", ["--gid", &user], "uid", "0"),
+        (
+            "unit = \"lab.service\"",
+            ["--cgroup", other.to_str().context("a path")?],
+            "unit",
+            "other.service",
+        ),
+    ] {
+        let sink = TcpSink::new(&lab.peer, 443)?;
+        let policy = format!(
+            "mode = \"enforce\"\n\
+             [[rules]]\n\
+             name = \"as it was\"\n\
+             from = {{ {from} }}\n\
+             to = {{ networks = [\"198.51.100.0/24\"] }}\n\
+             verdict = \"approve\"\n"
+        );
+        let mut agent = lab.agent().policy(&policy).start()?;
+        if lacks_hook(&mut agent, "tcp_sendmsg_locked")? {
+            // There the whole call is judged as before it.
+            continue;
+        }
+        let sender = lab
+            .program(TRAFFIC)?
+            .args(["become", &at(places::PEER, 443), "--bytes", MOST])
+            .args(change)
+            .start()?;
+        agent.wait_for("what it sends now is dropped", |records| {
+            records.iter().find(|record| {
+                is_about_a_flow(record)
+                    && record.is("pid", sender.pid())
+                    && record.is("verdict", "unapproved")
+                    && record.is(field, now)
+            })?;
+            Some(())
+        })?;
+        assert_eq!(sink.bytes(), HELLO, "{from}");
+        drop(sender);
+        all_of(agent, &lab)?;
+    }
+    lab.close()
+}
