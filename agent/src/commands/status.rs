@@ -182,6 +182,10 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
     {
         findings.push(format!("records wait to be handed over: {stalled}"));
     }
+    let unwatched = state.iter().filter(|_| agent_lives);
+    for (subject, reason) in unwatched.flat_map(|state| &state.unwatched) {
+        findings.push(format!("{subject} is not watched: {reason}"));
+    }
     // A file of an agent before says nothing about the policy in force now.
     let state = state.filter(|state| header.is_none_or(|p| p.generation == state.generation));
     let totals = reader.totals()?;
