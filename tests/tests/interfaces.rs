@@ -2,11 +2,14 @@
 
 mod world;
 
-use anyhow::{Result, ensure};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use trefoil_lab::agent::{Agent, detach, kernel_verb};
+use trefoil_lab::kernel::stand_at_exit;
 use trefoil_lab::namespace::Namespace;
-use trefoil_lab::program::Program;
+use trefoil_lab::program::{Program, pass_on};
 use trefoil_lab::wiring::far_link_address;
 use trefoil_lab::{Lab, places, wait_for};
 use world::books::{FOREIGN_LINK, OFTEN, PEER_LINK};
@@ -110,5 +113,73 @@ fn what_is_built_on_an_uplink_passes_its_hook_from_whatever_namespace() -> Resul
     }
     agent.stop(Signal::SIGTERM)?;
     detach(&lab)?;
+    lab.close()
+}
+
+/// `tc` on the host under test.
+fn tc(lab: &Lab, words: &str) -> Result<()> {
+    let mut tc = Command::new("tc");
+    tc.args(words.split(' '));
+    pass_on(&mut tc, Some(&lab.host), None, None)?;
+    let output = tc.output().context("run tc (package iproute2)")?;
+    ensure!(output.status.success(), "tc {words}: {output:?}");
+    Ok(())
+}
+
+#[test]
+fn others_behind_the_hook_are_told_when_they_come_and_when_they_go() -> Result<()> {
+    let lab = Lab::new()?;
+    let agent = lab.agent().policy(&reporting()).settings(OFTEN);
+    let mut agent = agent.uplink("auto").start()?;
+    let status = |code: i32, part: &str| {
+        wait_for(&format!("status ends with {code} and says {part}"), || {
+            let status = kernel_verb(&lab, "status", &["--json"])?;
+            let is_it = status.code == code && status.stdout.contains(part);
+            Ok(is_it.then_some(()))
+        })
+    };
+    status(0, "\"behind_hook\":[]")?;
+    let other = lab.host.enter(|| stand_at_exit("to-foreign"))?;
+    let reason = told(&mut agent, "uplink to-foreign", "partly")?;
+    // The agent has given up the right to ask for its name, and who asks for its status has not.
+    ensure!(reason.contains("a BPF program (id"), "{reason}");
+    status(1, "BPF program other (id")?;
+    drop(other);
+    let gone = "nothing else stands at its exit any more";
+    let ended = |agent: &mut Agent<'_>, times: usize| {
+        agent.wait_for("they are gone", |records| {
+            let is_it = |record: &&trefoil_lab::Record| record.text("reason").contains(gone);
+            (records.iter().filter(is_it).count() == times).then_some(())
+        })
+    };
+    ended(&mut agent, 1)?;
+    status(0, "\"behind_hook\":[]")?;
+
+    tc(&lab, "qdisc add dev to-foreign clsact")?;
+    let words = [
+        "filter",
+        "add",
+        "dev",
+        "to-foreign",
+        "egress",
+        "pref",
+        "7",
+        "bpf",
+    ];
+    let mut add = Command::new("tc");
+    add.args(words).args(["bytecode", "1,6 0 0 4294967295,"]);
+    pass_on(&mut add, Some(&lab.host), None, None)?;
+    let output = add.output()?;
+    ensure!(output.status.success(), "{output:?}");
+    let filter = "bpf filter";
+    agent.wait_for("the filter is told", |records| {
+        let is_it = |record: &trefoil_lab::Record| record.text("reason").contains(filter);
+        records.iter().any(is_it).then_some(())
+    })?;
+    status(1, "of clsact, chain 0, priority 7")?;
+    tc(&lab, "qdisc del dev to-foreign clsact")?;
+    ended(&mut agent, 2)?;
+    status(0, "\"behind_hook\":[]")?;
+    agent.stop(Signal::SIGINT)?;
     lab.close()
 }

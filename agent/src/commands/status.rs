@@ -158,7 +158,7 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
             .to_owned(),
         );
     }
-    let uplinks = uplinks::look(reader, &mut findings)?;
+    let uplinks = uplinks::look(reader, &mut findings, &mut notes)?;
     let enforcement = reader.enforcement();
     let holds = enforcement.holds_at(clock::since_boot_ns());
     if header.is_some_and(|header| header.mode == MODE_ENFORCE) && !holds {

@@ -202,6 +202,8 @@ pub enum Change {
     NamespaceGone,
     /// A route came, or is not as it was.
     Route(Route),
+    /// Something about traffic control.
+    Traffic,
     /// Changes got lost: everything has to be asked for again.
     Lost,
 }
@@ -217,24 +219,34 @@ impl Changes {
     /// on is told.
     pub fn open() -> Result<Self, KernelError> {
         const RTMGRP_LINK: u32 = 1;
+        const RTMGRP_TC: u32 = 8;
         const RTMGRP_IPV4_ROUTE: u32 = 0x40;
         const RTMGRP_IPV6_ROUTE: u32 = 0x400;
         /// RTNLGRP_NSID
         const GROUP_OF_NAMESPACES: u32 = 1 << 27;
         let failed = |error: nix::Error| KernelError::failed("subscribe to rtnetlink", error);
         let socket = route_socket().map_err(failed)?;
-        let groups = RTMGRP_LINK | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE | GROUP_OF_NAMESPACES;
+        let groups = RTMGRP_LINK | RTMGRP_TC | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE;
+        let groups = groups | GROUP_OF_NAMESPACES;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups)).map_err(failed)?;
+        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(1, 0)).map_err(failed)?;
         Ok(Self { socket })
     }
 
-    /// Waits for changes.
+    /// Waits for changes, for a second at most.
     pub fn wait(&self) -> Result<Vec<Change>, KernelError> {
         match receive(&self.socket) {
             Ok(received) => Ok(messages(&received).filter_map(change).collect()),
             // There were more than fit, while nobody asked.
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(vec![Change::Lost]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Vec::new()),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+                ) =>
+            {
+                Ok(Vec::new())
+            }
             Err(error) => Err(KernelError::failed("wait for changes by rtnetlink", error)),
         }
     }
@@ -262,6 +274,9 @@ fn change((kind, body): (u16, &[u8])) -> Option<Change> {
     // A message of another family is about a port of a bridge, and not about whether
     // there is such an interface.
     let is_link = body.first() == Some(&(libc::AF_UNSPEC as u8));
+    /// RTM_NEWQDISC and RTM_DELTFILTER.
+    const TRAFFIC_FIRST: u16 = 36;
+    const TRAFFIC_LAST: u16 = 45;
     match kind {
         RTM_NEWLINK if is_link => link(body).map(Change::Link),
         RTM_DELLINK if is_link => {
@@ -275,6 +290,7 @@ fn change((kind, body): (u16, &[u8])) -> Option<Change> {
         }
         RTM_DELNSID => Some(Change::NamespaceGone),
         RTM_NEWROUTE => route(body).map(Change::Route),
+        TRAFFIC_FIRST..=TRAFFIC_LAST => Some(Change::Traffic),
         _ => None,
     }
 }

@@ -9,16 +9,20 @@ use std::{
     io,
     sync::mpsc,
     thread,
+    time::{Duration, Instant},
 };
 
 use trefoil_ebpf::abi::UplinkBooks;
 
 use crate::{
-    kernel::{Change, Changes, KernelError, RouteSocket, UplinkHook},
+    kernel::{Change, Changes, KernelError, Others, RouteSocket, UplinkHook},
     privileges::{self, Duty},
     settings::Uplinks,
     uplinks::{Link, Network},
 };
+
+/// How often others at the exits of uplinks are looked for, though nothing was heard of any.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What became of an interface.
 pub enum UplinkNews {
@@ -31,6 +35,8 @@ pub enum UplinkNews {
         /// Its books go on from an agent before.
         is_taken_over: bool,
     },
+    /// Others stand at its exit than before.
+    Others(u32, Others),
     /// It has another name now.
     Renamed(Link),
     /// It cannot be watched.
@@ -71,6 +77,9 @@ pub struct Follower {
     network: Network,
     /// Those that are watched, with their names.
     watched: BTreeMap<u32, String>,
+    /// Of uplinks, others at their exit, as was said.
+    others: BTreeMap<u32, Others>,
+    looked: Instant,
     /// Those that cannot be, which is said once.
     failed: BTreeSet<u32>,
     /// Those that lead out and are not to be, as was said.
@@ -90,6 +99,8 @@ impl Follower {
             routes: RouteSocket::open()?,
             network: Network::default(),
             watched: BTreeMap::new(),
+            others: BTreeMap::new(),
+            looked: Instant::now(),
             failed: BTreeSet::new(),
             left_out: BTreeSet::new(),
             elsewhere: Vec::new(),
@@ -125,7 +136,25 @@ impl Follower {
             }
         }
         self.look_elsewhere(news);
+        self.look_at_others(news);
         Ok(())
+    }
+
+    /// Looks at what else stands at the exit of each uplink.
+    fn look_at_others(&mut self, news: &mut Vec<UplinkNews>) {
+        self.looked = Instant::now();
+        for index in self.watched.keys().copied() {
+            match self.hook.others(index) {
+                Ok(others) => {
+                    let said = self.others.entry(index).or_default();
+                    if *said != others {
+                        said.clone_from(&others);
+                        news.push(UplinkNews::Others(index, others));
+                    }
+                }
+                Err(error) => tracing::warn!("{}", crate::kernel::with_causes(&error)),
+            }
+        }
     }
 
     /// Looks for devices in other network namespaces, where nobody watches them.
@@ -170,7 +199,7 @@ impl Follower {
 
     /// Waits for changes and does what they ask for.
     fn step(&mut self, news: &mut Vec<UplinkNews>) -> Result<(), KernelError> {
-        let mut may_be_elsewhere = false;
+        let (mut may_be_elsewhere, mut traffic_changed) = (false, false);
         for change in self.changes.wait()? {
             match change {
                 Change::Link(link) => {
@@ -192,6 +221,7 @@ impl Follower {
                 }
                 Change::NamespaceGone => may_be_elsewhere |= !self.elsewhere.is_empty(),
                 Change::Route(route) => self.network.add_route(&route),
+                Change::Traffic => traffic_changed = true,
                 Change::Lost => self.look(news)?,
             }
         }
@@ -199,6 +229,10 @@ impl Follower {
             self.look_elsewhere(news);
         }
         self.watch(news);
+        // Of a program that is attached without a filter the kernel tells nobody.
+        if traffic_changed || self.looked.elapsed() >= LOOK_INTERVAL {
+            self.look_at_others(news);
+        }
         self.in_force(news)
     }
 
@@ -285,6 +319,7 @@ impl Follower {
 
     fn forget(&mut self, index: u32, is_moved: bool, news: &mut Vec<UplinkNews>) {
         self.watched.remove(&index);
+        self.others.remove(&index);
         let books = self.hook.table().books(index).ok().flatten().map(Box::new);
         if let Err(error) = self.hook.forget(index) {
             tracing::warn!("{error}");

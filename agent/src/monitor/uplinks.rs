@@ -10,7 +10,7 @@ use trefoil_ebpf::abi::{Uplink, UplinkBooks};
 use super::{Follower, Monitor, UplinkNews};
 use crate::{
     clock::{self, BootClock},
-    kernel::{Kernel, KernelError, RouteSocket, UplinkTable},
+    kernel::{Kernel, KernelError, Others, RouteSocket, UplinkTable},
     report::{Balanced, Coverage, Record},
     settings,
     uplinks::Link,
@@ -274,6 +274,13 @@ impl Monitor {
                     .insert(link.index, Watched { link, uplink });
                 record
             }
+            UplinkNews::Others(index, others) => {
+                let Some(watched) = self.uplinks.watched.get(&index) else {
+                    return Ok(());
+                };
+                let (state, reason) = at_exit(&others);
+                Record::coverage(&watched.subject(), state, Some(&reason), time_us)
+            }
             UplinkNews::Renamed(link) => {
                 let Some(watched) = self.uplinks.watched.get_mut(&link.index) else {
                     return Ok(());
@@ -381,6 +388,29 @@ impl Monitor {
             self.reporter.emit(record);
         }
     }
+}
+
+/// What there is to say of others at the exit of an uplink.
+fn at_exit(others: &Others) -> (Coverage, String) {
+    let mut parts = Vec::new();
+    if !others.behind.is_empty() {
+        parts.push(format!(
+            "behind the hook stands what may change or send elsewhere that which was judged: {}",
+            others.behind.join("; ")
+        ));
+    }
+    if !others.before.is_empty() {
+        parts.push(format!(
+            "what these let pass for good does not come to the hook, and is a remainder of the \
+             books: {}",
+            others.before.join("; ")
+        ));
+    }
+    if parts.is_empty() {
+        let reason = "nothing else stands at its exit any more";
+        return (Coverage::Covered, reason.to_owned());
+    }
+    (Coverage::Partly, parts.join("; "))
 }
 
 fn books_of(
