@@ -6,6 +6,7 @@
 
 mod arguments;
 mod copy;
+mod family;
 mod handed;
 mod insist;
 mod many;
@@ -33,6 +34,8 @@ const USAGE: &str = "traffic COMMAND ...
       [--call sendto|sendmsg|sendmmsg] [--lite] [--options]
       with --hold once for each line on standard input; with --then from the second on
       elsewhere, whether the first was refused or not; with --options each packet has options of IPv4, or an extension header
+  family NUMBER [--wait]
+      a socket of another family, open until a line on standard input
   receive PORT
       one datagram, and tells how long it is
   udp-many ADDR:PORT --destinations N --count N [--size N] [--from PORT] [--hold]
@@ -196,6 +199,7 @@ fn run(arguments: &mut Arguments) -> Answer {
         "use" => handed::use_handed(arguments),
         "turn" => handed::turn(arguments),
         "move" => moved::go(arguments),
+        "family" => family::open(arguments),
         "option" => option::set(arguments),
         "relay" => handed::relay(arguments),
         "workers" => workers::workers(arguments),
