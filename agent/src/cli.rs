@@ -75,7 +75,7 @@ pub struct RunArgs {
     /// Control group to watch, with all below it [default: the root]
     #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
-    /// Uplink to watch; may be repeated; `none` for none. Without it, those with a route out, followed as they change
+    /// Uplink to watch; may be repeated; `none` for none. Without it, all that lead out, followed as they change
     #[arg(long, value_name = "NAME")]
     pub uplink: Vec<String>,
     #[command(flatten)]

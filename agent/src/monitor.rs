@@ -36,6 +36,7 @@ mod limits;
 mod pulse;
 mod sweep;
 mod tampering;
+mod unjudged;
 mod uplinks;
 
 use cuts::Cuts;
@@ -45,6 +46,7 @@ use in_force::PolicyInForce;
 use limits::Limits;
 pub use tampering::Standing;
 use tampering::Tampering;
+use unjudged::UnjudgedSockets;
 use uplinks::Uplinks;
 
 /// Events that are taken before anything else gets its turn.
@@ -102,6 +104,7 @@ pub struct Monitor {
     has_no_reader: bool,
     /// Frames are judged that go to a driver past traffic control.
     judges_direct: bool,
+    unjudged: UnjudgedSockets,
 }
 
 /// What a monitor is made of besides the kernel side.
@@ -171,6 +174,7 @@ impl Monitor {
             uplinks: Uplinks::follow(&kernel, follower, &uplink_news)?,
             tampering,
             judges_direct: kernel.judges_direct(parts.load),
+            unjudged: UnjudgedSockets::new(&parts.load.cgroup),
             kernel,
             reader,
             events,
@@ -201,11 +205,17 @@ impl Monitor {
     /// Tells of ways out that no hook judges and that were open before there was one.
     fn report_ways_out(&mut self, all: &[WayOut]) -> Result<(), KernelError> {
         for open in all {
+            if !self.unjudged.is_news(open.way, &open.owner) {
+                continue;
+            }
             let tracked = Tracked {
                 owner: open.owner,
                 ..Tracked::default()
             };
             let facts = self.facts(&tracked)?;
+            if !self.unjudged.is_watched(open.way, &facts) {
+                continue;
+            }
             let clock = BootClock::read();
             let record = Record::way_out(&open.owner, open.way, open.is_covered, &facts, &clock);
             self.reporter.emit(record);
@@ -250,6 +260,8 @@ impl Monitor {
         };
         let record = Record::heartbeat(&beat, clock::unix_us());
         self.reporter.emit(record);
+        let open = self.kernel.unjudged_sockets()?;
+        self.report_ways_out(&open)?;
         self.report_books();
         self.hand_over();
         self.forget_cgroups()
@@ -390,7 +402,14 @@ impl Monitor {
                 return Ok(());
             }
             reason::UNSEEN => {
+                let (way, owner) = (flow.local_port, &event.tracked.owner);
+                if !self.unjudged.is_news(way, owner) {
+                    return Ok(());
+                }
                 let facts = self.facts(&event.tracked)?;
+                if !self.unjudged.is_watched(way, &facts) {
+                    return Ok(());
+                }
                 let clock = BootClock::read();
                 let record = Record::unseen(event, self.judges_direct, &facts, &clock);
                 self.reporter.emit(record);

@@ -49,6 +49,9 @@ pub struct State {
     pub geo: String,
     /// Hooks that this kernel does not have, or not all of, and what is not covered then.
     pub uncovered: Vec<(String, String)>,
+    /// Interfaces that may send out of the host and that nobody watches, with the reason.
+    #[serde(default)]
+    pub unwatched: Vec<(String, String)>,
     /// Flows whose owner is direct, inferred, unknown.
     pub owners: [u64; 3],
     /// Losses that were reported, by counter.

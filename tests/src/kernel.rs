@@ -329,6 +329,40 @@ fn info<const N: usize>(object: &OwnedFd) -> Result<[u8; N]> {
     Ok(info)
 }
 
+/// A program at the exit of an interface of this thread's network namespace, behind those that
+/// are there; it lets pass what comes. Gone when what is returned is closed (kernel 6.6).
+pub fn stand_at_exit(interface: &str) -> Result<OwnedFd> {
+    const BPF_PROG_LOAD: libc::c_int = 5;
+    const BPF_LINK_CREATE: libc::c_int = 28;
+    const SCHED_CLS: u32 = 3;
+    const TCX_EGRESS: u32 = 47;
+    /// `r0 = -1`, which asks the next program; `exit`.
+    const PROGRAM: [u32; 4] = [0xb7, u32::MAX, 0x95, 0];
+    let index = nix::net::if_::if_nametoindex(interface)?;
+    let [program_low, program_high] = halves(PROGRAM.as_ptr() as u64);
+    let [licence_low, licence_high] = halves(c"GPL".as_ptr() as u64);
+    let mut load = [0; 16];
+    load[..6].copy_from_slice(&[
+        SCHED_CLS,
+        2,
+        program_low,
+        program_high,
+        licence_low,
+        licence_high,
+    ]);
+    // Its name, 48 bytes into the attributes.
+    load[12] = u32::from_ne_bytes(*b"othe");
+    load[13] = u32::from_ne_bytes(*b"r\0\0\0");
+    let program = bpf(BPF_PROG_LOAD, &mut load).context("load a program")?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    let program = unsafe { OwnedFd::from_raw_fd(program) };
+    let mut create = [0; 8];
+    create[..3].copy_from_slice(&[program.as_raw_fd() as u32, index, TCX_EGRESS]);
+    let link = bpf(BPF_LINK_CREATE, &mut create).context("attach a program")?;
+    // SAFETY: as above.
+    Ok(unsafe { OwnedFd::from_raw_fd(link) })
+}
+
 /// bpf(2), with the beginning of union bpf_attr.
 fn bpf(command: libc::c_int, attributes: &mut [u32]) -> std::io::Result<i32> {
     // SAFETY: the kernel reads and writes `attributes`, whose size is passed, and what

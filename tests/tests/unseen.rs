@@ -12,7 +12,7 @@ use trefoil_lab::agent::detach;
 use trefoil_lab::link::LinkCounters;
 use trefoil_lab::program::{Outcome, Program, Running};
 use trefoil_lab::{Agent, Lab, Record, places};
-use world::books::{FOREIGN_LINK, frames_of};
+use world::books::{FOREIGN_LINK, OFTEN, frames_of};
 use world::{DIRECT_FRAMES, REFUSED, TRAFFIC, enforcing, lacks_hook, reporting, told, traffic_in};
 
 /// A frame to the foreign host, in the way that `more` asks for.
@@ -246,6 +246,51 @@ fn whoever_opens_a_device_that_sends_past_the_kernel_is_named() -> Result<()> {
         );
         fs::remove_file(&device)?;
     }
+    agent.stop(Signal::SIGTERM)?;
+    detach(&lab)?;
+    lab.close()
+}
+
+/// A process that talks to the hypervisor, for one.
+#[test]
+fn a_socket_of_a_family_that_no_hook_judges_is_told_with_its_process() -> Result<()> {
+    const AF_VSOCK: &str = "40";
+    let lab = Lab::new()?;
+    let vsock = |unit| {
+        traffic_in(&lab, unit)?
+            .args(["family", AF_VSOCK, "--wait"])
+            .start()
+    };
+    let mut before = vsock("before.service")?;
+    before.line()?;
+    let agent = lab.agent().policy(&reporting()).settings(OFTEN);
+    let mut agent = agent.start()?;
+    let mut since = vsock("since.service")?;
+    since.line()?;
+    for unit in ["before.service", "since.service"] {
+        let record = agent.wait_for(&format!("{unit} is told"), |records| {
+            let is_it = |record: &&Record| {
+                record.is("subject", "a socket of AF_VSOCK") && record.is("unit", unit)
+            };
+            records.iter().find(is_it).cloned()
+        })?;
+        ensure!(
+            record.is("event", "coverage")
+                && record.is("state", "uncovered")
+                && record.text("exe").ends_with("/traffic"),
+            "{record}"
+        );
+    }
+    // With each heartbeat it is looked for, and told of once.
+    let beats = |records: &[Record]| {
+        let is_beat = |record: &&Record| record.is("event", "heartbeat");
+        (records.iter().filter(is_beat).count() > 3).then_some(())
+    };
+    agent.wait_for("heartbeats", beats)?;
+    let is_it = |record: &&Record| record.is("subject", "a socket of AF_VSOCK");
+    let told = agent.records()?.iter().filter(is_it).count();
+    ensure!(told == 2, "{told} records");
+    drop((before, since));
     agent.stop(Signal::SIGTERM)?;
     detach(&lab)?;
     lab.close()

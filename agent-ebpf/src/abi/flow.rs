@@ -233,6 +233,8 @@ pub mod unseen {
     pub const RDMA: u16 = 3;
     /// A device that a process or a guest drives by itself.
     pub const VFIO: u16 = 4;
+    /// A socket of a family that no hook judges: this, and the number of the family.
+    pub const FAMILY: u16 = 0x100;
 }
 
 /// What may be a way out that no hook judges, and was open before one could see it: what

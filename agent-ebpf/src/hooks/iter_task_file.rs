@@ -12,7 +12,7 @@ use aya_ebpf::{
 use trefoil_ebpf::abi::{SOCKET_LISTENS, WayOut, unseen};
 
 use crate::{
-    device::way_out,
+    device, family,
     globals::offset,
     iterator::{self, Meta},
     kernel_memory::{Kernel, follow, read},
@@ -52,7 +52,7 @@ fn look(ctx: *const Context) -> Option<()> {
     }
     let socket: *mut socket = unsafe { bpf_sock_from_file(file) };
     if socket.is_null() {
-        return write(ctx, task, device(file as Kernel)?);
+        return write(ctx, task, device_of(file as Kernel)?);
     }
     // Loads through pointers that the verifier knows the type of.
     let (sock, family, state) = unsafe {
@@ -76,6 +76,9 @@ fn look(ctx: *const Context) -> Option<()> {
     if family == AF_PACKET {
         write(ctx, task, unseen::QUEUE)?;
     }
+    if let Some(way) = family::way_out(family) {
+        return write(ctx, task, way);
+    }
     let is_watched = matches!(family, AF_INET | AF_INET6 | AF_PACKET);
     if !is_watched || SOCKETS.get(sock).is_some() {
         return None;
@@ -92,7 +95,7 @@ fn look(ctx: *const Context) -> Option<()> {
 
 /// Which way out an open file is, if it is a device.
 #[inline(always)]
-fn device(file: Kernel) -> Option<u16> {
+fn device_of(file: Kernel) -> Option<u16> {
     const S_IFMT: u16 = 0o170_000;
     const S_IFCHR: u16 = 0o020_000;
     /// It is only named, and its driver knows nothing of that.
@@ -102,7 +105,7 @@ fn device(file: Kernel) -> Option<u16> {
         return None;
     }
     let device = read::<u32>(inode, offset!(inode_rdev))?;
-    let way = way_out(device >> 20, device & 0xf_ffff)?;
+    let way = device::way_out(device >> 20, device & 0xf_ffff)?;
     let is_open = read::<u32>(file, offset!(file_mode))? & FMODE_PATH == 0;
     is_open.then_some(way)
 }

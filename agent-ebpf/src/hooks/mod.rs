@@ -25,6 +25,7 @@ mod sched_process_exit;
 mod sched_process_fork;
 mod security_bpf;
 mod security_inode_unlink;
+mod security_socket_post_create;
 mod security_socket_sendmsg;
 mod sendmsg;
 mod setsockopt;

@@ -438,6 +438,7 @@ fn save(state: &mut State, monitor: &Monitor, settings: &Settings) {
     state.owners = [stats.owner_direct, stats.owner_inferred, stats.owner_none];
     state.losses.clone_from(monitor.reported_losses());
     state.said.clone_from(monitor.said());
+    state.unwatched = monitor.unwatched();
     state.pending = monitor.pending() as u64;
     state.stalled = monitor.stalled();
     if let Err(error) = state.write(&settings.pin_dir) {

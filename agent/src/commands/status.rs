@@ -158,7 +158,7 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
             .to_owned(),
         );
     }
-    let uplinks = uplinks::look(reader, &mut findings)?;
+    let uplinks = uplinks::look(reader, &mut findings, &mut notes)?;
     let enforcement = reader.enforcement();
     let holds = enforcement.holds_at(clock::since_boot_ns());
     if header.is_some_and(|header| header.mode == MODE_ENFORCE) && !holds {
@@ -181,6 +181,10 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
         .and_then(|s| s.stalled.clone())
     {
         findings.push(format!("records wait to be handed over: {stalled}"));
+    }
+    let unwatched = state.iter().filter(|_| agent_lives);
+    for (subject, reason) in unwatched.flat_map(|state| &state.unwatched) {
+        findings.push(format!("{subject} is not watched: {reason}"));
     }
     // A file of an agent before says nothing about the policy in force now.
     let state = state.filter(|state| header.is_none_or(|p| p.generation == state.generation));

@@ -6,7 +6,7 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -18,7 +18,9 @@ const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const BPF_MAP_FREEZE: libc::c_long = 22;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
@@ -128,6 +130,69 @@ pub fn attach_tcx_egress(program: BorrowedFd<'_>, interface: u32) -> io::Result<
     create_link(program, interface, BPF_TCX_EGRESS, [0_u64; 2])
 }
 
+/// Numbers of the programs at the exit of an interface that are attached there without a
+/// filter (kernel 6.6), in the order in which they run. Needs CAP_NET_ADMIN.
+pub fn tcx_egress_programs(interface: u32) -> io::Result<Vec<u32>> {
+    /// The kernel's own limit.
+    const MOST: usize = 64;
+    #[repr(C)]
+    #[derive(Default)]
+    struct Query {
+        interface: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        programs: u64,
+        count: u32,
+        pad: u32,
+        program_flags: u64,
+        links: u64,
+        link_flags: u64,
+        revision: u64,
+    }
+    let mut programs = [0_u32; MOST];
+    let mut query = Query {
+        interface,
+        attach_type: BPF_TCX_EGRESS,
+        programs: programs.as_mut_ptr() as u64,
+        count: MOST as u32,
+        ..Query::default()
+    };
+    match bpf(BPF_PROG_QUERY, &mut query) {
+        Ok(_) => Ok(programs[..MOST.min(query.count as usize)].to_vec()),
+        // This kernel does not know the place, there is nothing, or no such interface.
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::EINVAL | libc::ENOENT | libc::ENODEV)
+            ) =>
+        {
+            Ok(Vec::new())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Name and tag of a program. Needs CAP_SYS_ADMIN.
+pub fn program_name(id: u32) -> io::Result<(String, String)> {
+    /// `struct bpf_prog_info`, as far as it is needed here.
+    #[repr(C)]
+    #[derive(Default)]
+    struct ProgramInfo {
+        kind: u32,
+        id: u32,
+        tag: [u8; 8],
+        unused: [u64; 6],
+        name: [u8; 16],
+    }
+    let program = owned(bpf(BPF_PROG_GET_FD_BY_ID, &mut [id, 0, 0])?);
+    let info: ProgramInfo = info(program.as_fd())?;
+    let name = info.name.split(|byte| *byte == 0).next();
+    let name = String::from_utf8_lossy(name.unwrap_or_default()).into_owned();
+    let tag = info.tag.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok((name, tag))
+}
+
 /// Puts a program in the place of the one that a link holds (kernel 5.7; 6.6 for TCX).
 /// The kernel swaps them: whatever passes is seen by one of the two.
 pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
@@ -154,7 +219,8 @@ pub struct LinkInfo {
     kind: u32,
     /// Of the link, while it is there.
     pub id: u32,
-    program: u32,
+    /// Number of its program.
+    pub program: u32,
     pad: u32,
     of_kind: u64,
     attach_type: u32,

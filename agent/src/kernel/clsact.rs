@@ -14,9 +14,9 @@ use super::{
 
 const RTM_NEWQDISC: u16 = 36;
 const RTM_DELQDISC: u16 = 37;
-const RTM_NEWTFILTER: u16 = 44;
+pub const RTM_NEWTFILTER: u16 = 44;
 const RTM_DELTFILTER: u16 = 45;
-const RTM_GETTFILTER: u16 = 46;
+pub const RTM_GETTFILTER: u16 = 46;
 const NLM_F_REPLACE: u16 = 0x100;
 const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
@@ -33,10 +33,10 @@ const NLA_F_NESTED: u16 = 0x8000;
 const CLSACT: u32 = 0xffff_fff1;
 const CLSACT_HANDLE: u32 = 0xffff_0000;
 const INGRESS: u32 = 0xffff_fff2;
-const EGRESS: u32 = 0xffff_fff3;
+pub const EGRESS: u32 = 0xffff_fff3;
 
 /// Behind most others, so that it sees what is sent in the end.
-const PRIORITY: u32 = 49_000;
+pub const PRIORITY: u32 = 49_000;
 
 /// Attaches a program. True if the qdisc was not there and is now.
 pub fn attach(
@@ -100,7 +100,7 @@ fn filter(program: BorrowedFd<'_>, name: &str, interface: u32, handle: u32) -> V
 }
 
 /// True if there is no such filter, qdisc or interface.
-fn is_gone(error: &std::io::Error) -> bool {
+pub fn is_gone(error: &std::io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(libc::ENOENT | libc::ENODEV | libc::EINVAL)
@@ -182,7 +182,7 @@ fn info() -> u32 {
 }
 
 /// `struct tcmsg`
-fn message(interface: u32, handle: u32, parent: u32, info: u32) -> Vec<u8> {
+pub fn message(interface: u32, handle: u32, parent: u32, info: u32) -> Vec<u8> {
     let mut message = vec![0; 4];
     for word in [interface, handle, parent, info] {
         message.extend(word.to_ne_bytes());
@@ -190,7 +190,7 @@ fn message(interface: u32, handle: u32, parent: u32, info: u32) -> Vec<u8> {
     message
 }
 
-fn attribute(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
+pub fn attribute(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
     const HEADER: usize = 4;
     to.extend(((HEADER + value.len()) as u16).to_ne_bytes());
     to.extend(kind.to_ne_bytes());

@@ -144,6 +144,14 @@ pub const HOOKS: &[Hook] = &[
         Place::Function,
         Some("who removes pins"),
     ),
+    hook(
+        "security_socket_post_create",
+        Place::Function,
+        Some(
+            "sockets of families that no hook judges, such as AF_VSOCK, that are closed before \
+             the next heartbeat",
+        ),
+    ),
     hook("sock_create", Place::Cgroup, None),
     hook(
         "sock_release",

@@ -21,6 +21,7 @@ mod load;
 mod mapped;
 mod netlink;
 mod offsets;
+mod others;
 mod own_process;
 mod pins;
 mod questions;
@@ -43,6 +44,7 @@ pub use guard::{Damage, Guard};
 pub use hooks::{HOOKS, HookStatus, HookSupport, support};
 pub(crate) use load::with_causes;
 pub use load::{Kernel, LoadSettings, TableSizes};
+pub use others::Others;
 pub use own_process::OwnProcess;
 pub use pins::{PinDir, detach};
 #[cfg(any(test, feature = "testing"))]

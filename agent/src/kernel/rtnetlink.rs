@@ -31,9 +31,14 @@ const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
+const RTM_NEWNSID: u16 = 88;
+const RTM_DELNSID: u16 = 89;
+const RTM_GETNSID: u16 = 90;
 
 /// Bytes of `struct ifinfomsg`.
 const LINK_BODY: usize = 16;
+/// Bytes of `struct rtgenmsg`, padded.
+const NAMESPACE_BODY: usize = 4;
 /// Bytes of `struct rtmsg`.
 const ROUTE_BODY: usize = 12;
 
@@ -75,6 +80,43 @@ impl RouteSocket {
             }
         })
         .map_err(|error| KernelError::failed("list interfaces by rtnetlink", error))?;
+        Ok(found)
+    }
+
+    /// The interfaces of other network namespaces, with the number that the namespace has here.
+    /// It has one if an interface was moved there from here, or has its other end there. Needs
+    /// CAP_NET_ADMIN.
+    pub fn links_elsewhere(&mut self) -> Result<Vec<(u32, Link)>, KernelError> {
+        const NETNSA_NSID: u16 = 1;
+        const IFLA_TARGET_NETNSID: u16 = 46;
+        let failed = |error| KernelError::failed("list network namespaces by rtnetlink", error);
+        let mut namespaces = Vec::new();
+        let body = [0; NAMESPACE_BODY];
+        self.ask(RTM_GETNSID, NLM_F_DUMP, &body, |kind, body| {
+            let attributes = attributes(body.get(NAMESPACE_BODY..).unwrap_or_default());
+            if kind == RTM_NEWNSID {
+                let ids = attributes.filter(|(kind, _)| *kind == NETNSA_NSID);
+                namespaces.extend(ids.filter_map(|(_, id)| u32_at(id, 0)));
+            }
+        })
+        .map_err(failed)?;
+        let mut found = Vec::new();
+        for namespace in namespaces {
+            let mut body = vec![0; LINK_BODY];
+            body.extend(8_u16.to_ne_bytes());
+            body.extend(IFLA_TARGET_NETNSID.to_ne_bytes());
+            body.extend(namespace.to_ne_bytes());
+            let asked = self.ask(RTM_GETLINK, NLM_F_DUMP, &body, |kind, body| {
+                if kind == RTM_NEWLINK {
+                    found.extend(link(body).map(|link| (namespace, link)));
+                }
+            });
+            match asked {
+                // It has gone meanwhile.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+                asked => asked.map_err(failed)?,
+            }
+        }
         Ok(found)
     }
 
@@ -154,8 +196,14 @@ pub enum Change {
     Link(Link),
     /// The interface with this index is gone.
     LinkGone(u32),
+    /// It is in another network namespace now.
+    LinkMoved(u32),
+    /// A network namespace is gone.
+    NamespaceGone,
     /// A route came, or is not as it was.
     Route(Route),
+    /// Something about traffic control.
+    Traffic,
     /// Changes got lost: everything has to be asked for again.
     Lost,
 }
@@ -171,22 +219,34 @@ impl Changes {
     /// on is told.
     pub fn open() -> Result<Self, KernelError> {
         const RTMGRP_LINK: u32 = 1;
+        const RTMGRP_TC: u32 = 8;
         const RTMGRP_IPV4_ROUTE: u32 = 0x40;
         const RTMGRP_IPV6_ROUTE: u32 = 0x400;
+        /// RTNLGRP_NSID
+        const GROUP_OF_NAMESPACES: u32 = 1 << 27;
         let failed = |error: nix::Error| KernelError::failed("subscribe to rtnetlink", error);
         let socket = route_socket().map_err(failed)?;
-        let groups = RTMGRP_LINK | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE;
+        let groups = RTMGRP_LINK | RTMGRP_TC | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE;
+        let groups = groups | GROUP_OF_NAMESPACES;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups)).map_err(failed)?;
+        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(1, 0)).map_err(failed)?;
         Ok(Self { socket })
     }
 
-    /// Waits for changes.
+    /// Waits for changes, for a second at most.
     pub fn wait(&self) -> Result<Vec<Change>, KernelError> {
         match receive(&self.socket) {
             Ok(received) => Ok(messages(&received).filter_map(change).collect()),
             // There were more than fit, while nobody asked.
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(vec![Change::Lost]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Vec::new()),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+                ) =>
+            {
+                Ok(Vec::new())
+            }
             Err(error) => Err(KernelError::failed("wait for changes by rtnetlink", error)),
         }
     }
@@ -214,10 +274,23 @@ fn change((kind, body): (u16, &[u8])) -> Option<Change> {
     // A message of another family is about a port of a bridge, and not about whether
     // there is such an interface.
     let is_link = body.first() == Some(&(libc::AF_UNSPEC as u8));
+    /// RTM_NEWQDISC and RTM_DELTFILTER.
+    const TRAFFIC_FIRST: u16 = 36;
+    const TRAFFIC_LAST: u16 = 45;
     match kind {
         RTM_NEWLINK if is_link => link(body).map(Change::Link),
-        RTM_DELLINK if is_link => u32_at(body, 4).map(Change::LinkGone),
+        RTM_DELLINK if is_link => {
+            const IFLA_NEW_NETNSID: u16 = 45;
+            let index = u32_at(body, 4)?;
+            let mut attributes = attributes(body.get(LINK_BODY..)?);
+            Some(match attributes.any(|(kind, _)| kind == IFLA_NEW_NETNSID) {
+                true => Change::LinkMoved(index),
+                false => Change::LinkGone(index),
+            })
+        }
+        RTM_DELNSID => Some(Change::NamespaceGone),
         RTM_NEWROUTE => route(body).map(Change::Route),
+        TRAFFIC_FIRST..=TRAFFIC_LAST => Some(Change::Traffic),
         _ => None,
     }
 }
@@ -228,19 +301,21 @@ fn link(body: &[u8]) -> Option<Link> {
     const IFLA_MASTER: u16 = 10;
     const IFLA_LINKINFO: u16 = 18;
     const IFLA_LINK_NETNSID: u16 = 37;
+    const IFLA_PHYS_PORT_NAME: u16 = 38;
     const IFLA_INFO_KIND: u16 = 1;
     let mut link = Link {
         index: u32_at(body, 4)?,
         hardware: u16::from_ne_bytes(body.get(2..4)?.try_into().ok()?),
+        is_up: u32_at(body, 8)? & libc::IFF_UP as u32 != 0,
         ..Link::default()
     };
-    let mut is_lower_elsewhere = false;
     for (kind, value) in attributes(body.get(LINK_BODY..)?) {
         match kind {
             IFLA_IFNAME => link.name = text(value),
             IFLA_LINK => link.lower = u32_at(value, 0),
             IFLA_MASTER => link.master = u32_at(value, 0),
-            IFLA_LINK_NETNSID => is_lower_elsewhere = true,
+            IFLA_LINK_NETNSID => link.is_lower_elsewhere = true,
+            IFLA_PHYS_PORT_NAME => link.is_of_guest = is_port_of_guest(&text(value)),
             IFLA_LINKINFO => {
                 let kind = attributes(value).find(|(kind, _)| *kind == IFLA_INFO_KIND);
                 link.kind = kind.map(|(_, value)| text(value)).unwrap_or_default();
@@ -248,10 +323,20 @@ fn link(body: &[u8]) -> Option<Link> {
             _ => {}
         }
     }
-    if is_lower_elsewhere {
+    if link.is_lower_elsewhere {
         link.lower = None;
     }
     Some(link)
+}
+
+/// True for the host's end of a virtual or a sub function, by the kernel's names: `pf0vf3`,
+/// `c1pf0sf88`. A port of a device is called `p0`.
+fn is_port_of_guest(name: &str) -> bool {
+    let functions = ["vf", "sf"].map(|function| name.rsplit_once(function));
+    functions
+        .into_iter()
+        .flatten()
+        .any(|(before, number)| before.contains("pf") && number.parse::<u32>().is_ok())
 }
 
 fn counters(body: &[u8]) -> Option<TxCounters> {
@@ -369,6 +454,56 @@ mod tests {
 
         assert!(routes.counters(one.index).unwrap().is_some());
         assert_eq!(routes.counters(9999).unwrap(), None);
+    }
+
+    #[test]
+    fn interfaces_of_other_namespaces_are_listed_and_one_that_moves_is_told() {
+        let (place, other) = (
+            Namespace::new("here").unwrap(),
+            Namespace::new("elsewhere").unwrap(),
+        );
+        let (changes, mut routes) = place
+            .enter(|| Ok((Changes::open()?, RouteSocket::open()?)))
+            .unwrap();
+        let elsewhere = |routes: &mut RouteSocket| {
+            let links = place.enter(|| Ok(routes.links_elsewhere()?)).unwrap();
+            links
+                .into_iter()
+                .map(|(_, link)| link.name)
+                .collect::<Vec<_>>()
+        };
+        assert!(elsewhere(&mut routes).is_empty());
+        place
+            .ip(&format!(
+                "link add name one type veth peer name two\nlink set two netns {}\n",
+                other.path()
+            ))
+            .unwrap();
+        let index = routes.links().unwrap().last().unwrap().index;
+        let mut told = changes.wait().unwrap();
+        let is_moved = |change: &Change| matches!(change, Change::LinkMoved(it) if *it != index);
+        while !told.iter().any(is_moved) {
+            told = changes.wait().unwrap();
+        }
+        let found = elsewhere(&mut routes);
+        assert!(
+            found.contains(&"two".to_owned()) && found.len() == 2,
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn a_function_for_a_guest_is_told_from_a_port() {
+        for (name, is_of_guest) in [
+            ("pf0vf3", true),
+            ("c1pf0sf88", true),
+            ("p0", false),
+            ("pf0", false),
+            ("p0s1", false),
+            ("", false),
+        ] {
+            assert_eq!(is_port_of_guest(name), is_of_guest, "{name}");
+        }
     }
 
     #[test]

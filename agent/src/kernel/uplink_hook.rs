@@ -11,8 +11,8 @@ use std::{
 use trefoil_ebpf::abi::{UPLINK_IS_TUNNEL, UPLINK_MADE_QDISC, Uplink};
 
 use super::{
-    KernelError, RouteSocket, UplinkTable, bpf_syscall, clsact, former, hooks::UPLINK_EGRESS,
-    pins::PinDir,
+    KernelError, Others, RouteSocket, UplinkTable, bpf_syscall, clsact, former,
+    hooks::UPLINK_EGRESS, pins::PinDir,
 };
 use crate::{clock, uplinks::Link};
 
@@ -180,6 +180,11 @@ impl UplinkHook {
             KernelError::failed(format!("pin the program of {}", link.name), error)
         })?;
         Ok(true)
+    }
+
+    /// Others at the exit of an interface.
+    pub fn others(&mut self, index: u32) -> Result<Others, KernelError> {
+        Others::look(&mut self.routes, &self.pins, index)
     }
 
     /// Forgets an interface that is gone.

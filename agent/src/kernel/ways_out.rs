@@ -54,6 +54,22 @@ impl Kernel {
             .collect())
     }
 
+    /// Sockets of families that no hook judges and that are open now, of everybody.
+    pub fn unjudged_sockets(&self) -> Result<Vec<WayOut>, KernelError> {
+        const NAME: &str = "iter_task_file";
+        let Some(program) = self.iterator(NAME) else {
+            return Ok(Vec::new());
+        };
+        let found = iterators::ways_out(program, NAME)?;
+        let found = found.iter().filter(|found| found.way >= unseen::FAMILY);
+        let way_out = |found: &abi::WayOut| WayOut {
+            owner: found.owner,
+            way: found.way,
+            is_covered: false,
+        };
+        Ok(found.map(way_out).collect())
+    }
+
     /// True if frames are judged that go to a driver past traffic control.
     pub fn judges_direct(&self, load: &LoadSettings) -> bool {
         let is_it = |hook: &HookStatus| hook.name == DEV_DIRECT_XMIT && hook.attached;

@@ -9,16 +9,20 @@ use std::{
     io,
     sync::mpsc,
     thread,
+    time::{Duration, Instant},
 };
 
 use trefoil_ebpf::abi::UplinkBooks;
 
 use crate::{
-    kernel::{Change, Changes, KernelError, RouteSocket, UplinkHook},
+    kernel::{Change, Changes, KernelError, Others, RouteSocket, UplinkHook},
     privileges::{self, Duty},
     settings::Uplinks,
     uplinks::{Link, Network},
 };
+
+/// How often others at the exits of uplinks are looked for, though nothing was heard of any.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What became of an interface.
 pub enum UplinkNews {
@@ -31,6 +35,8 @@ pub enum UplinkNews {
         /// Its books go on from an agent before.
         is_taken_over: bool,
     },
+    /// Others stand at its exit than before.
+    Others(u32, Others),
     /// It has another name now.
     Renamed(Link),
     /// It cannot be watched.
@@ -42,10 +48,19 @@ pub enum UplinkNews {
         /// Why not.
         error: KernelError,
     },
+    /// It is up and leads out, and the settings name others.
+    LeftOut(Link),
+    /// The interface with this index, which was left out or could not be watched, is watched
+    /// by now, or sends nothing.
+    Settled(u32),
+    /// All devices that are in other network namespaces, as far as they are known.
+    Elsewhere(Vec<(u32, Link)>),
     /// It is gone; these are its last sums.
     Gone {
         /// Its number.
         index: u32,
+        /// It is in another network namespace now.
+        is_moved: bool,
         /// Its books as they were at last.
         books: Option<Box<UplinkBooks>>,
     },
@@ -62,8 +77,15 @@ pub struct Follower {
     network: Network,
     /// Those that are watched, with their names.
     watched: BTreeMap<u32, String>,
+    /// Of uplinks, others at their exit, as was said.
+    others: BTreeMap<u32, Others>,
+    looked: Instant,
     /// Those that cannot be, which is said once.
     failed: BTreeSet<u32>,
+    /// Those that lead out and are not to be, as was said.
+    left_out: BTreeSet<u32>,
+    /// Devices of other network namespaces, as was said.
+    elsewhere: Vec<(u32, Link)>,
 }
 
 impl Follower {
@@ -77,7 +99,11 @@ impl Follower {
             routes: RouteSocket::open()?,
             network: Network::default(),
             watched: BTreeMap::new(),
+            others: BTreeMap::new(),
+            looked: Instant::now(),
             failed: BTreeSet::new(),
+            left_out: BTreeSet::new(),
+            elsewhere: Vec::new(),
         })
     }
 
@@ -93,23 +119,56 @@ impl Follower {
         // Books that an agent before has left, of an interface that went meanwhile.
         for (index, _) in self.hook.table().all()? {
             if self.network.link(index).is_none() {
-                self.forget(index, news);
+                self.forget(index, false, news);
             }
         }
         let watched: Vec<u32> = self.watched.keys().copied().collect();
         for index in watched {
             if self.network.link(index).is_none() {
-                self.forget(index, news);
+                self.forget(index, false, news);
             }
         }
         self.watch(news);
         // Those that are not to be watched any more.
         for (index, _) in self.hook.table().all()? {
             if !self.watched.contains_key(&index) {
-                self.forget(index, news);
+                self.forget(index, false, news);
             }
         }
+        self.look_elsewhere(news);
+        self.look_at_others(news);
         Ok(())
+    }
+
+    /// Looks at what else stands at the exit of each uplink.
+    fn look_at_others(&mut self, news: &mut Vec<UplinkNews>) {
+        self.looked = Instant::now();
+        for index in self.watched.keys().copied() {
+            match self.hook.others(index) {
+                Ok(others) => {
+                    let said = self.others.entry(index).or_default();
+                    if *said != others {
+                        said.clone_from(&others);
+                        news.push(UplinkNews::Others(index, others));
+                    }
+                }
+                Err(error) => tracing::warn!("{}", crate::kernel::with_causes(&error)),
+            }
+        }
+    }
+
+    /// Looks for devices in other network namespaces, where nobody watches them.
+    fn look_elsewhere(&mut self, news: &mut Vec<UplinkNews>) {
+        match self.routes.links_elsewhere() {
+            Ok(mut links) => {
+                links.retain(|(_, link)| link.is_device());
+                if links != self.elsewhere {
+                    self.elsewhere.clone_from(&links);
+                    news.push(UplinkNews::Elsewhere(links));
+                }
+            }
+            Err(error) => tracing::warn!("{}", crate::kernel::with_causes(&error)),
+        }
     }
 
     /// Follows changes in a thread. What comes of them is sent to `news`.
@@ -140,6 +199,7 @@ impl Follower {
 
     /// Waits for changes and does what they ask for.
     fn step(&mut self, news: &mut Vec<UplinkNews>) -> Result<(), KernelError> {
+        let (mut may_be_elsewhere, mut traffic_changed) = (false, false);
         for change in self.changes.wait()? {
             match change {
                 Change::Link(link) => {
@@ -149,20 +209,30 @@ impl Follower {
                         name.clone_from(&link.name);
                         news.push(UplinkNews::Renamed(link.clone()));
                     }
+                    // One may have come back.
+                    may_be_elsewhere |=
+                        !self.elsewhere.is_empty() && self.network.link(link.index).is_none();
                     self.network.add_link(link);
                 }
-                Change::LinkGone(index) => {
-                    self.network.remove_link(index);
-                    self.failed.remove(&index);
-                    if self.watched.contains_key(&index) {
-                        self.forget(index, news);
-                    }
+                Change::LinkGone(index) => self.lose(index, false, news),
+                Change::LinkMoved(index) => {
+                    self.lose(index, true, news);
+                    may_be_elsewhere = true;
                 }
+                Change::NamespaceGone => may_be_elsewhere |= !self.elsewhere.is_empty(),
                 Change::Route(route) => self.network.add_route(&route),
+                Change::Traffic => traffic_changed = true,
                 Change::Lost => self.look(news)?,
             }
         }
+        if may_be_elsewhere {
+            self.look_elsewhere(news);
+        }
         self.watch(news);
+        // Of a program that is attached without a filter the kernel tells nobody.
+        if traffic_changed || self.looked.elapsed() >= LOOK_INTERVAL {
+            self.look_at_others(news);
+        }
         self.in_force(news)
     }
 
@@ -182,30 +252,34 @@ impl Follower {
         Ok(())
     }
 
-    /// Attaches to those that are to be watched and are not. One that is watched stays
-    /// so as long as it is there, wherever routes go.
+    /// Attaches to those that are to be watched and are not, those first that may send now.
+    /// One that is watched stays so as long as it is there, wherever routes go.
     fn watch(&mut self, news: &mut Vec<UplinkNews>) {
         let uplinks = self.network.uplinks(&self.wanted).into_iter();
         let tunnels = self.network.tunnels(&self.wanted).into_iter();
         let found = uplinks.map(|index| (index, false));
-        for (index, is_tunnel) in found.chain(tunnels.map(|index| (index, true))) {
-            if self.watched.contains_key(&index) || self.failed.contains(&index) {
-                continue;
-            }
-            let Some(link) = self.network.link(index).cloned() else {
-                continue;
-            };
+        let found = found.chain(tunnels.map(|index| (index, true)));
+        let found = found.filter_map(|(index, is_tunnel)| {
+            let is_settled = self.watched.contains_key(&index) || self.failed.contains(&index);
+            let link = self.network.link(index).filter(|_| !is_settled)?;
+            Some((link.clone(), is_tunnel))
+        });
+        let mut found: Vec<_> = found.collect();
+        found.sort_by_key(|(link, _)| !link.is_up);
+        for (link, is_tunnel) in found {
             match self.hook.attach(&link, is_tunnel) {
                 Ok(is_taken_over) => {
-                    self.watched.insert(index, link.name.clone());
+                    self.watched.insert(link.index, link.name.clone());
                     news.push(UplinkNews::Watched {
                         link,
                         is_tunnel,
                         is_taken_over,
                     });
                 }
+                // It sends nothing, and its coming up is a change.
+                Err(error) if !link.is_up => tracing::debug!("{error}"),
                 Err(error) => {
-                    self.failed.insert(index);
+                    self.failed.insert(link.index);
                     news.push(UplinkNews::Failed {
                         link,
                         is_tunnel,
@@ -214,14 +288,46 @@ impl Follower {
                 }
             }
         }
+        self.settle(news);
     }
 
-    fn forget(&mut self, index: u32, news: &mut Vec<UplinkNews>) {
+    /// Says which interfaces lead out and are not watched, and which are that no more.
+    fn settle(&mut self, news: &mut Vec<UplinkNews>) {
+        let network = &self.network;
+        let is_up = |index: &u32| network.link(*index).is_some_and(|link| link.is_up);
+        let (failed, quiet) = self.failed.iter().partition(|index| is_up(index));
+        self.failed = failed;
+        let quiet: BTreeSet<u32> = quiet;
+        news.extend(quiet.into_iter().map(UplinkNews::Settled));
+        let mut left_out = network.left_out(&self.wanted);
+        left_out.retain(|index| !self.watched.contains_key(index));
+        let settled = &self.left_out - &left_out;
+        news.extend(settled.into_iter().map(UplinkNews::Settled));
+        let new = &left_out - &self.left_out;
+        let new = new.into_iter().filter_map(|index| network.link(index));
+        news.extend(new.cloned().map(UplinkNews::LeftOut));
+        self.left_out = left_out;
+    }
+
+    /// An interface is not here any more.
+    fn lose(&mut self, index: u32, is_moved: bool, news: &mut Vec<UplinkNews>) {
+        self.network.remove_link(index);
+        if self.watched.contains_key(&index) {
+            self.forget(index, is_moved, news);
+        }
+    }
+
+    fn forget(&mut self, index: u32, is_moved: bool, news: &mut Vec<UplinkNews>) {
         self.watched.remove(&index);
+        self.others.remove(&index);
         let books = self.hook.table().books(index).ok().flatten().map(Box::new);
         if let Err(error) = self.hook.forget(index) {
             tracing::warn!("{error}");
         }
-        news.push(UplinkNews::Gone { index, books });
+        news.push(UplinkNews::Gone {
+            index,
+            is_moved,
+            books,
+        });
     }
 }

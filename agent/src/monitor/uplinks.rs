@@ -1,13 +1,16 @@
 //! What the loop says of uplinks: which are watched, and what their books hold.
 
-use std::{collections::BTreeMap, sync::mpsc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::mpsc,
+};
 
 use trefoil_ebpf::abi::{Uplink, UplinkBooks};
 
 use super::{Follower, Monitor, UplinkNews};
 use crate::{
     clock::{self, BootClock},
-    kernel::{Kernel, KernelError, RouteSocket, UplinkTable},
+    kernel::{Kernel, KernelError, Others, RouteSocket, UplinkTable},
     report::{Balanced, Coverage, Record},
     settings,
     uplinks::Link,
@@ -20,6 +23,16 @@ pub(super) struct Uplinks {
     /// `None` if nobody follows interfaces, or not any more.
     news: Option<mpsc::Receiver<UplinkNews>>,
     watched: BTreeMap<u32, Watched>,
+    unwatched: BTreeMap<Place, Unwatched>,
+}
+
+/// The number of the network namespace, if it is another, and of the interface.
+type Place = (Option<u32>, u32);
+
+/// An interface that may send out of the host, and that nobody watches.
+struct Unwatched {
+    subject: String,
+    reason: String,
 }
 
 struct Watched {
@@ -32,6 +45,9 @@ impl Watched {
         subject(&self.link, self.uplink.is_tunnel())
     }
 }
+
+const ELSEWHERE: &str =
+    "it is in another network namespace, and what leaves by it there no uplink's hook sees";
 
 /// What records call an interface.
 fn subject(link: &Link, is_tunnel: bool) -> String {
@@ -79,6 +95,7 @@ impl Uplinks {
             routes: RouteSocket::open()?,
             news,
             watched: BTreeMap::new(),
+            unwatched: BTreeMap::new(),
         })
     }
 
@@ -92,6 +109,46 @@ impl Uplinks {
         watched
             .map(|(index, watched)| (*index, watched.subject()))
             .collect()
+    }
+
+    /// Interfaces that may send out of the host and are not watched, with the reason.
+    pub(super) fn unwatched(&self) -> Vec<(String, String)> {
+        let all = self.unwatched.values();
+        all.map(|one| (one.subject.clone(), one.reason.clone()))
+            .collect()
+    }
+
+    /// Notes that nobody watches an interface. Returns what there is to say, unless that was
+    /// said.
+    fn leave(&mut self, place: Place, link: &Link, is_tunnel: bool, why: &str) -> Option<Record> {
+        let subject = subject(link, is_tunnel);
+        let record = Record::coverage(&subject, Coverage::Uncovered, Some(why), clock::unix_us());
+        let reason = why.to_owned();
+        let is_new = self.unwatched.insert(place, Unwatched { subject, reason });
+        is_new.is_none().then_some(record)
+    }
+
+    /// Which interface sends out of the host without a watcher no more. Returns what there is
+    /// to say.
+    fn settle(&mut self, place: Place) -> Option<Record> {
+        let Unwatched { subject, .. } = self.unwatched.remove(&place)?;
+        let reason = Some("it is down or gone, and sends nothing");
+        let record = Record::coverage(&subject, Coverage::Covered, reason, clock::unix_us());
+        Some(record)
+    }
+
+    /// Takes over which devices are in other network namespaces. Returns what there is to say.
+    fn look_elsewhere(&mut self, links: &[(u32, Link)]) -> Vec<Record> {
+        let place = |(namespace, link): &(u32, Link)| (Some(*namespace), link.index);
+        let there: BTreeSet<Place> = links.iter().map(place).collect();
+        let before: Vec<Place> = self.unwatched.keys().copied().collect();
+        let gone = before.into_iter();
+        let gone = gone.filter(|place| place.0.is_some() && !there.contains(place));
+        let mut records: Vec<Record> = gone.filter_map(|place| self.settle(place)).collect();
+        for one in links {
+            records.extend(self.leave(place(one), &one.1, false, ELSEWHERE));
+        }
+        records
     }
 
     /// All counters in the books of an interface; `None` if it has none.
@@ -197,6 +254,7 @@ impl Monitor {
                 is_tunnel,
                 is_taken_over,
             } => {
+                self.uplinks.unwatched.remove(&(None, link.index));
                 let Some(uplink) = self.uplinks.table.get(link.index)? else {
                     return Ok(());
                 };
@@ -216,6 +274,13 @@ impl Monitor {
                     .insert(link.index, Watched { link, uplink });
                 record
             }
+            UplinkNews::Others(index, others) => {
+                let Some(watched) = self.uplinks.watched.get(&index) else {
+                    return Ok(());
+                };
+                let (state, reason) = at_exit(&others);
+                Record::coverage(&watched.subject(), state, Some(&reason), time_us)
+            }
             UplinkNews::Renamed(link) => {
                 let Some(watched) = self.uplinks.watched.get_mut(&link.index) else {
                     return Ok(());
@@ -230,11 +295,33 @@ impl Monitor {
                 is_tunnel,
                 error,
             } => {
-                let subject = subject(&link, is_tunnel);
-                let reason = crate::kernel::with_causes(&error);
-                Record::coverage(&subject, Coverage::Uncovered, Some(&reason), time_us)
+                let why = crate::kernel::with_causes(&error);
+                let place = (None, link.index);
+                let record = self.uplinks.leave(place, &link, is_tunnel, &why);
+                self.emit_all(record);
+                return Ok(());
             }
-            UplinkNews::Gone { index, books } => {
+            UplinkNews::LeftOut(link) => {
+                const WHY: &str = "it leads out of the host, and the settings name other uplinks";
+                let record = self.uplinks.leave((None, link.index), &link, false, WHY);
+                self.emit_all(record);
+                return Ok(());
+            }
+            UplinkNews::Settled(index) => {
+                let record = self.uplinks.settle((None, index));
+                self.emit_all(record);
+                return Ok(());
+            }
+            UplinkNews::Elsewhere(links) => {
+                let records = self.uplinks.look_elsewhere(&links);
+                self.emit_all(records);
+                return Ok(());
+            }
+            UplinkNews::Gone {
+                index,
+                is_moved,
+                books,
+            } => {
                 self.tampering.forget_uplink(index);
                 let Some(watched) = self.uplinks.watched.remove(&index) else {
                     return Ok(());
@@ -243,8 +330,16 @@ impl Monitor {
                     let record = books_of(&watched, &books, None, time_us);
                     self.reporter.emit(record);
                 }
-                let reason = Some("the interface is gone, and its counter with it");
-                Record::coverage(&watched.subject(), Coverage::Uncovered, reason, time_us)
+                let reason = match is_moved {
+                    true => ELSEWHERE,
+                    false => "the interface is gone, and its counter with it",
+                };
+                Record::coverage(
+                    &watched.subject(),
+                    Coverage::Uncovered,
+                    Some(reason),
+                    time_us,
+                )
             }
             UplinkNews::Stopped(error) => {
                 let reason = crate::kernel::with_causes(&error);
@@ -253,6 +348,17 @@ impl Monitor {
         };
         self.reporter.emit(record);
         Ok(())
+    }
+
+    fn emit_all(&mut self, records: impl IntoIterator<Item = Record>) {
+        for record in records {
+            self.reporter.emit(record);
+        }
+    }
+
+    /// Interfaces that may send out of the host and are not watched, with the reason.
+    pub fn unwatched(&self) -> Vec<(String, String)> {
+        self.uplinks.unwatched()
     }
 
     /// Reports the books of every uplink.
@@ -272,12 +378,39 @@ impl Monitor {
                     continue;
                 }
             };
+            // A port of a device that nothing is plugged into.
+            if watched.link.is_device() && look.after_bytes == 0 {
+                continue;
+            }
             let is_exact = watched.link.counts_before_segmentation();
             let balance = look.balance(&watched.uplink, is_exact);
             let record = books_of(watched, &look.books, Some(balance), clock::unix_us());
             self.reporter.emit(record);
         }
     }
+}
+
+/// What there is to say of others at the exit of an uplink.
+fn at_exit(others: &Others) -> (Coverage, String) {
+    let mut parts = Vec::new();
+    if !others.behind.is_empty() {
+        parts.push(format!(
+            "behind the hook stands what may change or send elsewhere that which was judged: {}",
+            others.behind.join("; ")
+        ));
+    }
+    if !others.before.is_empty() {
+        parts.push(format!(
+            "what these let pass for good does not come to the hook, and is a remainder of the \
+             books: {}",
+            others.before.join("; ")
+        ));
+    }
+    if parts.is_empty() {
+        let reason = "nothing else stands at its exit any more";
+        return (Coverage::Covered, reason.to_owned());
+    }
+    (Coverage::Partly, parts.join("; "))
 }
 
 fn books_of(

@@ -40,7 +40,7 @@ impl From<ValueError> for Fault {
 /// The interfaces that lead out of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Uplinks {
-    /// Those with a route out, followed as they change.
+    /// All that lead out, followed as they change.
     Auto,
     /// These.
     Named(Vec<String>),

@@ -23,8 +23,14 @@ pub struct Link {
     pub hardware: u16,
     /// The interface that it is built on, in the same network namespace.
     pub lower: Option<u32>,
+    /// The interface that it is built on is in another network namespace.
+    pub is_lower_elsewhere: bool,
     /// The bond or bridge that it is part of.
     pub master: Option<u32>,
+    /// It is up: an interface that is not sends nothing.
+    pub is_up: bool,
+    /// It is the host's end of a function that a device gives to a guest.
+    pub is_of_guest: bool,
 }
 
 /// A route to somewhere that is not the host and not on the link alone.
@@ -61,9 +67,21 @@ impl Link {
         self.kind == "veth"
     }
 
-    /// True for software that wraps packets into others, which leave by another interface
-    /// or by a process, and are judged there.
-    fn is_tunnel(&self) -> bool {
+    /// True if it leads out of the host, whatever routes there are. One whose link headers
+    /// are not known cannot be watched, and does no harm while it is down.
+    fn leads_out(&self) -> bool {
+        let can_send = self.is_up || self.header_bytes().is_some();
+        self.nature() == Nature::Out && can_send
+    }
+
+    /// True if it is a device, which leads out of the host in whatever network namespace.
+    #[must_use]
+    pub fn is_device(&self) -> bool {
+        self.kind.is_empty() && self.hardware != Self::LOOPBACK && !self.is_of_guest
+    }
+
+    /// How it sends.
+    fn nature(&self) -> Nature {
         const TUNNELS: [&str; 17] = [
             "vxlan",
             "geneve",
@@ -83,14 +101,62 @@ impl Link {
             "tun",
             "gtp",
         ];
-        TUNNELS.contains(&self.kind.as_str())
+        const STACKED: [&str; 7] = [
+            "vlan",
+            "macvlan",
+            "macvtap",
+            "ipvlan",
+            "ipvtap",
+            "macsec",
+            "virt_wifi",
+        ];
+        const INSIDE: [&str; 9] = [
+            "veth",
+            "netkit",
+            "dummy",
+            "ifb",
+            "nlmon",
+            "vsockmon",
+            "vcan",
+            "vxcan",
+            "openvswitch",
+        ];
+        let is_one_of = |kinds: &[&str]| kinds.contains(&self.kind.as_str());
+        if self.hardware == Self::LOOPBACK || is_one_of(&TUNNELS) {
+            Nature::Elsewhere
+        } else if is_one_of(&STACKED) {
+            match self.lower {
+                Some(lower) if !self.is_lower_elsewhere => Nature::On(lower),
+                _ => Nature::Out,
+            }
+        } else if self.kind == "bridge" {
+            Nature::Bridge
+        } else if is_one_of(&["bond", "team", "vrf"]) {
+            Nature::Parts
+        } else if self.is_of_guest || is_one_of(&INSIDE) {
+            Nature::Inside
+        } else {
+            Nature::Out
+        }
     }
+}
 
-    /// True for software that sends by the interface it is built on.
-    fn is_stacked(&self) -> bool {
-        const STACKED: [&str; 6] = ["vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", "macsec"];
-        STACKED.contains(&self.kind.as_str())
-    }
+/// How an interface sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Nature {
+    /// Out of the host: a device, or software of a kind that is not known here.
+    Out,
+    /// To guests of this host, or to nobody, unless a route says that it leads farther.
+    Inside,
+    /// By the interface with this index, which it is built on.
+    On(u32),
+    /// By its parts.
+    Parts,
+    /// By those of its parts that are no guest's.
+    Bridge,
+    /// What is sent by it is wrapped into other packets, which leave by another interface or
+    /// by a process and are judged there; or it goes nowhere.
+    Elsewhere,
 }
 
 /// What is known of interfaces and routes.
@@ -118,12 +184,8 @@ impl Network {
     pub fn add_route(&mut self, route: &Route) {
         for index in &route.interfaces {
             // What is reached without a gateway by software is on this host: a container,
-            // a virtual machine. By a device it is another host.
-            let is_device = self
-                .links
-                .get(index)
-                .is_some_and(|link| link.kind.is_empty());
-            if route.is_default || route.has_gateway || is_device {
+            // a virtual machine. A device leads out without a route.
+            if route.is_default || route.has_gateway {
                 self.leads_out.insert(*index);
             }
         }
@@ -135,11 +197,7 @@ impl Network {
         self.links.get(&index)
     }
 
-    /// The interfaces to watch.
-    ///
-    /// Those that are named; or those that carry what routes lead out by: of a bond its
-    /// parts, of a VLAN what it is built on, of a bridge the devices in it, so that each
-    /// frame passes one of them.
+    /// The interfaces to watch: those that are named, or those that lead out.
     #[must_use]
     pub fn uplinks(&self, wanted: &Uplinks) -> BTreeSet<u32> {
         match wanted {
@@ -150,14 +208,36 @@ impl Network {
                 .filter(|link| names.contains(&link.name))
                 .map(|link| link.index)
                 .collect(),
-            Uplinks::Auto => {
-                let mut found = BTreeSet::new();
-                for index in &self.leads_out {
-                    self.carriers(*index, &mut found, MAX_DEPTH);
-                }
-                found
+            Uplinks::Auto => self.lead_out(),
+        }
+    }
+
+    /// The interfaces that are up and lead out, and that the settings do not name. None if
+    /// they say to watch no uplink at all.
+    #[must_use]
+    pub fn left_out(&self, wanted: &Uplinks) -> BTreeSet<u32> {
+        match wanted {
+            Uplinks::None | Uplinks::Auto => BTreeSet::new(),
+            Uplinks::Named(_) => {
+                let left_out = &self.lead_out() - &self.uplinks(wanted);
+                let is_up = |index: &u32| self.link(*index).is_some_and(|link| link.is_up);
+                left_out.into_iter().filter(is_up).collect()
             }
         }
+    }
+
+    /// The interfaces that lead out: devices, with a route or without one, since a process
+    /// needs none; and what carries that by which routes lead out. Of a bond that is its
+    /// parts, of a VLAN what it is built on, of a bridge the devices in it, so that each
+    /// frame passes one of them.
+    fn lead_out(&self) -> BTreeSet<u32> {
+        let mut found = BTreeSet::new();
+        let by_themselves = self.links.values().filter(|link| link.leads_out());
+        let by_themselves = by_themselves.map(|link| link.index);
+        for index in by_themselves.chain(self.leads_out.iter().copied()) {
+            self.carriers(index, &mut found, MAX_DEPTH);
+        }
+        found
     }
 
     /// The tunnels that take packets from their sockets while these wait, and send them later.
@@ -178,32 +258,27 @@ impl Network {
         let Some(link) = self.links.get(&index).filter(|_| depth > 0) else {
             return;
         };
-        if link.hardware == Link::LOOPBACK || link.is_tunnel() {
-            return;
-        }
         let parts = || {
-            self.links
-                .values()
-                .filter(|part| part.master == Some(index))
+            let links = self.links.values();
+            links.filter(|part| part.master == Some(index))
         };
-        match link.kind.as_str() {
+        match link.nature() {
+            Nature::Elsewhere => {}
+            Nature::Out | Nature::Inside => {
+                found.insert(index);
+            }
+            Nature::On(lower) => self.carriers(lower, found, depth - 1),
+            Nature::Parts => parts().for_each(|part| {
+                self.carriers(part.index, found, depth - 1);
+            }),
             // Tap devices and pairs in a bridge lead to guests of this host.
-            "bridge" => {
-                for part in parts()
-                    .filter(|part| part.kind.is_empty() || part.is_stacked() || part.kind == "bond")
-                {
+            Nature::Bridge => {
+                let is_guest =
+                    |part: &&Link| matches!(part.nature(), Nature::Inside | Nature::Elsewhere);
+                for part in parts().filter(|part| !is_guest(part)) {
                     self.carriers(part.index, found, depth - 1);
                 }
             }
-            "bond" | "team" => parts().for_each(|part| {
-                self.carriers(part.index, found, depth - 1);
-            }),
-            _ => match link.lower.filter(|_| link.is_stacked()) {
-                Some(lower) => self.carriers(lower, found, depth - 1),
-                None => {
-                    found.insert(index);
-                }
-            },
         }
     }
 }

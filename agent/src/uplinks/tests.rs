@@ -8,6 +8,7 @@ fn link(index: u32, name: &str, kind: &str) -> Link {
         name: name.to_owned(),
         kind: kind.to_owned(),
         hardware: Link::ETHERNET,
+        is_up: true,
         ..Link::default()
     }
 }
@@ -47,7 +48,7 @@ fn tunnels_that_let_packets_wait_are_found_while_uplinks_are_watched() {
     network.add_route(&default_by(5));
     let named = Uplinks::Named(vec!["wg0".into()]);
     for (wanted, uplinks, tunnels) in [
-        (&Uplinks::Auto, vec![], vec![5]),
+        (&Uplinks::Auto, vec![2], vec![5]),
         (&Uplinks::None, vec![], vec![]),
         (&named, vec![5], vec![]),
     ] {
@@ -61,23 +62,81 @@ fn found(network: &Network) -> Vec<u32> {
 }
 
 #[test]
-fn what_no_route_leads_out_by_is_no_uplink() {
+fn what_leads_to_guests_is_no_uplink_unless_a_route_leads_out_by_it() {
     let mut network = network(&[
-        link(2, "eth0", ""),
         link(3, "docker0", "bridge"),
-        link(4, "veth1", "veth"),
+        part_of(3, link(4, "veth1", "veth")),
+        part_of(3, link(5, "tap1", "tun")),
+        link(6, "dummy0", "dummy"),
+        link(7, "cable", "veth"),
+        Link {
+            is_of_guest: true,
+            ..link(8, "eth0_3", "")
+        },
     ]);
     assert!(found(&network).is_empty());
     let connected = |index| Route {
         interfaces: vec![index],
         ..Route::default()
     };
-    network.add_route(&connected(3));
-    network.add_route(&connected(4));
+    for index in [3, 4, 6, 7, 8] {
+        network.add_route(&connected(index));
+    }
     assert!(found(&network).is_empty());
-    // What a device is connected to is another host.
-    network.add_route(&connected(2));
-    assert_eq!(found(&network), [2]);
+    network.add_route(&default_by(7));
+    assert_eq!(found(&network), [7]);
+}
+
+/// A process needs no route: it can name an interface, or a link-scope address.
+#[test]
+fn what_leads_out_is_watched_whether_or_not_a_route_does() {
+    let network = network(&[
+        link(2, "eth0", ""),
+        on(2, link(3, "eth0.7", "vlan")),
+        on(2, link(4, "mac0", "macvlan")),
+        part_of(7, link(5, "eth1", "")),
+        part_of(7, link(6, "eth2", "")),
+        link(7, "bond0", "bond"),
+        on(7, link(8, "bond0.7", "vlan")),
+        part_of(10, link(9, "eth3", "")),
+        link(10, "br0", "bridge"),
+        link(11, "wwan0", "wwan"),
+        Link {
+            is_lower_elsewhere: true,
+            ..link(12, "mac1", "macvlan")
+        },
+        Link {
+            is_up: false,
+            ..link(13, "eth4", "")
+        },
+    ]);
+    assert_eq!(found(&network), [2, 5, 6, 9, 11, 12, 13]);
+}
+
+#[test]
+fn what_leads_out_and_is_not_named_is_left_out_while_it_is_up() {
+    let mut network = network(&[link(2, "eth0", ""), link(3, "eth1", "")]);
+    let named = Uplinks::Named(vec!["eth0".into()]);
+    assert_eq!(network.left_out(&named), BTreeSet::from([3]));
+    assert!(network.left_out(&Uplinks::Auto).is_empty());
+    assert!(network.left_out(&Uplinks::None).is_empty());
+    network.add_link(Link {
+        is_up: false,
+        ..link(3, "eth1", "")
+    });
+    assert!(network.left_out(&named).is_empty());
+}
+
+#[test]
+fn what_has_headers_that_are_not_known_counts_once_it_is_up() {
+    const CAN: u16 = 280;
+    let device = |is_up| Link {
+        hardware: CAN,
+        is_up,
+        ..link(2, "can0", "")
+    };
+    assert!(found(&network(&[device(false)])).is_empty());
+    assert_eq!(found(&network(&[device(true)])), [2]);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use trefoil_lab::vm::Vm;
 use crate::world::{OBJECTS, REFUSED, TRAFFIC, connect, install};
 
 /// Every program, as on a kernel that has all that Trefoil uses.
-const PROGRAMS: [&str; 27] = [
+const PROGRAMS: [&str; 28] = [
     "__dev_direct_xmit",
     "cgroup_mkdir",
     "cgroup_rmdir",
@@ -36,6 +36,7 @@ const PROGRAMS: [&str; 27] = [
     "sched_process_fork",
     "security_bpf",
     "security_inode_unlink",
+    "security_socket_post_create",
     "sendmsg4",
     "sendmsg6",
     "setsockopt",

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     clock::{self, BootClock},
-    kernel::{KernelError, Reader, RouteSocket, UplinkTable, is_uplink_pin},
+    kernel::{KernelError, Others, Reader, RouteSocket, UplinkTable, is_uplink_pin},
     report::{Balanced, Field, Record, words},
 };
 
@@ -17,6 +17,10 @@ pub struct UplinkStatus {
     pub attached: bool,
     /// When it was attached first.
     pub since: String,
+    /// Others at its exit, before the hook.
+    pub before_hook: Vec<String>,
+    /// Those behind it.
+    pub behind_hook: Vec<String>,
     /// The sums, by the names that records have.
     #[serde(flatten)]
     pub bytes: BTreeMap<&'static str, u64>,
@@ -26,6 +30,7 @@ pub struct UplinkStatus {
 pub fn look(
     reader: &Reader,
     findings: &mut Vec<String>,
+    notes: &mut Vec<String>,
 ) -> Result<BTreeMap<String, UplinkStatus>, KernelError> {
     let table = UplinkTable::open(reader.pins())?;
     let mut routes = RouteSocket::open()?;
@@ -78,7 +83,26 @@ pub fn look(
             .iter()
             .filter_map(|(field, _)| Some((field.name(), record.number(*field)?)))
             .collect();
+        let others = Others::look(&mut routes, reader.pins(), index)?;
+        if !others.behind.is_empty() {
+            findings.push(format!(
+                "behind the hook of uplink {} stands what may change or send elsewhere that which \
+                 was judged: {}",
+                link.name,
+                others.behind.join("; ")
+            ));
+        }
+        if !others.before.is_empty() {
+            notes.push(format!(
+                "before the hook of uplink {}: {}; what they let pass for good is a remainder of \
+                 the books",
+                link.name,
+                others.before.join("; ")
+            ));
+        }
         let status = UplinkStatus {
+            before_hook: others.before,
+            behind_hook: others.behind,
             attached,
             since: clock::rfc3339(since_us),
             bytes,

@@ -8,6 +8,7 @@ mod arguments;
 mod became;
 mod copy;
 mod forged;
+mod family;
 mod handed;
 mod insist;
 mod many;
@@ -35,6 +36,8 @@ const USAGE: &str = "traffic COMMAND ...
       [--call sendto|sendmsg|sendmmsg] [--lite] [--options]
       with --hold once for each line on standard input; with --then from the second on
       elsewhere, whether the first was refused or not; with --options each packet has options of IPv4, or an extension header
+  family NUMBER [--wait]
+      a socket of another family, open until a line on standard input
   receive PORT
       one datagram, and tells how long it is
   udp-many ADDR:PORT --destinations N --count N [--size N] [--from PORT] [--hold]
@@ -209,6 +212,7 @@ fn run(arguments: &mut Arguments) -> Answer {
         "pour" => became::pour(arguments),
         "forge" => forged::forge(arguments),
         "forge-inside" => forged::inside(arguments),
+        "family" => family::open(arguments),
         "option" => option::set(arguments),
         "relay" => handed::relay(arguments),
         "workers" => workers::workers(arguments),
