@@ -24,7 +24,7 @@ use crate::{
     losses::Losses,
     names::Names,
     policy::{Compiled, Image},
-    report::{Coverage, FlowFacts, Heartbeat, Progress, Record, Reporter},
+    report::{Coverage, FlowFacts, Heartbeat, Progress, Record, Reporter, Stall},
     settings,
 };
 
@@ -99,6 +99,7 @@ pub struct Monitor {
     reports: Vec<Report>,
     unreadable_events: u64,
     stalled: Option<String>,
+    aside: Option<String>,
     has_no_reader: bool,
     /// Frames are judged that go to a driver past traffic control.
     judges_direct: bool,
@@ -185,6 +186,7 @@ impl Monitor {
             reports: Vec::new(),
             unreadable_events: 0,
             stalled: None,
+            aside: None,
             has_no_reader: false,
         };
         monitor.in_force(policy, enforcement);
@@ -211,6 +213,22 @@ impl Monitor {
             self.reporter.emit(record);
         }
         Ok(())
+    }
+
+    /// From here on, what is in the kernel stays there when this ends. Without, a start
+    /// that fails takes out what it has put in.
+    pub fn keep(&mut self) {
+        self.kernel.keep();
+    }
+
+    /// Opens anew what records are written to.
+    pub fn reopen_sinks(&mut self) {
+        self.reporter.reopen();
+    }
+
+    /// Puts a record at the end of the queue.
+    pub fn emit(&mut self, record: Record) {
+        self.reporter.emit(record);
     }
 
     /// Takes events from the ring buffer and reports what they amount to.
@@ -309,6 +327,11 @@ impl Monitor {
         self.stalled.clone()
     }
 
+    /// The sink that misses records, and why.
+    pub fn aside(&self) -> Option<String> {
+        self.aside.clone()
+    }
+
     /// Reports what is known by now; the kernel part goes on.
     pub fn leave(mut self) -> Result<(), KernelError> {
         self.sweep()?;
@@ -354,9 +377,9 @@ impl Monitor {
             .stalled
             .as_ref()
             .is_some_and(|stall| stall.error.kind() == std::io::ErrorKind::BrokenPipe);
-        self.stalled = progress
-            .stalled
-            .map(|stall| format!("{}: {}", stall.sink, stall.error));
+        let told = |stall: Stall| format!("{}: {}", stall.sink, stall.error);
+        self.stalled = progress.stalled.map(told);
+        self.aside = progress.aside.map(told);
     }
 
     fn drain_all(&mut self) -> Result<(), KernelError> {

@@ -178,12 +178,17 @@ fields! {
     Event "event" Text "" ALL
         "kind of record";
     Seq "seq" Number "" ALL
-        "number of the record, from 1 in each boot and without gaps: a missing number is a record \
+        "number of the record, from 1 in each boot (and `instance`) and without gaps: a missing number is a record \
          that was removed or got lost after it was handed over";
     Time "time" Time "" ALL
         "when the record was made";
     BootId "boot_id" Text "" ALL
-        "boot of the host, as `_BOOT_ID` in the journal; with `seq` it names the record for good";
+        "boot of the host, as `_BOOT_ID` in the journal; with `seq`, and `instance` if there is one, \
+         it names the record for good";
+    Instance "instance" Text "" ALL
+        "pin directory of the agent, unless it is the usual one: each numbers its own records";
+    MachineId "machine_id" Text "" ALL
+        "the installation, as `_MACHINE_ID` in the journal";
     Host "host" Text "" ALL
         "name of the host";
     Mode "mode" Text "" ALL
