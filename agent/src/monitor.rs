@@ -14,7 +14,7 @@ use trefoil_ebpf::abi::{COOKIE_OF_NO_SOCKET, Event, FlowKey, Peer, Tracked, reas
 
 use crate::{
     clock::{self, BootClock},
-    flow::{FlowSettings, FlowStats, FlowTable, Report},
+    flow::{FlowSettings, FlowStats, FlowTable, Report, Told},
     geo::Geo,
     kernel::{
         Damage, Enforcement, Events, HookStatus, Kernel, KernelError, LoadSettings, OwnProcess,
@@ -125,6 +125,8 @@ pub struct Parts<'a> {
     pub reported_losses: BTreeMap<String, u64>,
     /// What an agent before has said of budgets and exceptions.
     pub said: Said,
+    /// What an agent before has told of flows, if it said so.
+    pub told: Option<Told>,
     /// When an agent before was last seen, microseconds since 1970.
     pub last_seen_us: Option<u64>,
 }
@@ -189,6 +191,11 @@ impl Monitor {
             aside: None,
             has_no_reader: false,
         };
+        if monitor.kernel.took_over() {
+            monitor
+                .table
+                .go_on_after(parts.told, clock::since_boot_ns());
+        }
         monitor.in_force(policy, enforcement);
         monitor.limit(policy, budgets, clock)?;
         if let Some(killed) = killed {
@@ -333,12 +340,14 @@ impl Monitor {
     }
 
     /// Reports what is known by now; the kernel part goes on.
-    pub fn leave(mut self) -> Result<(), KernelError> {
+    ///
+    /// Returns what was told of flows, unless some of it could not be handed over.
+    pub fn leave(mut self) -> Result<Option<Told>, KernelError> {
         self.sweep()?;
         self.table.flush(clock::since_boot_ns(), &mut self.reports);
         self.report()?;
         self.hand_over_all();
-        Ok(())
+        Ok((self.reporter.pending() == 0).then(|| self.table.told()))
     }
 
     /// Ends every flow and takes everything out of the kernel.

@@ -80,6 +80,8 @@ impl Live {
             tracked: *tracked,
             counted: counted(&tracked.flow),
             since_last: counted(&tracked.flow),
+            // It tells again what records have told.
+            is_since_known: false,
             ending: None,
         };
         let mut record = Record::flow(&report, &facts, &BootClock::read());

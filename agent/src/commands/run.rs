@@ -25,7 +25,7 @@ use super::{
 use crate::{
     cli::RunArgs,
     clock::{self, BootClock},
-    flow::FlowSettings,
+    flow::{FlowSettings, Told},
     kernel::{Enforcement, Kernel, KernelError, LoadSettings, TableSizes},
     limits::Said,
     monitor::{Compilation, Cutter, Monitor, Parts, Standing},
@@ -167,6 +167,7 @@ async fn watch(
         reporter,
         cutter: Cutter::start().map_err(failed)?,
         heartbeat_s: settings.heartbeat_interval.as_secs(),
+        told: take_told(settings),
         last_seen_us: before.as_ref().map(|before| before.written_us),
         said: before
             .as_ref()
@@ -290,11 +291,36 @@ async fn watch(
             }
             _ = terminate.recv() => {
                 notify("STOPPING=1");
-                monitor.leave()?;
+                leave(monitor, settings)?;
                 return Ok(Ending::Fine);
             }
         }
     }
+}
+
+/// Leaves the kernel part to the next agent, which is told what this one has told.
+fn leave(monitor: Monitor, settings: &Settings) -> Result<(), KernelError> {
+    if let Some(told) = monitor.leave()?
+        && let Err(error) = fs::write(told_file(settings), told.to_text())
+    {
+        // The next agent finds a part of it or nothing, and says that it does not know.
+        tracing::warn!("write what was told of open flows: {error}");
+    }
+    Ok(())
+}
+
+fn told_file(settings: &Settings) -> PathBuf {
+    State::dir(&settings.pin_dir).join("told")
+}
+
+/// What the agent before has told. It is taken away, since it is of no use a second time.
+fn take_told(settings: &Settings) -> Option<Told> {
+    let file = told_file(settings);
+    let text = fs::read_to_string(&file).ok();
+    if fs::remove_file(&file).is_err() && text.is_some() {
+        return None;
+    }
+    Told::parse(&text?)
 }
 
 /// Ctrl-C: in report mode nothing is left behind. Enforcement ends only with
@@ -307,7 +333,7 @@ fn interrupted(monitor: Monitor, settings: &Settings) -> Result<Ending, Failure>
             Trials::new(&settings.pin_dir, settings.confirm_within).forget();
         }
         Mode::Enforce => {
-            monitor.leave()?;
+            leave(monitor, settings)?;
             eprintln!(
                 "trefoil: the policy goes on being enforced; `trefoil detach --pin-dir {}` ends that",
                 settings.pin_dir.display()

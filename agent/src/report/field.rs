@@ -242,6 +242,13 @@ fields! {
          window that ends now; exception: in all";
     PacketsOut "packets_out" Number "packet" PACKETS
         "packets that these bytes were in";
+    BytesNew "bytes_new" Number "byte" FLOWS
+        "what of `bytes_out` is in no record of the flow before; rollup: what its flows have sent \
+         that is in no record before, those that are open included. Summed over all records of \
+         any time, it is what left in it. Not there if an agent before was killed, and nobody \
+         knows what it has told";
+    PacketsNew "packets_new" Number "packet" FLOWS
+        "packets that these bytes were in";
     BytesIn "bytes_in" Number "byte" FLOWS
         "IP packets delivered to the socket, headers included, since the flow began";
     PacketsIn "packets_in" Number "packet" FLOWS

@@ -58,6 +58,7 @@ fn report(tracked: Tracked, kind: ReportKind, stage: Stage, counted: Counters) -
         tracked,
         counted,
         since_last: counted,
+        is_since_known: true,
         ending: (stage == Stage::Closed).then_some(Ending {
             time_ns: START_NS + 4_200_000_000,
             inferred: false,
