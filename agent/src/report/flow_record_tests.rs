@@ -118,6 +118,8 @@ fn a_violation_has_every_fact_as_a_field() {
         "outcome": "would-drop",
         "bytes_out": 1234,
         "packets_out": 2,
+        "bytes_new": 1234,
+        "packets_new": 2,
         "bytes_in": 0,
         "packets_in": 0,
         "started": "2026-11-21T21:54:40.000000Z",
