@@ -1,7 +1,11 @@
 //! Time: the kernel's clock, the wall's, and how a moment is written.
 //!
 //! The kernel programs stamp everything in nanoseconds since boot, suspend
-//! included (`CLOCK_BOOTTIME`); reports say when that was for a person.
+//! included (`CLOCK_BOOTTIME`); reports say when that was for a person. In a time namespace
+//! that clock says something else, so what it is ahead is taken off here, and nobody else
+//! asks it.
+
+use std::{fs, sync::OnceLock};
 
 use nix::time::{ClockId, clock_gettime};
 
@@ -73,7 +77,60 @@ pub fn unix_us() -> u64 {
 
 fn now_ns(clock: ClockId) -> i128 {
     let now = clock_gettime(clock).expect("Linux has this clock since 2.6.39");
-    i128::from(now.tv_sec()) * 1_000_000_000 + i128::from(now.tv_nsec())
+    let now_ns = i128::from(now.tv_sec()) * NS_PER_S + i128::from(now.tv_nsec());
+    now_ns - Offsets::own().of(clock)
+}
+
+const NS_PER_S: i128 = 1_000_000_000;
+
+/// How far the clocks of this time namespace are ahead of the kernel's own, by which the
+/// programs go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Offsets {
+    monotonic_ns: i128,
+    boot_ns: i128,
+}
+
+impl Offsets {
+    /// Those of this process. They are settled when a first process is in the namespace.
+    fn own() -> Self {
+        static OWN: OnceLock<Offsets> = OnceLock::new();
+        *OWN.get_or_init(|| {
+            // The file is about the namespace that children will be in, which is another
+            // one after unshare(2) without exec.
+            let namespace = |name| fs::read_link(format!("/proc/self/ns/{name}")).ok();
+            match namespace("time") == namespace("time_for_children") {
+                true => fs::read_to_string("/proc/self/timens_offsets")
+                    .map(|text| Self::parse(&text))
+                    .unwrap_or_default(),
+                false => Self::default(),
+            }
+        })
+    }
+
+    /// `boottime  86400  0` and the like, in seconds and nanoseconds.
+    fn parse(text: &str) -> Self {
+        let of = |name: &str| {
+            let mut words = text
+                .lines()
+                .map(str::split_whitespace)
+                .find_map(|mut words| (words.next()? == name).then_some(words))?;
+            let mut number = || words.next()?.parse::<i128>().ok();
+            Some(number()? * NS_PER_S + number()?)
+        };
+        Self {
+            monotonic_ns: of("monotonic").unwrap_or(0),
+            boot_ns: of("boottime").unwrap_or(0),
+        }
+    }
+
+    fn of(self, clock: ClockId) -> i128 {
+        match clock {
+            ClockId::CLOCK_MONOTONIC => self.monotonic_ns,
+            ClockId::CLOCK_BOOTTIME => self.boot_ns,
+            _ => 0,
+        }
+    }
 }
 
 /// `2026-11-21T21:53:40.123456Z`, from microseconds since 1970.
@@ -89,24 +146,79 @@ pub fn rfc3339(unix_us: u64) -> String {
     )
 }
 
-/// Microseconds since 1970 of what [`rfc3339`] has written; `None` for anything else.
+/// Microseconds since 1970 of any time of RFC 3339: with an offset, with or without a
+/// fraction, in lower case, with a blank for the `T`. What is beyond microseconds is cut
+/// off. `None` for anything else, and for times before 1970.
 #[must_use]
 pub fn unix_us_of(rfc3339: &str) -> Option<u64> {
-    const FORM: &[u8; 27] = b"0000-00-00T00:00:00.000000Z";
+    const FORM: &[u8; 19] = b"0000-00-00T00:00:00";
+    const MICROS: usize = 6;
     let text = rfc3339.as_bytes();
-    let is_of_this_form = text.len() == FORM.len()
-        && text.iter().zip(FORM).all(|(byte, form)| match form {
-            b'0' => byte.is_ascii_digit(),
-            _ => byte == form,
-        });
-    if !is_of_this_form {
+    let (moment, rest) = text.split_at_checked(FORM.len())?;
+    let fits = |(byte, form): (&u8, &u8)| match form {
+        b'0' => byte.is_ascii_digit(),
+        b'T' => matches!(byte, b'T' | b't' | b' '),
+        form => byte == form,
+    };
+    if !moment.iter().zip(FORM).all(fits) {
         return None;
     }
-    let number = |from: usize, to: usize| rfc3339[from..to].parse::<u64>().ok();
-    let (month, day) = (number(5, 7)?, number(8, 10)?);
-    let day = days_since_1970(number(0, 4)? as u16, month as u8, day as u8);
-    let second = number(11, 13)? * 3_600 + number(14, 16)? * 60 + number(17, 19)?;
-    Some((u64::try_from(day).ok()? * 86_400 + second) * 1_000_000 + number(20, 26)?)
+    let number = |digits: &[u8]| -> u64 {
+        digits
+            .iter()
+            .fold(0, |sum, digit| 10 * sum + u64::from(digit - b'0'))
+    };
+    let part = |from: usize, to: usize| number(&moment[from..to]);
+    let (year, month, day) = (part(0, 4) as u16, part(5, 7) as u8, part(8, 10) as u8);
+    let (hour, minute, second) = (part(11, 13), part(14, 16), part(17, 19));
+    // A leap second is the moment after it.
+    let is_moment = hour < 24 && minute < 60 && second <= 60;
+    let is_day = (1..=12).contains(&month) && day >= 1 && {
+        let (next_year, next) = if month == 12 {
+            (year + 1, 1)
+        } else {
+            (year, month + 1)
+        };
+        days_since_1970(year, month, day) < days_since_1970(next_year, next, 1)
+    };
+    if !is_moment || !is_day {
+        return None;
+    }
+
+    let (fraction, offset) = match rest.strip_prefix(b".") {
+        None => (&rest[..0], rest),
+        Some(rest) => {
+            let len = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+            if len == 0 {
+                return None;
+            }
+            rest.split_at(len)
+        }
+    };
+    let fraction = &fraction[..fraction.len().min(MICROS)];
+    let micros = number(fraction) * 10_u64.pow((MICROS - fraction.len()) as u32);
+    let offset_minutes = match offset {
+        b"Z" | b"z" => 0,
+        &[sign @ (b'+' | b'-'), ref digits @ ..] => {
+            let &[h1, h2, b':', m1, m2] = digits else {
+                return None;
+            };
+            if ![h1, h2, m1, m2].iter().all(u8::is_ascii_digit) {
+                return None;
+            }
+            let (hours, minutes) = (number(&[h1, h2]), number(&[m1, m2]));
+            if hours > 23 || minutes > 59 {
+                return None;
+            }
+            let offset = (60 * hours + minutes) as i64;
+            if sign == b'+' { offset } else { -offset }
+        }
+        _ => return None,
+    };
+    let seconds = days_since_1970(year, month, day) * 86_400
+        + (3_600 * hour + 60 * minute + second) as i64
+        - 60 * offset_minutes;
+    Some(u64::try_from(seconds).ok()? * 1_000_000 + micros)
 }
 
 /// `2026-11-21` (UTC), from seconds since 1970.
@@ -206,6 +318,60 @@ mod tests {
     }
 
     #[test]
+    fn any_time_of_rfc_3339_is_read() {
+        let noon = unix_us_of("2026-11-21T12:00:00.000000Z").unwrap();
+        for (text, after_us) in [
+            ("2026-11-21T12:00:00Z", 0),
+            ("2026-11-21t12:00:00z", 0),
+            ("2026-11-21 12:00:00Z", 0),
+            ("2026-11-21T13:00:00+01:00", 0),
+            ("2026-11-21T06:30:00-05:30", 0),
+            ("2026-11-22T01:30:00.5+13:30", 500_000),
+            ("2026-11-21T12:00:00-00:00", 0),
+            ("2026-11-21T12:00:00.1Z", 100_000),
+            ("2026-11-21T12:00:00.123456789Z", 123_456),
+            ("2026-11-21T12:00:60Z", 60_000_000),
+        ] {
+            assert_eq!(unix_us_of(text), Some(noon + after_us), "{text}");
+        }
+        for text in [
+            "2026-11-21T12:00:00",
+            "2026-11-21T12:00:00.Z",
+            "2026-11-21T12:00:00+1:00",
+            "2026-11-21T12:00:00+0100",
+            "2026-11-21T12:00:00+24:00",
+            "2026-11-21T12:00:00+01:60",
+            "2026-11-21T12:00:00ZZ",
+            "2026-11-21T24:00:00Z",
+            "2026-11-21T12:60:00Z",
+            "2026-11-21T12:00:61Z",
+            "2026-02-29T12:00:00Z",
+            "2026-00-01T12:00:00Z",
+            "2026-13-01T12:00:00Z",
+            "2026-11-00T12:00:00Z",
+            "2026-11-31T12:00:00Z",
+            "1970-01-01T00:00:00+00:01",
+            "1969-12-31T23:59:59Z",
+            "+026-11-21T12:00:00Z",
+        ] {
+            assert_eq!(unix_us_of(text), None, "{text}");
+        }
+        assert_eq!(
+            unix_us_of("2024-02-29T23:59:60.9Z").map(rfc3339).as_deref(),
+            Some("2024-03-01T00:00:00.900000Z")
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_is_too_odd_for_a_time(text in "\\PC{0,40}") {
+            if let Some(unix_us) = unix_us_of(&text) {
+                prop_assert_eq!(unix_us_of(&rfc3339(unix_us)), Some(unix_us));
+            }
+        }
+    }
+
+    #[test]
     fn moments_are_written_in_utc_with_microseconds() {
         assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000000Z");
         assert_eq!(
@@ -215,6 +381,47 @@ mod tests {
         assert_eq!(
             rfc3339(1_795_298_020_000_007),
             "2026-11-21T21:53:40.000007Z"
+        );
+    }
+
+    #[test]
+    fn a_time_namespace_does_not_move_the_clock_of_the_kernel() {
+        const CHILD: &str = "TREFOIL_TEST_IN_TIME_NAMESPACE";
+        if std::env::var_os(CHILD).is_some() {
+            println!("now={} awake={}", since_boot_ns(), awake_ns());
+            return;
+        }
+        let before = (since_boot_ns(), awake_ns());
+        let output = std::process::Command::new("unshare")
+            .args([
+                "--time",
+                "--boottime",
+                "8640000",
+                "--monotonic",
+                "864000",
+                "--fork",
+            ])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture"])
+            .arg("clock::tests::a_time_namespace_does_not_move_the_clock_of_the_kernel")
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let after = (since_boot_ns(), awake_ns());
+        let text = String::from_utf8(output.stdout).unwrap();
+        let number = |name: &str| -> u64 {
+            let (_, rest) = text.split_once(name).unwrap_or_else(|| panic!("{text}"));
+            let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+            digits.parse().unwrap()
+        };
+        assert!((before.0..=after.0).contains(&number("now=")), "{text}");
+        assert!((before.1..=after.1).contains(&number("awake=")), "{text}");
+        assert_eq!(
+            Offsets::parse("monotonic           -5         7\nboottime     2         0\n"),
+            Offsets {
+                monotonic_ns: -5 * NS_PER_S + 7,
+                boot_ns: 2 * NS_PER_S
+            }
         );
     }
 

@@ -14,7 +14,7 @@ use trefoil_ebpf::abi::{COOKIE_OF_NO_SOCKET, Event, FlowKey, Peer, Tracked, reas
 
 use crate::{
     clock::{self, BootClock},
-    flow::{FlowSettings, FlowStats, FlowTable, Report},
+    flow::{FlowSettings, FlowStats, FlowTable, Report, Told},
     geo::Geo,
     kernel::{
         Damage, Enforcement, Events, HookStatus, Kernel, KernelError, LoadSettings, OwnProcess,
@@ -24,7 +24,7 @@ use crate::{
     losses::Losses,
     names::Names,
     policy::{Compiled, Image},
-    report::{Coverage, FlowFacts, Heartbeat, Progress, Record, Reporter},
+    report::{Coverage, FlowFacts, Heartbeat, Progress, Record, Reporter, Stall},
     settings,
 };
 
@@ -101,6 +101,7 @@ pub struct Monitor {
     reports: Vec<Report>,
     unreadable_events: u64,
     stalled: Option<String>,
+    aside: Option<String>,
     has_no_reader: bool,
     /// Frames are judged that go to a driver past traffic control.
     judges_direct: bool,
@@ -127,6 +128,8 @@ pub struct Parts<'a> {
     pub reported_losses: BTreeMap<String, u64>,
     /// What an agent before has said of budgets and exceptions.
     pub said: Said,
+    /// What an agent before has told of flows, if it said so.
+    pub told: Option<Told>,
     /// When an agent before was last seen, microseconds since 1970.
     pub last_seen_us: Option<u64>,
 }
@@ -189,8 +192,14 @@ impl Monitor {
             reports: Vec::new(),
             unreadable_events: 0,
             stalled: None,
+            aside: None,
             has_no_reader: false,
         };
+        if monitor.kernel.took_over() {
+            monitor
+                .table
+                .go_on_after(parts.told, clock::since_boot_ns());
+        }
         monitor.in_force(policy, enforcement);
         monitor.limit(policy, budgets, clock)?;
         if let Some(killed) = killed {
@@ -221,6 +230,22 @@ impl Monitor {
             self.reporter.emit(record);
         }
         Ok(())
+    }
+
+    /// From here on, what is in the kernel stays there when this ends. Without, a start
+    /// that fails takes out what it has put in.
+    pub fn keep(&mut self) {
+        self.kernel.keep();
+    }
+
+    /// Opens anew what records are written to.
+    pub fn reopen_sinks(&mut self) {
+        self.reporter.reopen();
+    }
+
+    /// Puts a record at the end of the queue.
+    pub fn emit(&mut self, record: Record) {
+        self.reporter.emit(record);
     }
 
     /// Takes events from the ring buffer and reports what they amount to.
@@ -321,13 +346,20 @@ impl Monitor {
         self.stalled.clone()
     }
 
+    /// The sink that misses records, and why.
+    pub fn aside(&self) -> Option<String> {
+        self.aside.clone()
+    }
+
     /// Reports what is known by now; the kernel part goes on.
-    pub fn leave(mut self) -> Result<(), KernelError> {
+    ///
+    /// Returns what was told of flows, unless some of it could not be handed over.
+    pub fn leave(mut self) -> Result<Option<Told>, KernelError> {
         self.sweep()?;
         self.table.flush(clock::since_boot_ns(), &mut self.reports);
         self.report()?;
         self.hand_over_all();
-        Ok(())
+        Ok((self.reporter.pending() == 0).then(|| self.table.told()))
     }
 
     /// Ends every flow and takes everything out of the kernel.
@@ -366,9 +398,9 @@ impl Monitor {
             .stalled
             .as_ref()
             .is_some_and(|stall| stall.error.kind() == std::io::ErrorKind::BrokenPipe);
-        self.stalled = progress
-            .stalled
-            .map(|stall| format!("{}: {}", stall.sink, stall.error));
+        let told = |stall: Stall| format!("{}: {}", stall.sink, stall.error);
+        self.stalled = progress.stalled.map(told);
+        self.aside = progress.aside.map(told);
     }
 
     fn drain_all(&mut self) -> Result<(), KernelError> {

@@ -10,12 +10,13 @@ mod values;
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use std::{fs, io};
 
 pub use values::{Uplinks, ValueError};
 
+use crate::bounded;
 use crate::flow::FlowMode;
 use crate::policy::{LinkLocal, Problems};
 use crate::quantity;
@@ -24,6 +25,8 @@ use crate::quantity;
 pub const DEFAULT_FILE: &str = "/etc/trefoil/trefoil.toml";
 /// The policy that is read if none is named and it is there.
 pub const DEFAULT_POLICY: &str = "/etc/trefoil/policy.toml";
+/// Where maps and links are pinned if nothing else is said.
+pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/trefoil";
 /// journald's socket for the native protocol.
 pub const DEFAULT_JOURNAL: &str = "/run/systemd/journal/socket";
 
@@ -114,7 +117,7 @@ impl Default for Settings {
             geo: Vec::new(),
             cgroup: None,
             uplinks: Uplinks::Auto,
-            pin_dir: "/sys/fs/bpf/trefoil".into(),
+            pin_dir: DEFAULT_PIN_DIR.into(),
             journal: Some(DEFAULT_JOURNAL.into()),
             journal_object_pid: false,
             json: None,
@@ -199,7 +202,7 @@ impl Settings {
             Some(path) => (path, true),
             None => (Path::new(DEFAULT_FILE), false),
         };
-        match fs::read_to_string(path) {
+        match bounded::read_text(path, bounded::MAX_SETTINGS) {
             Ok(text) => {
                 Self::parse(&text, &path.to_string_lossy()).map_err(SettingsError::Problems)
             }

@@ -4,13 +4,15 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::{OsStr, OsString},
     fs, io,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::{limits::Said, names::RuleNames};
+use crate::{limits::Said, names::RuleNames, settings::DEFAULT_PIN_DIR};
 
 /// Contents of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -23,6 +25,12 @@ pub struct State {
     pub attached_us: u64,
     /// When this was written, microseconds since 1970.
     pub written_us: u64,
+    /// The same, nanoseconds since boot.
+    #[serde(default)]
+    pub written_ns: u64,
+    /// How long it takes at most until it is written again, unless something is wrong.
+    #[serde(default)]
+    pub written_every_ns: u64,
     /// Control group that is watched.
     pub cgroup: PathBuf,
     /// `report` or `enforce`.
@@ -64,6 +72,9 @@ pub struct State {
     pub pending: u64,
     /// Why they wait, if they do.
     pub stalled: Option<String>,
+    /// The sink that is left aside and misses records, and why.
+    #[serde(default)]
+    pub aside: Option<String>,
 }
 
 impl State {
@@ -74,18 +85,25 @@ impl State {
 
     /// As [`dir`](Self::dir), below another directory than that of /run.
     pub fn dir_below(base: &Path, pin_dir: &Path) -> PathBuf {
-        const USUAL: &str = "/sys/fs/bpf/trefoil";
-        if pin_dir == Path::new(USUAL) {
+        let pin_dir = resolved(pin_dir);
+        if pin_dir == Path::new(DEFAULT_PIN_DIR) {
             return base.into();
         }
-        let name = pin_dir
-            .to_string_lossy()
-            .trim_matches('/')
-            .replace('/', "-");
+        // As systemd-escape does it: no two directories have one name.
+        let mut name = OsString::new();
+        let path = pin_dir.strip_prefix("/").unwrap_or(&pin_dir);
+        for byte in path.as_os_str().as_bytes() {
+            match byte {
+                b'/' => name.push("-"),
+                b'-' | b'\\' => name.push(format!("\\x{byte:02x}")),
+                byte => name.push(OsStr::from_bytes(&[*byte])),
+            }
+        }
         base.join(name)
     }
 
-    fn file(pin_dir: &Path) -> PathBuf {
+    /// The file.
+    pub fn file(pin_dir: &Path) -> PathBuf {
         Self::dir(pin_dir).join("state.json")
     }
 
@@ -107,13 +125,66 @@ impl State {
     pub fn write(&self, pin_dir: &Path) -> io::Result<()> {
         let file = Self::file(pin_dir);
         let next = file.with_extension("next");
-        fs::write(&next, serde_json::to_vec(self)?)?;
-        fs::rename(next, file)
+        let written = serde_json::to_vec(self)
+            .map_err(io::Error::from)
+            .and_then(|json| fs::write(&next, json))
+            .and_then(|()| fs::rename(&next, file));
+        if written.is_err() {
+            // On a full file system half of it takes room that others need.
+            let _ = fs::remove_file(next);
+        }
+        written
     }
 
     /// Removes it.
     pub fn remove(pin_dir: &Path) {
         // Nothing is lost if it stays: it names a process that is gone.
         let _ = fs::remove_file(Self::file(pin_dir));
+    }
+}
+
+/// The directory under the one name that it has, whether it is there yet or not.
+fn resolved(dir: &Path) -> PathBuf {
+    for existing in dir.ancestors() {
+        // `strip_prefix` leaves out what says nothing, such as `.` and a second `/`.
+        if let (Ok(real), Ok(rest)) = (existing.canonicalize(), dir.strip_prefix(existing)) {
+            return real.join(rest).components().collect();
+        }
+    }
+    dir.components().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_pin_directories_never_share_a_state() {
+        let dir = |pin_dir: &str| State::dir(Path::new(pin_dir));
+        let all = [
+            "/nowhere/a/b",
+            "/nowhere/a-b",
+            "/nowhere/a\\x2db",
+            "/nowhere-a/b",
+        ];
+        let dirs: std::collections::BTreeSet<_> = all.iter().map(|it| dir(it)).collect();
+        assert_eq!(dirs.len(), all.len(), "{dirs:?}");
+        assert_eq!(dir("/nowhere//a/./b/"), dir("/nowhere/a/b"));
+        assert_eq!(dir("/sys/fs/bpf/trefoil/"), Path::new("/run/trefoil"));
+    }
+
+    #[test]
+    fn one_pin_directory_has_one_state_whatever_it_is_called() {
+        let temporary = tempfile::tempdir().unwrap();
+        let (real, link) = (temporary.path().join("real"), temporary.path().join("link"));
+        fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        assert_eq!(
+            State::dir(&real.join("pins")),
+            State::dir(&link.join("pins"))
+        );
+        let before = State::dir(&link.join("pins"));
+        fs::create_dir(real.join("pins")).unwrap();
+        assert_eq!(State::dir(&link.join("pins")), before);
     }
 }

@@ -60,6 +60,7 @@ pub struct AgentBuilder<'lab> {
     arguments: Vec<&'static str>,
     uplinks: Vec<String>,
     records: PathBuf,
+    json: Option<PathBuf>,
 }
 
 /// A running agent. Killed and taken out of the kernel when dropped.
@@ -86,6 +87,7 @@ impl<'lab> AgentBuilder<'lab> {
             arguments: Vec::new(),
             uplinks: Vec::new(),
             records: lab.file(""),
+            json: None,
         }
     }
 
@@ -126,6 +128,12 @@ impl<'lab> AgentBuilder<'lab> {
         self
     }
 
+    /// With this file for records, which is not made. For agents that are to refuse.
+    pub fn records_at(mut self, file: &Path) -> Self {
+        self.json = Some(file.to_owned());
+        self
+    }
+
     /// With one more word on the command line.
     pub fn argument(mut self, argument: &'static str) -> Self {
         self.arguments.push(argument);
@@ -147,8 +155,14 @@ impl<'lab> AgentBuilder<'lab> {
             "refusing to attach an agent to {}: that is no lab",
             lab.cgroup.display()
         );
-        let json = self.records.join(format!("records-{run}.json"));
-        File::create(&json)?;
+        let json = match &self.json {
+            Some(file) => file.clone(),
+            None => {
+                let file = self.records.join(format!("records-{run}.json"));
+                File::create(&file)?;
+                file
+            }
+        };
         let mut command = Command::new(trefoil()?);
         command
             .arg("run")

@@ -341,7 +341,8 @@ fn agent_state(directory: &Path) -> Vec<PathBuf> {
     let Some(lab) = directory.file_name() else {
         return Vec::new();
     };
-    let lab = format!("{}-", lab.to_string_lossy());
+    // As systemd-escape writes paths.
+    let lab = format!("{}-", lab.to_string_lossy().replace('-', "\\x2d"));
     ["/run/trefoil", "/var/lib/trefoil"]
         .into_iter()
         .filter_map(|base| fs::read_dir(base).ok())

@@ -53,6 +53,11 @@ fn rolled_up_flows_add_up() -> Result<()> {
         let link = lab.link_to(&lab.foreign)?;
         assert_eq!(sum(&records, "packets_out")?, link.tx_packets, "{flows}");
         assert_eq!(sum(&records, "bytes_out")?, link.ip_bytes_out(), "{flows}");
+        let new = records
+            .iter()
+            .map(|record| record.number("bytes_new").or(Ok(0)));
+        let new: u64 = new.sum::<Result<u64>>()?;
+        assert_eq!(new, link.ip_bytes_out(), "{flows}");
         let rollups: Vec<&Record> = records
             .iter()
             .filter(|record| record.is("state", "rollup"))

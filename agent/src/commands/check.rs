@@ -4,6 +4,7 @@
 mod against;
 mod host;
 mod places;
+mod sinks;
 
 use serde::Serialize;
 
@@ -86,6 +87,9 @@ pub fn check(args: &CheckArgs) -> Result<Ending, Failure> {
     let settings = settings
         .with(flags)
         .map_err(|error| Failure::Usage(error.to_string()))?;
+    for problem in sinks::problems(&settings) {
+        findings.complain(general(problem));
+    }
     let geo = sources::geo(&[], &settings)
         .map_err(|failure| findings.complain(general(failure.to_string())))
         .ok();

@@ -80,11 +80,21 @@ impl Live {
             tracked: *tracked,
             counted: counted(&tracked.flow),
             since_last: counted(&tracked.flow),
+            // It tells again what records have told.
+            is_since_known: false,
             ending: None,
         };
         let mut record = Record::flow(&report, &facts, &BootClock::read());
-        let Context { boot_id, host, .. } = &self.context;
+        let Context {
+            boot_id,
+            host,
+            instance,
+            machine_id,
+            ..
+        } = &self.context;
         record.set(Field::BootId, Arc::clone(boot_id));
+        record.set_known(Field::Instance, instance.clone());
+        record.set_known(Field::MachineId, machine_id.clone());
         record.set(Field::Host, Arc::clone(host));
         Ok(record)
     }

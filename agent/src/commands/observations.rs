@@ -8,8 +8,9 @@ use std::{
 
 use super::{Failure, live::Live};
 use crate::{
+    bounded,
     flow::Stage,
-    observed::{Collector, Observed, Reading},
+    observed::{Collector, MAX_FLOWS, Observed, Reading},
 };
 
 /// What was seen, and what of it could not be read.
@@ -95,14 +96,19 @@ impl Observations {
 fn add_lines(collector: &mut Collector, name: &str, mut file: impl BufRead) -> Result<(), Failure> {
     let mut line = Vec::new();
     for number in 1.. {
-        line.clear();
-        let n_read = file
-            .read_until(b'\n', &mut line)
-            .map_err(|error| cannot_read(name, &error))?;
-        if n_read == 0 {
-            break;
+        let read = bounded::read_line(&mut file, &mut line);
+        match read.map_err(|error| cannot_read(name, &error))? {
+            None => break,
+            Some(true) => collector.add_line(name, number, &line),
+            Some(false) => collector.add_long_line(name, number),
         }
-        collector.add_line(name, number, &line);
+        if collector.is_full() {
+            return Err(Failure::Other(format!(
+                "{name}:{number}: there are more than {MAX_FLOWS} flows and owners, which is the \
+                 most that is read at a time; take less time, as `journalctl --since` does, or \
+                 one unit at a time"
+            )));
+        }
     }
     Ok(())
 }

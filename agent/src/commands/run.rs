@@ -25,7 +25,7 @@ use super::{
 use crate::{
     cli::RunArgs,
     clock::{self, BootClock},
-    flow::FlowSettings,
+    flow::{FlowSettings, Told},
     kernel::{Enforcement, Kernel, KernelError, LoadSettings, TableSizes},
     limits::Said,
     monitor::{Compilation, Cutter, Monitor, Parts, Standing},
@@ -35,7 +35,8 @@ use crate::{
     policy::Mode,
     privileges::{self, Duty},
     report::{
-        Context, Journal, JournalSettings, Json, Reporter, ReporterSettings, Sink, Terminal, words,
+        Context, Coverage, Journal, JournalSettings, Json, Record, Reporter, ReporterSettings,
+        Sink, Terminal, words,
     },
     settings::{DEFAULT_JOURNAL, Flags, Settings, Uplinks},
     state::State,
@@ -166,6 +167,7 @@ async fn watch(
         reporter,
         cutter: Cutter::start().map_err(failed)?,
         heartbeat_s: settings.heartbeat_interval.as_secs(),
+        told: take_told(settings),
         last_seen_us: before.as_ref().map(|before| before.written_us),
         said: before
             .as_ref()
@@ -191,6 +193,7 @@ async fn watch(
     let mut monitor = Monitor::start(kernel, parts, &origins.geo, &policy, enforcement)?;
     let mut own_addresses = origins.own_addresses.clone();
     let mut compiler = Compiler::start(settings.clone(), origins).map_err(failed)?;
+    monitor.keep();
     privileges::keep_only(Duty::Monitor);
     let mut state = State {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -200,8 +203,9 @@ async fn watch(
         uncovered: monitor.uncovered(),
         ..State::default()
     };
+    let mut is_unwritable = false;
     describe(&mut state, &policy, &monitor);
-    save(&mut state, &monitor, settings);
+    save(&mut state, &mut monitor, settings, &mut is_unwritable);
     notify(&format!("READY=1\nSTATUS={}", status_line(&state)));
 
     let mut drain = interval(DRAIN_INTERVAL);
@@ -257,11 +261,12 @@ async fn watch(
                     describe_mode(&mut state, &monitor);
                     notify(&format!("STATUS={}", status_line(&state)));
                 }
-                save(&mut state, &monitor, settings);
+                save(&mut state, &mut monitor, settings, &mut is_unwritable);
             }
             _ = beat.tick() => monitor.beat()?,
             _ = hangup.recv() => {
                 notify("RELOADING=1");
+                monitor.reopen_sinks();
                 compiler.reread();
             }
             renewal = compiler.done() => {
@@ -277,7 +282,7 @@ async fn watch(
                     own_addresses.clone_from(&renewed.own_addresses);
                 }
                 renew(&mut monitor, renewal, &trials, &mut state)?;
-                save(&mut state, &monitor, settings);
+                save(&mut state, &mut monitor, settings, &mut is_unwritable);
                 notify(&format!("READY=1\nSTATUS={}", status_line(&state)));
             }
             _ = interrupt.recv() => {
@@ -286,11 +291,36 @@ async fn watch(
             }
             _ = terminate.recv() => {
                 notify("STOPPING=1");
-                monitor.leave()?;
+                leave(monitor, settings)?;
                 return Ok(Ending::Fine);
             }
         }
     }
+}
+
+/// Leaves the kernel part to the next agent, which is told what this one has told.
+fn leave(monitor: Monitor, settings: &Settings) -> Result<(), KernelError> {
+    if let Some(told) = monitor.leave()?
+        && let Err(error) = fs::write(told_file(settings), told.to_text())
+    {
+        // The next agent finds a part of it or nothing, and says that it does not know.
+        tracing::warn!("write what was told of open flows: {error}");
+    }
+    Ok(())
+}
+
+fn told_file(settings: &Settings) -> PathBuf {
+    State::dir(&settings.pin_dir).join("told")
+}
+
+/// What the agent before has told. It is taken away, since it is of no use a second time.
+fn take_told(settings: &Settings) -> Option<Told> {
+    let file = told_file(settings);
+    let text = fs::read_to_string(&file).ok();
+    if fs::remove_file(&file).is_err() && text.is_some() {
+        return None;
+    }
+    Told::parse(&text?)
 }
 
 /// Ctrl-C: in report mode nothing is left behind. Enforcement ends only with
@@ -303,7 +333,7 @@ fn interrupted(monitor: Monitor, settings: &Settings) -> Result<Ending, Failure>
             Trials::new(&settings.pin_dir, settings.confirm_within).forget();
         }
         Mode::Enforce => {
-            monitor.leave()?;
+            leave(monitor, settings)?;
             eprintln!(
                 "trefoil: the policy goes on being enforced; `trefoil detach --pin-dir {}` ends that",
                 settings.pin_dir.display()
@@ -361,6 +391,7 @@ fn reporter(settings: &Settings) -> Result<Reporter, Failure> {
     let failed = |what: &str, error: std::io::Error| {
         Failure::Configuration(format!("open {what} for records: {error}"))
     };
+    let no_file = |file: &Path, error| Failure::Configuration(sources::no_records(file, &error));
     let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
     // Where nobody asked for the journal and there is none, the terminal is it.
     if let Some(socket) = &settings.journal
@@ -384,8 +415,7 @@ fn reporter(settings: &Settings) -> Result<Reporter, Failure> {
             ));
         }
         Some(file) => {
-            let json =
-                Json::file(file).map_err(|error| failed(&file.display().to_string(), error))?;
+            let json = Json::file(file).map_err(|error| no_file(file, error))?;
             sinks.push(Box::new(json));
         }
         None => {}
@@ -398,7 +428,8 @@ fn reporter(settings: &Settings) -> Result<Reporter, Failure> {
     fs::create_dir_all(&dir)
         .map_err(|error| Failure::Other(format!("make directory {}: {error}", dir.display())))?;
     let context = Context::of_this_host()
-        .map_err(|error| Failure::Other(format!("read the host's name and boot id: {error}")))?;
+        .map_err(|error| Failure::Other(format!("read the host's name and boot id: {error}")))?
+        .of_instance(&settings.pin_dir);
     let reporter = ReporterSettings {
         max_pending: settings.tables.pending as usize,
         ..ReporterSettings::new(dir.join("seq"))
@@ -432,18 +463,37 @@ fn describe_mode(state: &mut State, monitor: &Monitor) {
     };
 }
 
-fn save(state: &mut State, monitor: &Monitor, settings: &Settings) {
+fn save(state: &mut State, monitor: &mut Monitor, settings: &Settings, is_unwritable: &mut bool) {
     let stats = monitor.flow_stats();
     state.written_us = clock::unix_us();
+    state.written_ns = clock::since_boot_ns();
+    state.written_every_ns = nanoseconds(settings.sweep_interval);
     state.owners = [stats.owner_direct, stats.owner_inferred, stats.owner_none];
     state.losses.clone_from(monitor.reported_losses());
     state.said.clone_from(monitor.said());
     state.unwatched = monitor.unwatched();
     state.pending = monitor.pending() as u64;
     state.stalled = monitor.stalled();
-    if let Err(error) = state.write(&settings.pin_dir) {
-        tracing::warn!("write state for `trefoil status`: {error}");
+    state.aside = monitor.aside();
+    let written = state.write(&settings.pin_dir);
+    let is_news = written.is_err() != *is_unwritable;
+    *is_unwritable = written.is_err();
+    if !is_news {
+        return;
     }
+    let (coverage, reason) = match written {
+        Ok(()) => (Coverage::Covered, "it can be written again".to_owned()),
+        Err(error) => (
+            Coverage::Partly,
+            format!(
+                "it cannot be written ({error}): `trefoil status` and the next agent know what is \
+                 in it, and nothing newer; free memory or mount it writable"
+            ),
+        ),
+    };
+    let file = State::file(&settings.pin_dir).display().to_string();
+    let record = Record::coverage(&file, coverage, Some(&reason), state.written_us);
+    monitor.emit(record);
 }
 
 fn status_line(state: &State) -> String {

@@ -11,6 +11,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use super::{Failure, with_causes};
 use crate::{
+    bounded,
     geo::Geo,
     kernel::{KernelError, PinDir},
     monitor::Compilation,
@@ -21,6 +22,19 @@ use crate::{
 
 /// The policy where none was written yet: nothing is approved but what is local.
 const NO_POLICY: &str = "mode = \"report\"\n";
+
+/// Says why records cannot go to this file, and what to do.
+pub fn no_records(file: &Path, error: &io::Error) -> String {
+    let next = match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+            "; the service may write below /var/log/trefoil, and elsewhere with ReadWritePaths= \
+             in a drop-in of its unit"
+        }
+        io::ErrorKind::NotFound => "; make its directory, or name a file below /var/log/trefoil",
+        _ => "",
+    };
+    format!("open {} for records: {error}{next}", file.display())
+}
 
 /// The settings file, or defaults where there is none and none was named.
 pub fn settings(file: Option<&Path>) -> Result<Settings, Failure> {
@@ -52,7 +66,7 @@ pub struct PolicyText {
 /// The policy file, or the empty policy where there is none and none was named.
 pub fn policy_text(settings: &Settings) -> Result<PolicyText, Failure> {
     let file = &settings.policy;
-    match fs::read_to_string(file) {
+    match bounded::read_text(file, bounded::MAX_POLICY) {
         Ok(text) => Ok(PolicyText {
             text,
             source: file.display().to_string(),

@@ -175,16 +175,21 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
     {
         findings.push(format!("{name}: {count} since the programs were loaded"));
     }
-    if let Some(stalled) = state
-        .as_ref()
-        .filter(|_| agent_lives)
-        .and_then(|s| s.stalled.clone())
-    {
+    let of_agent = state.as_ref().filter(|_| agent_lives);
+    if let Some(stalled) = of_agent.and_then(|state| state.stalled.as_ref()) {
         findings.push(format!("records wait to be handed over: {stalled}"));
     }
     let unwatched = state.iter().filter(|_| agent_lives);
     for (subject, reason) in unwatched.flat_map(|state| &state.unwatched) {
         findings.push(format!("{subject} is not watched: {reason}"));
+    }
+    if let Some(aside) = of_agent.and_then(|state| state.aside.as_ref()) {
+        findings.push(format!(
+            "a sink misses records: {aside}; the others have them"
+        ));
+    }
+    if agent_lives && !is_nothing_attached {
+        findings.extend(stale(state.as_ref()));
     }
     // A file of an agent before says nothing about the policy in force now.
     let state = state.filter(|state| header.is_none_or(|p| p.generation == state.generation));
@@ -236,6 +241,28 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
         uplinks,
         findings,
         notes,
+    })
+}
+
+/// An agent that lives and does not say so, for want of a file.
+fn stale(state: Option<&State>) -> Option<String> {
+    /// How late a busy machine may make it.
+    const LATE_NS: u64 = 15_000_000_000;
+    let Some(state) = state else {
+        return Some(
+            "the agent has left no readable state: is /run full or mounted read-only? Names, \
+             sinks and limits are not known here"
+                .to_owned(),
+        );
+    };
+    let allowed_ns = LATE_NS + 2 * state.written_every_ns;
+    let is_late = clock::since_boot_ns().saturating_sub(state.written_ns) > allowed_ns;
+    is_late.then(|| {
+        format!(
+            "the agent has not written its state since {}: it is stuck, or /run is full or \
+             mounted read-only",
+            clock::rfc3339(state.written_us)
+        )
     })
 }
 

@@ -34,6 +34,8 @@ pub(super) struct Entry {
     pub(super) told: bool,
     pub(super) told_ns: u64,
     pub(super) told_counted: Counters,
+    /// An agent before may have told of more than that.
+    pub(super) told_more: bool,
     pub(super) told_quality: u8,
     /// Something besides the numbers changed since then.
     pub(super) changed: bool,
@@ -58,6 +60,7 @@ impl Entry {
             told: false,
             told_ns: 0,
             told_counted: Counters::default(),
+            told_more: false,
             told_quality: quality::NONE,
             changed: false,
         }
@@ -112,6 +115,15 @@ impl Entry {
         !is_torn
     }
 
+    /// What came since it was told of, in whatever record, and notes that it is told now.
+    /// `None` if that is not known.
+    pub(super) fn take_new(&mut self) -> Option<Counters> {
+        let counted = counted(&self.tracked.flow);
+        let new = minus(&counted, &self.told_counted);
+        self.told_counted = counted;
+        (!std::mem::take(&mut self.told_more)).then_some(new)
+    }
+
     /// Makes a report, and notes what was told.
     pub(super) fn report(
         &mut self,
@@ -122,6 +134,7 @@ impl Entry {
     ) -> Report {
         let counted = counted(&self.tracked.flow);
         let since_last = minus(&counted, &self.told_counted);
+        let is_since_known = !std::mem::take(&mut self.told_more);
         self.told = true;
         self.told_ns = time_ns;
         self.told_counted = counted;
@@ -135,6 +148,7 @@ impl Entry {
             tracked,
             counted,
             since_last,
+            is_since_known,
             ending,
         })
     }

@@ -35,6 +35,7 @@ mod entry;
 mod pace;
 mod rollup;
 mod table;
+mod told;
 
 #[cfg(test)]
 mod tests;
@@ -45,6 +46,7 @@ use trefoil_ebpf::abi::{Address, Counters, Flow, Peer, Tracked};
 
 pub use rollup::{Rollup, RollupGroup, RollupKey};
 pub use table::{FlowTable, Sweep, may_become_a_session};
+pub use told::Told;
 
 /// How flows that may leave are reported. Violations have a rate of their own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -203,6 +205,8 @@ pub struct FlowReport {
     pub counted: Counters,
     /// What came since its last report.
     pub since_last: Counters,
+    /// False if an agent before has told of it, and how much is not known.
+    pub is_since_known: bool,
     /// Set when it is over.
     pub ending: Option<Ending>,
 }

@@ -103,6 +103,9 @@ pub struct Rollup {
     pub closed: u64,
     /// What these amount to since they began.
     pub counted: Counters,
+    /// What came of these, and of those that are open, and was in no record before;
+    /// `None` if an agent before has told of some, and how much is not known.
+    pub new: Option<Counters>,
     /// Flows that are open and were active in the interval. They are counted
     /// when they are over.
     pub open: u64,
@@ -120,6 +123,7 @@ impl Rollup {
             ended_ns: 0,
             closed: 0,
             counted: Counters::default(),
+            new: Some(Counters::default()),
             open: 0,
             open_counted: Counters::default(),
         }
@@ -193,9 +197,11 @@ impl Rollups {
         tracked: &Tracked,
         country: Option<Country>,
         counted: &Counters,
+        new: Option<Counters>,
         n_flows: u64,
     ) {
         let rollup = self.rollup(tracked, country);
+        rollup.new = rollup.new.zip(new).map(|(sum, new)| plus(&sum, &new));
         rollup.closed += n_flows;
         rollup.counted = plus(&rollup.counted, counted);
     }
@@ -206,8 +212,10 @@ impl Rollups {
         tracked: &Tracked,
         country: Option<Country>,
         counted: &Counters,
+        new: Option<Counters>,
     ) {
         let rollup = self.rollup(tracked, country);
+        rollup.new = rollup.new.zip(new).map(|(sum, new)| plus(&sum, &new));
         rollup.open += 1;
         rollup.open_counted = plus(&rollup.open_counted, counted);
     }

@@ -19,6 +19,7 @@ use super::{
     pace::Pace,
     plus,
     rollup::Rollups,
+    told::Told,
 };
 use crate::geo::Country;
 
@@ -45,6 +46,10 @@ pub struct FlowTable {
     settings: FlowSettings,
     country: Box<dyn Fn(IpAddr) -> Option<Country>>,
     flows: HashMap<FlowId, Entry>,
+    /// What an agent before has told of flows that did not show up yet.
+    told_before: Told,
+    /// Flows that began before this may have been told of, and nobody knows how much.
+    told_until_ns: u64,
     closed: Closed,
     /// Names of flows that were told of in one event, see [`reason::ALONE`].
     alone: Closed,
@@ -71,6 +76,8 @@ impl FlowTable {
         Self {
             country: Box::new(country),
             flows: HashMap::new(),
+            told_before: Told::default(),
+            told_until_ns: 0,
             closed: Closed::new(settings.closed_ns, settings.max_closed),
             alone: Closed::new(settings.closed_ns, settings.max_closed),
             gone: HashMap::new(),
@@ -251,7 +258,8 @@ impl FlowTable {
                 *reported = plus(reported, &late);
                 self.stats.late += 1;
                 let country = self.country_of(tracked);
-                self.rollups_of(tracked).close(tracked, country, &late, 0);
+                self.rollups_of(tracked)
+                    .close(tracked, country, &late, Some(late), 0);
             }
             return;
         } else {
@@ -326,6 +334,8 @@ impl FlowTable {
                 self.stats.untracked += 1;
                 if is_violation(tracked) && self.violations_pace.take(self.now_ns) {
                     let mut entry = Entry::new(tracked, None, time_ns, true);
+                    // All of it is new in the record of its end.
+                    entry.told_counted = counted(&tracked.flow);
                     out.push(entry.report(ReportKind::Violation, Stage::Opened, self.now_ns, None));
                 }
             }
@@ -359,7 +369,37 @@ impl FlowTable {
         };
         let mut entry = Entry::new(tracked, country, time_ns, single);
         entry.sweep = self.n_sweeps;
+        match self.told_before.0.remove(&FlowId::of(&tracked.flow)) {
+            Some(told) => entry.told_counted = told,
+            None => entry.told_more = tracked.flow.started_ns < self.told_until_ns,
+        }
         entry
+    }
+
+    /// Goes on after an agent that has told of flows: of these so much, or, if it did not
+    /// say, of those that have begun by now nobody knows how much.
+    pub fn go_on_after(&mut self, told: Option<Told>, now_ns: u64) {
+        match told {
+            Some(told) => self.told_before = told,
+            None => self.told_until_ns = now_ns,
+        }
+    }
+
+    /// What the next agent is to go on after.
+    #[must_use]
+    pub fn told(&self) -> Told {
+        let nothing = Counters::default();
+        let told = self
+            .flows
+            .iter()
+            .map(|(id, entry)| (*id, entry.told_counted));
+        // Of those that did not show up here, either.
+        let before = self.told_before.0.iter().map(|(id, told)| (*id, *told));
+        Told(
+            told.chain(before)
+                .filter(|(_, told)| *told != nothing)
+                .collect(),
+        )
     }
 
     /// Reports an open flow if it is time to.
@@ -462,8 +502,9 @@ impl FlowTable {
         let now_ns = self.now_ns;
         let counted = counted(&entry.tracked.flow);
         if !entry.single {
+            let new = entry.take_new();
             let rollups = self.rollups_of(&entry.tracked);
-            return rollups.close(&entry.tracked, entry.country, &counted, 1);
+            return rollups.close(&entry.tracked, entry.country, &counted, new, 1);
         }
         if is_only_refused(&counted) {
             if !entry.told || counted.refused > entry.told_counted.refused {
@@ -487,9 +528,9 @@ impl FlowTable {
             let counted = counted(&entry.tracked.flow);
             let moved = !entry.told || counted != entry.told_counted;
             if !entry.single && moved && kind_of(&entry.tracked) == kind {
-                rollups.tell_open(&entry.tracked, entry.country, &counted);
+                let new = entry.take_new();
+                rollups.tell_open(&entry.tracked, entry.country, &counted, new);
                 entry.told = true;
-                entry.told_counted = counted;
             }
         }
         out.extend(rollups.take(self.now_ns).into_iter().map(Report::Rollup));

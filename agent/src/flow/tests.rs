@@ -850,9 +850,11 @@ proptest! {
         prop_assert_eq!(table.stats().open, 0);
         let mut finals = vec![0; lives.len()];
         let (mut bytes, mut packets, mut rolled) = (0, 0, 0);
+        let mut new = 0;
         for report in &out {
             match report {
                 Report::Flow(report) => {
+                    new += report.since_last.bytes_out;
                     if report.stage == Stage::Closed {
                         finals[report.tracked.flow.cookie as usize] += 1;
                         bytes += report.counted.bytes_out;
@@ -861,6 +863,7 @@ proptest! {
                 }
                 Report::Rollup(rollup) => {
                     rolled += rollup.closed;
+                    new += rollup.new.expect("this is the first agent").bytes_out;
                     bytes += rollup.counted.bytes_out;
                     packets += rollup.counted.packets_out;
                 }
@@ -869,6 +872,7 @@ proptest! {
         let expected: u64 = seen.iter().flatten().sum();
         prop_assert_eq!(packets, expected);
         prop_assert_eq!(bytes, 100 * expected);
+        prop_assert_eq!(new, 100 * expected);
         let n_seen = seen.iter().flatten().count() as u64;
         let n_single: u64 = finals.iter().sum();
         prop_assert!(finals.iter().all(|n| *n <= 1), "{:?}", finals);
@@ -955,4 +959,50 @@ fn packets_without_room_beyond_the_rate_are_rolled_up_to_the_byte() {
     assert_eq!(rolled.len(), 1);
     assert_eq!((rolled[0].closed, rolled[0].open), (995, 0));
     assert_eq!(rolled[0].counted.bytes_out, 99_500);
+}
+
+/// Bytes that are new in these reports; `None` if one does not know.
+fn new_bytes(reports: &[Report]) -> Option<u64> {
+    let new = reports.iter().map(|report| match report {
+        Report::Flow(it) => it.is_since_known.then_some(it.since_last.bytes_out),
+        Report::Rollup(it) => it.new.map(|new| new.bytes_out),
+    });
+    new.sum()
+}
+
+#[test]
+fn what_is_new_is_new_over_restarts_in_every_mode() {
+    for mode in [FlowMode::Each, FlowMode::Rollup, FlowMode::Auto] {
+        let settings = FlowSettings { mode, ..settings() };
+        let mut told = None;
+        let mut sum = 0;
+        let mut now_ns = START_NS;
+        // A flow that is open for as long as five agents live one after the other.
+        for packets in [3, 3, 4, 10, 17] {
+            let mut table = table(settings);
+            if let Some(told) = told.take() {
+                table.go_on_after(Some(told), now_ns);
+            }
+            now_ns += 100 * SECOND_NS;
+            let flow = state(1, verdict::APPROVED, packets);
+            let mut out = observe(&mut table, reason::OPENED, now_ns, flow);
+            table.flush(now_ns, &mut out);
+            let of_this_one = new_bytes(&out).unwrap();
+            sum += of_this_one;
+            assert_eq!(sum, 100 * packets, "{mode:?}");
+            told = Told::parse(&table.told().to_text());
+        }
+        // Of one that was killed nobody knows what it has told.
+        let mut table = table(settings);
+        table.go_on_after(None, now_ns);
+        let flow = state(1, verdict::APPROVED, 20);
+        let mut out = observe(&mut table, reason::OPENED, now_ns + 1, flow);
+        table.flush(now_ns + 1, &mut out);
+        assert_eq!(new_bytes(&out), None, "{mode:?}");
+        let mut later = Vec::new();
+        let flow = state(1, verdict::APPROVED, 22);
+        table.observe(&event(reason::CLOSED, now_ns + 2, flow), &mut later);
+        table.flush(now_ns + 2, &mut later);
+        assert_eq!(new_bytes(&later), Some(200), "{mode:?}");
+    }
 }

@@ -18,12 +18,13 @@ pub mod testing;
 mod text;
 
 use std::fmt;
-use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
+
+use crate::bounded;
 
 pub use countries::Countries;
 pub use country::Country;
@@ -190,16 +191,17 @@ impl Geo {
         let paths = if is_default { &defaults[..] } else { paths };
         let mut files = Vec::with_capacity(paths.len());
         for path in paths {
-            let content = fs::read(path).map_err(|source| match is_default {
-                true => GeoError::ReadDefault {
-                    path: path.clone(),
-                    source,
-                },
-                false => GeoError::Read {
-                    path: path.clone(),
-                    source,
-                },
-            })?;
+            let content =
+                bounded::read(path, bounded::MAX_GEO).map_err(|source| match is_default {
+                    true => GeoError::ReadDefault {
+                        path: path.clone(),
+                        source,
+                    },
+                    false => GeoError::Read {
+                        path: path.clone(),
+                        source,
+                    },
+                })?;
             files.push((path.as_path(), content));
         }
         Self::parse(&files)

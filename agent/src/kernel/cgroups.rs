@@ -26,7 +26,7 @@ pub fn cgroup_path(dir: &Path) -> Option<String> {
 
 fn path_in(mounts: &str, dir: &str) -> Option<String> {
     let below = cgroup2_mounts(mounts).filter_map(|(root, mount_point)| {
-        let rest = dir.strip_prefix(mount_point)?;
+        let rest = dir.strip_prefix(mount_point.as_str())?;
         let path = format!("{}{rest}", root.trim_end_matches('/'));
         (rest.is_empty() || rest.starts_with('/')).then_some((mount_point.len(), path))
     });
@@ -40,14 +40,34 @@ fn path_in(mounts: &str, dir: &str) -> Option<String> {
 }
 
 /// Root within the hierarchy, and mount point, of each mount of it.
-fn cgroup2_mounts(mountinfo: &str) -> impl Iterator<Item = (&str, &str)> {
+fn cgroup2_mounts(mountinfo: &str) -> impl Iterator<Item = (String, String)> {
     mountinfo.lines().filter_map(|line| {
         // 30 23 0:26 / /sys/fs/cgroup rw,... shared:4 - cgroup2 cgroup2 rw
         let (before, after) = line.split_once(" - ")?;
         let mut fields = before.split(' ').skip(3);
         let (root, mount_point) = (fields.next()?, fields.next()?);
-        (after.split(' ').next() == Some("cgroup2")).then_some((root, mount_point))
+        let is_of_it = after.split(' ').next() == Some("cgroup2");
+        is_of_it.then(|| (unescaped(root), unescaped(mount_point)))
     })
+}
+
+/// A name as it is: the kernel writes blanks and the like in octal, as in `\040`.
+fn unescaped(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        let octal = rest.get(..3).filter(|_| byte == b'\\');
+        let octal = octal.and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(escaped) => {
+                bytes.push(escaped);
+                rest = &rest[3..];
+            }
+            None => bytes.push(byte),
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// All control groups below the root, with their ids; those nearest to it first.
@@ -96,6 +116,16 @@ pub fn entry(path: &str) -> Cgroup {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hierarchy_may_be_mounted_where_a_name_has_blanks_and_backslashes() {
+        let mounts = r"31 30 0:27 / /mnt/a\040b\134c\011 rw shared:5 - cgroup2 cgroup2 rw";
+        let found: Vec<_> = cgroup2_mounts(mounts).collect();
+        assert_eq!(found, [("/".to_owned(), "/mnt/a b\\c\t".to_owned())]);
+        let dir = "/mnt/a b\\c\t/x.slice";
+        assert_eq!(path_in(mounts, dir).as_deref(), Some("/x.slice"));
+        assert_eq!(unescaped(r"a\x2d\9\04"), r"a\x2d\9\04");
+    }
 
     #[test]
     fn a_directory_is_a_path_in_the_hierarchy() {

@@ -22,7 +22,7 @@ use super::{
     KernelError, UplinkHook, cgroups, former,
     hooks::{self, HOOKS, HookStatus, INET_SOCK_SET_STATE, JUDGE_QUESTION, UPLINK_EGRESS},
     iterators, offsets,
-    pins::{MapLayout, PinDir, detach},
+    pins::{MapLayout, PinDir},
     questions,
     reader::Reader,
     tables::{self, ControlWords, Written},
@@ -74,7 +74,7 @@ pub struct LoadSettings {
 
 /// The kernel side of a running agent.
 ///
-/// Dropping it changes nothing in the kernel: what is pinned stays.
+/// What is pinned stays when it is dropped, once it is [kept](Kernel::keep).
 pub struct Kernel {
     pub(super) pins: PinDir,
     pub(super) ebpf: Ebpf,
@@ -90,7 +90,18 @@ pub struct Kernel {
     pub(super) written: RefCell<Option<Written>>,
     /// Open for good: somebody may take the pin away.
     sockets: MapData,
+    /// What it made is to outlive it.
+    is_kept: bool,
     _lock: File,
+}
+
+impl Drop for Kernel {
+    /// A start that fails leaves nothing that it made.
+    fn drop(&mut self) {
+        if !self.is_kept {
+            self.abandon();
+        }
+    }
 }
 
 impl Kernel {
@@ -105,7 +116,7 @@ impl Kernel {
         match &loaded {
             Ok(_) | Err(KernelError::PinMismatch { .. }) => {}
             // Nothing was there before, so nothing is to be left.
-            Err(_) if !took_over => drop(detach(&pins)),
+            Err(_) if !took_over => drop(pins.remove_version()),
             Err(_) => {}
         }
         loaded
@@ -204,8 +215,14 @@ impl Kernel {
             replaces,
             written: RefCell::new(None),
             sockets,
+            is_kept: false,
             _lock: lock,
         })
+    }
+
+    /// From here on, what it has made stays in the kernel when it is dropped.
+    pub fn keep(&mut self) {
+        self.is_kept = true;
     }
 
     /// The generation in force; 0 before there was one.

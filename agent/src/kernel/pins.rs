@@ -59,7 +59,7 @@ impl PinDir {
     /// Makes the directories, and mounts the BPF file system at its usual place
     /// if the directory is below it and nothing is mounted there.
     pub fn create(&self) -> Result<(), KernelError> {
-        const USUAL: &str = "/sys/fs/bpf";
+        const USUAL: &str = USUAL_BPFFS;
         if self.base.starts_with(USUAL) && !is_bpffs(Path::new(USUAL)) {
             nix::mount::mount(
                 Some("bpf"),
@@ -73,20 +73,22 @@ impl PinDir {
             })?;
         }
         for dir in [self.maps(), self.links()] {
-            let existing = dir
-                .ancestors()
-                .find(|path| path.exists())
-                .unwrap_or(Path::new("/"));
-            if !is_bpffs(existing) {
-                return Err(KernelError::NotBpffs {
-                    path: existing.to_owned(),
-                });
-            }
+            check_is_bpffs(&dir)?;
             fs::create_dir_all(&dir).map_err(|error| {
                 KernelError::failed(format!("make directory {}", dir.display()), error)
             })?;
         }
         Ok(())
+    }
+
+    /// Looks whether there could be pins here, without making anything.
+    pub fn check_place(&self) -> Result<(), KernelError> {
+        // There, it would be mounted.
+        let usual = Path::new(USUAL_BPFFS);
+        match self.base.starts_with(usual) && !is_bpffs(usual) {
+            true => Ok(()),
+            false => check_is_bpffs(&self.base),
+        }
     }
 
     /// Removes the directories in which nothing is.
@@ -95,6 +97,21 @@ impl PinDir {
             // One in which there is something hurts nobody.
             let _ = fs::remove_dir(dir);
         }
+    }
+
+    /// Takes everything of this version out of the kernel.
+    pub(super) fn remove_version(&self) -> Result<(), KernelError> {
+        if let Ok(control) = ControlWords::open(self) {
+            control.set(Control {
+                generation: control.get().generation,
+                instance: 0,
+            });
+        }
+        self.remove_filters()?;
+        remove_pins(&self.links(), |_| true)?;
+        remove_pins(&self.maps(), |_| true)?;
+        self.remove_if_empty();
+        Ok(())
     }
 
     /// True if an agent runs that uses this directory.
@@ -252,6 +269,20 @@ impl std::fmt::Display for MapLayout {
             f,
             "type {kind}, key {key_size} B, value {value_size} B, {max_entries} entries"
         )
+    }
+}
+
+/// Where the BPF file system usually is.
+const USUAL_BPFFS: &str = "/sys/fs/bpf";
+
+fn check_is_bpffs(dir: &Path) -> Result<(), KernelError> {
+    let existing = dir.ancestors().find(|path| path.exists());
+    let existing = existing.unwrap_or(Path::new("/"));
+    match is_bpffs(existing) {
+        true => Ok(()),
+        false => Err(KernelError::NotBpffs {
+            path: existing.to_owned(),
+        }),
     }
 }
 

@@ -13,7 +13,7 @@ use aya::Ebpf;
 use trefoil_ebpf::abi::{Control, LOSS_CGROUPS_FULL};
 
 use super::{
-    Kernel, KernelError, LoadSettings, PinDir, cgroups, detach, former,
+    Kernel, KernelError, LoadSettings, PinDir, cgroups, former,
     hooks::{self, HOOKS, Hook, Place},
     iterators,
     load::with_causes,
@@ -37,12 +37,11 @@ impl Kernel {
         enforcement: Enforcement,
         attach_more: impl FnOnce(&Self) -> Result<(), KernelError>,
     ) -> Result<Vec<u32>, KernelError> {
-        let done = self.take_place(load, policy, clock, enforcement, attach_more);
-        if done.is_err() {
-            self.abandon();
-        }
-        let budgets = done?;
+        let budgets = self.take_place(load, policy, clock, enforcement, attach_more)?;
         // There is no way back from here. What does not go now goes with the next agent.
+        if self.took_over {
+            self.keep();
+        }
         self.pins.remove_links_except(self.instance)?;
         Ok(budgets)
     }
@@ -224,12 +223,12 @@ impl Kernel {
     }
 
     /// Takes out what this instance has attached; with nothing of an earlier one
-    /// in the kernel, its tables as well.
-    fn abandon(&self) {
+    /// in the kernel, its tables as well. What another version has there is left alone.
+    pub(super) fn abandon(&self) {
         let done = if self.took_over {
             self.pins.remove_links_of(self.instance)
         } else {
-            detach(&self.pins).map(drop)
+            self.pins.remove_version()
         };
         if let Err(error) = done {
             tracing::error!("{error}");

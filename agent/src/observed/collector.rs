@@ -17,10 +17,16 @@ use super::{
     line::{self, Line},
 };
 use crate::{
+    bounded::MAX_LINE,
+    clock,
     geo::Country,
     policy::service::Protocol,
     report::{Field, Kind, NotARecord, Record, words},
 };
+
+/// Most flows, and owners with a destination of rolled-up ones, that are kept at a time.
+/// Of 100,000 flows each to a place of its own, 300 MB are kept and made into rules.
+pub const MAX_FLOWS: usize = 100_000;
 
 /// Faults that are kept; the rest are counted.
 const MOST_FAULTS: usize = 10;
@@ -43,6 +49,8 @@ pub struct Reading {
     /// Numbers of records that are between those that were read and are not there:
     /// filtered out, removed, or lost.
     pub missing_records: u64,
+    /// The same by host.
+    pub missing_of: BTreeMap<String, u64>,
     /// Losses that the records tell of: what got lost is not among what was seen.
     pub losses: u64,
     /// Hosts that the records are from.
@@ -60,14 +68,25 @@ pub struct Fault {
     pub file: String,
     /// Its number, from 1.
     pub line: u64,
+    /// The host that it is from, if it says so.
+    pub host: Option<String>,
     /// Why.
     pub reason: String,
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { file, line, reason } = self;
-        write!(formatter, "{file}:{line}: {reason}")
+        let Self {
+            file,
+            line,
+            host,
+            reason,
+        } = self;
+        write!(formatter, "{file}:{line}: {reason}")?;
+        match host {
+            Some(host) => write!(formatter, " (host {host})"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -79,9 +98,12 @@ pub struct Collector {
     /// By boot and name.
     flows: HashMap<(Arc<str>, Arc<str>), FlowSoFar>,
     rolled: HashMap<Key, Amount>,
-    /// The numbers of records, by boot.
-    numbers: HashMap<Arc<str>, HashSet<u64>>,
+    /// The numbers of records, by who gave them, with the name of the host.
+    numbers: HashMap<Numbering, (Arc<str>, HashSet<u64>)>,
 }
+
+/// Who numbers records: boot, installation and instance of the agent.
+type Numbering = [Arc<str>; 3];
 
 type Key = (Arc<Source>, Target, Said);
 
@@ -121,15 +143,32 @@ impl Collector {
             Err(error) => Err(error.to_string()),
         };
         if let Err(reason) = added {
-            self.reading.unreadable += 1;
-            if self.reading.faults.len() < MOST_FAULTS {
-                // What is wrong with a line often names a part of it, which others wrote.
-                self.reading.faults.push(Fault {
-                    file: file.to_owned(),
-                    line: number,
-                    reason: words::clean(&reason).into_owned(),
-                });
-            }
+            self.complain(file, number, line, &reason);
+        }
+    }
+
+    /// Counts a line that was too long to be kept.
+    pub fn add_long_line(&mut self, file: &str, number: u64) {
+        let reason = format!("longer than {MAX_LINE} bytes, which no record is");
+        self.complain(file, number, b"", &reason);
+    }
+
+    /// True if there are more flows than are kept: read no more.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.flows.len() + self.rolled.len() > MAX_FLOWS
+    }
+
+    fn complain(&mut self, file: &str, number: u64, line: &[u8], reason: &str) {
+        self.reading.unreadable += 1;
+        if self.reading.faults.len() < MOST_FAULTS {
+            // What is wrong with a line often names a part of it, which others wrote.
+            self.reading.faults.push(Fault {
+                file: file.to_owned(),
+                line: number,
+                host: line::host(line).map(|host| words::clean(&host).into_owned()),
+                reason: words::clean(reason).into_owned(),
+            });
         }
     }
 
@@ -151,11 +190,19 @@ impl Collector {
         }
         let seen = is_of_flows.then(|| seen(record)).transpose()?;
         let is_new = match number {
-            Some(number) => self
-                .numbers
-                .entry(Arc::clone(&boot))
-                .or_default()
-                .insert(number),
+            Some(number) => {
+                let text = |field| Arc::from(record.text(field).unwrap_or_default());
+                let numbering = [
+                    Arc::clone(&boot),
+                    text(Field::MachineId),
+                    text(Field::Instance),
+                ];
+                let (host, numbers) = self.numbers.entry(numbering).or_default();
+                if let Some(name) = record.text(Field::Host).filter(|name| *name != &**host) {
+                    *host = name.into();
+                }
+                numbers.insert(number)
+            }
             None => true,
         };
 
@@ -199,10 +246,18 @@ impl Collector {
     #[must_use]
     pub fn finish(self) -> (Vec<Observed>, Reading) {
         let mut reading = self.reading;
-        for numbers in self.numbers.values() {
+        for ([_, _, instance], (host, numbers)) in &self.numbers {
             if let (Some(first), Some(last)) = (numbers.iter().min(), numbers.iter().max()) {
                 let between = (last - first).saturating_sub(numbers.len() as u64 - 1);
                 reading.missing_records = reading.missing_records.saturating_add(between);
+                if between > 0 {
+                    let name = match (&**host, &**instance) {
+                        ("", _) => "no host".to_owned(),
+                        (host, "") => host.to_owned(),
+                        (host, instance) => format!("{host} ({instance})"),
+                    };
+                    *reading.missing_of.entry(name).or_default() += between;
+                }
             }
         }
         let mut all: BTreeMap<Key, Amount> = BTreeMap::new();
@@ -346,21 +401,17 @@ fn seen(record: &Record) -> Result<((Source, Target, Said), Amount), NotARecord>
     Ok(((Source::of(record), target, said), amount))
 }
 
-/// A moment, which has the form `2026-11-21T21:53:40.123456Z`.
+/// A moment, in the form in which the agent writes it, so that moments compare as text does.
 fn time(record: &Record, field: Field) -> Result<Option<Arc<str>>, NotARecord> {
-    const FORM: &[u8] = b"0000-00-00T00:00:00.000000Z";
     let Some(text) = record.text(field) else {
         return Ok(None);
     };
-    let fits = |(byte, form): (u8, &u8)| match form {
-        b'0' => byte.is_ascii_digit(),
-        form => byte == *form,
-    };
-    if text.len() == FORM.len() && text.bytes().zip(FORM).all(fits) {
-        return Ok(Some(text.into()));
-    }
-    Err(NotARecord::Form(field.name().to_owned()))
+    let unix_us = clock::unix_us_of(text);
+    let unix_us = unix_us.ok_or_else(|| NotARecord::Form(field.name().to_owned()))?;
+    Ok(Some(clock::rfc3339(unix_us).into()))
 }
+
+const MISSING: &str = "numbers of records in between are not there: filtered out, removed or lost";
 
 impl Reading {
     /// What was not there to be read, as words; nothing if all was.
@@ -372,17 +423,23 @@ impl Reading {
                 self.not_trusted,
                 "entries of the journal look like records and are not known to be from root",
             ),
-            (
-                self.missing_records,
-                "numbers of records in between are not there: filtered out, removed or lost",
-            ),
+            (self.missing_records, MISSING),
             (
                 self.losses,
                 "losses of events, flows or records were reported",
             ),
         ];
         let complaints = all.into_iter().filter(|(n, _)| *n > 0);
-        complaints.map(|(n, what)| format!("{n} {what}")).collect()
+        let of = self.missing_of.iter().take(MOST_FAULTS);
+        let of: Vec<_> = of
+            .map(|(host, n)| format!("{}: {n}", words::clean(host)))
+            .collect();
+        complaints
+            .map(|(n, what)| match what == MISSING {
+                true => format!("{n} {what} ({})", of.join(", ")),
+                false => format!("{n} {what}"),
+            })
+            .collect()
     }
 
     /// True if something was there that could not be read or believed.

@@ -74,6 +74,15 @@ pub fn read(line: &[u8]) -> Result<Line, LineError> {
     Err(LineError::Foreign)
 }
 
+/// The host that a line is from, be it a record or not.
+#[must_use]
+pub fn host(line: &[u8]) -> Option<String> {
+    let object: Map<String, Value> = serde_json::from_slice(line).ok()?;
+    let names = [Field::Host.name(), "TREFOIL_HOST", "_HOSTNAME"];
+    let host = names.iter().find_map(|name| object.get(*name)?.as_str());
+    host.map(str::to_owned)
+}
+
 /// An entry of the journal in the form of JSON that the agent writes.
 fn own_form(entry: &Map<String, Value>) -> Result<Map<String, Value>, LineError> {
     let mut own = Map::new();

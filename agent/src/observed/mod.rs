@@ -23,7 +23,7 @@ use crate::{
 };
 
 pub use crate::policy::explain::Ruling;
-pub use collector::{Collector, Fault, Reading};
+pub use collector::{Collector, Fault, MAX_FLOWS, Reading};
 pub use judge::{Judge, Judgement};
 pub use source::Source;
 

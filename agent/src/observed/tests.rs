@@ -227,6 +227,38 @@ fn gaps_and_losses_are_told() {
 }
 
 #[test]
+fn times_of_other_tools_are_read_and_bad_lines_say_whose_they_are() {
+    let odd = record(json!({ "seq": 1, "time": "2026-11-21t15:00:00+02:00", "host": "db1" }));
+    let late = record(json!({ "seq": 2, "time": "2026-11-21T13:00:00.5Z", "host": "db1" }));
+    let bad = record(json!({ "seq": 3, "time": "yesterday", "host": "db2\u{1b}[31m" }));
+    let (_, reading) = read(&[late, odd, bad]);
+    assert_eq!(
+        reading.first.as_deref(),
+        Some("2026-11-21T13:00:00.000000Z")
+    );
+    assert_eq!(reading.last.as_deref(), Some("2026-11-21T13:00:00.500000Z"));
+    let fault = reading.faults[0].to_string();
+    assert!(fault.starts_with("file:3: `time`"), "{fault}");
+    assert!(fault.contains("(host db2"), "{fault}");
+    assert!(!fault.contains('\u{1b}'), "{fault}");
+}
+
+#[test]
+fn two_agents_of_one_host_have_numbers_of_their_own() {
+    let of = |seq, instance: &str| {
+        record(
+            json!({ "seq": seq, "state": "rollup", "flow": null, "instance": instance,
+            "host": "db1", "flows": 1, "bytes_out": 100 }),
+        )
+    };
+    let (observed, reading) = read(&[of(1, "/a"), of(1, "/b"), of(1, "/b"), of(4, "/b")]);
+    assert_eq!(observed[0].amount.bytes_out, 300, "one was there twice");
+    assert_eq!(reading.missing_records, 2);
+    let complaints = reading.complaints();
+    assert!(complaints[0].ends_with("(db1 (/b): 2)"), "{complaints:?}");
+}
+
+#[test]
 fn a_unit_that_is_gone_keeps_its_name() {
     let opened = record(json!({ "state": "opened", "seq": 1 }));
     let closed = record(json!({ "seq": 2, "unit": null, "cgroup": null, "exe": null }));

@@ -21,7 +21,8 @@ pub struct Placement {
     /// The unit of a user's manager, such as `user@1000.service/backup.service`.
     /// The name is the user's own choice.
     pub user_unit: Option<String>,
-    /// The container.
+    /// The container, if an engine of the system has made its group: whoever has a
+    /// subtree calls a group in it as he likes, and a wrong name is worse than none.
     pub container: Option<Container>,
 }
 
@@ -33,6 +34,13 @@ pub struct Container {
     pub engine: &'static str,
     /// The id of 64 hexadecimal digits; for `systemd-nspawn` and `lxc` the name.
     pub id: String,
+}
+
+impl Container {
+    /// The kernel's automaton, and so rules, take any number of digits for an id.
+    fn is_named_in_whole(&self) -> bool {
+        matches!(self.engine, "systemd-nspawn" | "lxc") || is_id(&self.id)
+    }
 }
 
 impl fmt::Display for Container {
@@ -64,7 +72,7 @@ impl Placement {
             unit: unit.map(str::to_owned),
             slice: slice.map(str::to_owned),
             user_unit,
-            container: container(&parts),
+            container: container_for_rules(path).filter(Container::is_named_in_whole),
         }
     }
 
@@ -156,9 +164,12 @@ pub fn container_for_rules(path: &str) -> Option<Container> {
     (is_made_there && is_plain && !part.ends_with(".slice")).then_some(container)
 }
 
-/// The outermost container: only that one was named by an engine of the host.
+/// The container that the name of a group claims, whoever has given it: the outermost,
+/// since only that one can have been named by an engine of the host.
 /// What is further in may be named by whoever is in the container.
-fn container(parts: &[&str]) -> Option<Container> {
+#[must_use]
+pub fn claimed_container(path: &str) -> Option<Container> {
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     (0..parts.len()).find_map(|at| container_at(&parts[..at], parts[at], &parts[at + 1..], is_id))
 }
 

@@ -8,11 +8,10 @@ mod containers;
 mod draft;
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
-use regex_automata::dfa::{Automaton as _, StartKind, dense};
 use regex_automata::nfa::thompson;
-use regex_automata::util::start;
-use regex_automata::{Anchored, MatchKind};
+use regex_automata::util::primitives::StateID;
 use trefoil_ebpf::abi::MAX_LETTERS;
 
 use self::draft::{Draft, Drawn};
@@ -22,10 +21,12 @@ use super::problem::Fault;
 /// Most states of both automata together: their numbers are `u16`.
 pub const MAX_STATES: usize = 1 << 16;
 
-/// Memory that the search for an automaton may take for what its states stand for.
-/// Reached after some 150,000 states: more than [`MAX_STATES`], because some turn
-/// out to be equal, and few enough to take seconds at the most.
-const MAX_SEARCH_BYTES: usize = 16 << 20;
+/// States that the search for an automaton may find: more than [`MAX_STATES`], because
+/// some turn out to be equal.
+const MAX_SEARCH_STATES: usize = 150_000;
+
+/// Steps that the search may take, each of some 10 ns: few enough for seconds at the most.
+const MAX_SEARCH_STEPS: usize = 150_000_000;
 
 /// One state of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +78,7 @@ pub(super) fn of_cgroups(
     search(
         patterns.len(),
         Draft::cgroups(patterns),
-        MAX_SEARCH_BYTES,
+        MAX_SEARCH_STEPS,
         class_of,
     )
 }
@@ -90,7 +91,7 @@ pub(super) fn of_executables(
     search(
         patterns.len(),
         Draft::executables(patterns),
-        MAX_SEARCH_BYTES,
+        MAX_SEARCH_STEPS,
         class_of,
     )
 }
@@ -99,7 +100,7 @@ pub(super) fn of_executables(
 fn search(
     n_patterns: usize,
     nfa: Drawn<thompson::NFA>,
-    limit_bytes: usize,
+    limit_steps: usize,
     mut class_of: impl FnMut(&[usize]) -> Result<u16, Fault>,
 ) -> Result<Automaton, Fault> {
     if n_patterns == 0 {
@@ -110,55 +111,113 @@ fn search(
         });
     }
     let nfa = nfa.map_err(|_| too_many_states())?;
-    let config = dense::Config::new()
-        .match_kind(MatchKind::All)
-        .start_kind(StartKind::Anchored)
-        .accelerate(false)
-        .dfa_size_limit(Some(8 * limit_bytes))
-        .determinize_size_limit(Some(limit_bytes));
-    let dfa = dense::Builder::new()
-        .configure(config)
-        .build_from_nfa(&nfa)
-        .map_err(|_| too_many_states())?;
-
     let mut kinds = [0; 256];
     let mut representatives: Vec<u8> = Vec::new();
     for byte in 0..=u8::MAX {
-        let kind = dfa.byte_classes().get(byte);
+        let kind = nfa.byte_classes().get(byte);
         kinds[usize::from(byte)] = kind;
         if usize::from(kind) == representatives.len() {
             representatives.push(byte);
         }
     }
 
-    let start = dfa
-        .start_state(&start::Config::new().anchored(Anchored::Yes))
-        .map_err(|_| too_many_states())?;
-    let mut numbers = HashMap::from([(start, 0_u32)]);
+    let mut subsets = Subsets::new(&nfa, limit_steps);
+    let start: Rc<[StateID]> = subsets.after(&[nfa.start_anchored()])?.into();
+    let mut numbers = HashMap::from([(Rc::clone(&start), 0_u32)]);
     let mut found = vec![start];
     let mut states = Vec::new();
-    while let Some(&state) = found.get(states.len()) {
+    let mut targets = Vec::new();
+    while let Some(set) = found.get(states.len()).map(Rc::clone) {
         let mut next = Vec::with_capacity(representatives.len());
         for &byte in &representatives {
-            let target = dfa.next_state(state, byte);
-            let new = u32::try_from(found.len()).map_err(|_| too_many_states())?;
-            next.push(*numbers.entry(target).or_insert_with(|| {
-                found.push(target);
-                new
-            }));
+            targets.clear();
+            targets.extend(set.iter().filter_map(|&state| step(nfa.state(state), byte)));
+            let target = subsets.after(&targets)?;
+            next.push(match numbers.get(target) {
+                Some(&number) => number,
+                None if found.len() >= MAX_SEARCH_STATES => return Err(too_many_states()),
+                None => {
+                    let (target, new): (Rc<[StateID]>, _) = (target.into(), found.len() as u32);
+                    found.push(Rc::clone(&target));
+                    numbers.insert(target, new);
+                    new
+                }
+            });
         }
-        // The library's states say what matched before their last byte, so what
-        // matches a path as a whole is said by the state after its end.
-        let end = dfa.next_eoi_state(state);
-        let mut matched = Vec::new();
-        if dfa.is_match_state(end) {
-            let n_matches = dfa.match_len(end);
-            matched.extend((0..n_matches).map(|index| dfa.match_pattern(end, index).as_usize()));
-            matched.sort_unstable();
-        }
+        let mut matched: Vec<usize> = set
+            .iter()
+            .filter_map(|&state| match nfa.state(state) {
+                thompson::State::Match { pattern_id } => Some(pattern_id.as_usize()),
+                _ => None,
+            })
+            .collect();
+        matched.sort_unstable();
         states.push((next, class_of(&matched)?));
     }
     Ok(Automaton { kinds, states })
+}
+
+/// Where a byte leads to, if anywhere.
+fn step(state: &thompson::State, byte: u8) -> Option<StateID> {
+    match state {
+        thompson::State::ByteRange { trans } => trans.matches_byte(byte).then_some(trans.next),
+        thompson::State::Sparse(transitions) => transitions.matches_byte(byte),
+        thompson::State::Dense(transitions) => transitions.matches_byte(byte),
+        _ => None,
+    }
+}
+
+/// Sets of states that a path can be in at a time: those that wait for a byte, and those
+/// in which a pattern has matched. Each state that is visited is a step, and there are so
+/// many: what the library does has limits of memory alone, and took a minute.
+struct Subsets<'n> {
+    nfa: &'n thompson::NFA,
+    /// The round in which each state was visited last.
+    visited: Vec<u32>,
+    round: u32,
+    stack: Vec<StateID>,
+    set: Vec<StateID>,
+    steps_left: usize,
+}
+
+impl<'n> Subsets<'n> {
+    fn new(nfa: &'n thompson::NFA, steps_left: usize) -> Self {
+        Self {
+            nfa,
+            visited: vec![0; nfa.states().len()],
+            round: 0,
+            stack: Vec::new(),
+            set: Vec::new(),
+            steps_left,
+        }
+    }
+
+    /// The set, sorted, that these states lead to without another byte.
+    fn after(&mut self, states: &[StateID]) -> Result<&[StateID], Fault> {
+        self.round += 1;
+        self.set.clear();
+        self.stack.extend_from_slice(states);
+        while let Some(state) = self.stack.pop() {
+            let visited = &mut self.visited[state.as_usize()];
+            if std::mem::replace(visited, self.round) == self.round {
+                continue;
+            }
+            self.steps_left = self.steps_left.checked_sub(1).ok_or_else(too_many_states)?;
+            match self.nfa.state(state) {
+                thompson::State::Union { alternates } => self.stack.extend(alternates.iter()),
+                thompson::State::BinaryUnion { alt1, alt2 } => self.stack.extend([alt1, alt2]),
+                thompson::State::Capture { next, .. } | thompson::State::Look { next, .. } => {
+                    self.stack.push(*next);
+                }
+                thompson::State::Fail => {}
+                _ => self.set.push(state),
+            }
+        }
+        // A byte that leads nowhere takes its time as well.
+        self.steps_left = self.steps_left.saturating_sub(1);
+        self.set.sort_unstable();
+        Ok(&self.set)
+    }
 }
 
 fn too_many_states() -> Fault {

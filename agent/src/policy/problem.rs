@@ -172,24 +172,47 @@ pub(crate) struct Lines<'t> {
     text: &'t str,
     /// Byte offset at which each line begins.
     starts: Vec<usize>,
+    /// Characters before each [`STEP`]-th byte: a line may be all of the file.
+    characters: Vec<usize>,
+}
+
+const STEP: usize = 256;
+
+/// Characters that begin in these bytes.
+fn n_characters(bytes: &[u8]) -> usize {
+    let begins = |byte: &&u8| **byte & 0b1100_0000 != 0b1000_0000;
+    bytes.iter().filter(begins).count()
 }
 
 impl<'t> Lines<'t> {
     pub(crate) fn new(text: &'t str) -> Self {
         let after_newlines = text.match_indices('\n').map(|(offset, _)| offset + 1);
+        let mut characters = vec![0];
+        let mut sum = 0;
+        for step in text.as_bytes().chunks(STEP) {
+            sum += n_characters(step);
+            characters.push(sum);
+        }
         Self {
             text,
             starts: std::iter::once(0).chain(after_newlines).collect(),
+            characters,
         }
+    }
+
+    /// Characters before a byte of the text.
+    fn characters_before(&self, offset: usize) -> usize {
+        let step = offset / STEP;
+        self.characters[step] + n_characters(&self.text.as_bytes()[step * STEP..offset])
     }
 
     pub(crate) fn place(&self, offset: usize) -> Place {
         let line = self.starts.partition_point(|&start| start <= offset).max(1);
         let start = self.starts[line - 1];
-        let column = match self.text.get(start..offset) {
-            Some(before) => before.chars().count() + 1,
+        let column = match self.text.is_char_boundary(offset) {
+            true => self.characters_before(offset) - self.characters_before(start) + 1,
             // Behind the end of the text, or inside a character.
-            None => 1,
+            false => 1,
         };
         Place {
             line: u32::try_from(line).unwrap_or(u32::MAX),
@@ -244,6 +267,18 @@ mod tests {
         assert_eq!(lines.place(8), Place { line: 2, column: 3 });
         assert_eq!(lines.place(10), Place { line: 3, column: 1 });
         assert_eq!(Lines::new("").place(0), Place::START);
+    }
+
+    #[test]
+    fn a_line_of_100_000_values_is_placed_as_one_would_count() {
+        let text = "\u{e4}b\n".to_owned() + &"\u{20ac}\"x\", ".repeat(100_000);
+        let lines = Lines::new(&text);
+        let mut column = 0;
+        // One by one, this went through the line from its beginning each time: for a minute.
+        for (offset, _) in text.char_indices().skip(3) {
+            column += 1;
+            assert_eq!(lines.place(offset), Place { line: 2, column });
+        }
     }
 
     #[test]

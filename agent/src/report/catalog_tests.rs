@@ -71,6 +71,7 @@ fn least(kind: Kind) -> Record {
             tracked,
             counted: Default::default(),
             since_last: Default::default(),
+            is_since_known: true,
             ending: None,
         };
         Record::flow(&report, &FlowFacts::default(), &BootClock::booted_at(0))

@@ -178,12 +178,17 @@ fields! {
     Event "event" Text "" ALL
         "kind of record";
     Seq "seq" Number "" ALL
-        "number of the record, from 1 in each boot and without gaps: a missing number is a record \
+        "number of the record, from 1 in each boot (and `instance`) and without gaps: a missing number is a record \
          that was removed or got lost after it was handed over";
     Time "time" Time "" ALL
         "when the record was made";
     BootId "boot_id" Text "" ALL
-        "boot of the host, as `_BOOT_ID` in the journal; with `seq` it names the record for good";
+        "boot of the host, as `_BOOT_ID` in the journal; with `seq`, and `instance` if there is one, \
+         it names the record for good";
+    Instance "instance" Text "" ALL
+        "pin directory of the agent, unless it is the usual one: each numbers its own records";
+    MachineId "machine_id" Text "" ALL
+        "the installation, as `_MACHINE_ID` in the journal";
     Host "host" Text "" ALL
         "name of the host";
     Mode "mode" Text "" ALL
@@ -236,6 +241,13 @@ fields! {
         "IP packets handed to the link, headers included, since the flow began; budget: within the \
          window that ends now; exception: in all";
     PacketsOut "packets_out" Number "packet" PACKETS
+        "packets that these bytes were in";
+    BytesNew "bytes_new" Number "byte" FLOWS
+        "what of `bytes_out` is in no record of the flow before; rollup: what its flows have sent \
+         that is in no record before, those that are open included. Summed over all records of \
+         any time, it is what left in it. Not there if an agent before was killed, and nobody \
+         knows what it has told";
+    PacketsNew "packets_new" Number "packet" FLOWS
         "packets that these bytes were in";
     BytesIn "bytes_in" Number "byte" FLOWS
         "IP packets delivered to the socket, headers included, since the flow began";

@@ -73,6 +73,7 @@ impl Record {
         record.set_ends(&report.tracked);
         record.set_decision(flow, &report.counted, facts);
         record.set_counters(&report.counted);
+        record.set_new(report.is_since_known.then_some(&report.since_last));
         record.set_time(Field::Started, clock, flow.started_ns);
         if let Some(ending) = report.ending {
             record.set_time(Field::Ended, clock, ending.time_ns);
@@ -102,6 +103,7 @@ impl Record {
         }
         record.set_decision(flow, &rollup_sum(rollup), facts);
         record.set_counters(&rollup.counted);
+        record.set_new(rollup.new.as_ref());
         record.set_time(Field::Started, clock, rollup.began_ns);
         record.set_time(Field::Ended, clock, rollup.ended_ns);
         if rollup.key.group.is_some() {
@@ -174,6 +176,11 @@ impl Record {
             Field::Outcome,
             words::outcome(flow.state, decision, counted),
         );
+    }
+
+    fn set_new(&mut self, new: Option<&Counters>) {
+        self.set_known(Field::BytesNew, new.map(|new| new.bytes_out));
+        self.set_known(Field::PacketsNew, new.map(|new| new.packets_out));
     }
 
     fn set_counters(&mut self, counted: &Counters) {

@@ -58,6 +58,7 @@ fn report(tracked: Tracked, kind: ReportKind, stage: Stage, counted: Counters) -
         tracked,
         counted,
         since_last: counted,
+        is_since_known: true,
         ending: (stage == Stage::Closed).then_some(Ending {
             time_ns: START_NS + 4_200_000_000,
             inferred: false,
@@ -117,6 +118,8 @@ fn a_violation_has_every_fact_as_a_field() {
         "outcome": "would-drop",
         "bytes_out": 1234,
         "packets_out": 2,
+        "bytes_new": 1234,
+        "packets_new": 2,
         "bytes_in": 0,
         "packets_in": 0,
         "started": "2026-11-21T21:54:40.000000Z",

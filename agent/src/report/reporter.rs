@@ -10,22 +10,22 @@
 //!   the kernel, where numbers are cumulative and nothing gets lost.
 //! - Any other sink that fails for longer than
 //!   [`ReporterSettings::patience_ns`] is left aside, so that a full disk does
-//!   not silence the journal. Once it takes records again, a `loss` record says
-//!   how many it misses.
+//!   not silence the journal. A `loss` record says how many it misses: at once, each
+//!   minute, and when it takes records again; by the next agent, if this one ends before.
 //! - Records that find the queue full in spite of that are dropped, and a `loss`
 //!   record says how many they were, and how many bytes they told of last.
 
 use std::{
     collections::VecDeque,
     fs, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use super::{Field, Kind, Origin, Record, Sealed, SequenceError, Sink, sequence::Sequence};
-use crate::clock;
+use crate::{clock, settings::DEFAULT_PIN_DIR};
 
 /// What belongs into every record.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,6 +34,11 @@ pub struct Context {
     pub boot_id: Arc<str>,
     /// Name of the host.
     pub host: Arc<str>,
+    /// Pin directory, if it is not the usual one: two agents on one host have numbers of
+    /// their own.
+    pub instance: Option<Arc<str>>,
+    /// Contents of /etc/machine-id, if there is one.
+    pub machine_id: Option<Arc<str>>,
     /// `report` or `enforce`.
     pub mode: Option<Arc<str>>,
     /// The policy in force.
@@ -43,6 +48,14 @@ pub struct Context {
 }
 
 impl Context {
+    /// The context of the agent with this pin directory.
+    #[must_use]
+    pub fn of_instance(self, pin_dir: &Path) -> Self {
+        let is_usual = pin_dir == Path::new(DEFAULT_PIN_DIR);
+        let instance = (!is_usual).then(|| pin_dir.to_string_lossy().into());
+        Self { instance, ..self }
+    }
+
     /// The context of this host, with no policy and no country data.
     ///
     /// # Errors
@@ -51,7 +64,11 @@ impl Context {
     pub fn of_this_host() -> io::Result<Self> {
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
         let host = fs::read_to_string("/proc/sys/kernel/hostname")?;
+        let machine_id = fs::read_to_string("/etc/machine-id").unwrap_or_default();
+        let machine_id = machine_id.trim();
+        let is_id = machine_id.len() == 32 && machine_id.bytes().all(|it| it.is_ascii_hexdigit());
         Ok(Self {
+            machine_id: is_id.then(|| machine_id.into()),
             boot_id: boot_id.trim().replace('-', "").into(),
             host: host.trim().into(),
             ..Self::default()
@@ -103,6 +120,8 @@ pub struct Progress {
     pub pending: usize,
     /// Set when there is no use in trying again at once.
     pub stalled: Option<Stall>,
+    /// Set while a sink is left aside, and misses records.
+    pub aside: Option<Stall>,
 }
 
 /// Gives records their numbers and hands them to the sinks.
@@ -121,11 +140,16 @@ pub struct Reporter {
 struct Attached {
     sink: Box<dyn Sink>,
     failing_since_ns: Option<u64>,
-    is_aside: bool,
-    /// Records that it missed while it was aside.
+    /// Why it is left aside.
+    aside: Option<io::Error>,
+    /// Records that it missed while it was aside, and nobody was told of.
     missed: u64,
     missed_total: u64,
+    told_ns: Option<u64>,
 }
+
+/// Time between two records about a sink that is left aside.
+const TELL_ASIDE_NS: u64 = 60_000_000_000;
 
 struct Current {
     sealed: Sealed,
@@ -156,7 +180,11 @@ impl Reporter {
     ) -> Result<Self, SequenceError> {
         let (sequence, origin, unfinished) =
             Sequence::open(&settings.sequence_file, &context.boot_id)?;
-        let sinks: Vec<_> = sinks.into_iter().map(Attached::new).collect();
+        let attach = |sink: Box<dyn Sink>| Attached {
+            missed: sequence.missed(sink.name()),
+            ..Attached::new(sink)
+        };
+        let sinks: Vec<_> = sinks.into_iter().map(attach).collect();
         let current = unfinished.map(|unfinished| Current {
             sealed: Sealed::new(unfinished.record, sequence.next()),
             is_remembered: true,
@@ -206,19 +234,27 @@ impl Reporter {
             self.dropped.final_bytes += final_bytes(&record);
             return;
         }
+        self.add_context(&mut record);
+        self.pending.push_back(record);
+    }
+
+    fn add_context(&self, record: &mut Record) {
         let Context {
             boot_id,
             host,
+            instance,
+            machine_id,
             mode,
             policy,
             geo,
         } = self.context.clone();
         record.set_default(Field::BootId, Some(boot_id));
+        record.set_default(Field::Instance, instance);
+        record.set_default(Field::MachineId, machine_id);
         record.set_default(Field::Host, Some(host));
         record.set_default(Field::Mode, mode);
         record.set_default(Field::Policy, policy);
         record.set_default(Field::Geo, geo);
-        self.pending.push_back(record);
     }
 
     /// Hands over everything, and waits for the sinks until `patience` is over:
@@ -226,6 +262,9 @@ impl Reporter {
     pub fn finish(&mut self, patience: Duration) -> Progress {
         const PAUSE: Duration = Duration::from_millis(5);
         let deadline = Instant::now() + patience;
+        for attached in &mut self.sinks {
+            attached.told_ns = None;
+        }
         loop {
             let progress = self.flush(clock::since_boot_ns());
             if progress.pending == 0 || Instant::now() >= deadline {
@@ -241,7 +280,7 @@ impl Reporter {
         let (mut handed_over, mut stalled) = (0, None);
         loop {
             if self.current.is_none() {
-                self.tell_losses();
+                self.tell_losses(now_ns);
                 let Some(record) = self.pending.pop_front() else {
                     break;
                 };
@@ -263,6 +302,28 @@ impl Reporter {
             handed_over,
             pending: self.pending(),
             stalled,
+            aside: self.aside(),
+        }
+    }
+
+    fn aside(&self) -> Option<Stall> {
+        let aside = |attached: &Attached| {
+            let error = attached.aside.as_ref()?;
+            Some(Stall {
+                sink: attached.sink.name(),
+                error: io::Error::new(error.kind(), error.to_string()),
+            })
+        };
+        self.sinks.iter().find_map(aside)
+    }
+
+    /// Opens anew what sinks write to.
+    pub fn reopen(&mut self) {
+        for attached in &mut self.sinks {
+            // The next record fails as well, and that is told.
+            if let Err(error) = attached.sink.reopen() {
+                tracing::warn!("open the sink {} anew: {error}", attached.sink.name());
+            }
         }
     }
 
@@ -294,6 +355,7 @@ impl Reporter {
             current.is_remembered = true;
         }
         let (mut stalled, mut moved) = (None, false);
+        let missed_before: u64 = self.sinks.iter().map(|attached| attached.missed).sum();
         for (index, attached) in self.sinks.iter_mut().enumerate() {
             if current.done[index] {
                 continue;
@@ -310,6 +372,10 @@ impl Reporter {
                     }));
                 }
             }
+        }
+        let missed: u64 = self.sinks.iter().map(|attached| attached.missed).sum();
+        if missed != missed_before {
+            self.sequence.set_missed(missed_of(&self.sinks));
         }
         if let Some(stall) = stalled {
             if moved {
@@ -330,7 +396,7 @@ impl Reporter {
     }
 
     /// Makes records of what was lost here, once there is room for them.
-    fn tell_losses(&mut self) {
+    fn tell_losses(&mut self, now_ns: u64) {
         if self.pending.len() > self.settings.max_pending / 2 {
             return;
         }
@@ -356,14 +422,30 @@ impl Reporter {
         }
         for index in 0..self.sinks.len() {
             let attached = &mut self.sinks[index];
-            if attached.missed > 0 && !attached.is_aside {
+            let is_due = match (&attached.aside, attached.told_ns) {
+                (Some(_), Some(told_ns)) => now_ns.saturating_sub(told_ns) >= TELL_ASIDE_NS,
+                _ => true,
+            };
+            if attached.missed > 0 && is_due {
                 let missed = std::mem::take(&mut attached.missed);
                 attached.missed_total += missed;
+                attached.told_ns = Some(now_ns);
                 let subject = format!("records-{}", attached.sink.name());
                 let total = attached.missed_total;
-                let meaning = "this sink took no records for a while; the others have them";
+                let meaning = match &attached.aside {
+                    None => "this sink took no records for a while; the others have them".into(),
+                    Some(error) => format!(
+                        "this sink takes no records ({error}), and misses those that come until \
+                         it does; the others have them"
+                    ),
+                };
                 let time_us = clock::unix_us();
-                self.emit(Record::loss(&subject, missed, total, meaning, time_us));
+                let mut loss = Record::loss(&subject, missed, total, &meaning, time_us);
+                self.add_context(&mut loss);
+                // The next to be written down, and that is when they count as told.
+                self.pending.push_front(loss);
+                self.sequence.set_missed(missed_of(&self.sinks));
+                return;
             }
         }
     }
@@ -374,9 +456,10 @@ impl Attached {
         Self {
             sink,
             failing_since_ns: None,
-            is_aside: false,
+            aside: None,
             missed: 0,
             missed_total: 0,
+            told_ns: None,
         }
     }
 
@@ -391,7 +474,7 @@ impl Attached {
         match self.sink.hand_over(sealed) {
             Ok(()) => {
                 self.failing_since_ns = None;
-                self.is_aside = false;
+                self.aside = None;
                 Ok(())
             }
             Err(error) => {
@@ -399,13 +482,17 @@ impl Attached {
                 if is_first || now_ns.saturating_sub(since_ns) < settings.patience_ns {
                     return Err(error);
                 }
-                self.is_aside = true;
+                self.aside = Some(error);
                 // What it began it will finish first.
-                self.missed += u64::from(!self.sink.is_partway());
+                self.missed += u64::from(!self.sink.is_partway(sealed.seq()));
                 Ok(())
             }
         }
     }
+}
+
+fn missed_of(sinks: &[Attached]) -> impl Iterator<Item = (&'static str, u64)> {
+    sinks.iter().map(|it| (it.sink.name(), it.missed))
 }
 
 /// Bytes that are in no record but this one.

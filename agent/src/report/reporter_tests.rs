@@ -1,9 +1,9 @@
 //! Tests of the reporter: numbering, waiting, and what is told about losses.
 
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, fs::File, os::fd::OwnedFd, rc::Rc};
 
 use super::*;
-use crate::report::Priority;
+use crate::report::{Json, Priority, sink::Lines};
 
 const SECOND_NS: u64 = 1_000_000_000;
 
@@ -29,6 +29,13 @@ impl Shelf {
             .iter()
             .filter_map(|record| record.number(Field::Seq))
             .collect()
+    }
+
+    /// Counts of the records about losses.
+    fn losses(&self) -> Vec<u64> {
+        let state = self.0.borrow();
+        let losses = state.records.iter().filter(|it| it.kind() == Kind::Loss);
+        losses.filter_map(|it| it.number(Field::Count)).collect()
     }
 
     fn last(&self) -> Record {
@@ -205,16 +212,95 @@ fn a_sink_that_fails_for_long_is_left_aside_and_told_what_it_missed() {
         reporter.emit(record());
         reporter.flush(seconds * SECOND_NS);
     }
-    assert_eq!(world.journal.seqs(), [1, 2, 3, 4], "the journal goes on");
+    // The second is about the first record, and is itself one that the sink misses.
+    assert_eq!(world.journal.seqs(), [1, 2, 3, 4, 5], "the journal goes on");
+    assert_eq!(world.journal.losses(), [1], "told at once");
     assert_eq!(reporter.pending(), 0);
     world.json.close(false);
     reporter.emit(record());
-    reporter.flush(13 * SECOND_NS);
-    assert_eq!(world.json.seqs(), [5, 6]);
+    let progress = reporter.flush(13 * SECOND_NS);
+    assert!(progress.aside.is_none());
+    assert_eq!(world.json.seqs(), [6, 7]);
     let loss = world.json.last();
     assert_eq!(loss.text(Field::Subject), Some("records-json"));
-    assert_eq!(loss.number(Field::Count), Some(4));
+    assert_eq!(world.journal.losses(), [1, 4]);
     assert_eq!(world.journal.last(), loss);
+}
+
+#[test]
+fn a_sink_that_is_left_aside_for_good_is_told_each_minute_and_at_the_end() {
+    let world = World::new();
+    let mut reporter = world.reporter();
+    world.json.close(true);
+    for second in 0..200 {
+        reporter.emit(record());
+        let progress = reporter.flush(second * SECOND_NS);
+        assert_eq!(progress.aside.is_some(), second >= 10, "{second}");
+    }
+    assert_eq!(
+        world.journal.losses().len(),
+        4,
+        "at 10, 70, 130 and 190 seconds"
+    );
+    reporter.finish(Duration::ZERO);
+    let n_records = world.journal.seqs().len() as u64;
+    let told: u64 = world.journal.losses().iter().sum();
+    assert_eq!(told, n_records - 1, "all but the last, which tells of them");
+    // And that one by the next agent, which was told nothing but the file.
+    drop(reporter);
+    world.json.close(false);
+    world.reporter().flush(0);
+    let told: u64 = world.journal.losses().iter().sum();
+    assert_eq!(told, n_records);
+    assert_eq!(world.json.seqs(), [n_records + 1]);
+}
+
+#[test]
+fn a_line_that_was_begun_hides_no_record_that_is_missed() {
+    let world = World::new();
+    let (mut reader, writer) = io::pipe().unwrap();
+    let settings = ReporterSettings::new(world.dir.path().join("agent.seq"));
+    let lines = Lines::new(File::from(OwnedFd::from(writer))).unwrap();
+    let sinks: Vec<Box<dyn Sink>> = vec![
+        Box::new(Named("journal", world.journal.clone())),
+        Box::new(Json::of(lines)),
+    ];
+    let mut reporter = Reporter::open(settings, Context::default(), sinks).unwrap();
+    let long = || Record::new(Kind::Heartbeat, Priority::Info, 0, "x".repeat(100_000));
+    for second in [0, 20, 21, 22] {
+        reporter.emit(long());
+        reporter.flush(second * SECOND_NS);
+    }
+    let reader = thread::spawn(move || {
+        let mut text = String::new();
+        io::Read::read_to_string(&mut reader, &mut text).map(|_| text)
+    });
+    reporter.emit(record());
+    while reporter.flush(23 * SECOND_NS).aside.is_some() || reporter.pending() > 0 {
+        reporter.emit(record());
+    }
+    drop(reporter);
+    let n_lines = reader.join().unwrap().unwrap().lines().count() as u64;
+    let told: u64 = world.journal.losses().iter().sum();
+    assert_eq!(n_lines + told, world.journal.seqs().len() as u64);
+    assert!(told >= 3, "{told}");
+}
+
+#[test]
+fn what_a_sink_missed_of_an_agent_that_was_killed_the_next_one_tells() {
+    let world = World::new();
+    let mut reporter = world.reporter();
+    world.json.close(true);
+    for second in [1, 20, 21, 22] {
+        reporter.emit(record());
+        reporter.flush(second * SECOND_NS);
+    }
+    drop(reporter);
+    world.json.close(false);
+    world.reporter().flush(0);
+    let told: u64 = world.journal.losses().iter().sum();
+    assert_eq!(told, world.journal.seqs().len() as u64 - 1);
+    assert_eq!(world.json.seqs().len(), 1);
 }
 
 #[test]

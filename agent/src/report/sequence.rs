@@ -93,6 +93,8 @@ pub(super) struct Sequence {
     boot_id: String,
     next: u64,
     body_len: usize,
+    /// Records that sinks miss and nobody was told of, as `json:3`, separated by commas.
+    missed: String,
 }
 
 impl Sequence {
@@ -133,12 +135,14 @@ impl Sequence {
             boot_id: boot_id.to_owned(),
             next: 1,
             body_len: 0,
+            missed: "-".to_owned(),
         };
         let (origin, unfinished) = match read(&content, boot_id) {
             Ok(None) => (Origin::First, None),
             Ok(Some(found)) => {
                 sequence.next = found.next;
                 sequence.body_len = found.body_len;
+                sequence.missed = found.missed;
                 (Origin::Continued, found.unfinished)
             }
             Err(reason) => (Origin::Damaged(reason), None),
@@ -159,6 +163,24 @@ impl Sequence {
     /// The number of the next record, or of the one that is being handed over.
     pub(super) fn next(&self) -> u64 {
         self.next
+    }
+
+    /// Records that this sink misses and nobody was told of.
+    pub(super) fn missed(&self, sink: &str) -> u64 {
+        let missed = self.missed.split(',').filter_map(|it| it.split_once(':'));
+        let of_sink = missed.filter(|(name, _)| *name == sink);
+        of_sink.filter_map(|(_, n)| n.parse::<u64>().ok()).sum()
+    }
+
+    /// Remembers, with the next change of the file, how many records sinks miss that
+    /// nobody was told of.
+    pub(super) fn set_missed<'a>(&mut self, missed: impl Iterator<Item = (&'a str, u64)>) {
+        let missed = missed.filter(|(_, n)| *n > 0);
+        let words: Vec<_> = missed.map(|(sink, n)| format!("{sink}:{n}")).collect();
+        self.missed = match words.is_empty() {
+            true => "-".to_owned(),
+            false => words.join(","),
+        };
     }
 
     /// Remembers the record with the next number: it may be handed over now.
@@ -190,9 +212,10 @@ impl Sequence {
             boot_id,
             next,
             body_len,
+            missed,
             ..
         } = self;
-        let header = format!("{MAGIC} {VERSION} {boot_id} {next} {body_len} {done}");
+        let header = format!("{MAGIC} {VERSION} {boot_id} {next} {body_len} {done} {missed}");
         let width = HEADER - 1;
         self.file
             .write_all_at(format!("{header:<width$}\n").as_bytes(), 0)
@@ -224,11 +247,14 @@ fn read(content: &[u8], boot_id: &str) -> Result<Option<Found>, String> {
         .and_then(|len| usize::try_from(len).ok())
         .ok_or_else(nonsense)?;
     let done = words.next().ok_or_else(nonsense)?;
+    // Not there if a version wrote it that did not count them.
+    let missed = words.next().unwrap_or("-").to_owned();
     if body_len == 0 {
         return Ok(Some(Found {
             next,
             body_len,
             unfinished: None,
+            missed,
         }));
     }
     let record = content
@@ -246,6 +272,7 @@ fn read(content: &[u8], boot_id: &str) -> Result<Option<Found>, String> {
         next,
         body_len,
         unfinished: Some(Unfinished { record, done }),
+        missed,
     }))
 }
 
@@ -254,6 +281,7 @@ struct Found {
     next: u64,
     body_len: usize,
     unfinished: Option<Unfinished>,
+    missed: String,
 }
 
 #[cfg(test)]

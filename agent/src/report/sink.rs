@@ -59,11 +59,20 @@ pub trait Sink {
     /// the same record.
     fn hand_over(&mut self, sealed: &Sealed) -> io::Result<()>;
 
-    /// True while a part of the record of the last call is out and the rest is
-    /// kept: it is finished with the next call, also if that is about another
-    /// record.
-    fn is_partway(&self) -> bool {
+    /// True while a part of this record is out and the rest is kept: it is finished
+    /// with the next call, also if that is about another record.
+    fn is_partway(&self, seq: u64) -> bool {
+        let _ = seq;
         false
+    }
+
+    /// Opens anew what it writes to, if that has a name.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be opened: handing over will fail for the same reason.
+    fn reopen(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -73,9 +82,11 @@ pub(super) struct Lines {
     file: File,
     /// Writing to it cannot block.
     is_regular: bool,
-    /// The record that is being written, and what is still missing of it.
+    /// The record that is being written: its text, empty if there is none, and how much
+    /// of it is out.
     seq: u64,
-    rest: Vec<u8>,
+    text: Vec<u8>,
+    n_written: usize,
 }
 
 impl Lines {
@@ -85,8 +96,32 @@ impl Lines {
             file,
             is_regular,
             seq: 0,
-            rest: Vec::new(),
+            text: Vec::new(),
+            n_written: 0,
         })
+    }
+
+    /// The file, pipe or terminal.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Goes on in another file, with the whole of a line that was begun.
+    pub(super) fn go_on_in(&mut self, file: File) -> io::Result<()> {
+        self.is_regular = file.metadata()?.is_file();
+        self.file = file;
+        self.begin_anew();
+        Ok(())
+    }
+
+    /// How many bytes are out of a line that was begun.
+    pub(super) fn n_written(&self) -> u64 {
+        self.n_written as u64
+    }
+
+    /// The part that is out is gone: somebody has truncated the file.
+    pub(super) fn begin_anew(&mut self) {
+        self.n_written = 0;
     }
 
     /// Writes the text of record `seq`, or what is still missing of it.
@@ -95,11 +130,11 @@ impl Lines {
             return self.write_rest();
         }
         self.write_rest()?;
-        self.rest.extend_from_slice(text.as_bytes());
+        self.text.extend_from_slice(text.as_bytes());
         self.seq = seq;
         let result = self.write_rest();
-        if self.rest.len() == text.len() {
-            self.rest.clear();
+        if self.n_written == 0 {
+            self.text.clear();
         }
         result
     }
@@ -109,30 +144,37 @@ impl Lines {
         self.file.write_all(text.as_bytes())
     }
 
+    /// True while the line of this record is begun and not finished.
+    pub(super) fn is_at(&self, seq: u64) -> bool {
+        self.seq == seq && self.is_partway()
+    }
+
     /// True while a line is begun and not finished.
     pub(super) fn is_partway(&self) -> bool {
-        !self.rest.is_empty()
+        !self.text.is_empty()
     }
 
     fn write_rest(&mut self) -> io::Result<()> {
         // What a pipe that is ready takes at least without blocking (PIPE_BUF).
         const PIPE_STEP: usize = 4096;
-        while !self.rest.is_empty() {
-            let mut step = self.rest.len();
+        while self.n_written < self.text.len() {
+            let mut rest = &self.text[self.n_written..];
             if !self.is_regular {
                 // The description may be shared, so it is not set non-blocking.
                 if !self.is_writable()? {
                     return Err(io::ErrorKind::WouldBlock.into());
                 }
-                step = step.min(PIPE_STEP);
+                rest = &rest[..rest.len().min(PIPE_STEP)];
             }
-            match self.file.write(&self.rest[..step]) {
+            match self.file.write(rest) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => drop(self.rest.drain(..n)),
+                Ok(n) => self.n_written += n,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
+        self.text.clear();
+        self.n_written = 0;
         Ok(())
     }
 

@@ -90,8 +90,8 @@ impl Sink for Terminal {
         Ok(())
     }
 
-    fn is_partway(&self) -> bool {
-        self.lines.is_partway()
+    fn is_partway(&self, seq: u64) -> bool {
+        self.lines.is_at(seq)
     }
 }
 

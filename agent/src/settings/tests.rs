@@ -1,5 +1,7 @@
 //! What a settings file may say, what it may not, and who wins.
 
+use std::fs;
+
 use proptest::prelude::*;
 
 use super::*;

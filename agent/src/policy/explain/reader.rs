@@ -10,7 +10,7 @@ use trefoil_ebpf::abi::verdict;
 use super::{Condition, RuleTrace, Ruling};
 use crate::clock;
 use crate::geo::{Countries, Country};
-use crate::owner::cgroup::{Placement, container_for_rules};
+use crate::owner::cgroup::{Placement, claimed_container, container_for_rules};
 use crate::policy::evaluate::Question;
 use crate::policy::geography::Surroundings;
 use crate::policy::local;
@@ -197,7 +197,7 @@ impl<'a> Reader<'a> {
                         let path_text = String::from_utf8_lossy(path);
                         match container_for_rules(&path_text) {
                             Some(own) => format!("container {own} is none"),
-                            None => match Placement::of(&path_text).container {
+                            None => match claimed_container(&path_text) {
                                 Some(named) => format!(
                                     "{} may have been named {named} by a user or a service, so \
                                      it is none",

@@ -1,0 +1,132 @@
+//! What `run` would write to, tried without changing it.
+
+use std::{
+    fs::{self, OpenOptions},
+    io,
+    os::unix::{fs::OpenOptionsExt as _, net::UnixDatagram},
+    path::Path,
+};
+
+use nix::unistd::{AccessFlags, Uid, access};
+
+use crate::{
+    commands::sources,
+    kernel::PinDir,
+    settings::{DEFAULT_JOURNAL, Settings},
+    state::State,
+};
+
+/// What could not be opened or made. What only root may is left to root to try.
+pub fn problems(settings: &Settings) -> Vec<String> {
+    let mut problems = Vec::new();
+    let is_telling = |error: &io::Error| {
+        error.kind() != io::ErrorKind::PermissionDenied || Uid::effective().is_root()
+    };
+    if let Some(file) = settings
+        .json
+        .as_deref()
+        .filter(|file| *file != Path::new("-"))
+        && let Err(error) = try_append(file)
+        && is_telling(&error)
+    {
+        problems.push(sources::no_records(file, &error));
+    }
+    // Where there is none at the usual place, the agent does without.
+    if let Some(socket) = &settings.journal
+        && (socket != Path::new(DEFAULT_JOURNAL) || socket.exists())
+        && let Err(error) = UnixDatagram::unbound().and_then(|it| it.connect(socket))
+        && is_telling(&error)
+    {
+        problems.push(format!(
+            "connect to the journal at {}: {error}; name journald's socket with `journal`, or \
+             \"none\"",
+            socket.display()
+        ));
+    }
+    let dir = State::dir(&settings.pin_dir);
+    if let Err(error) = try_make(&dir)
+        && is_telling(&error)
+    {
+        problems.push(format!(
+            "write the numbers of records in {}: {error}; mount /run writable",
+            dir.display()
+        ));
+    }
+    if let Err(error) = PinDir::new(&settings.pin_dir).check_place() {
+        problems.push(error.to_string());
+    }
+    problems
+}
+
+/// Opens a file as `run` does, and does not make it.
+fn try_append(file: &Path) -> io::Result<()> {
+    let opened = OpenOptions::new()
+        .read(true)
+        .append(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(file);
+    match (opened, file.parent()) {
+        (Err(error), Some(dir)) if error.kind() == io::ErrorKind::NotFound => try_write_in(dir),
+        (opened, _) => opened.map(drop),
+    }
+}
+
+/// Looks whether a directory could be made and written in.
+fn try_make(dir: &Path) -> io::Result<()> {
+    let existing = dir.ancestors().find(|dir| dir.exists());
+    try_write_in(existing.unwrap_or(Path::new("/")))
+}
+
+fn try_write_in(dir: &Path) -> io::Result<()> {
+    if !fs::metadata(dir)?.is_dir() {
+        return Err(io::ErrorKind::NotADirectory.into());
+    }
+    access(dir, AccessFlags::W_OK | AccessFlags::X_OK)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_json(file: &Path) -> Settings {
+        Settings {
+            json: Some(file.to_owned()),
+            journal: None,
+            ..Settings::default()
+        }
+    }
+
+    #[test]
+    fn what_run_will_open_is_tried_and_not_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("records.json");
+        let of_file = |file: &Path| -> Vec<String> {
+            let name = file.display().to_string();
+            let all = problems(&with_json(file)).into_iter();
+            all.filter(|problem| problem.contains(&name)).collect()
+        };
+        assert!(of_file(&file).is_empty());
+        assert!(!file.exists());
+        fs::write(&file, "kept\n").unwrap();
+        assert!(of_file(&file).is_empty());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "kept\n");
+        let without_dir = dir.path().join("missing/records.json");
+        assert!(of_file(&without_dir)[0].contains("make its directory"));
+        assert_eq!(of_file(dir.path()).len(), 1, "a directory");
+        assert_eq!(of_file(&file.join("records.json")).len(), 1, "below a file");
+    }
+
+    #[test]
+    fn a_journal_that_nobody_serves_is_a_problem_if_it_was_named() {
+        let settings = Settings {
+            journal: Some("/nowhere/journal".into()),
+            ..Settings::default()
+        };
+        let all = problems(&settings);
+        assert!(
+            all.iter().any(|it| it.contains("/nowhere/journal")),
+            "{all:?}"
+        );
+    }
+}
