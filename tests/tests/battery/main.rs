@@ -16,6 +16,8 @@ mod world;
 mod calls;
 mod headers;
 mod links;
+mod lists;
 mod monitor;
 mod processes;
+mod scopes;
 mod stage;

@@ -14,6 +14,7 @@ mod option;
 mod packet;
 mod raw;
 mod rounds;
+mod route;
 mod tcp;
 mod tun;
 mod udp;
@@ -55,12 +56,19 @@ const USAGE: &str = "traffic COMMAND ...
   ping ADDR [--raw] [--size N]
   packet INTERFACE MAC ADDR:PORT --from ADDR:PORT [--size N] [--count N] [--vlan ID]
       [--destinations N] [--ethertype N] [--pretend N] [--bypass-qdisc|--xdp]
-      [--wait]
+      [--wait] [--wrap vlan-9|qinq|qinq-9|mpls|pppoe|snap|lie|experiment|arp|lldp]
+      [--via ADDR ... [--kind N|loose|strict]]
       frames of a packet socket, each a datagram of UDP; with --destinations in turn to
       N addresses from ADDR on; with --ethertype the frame
       says that it is something else, with --pretend only the call does; --bypass-qdisc
       leaves out traffic control, and --xdp the packet socket; with --wait it is opened,
       a line is printed, and another on standard input waited for
+  begin ADDR:PORT
+      asks for a connection, and does not wait for an answer
+  route option|message|header ADDR:PORT --via ADDR ... [--kind N|loose|strict]
+      [--from ADDR:PORT] [--device NAME] [--connected] [--tcp]
+      a datagram, or the beginning of a connection, by way of other addresses: as an
+      option of the socket says, a control message, or the sender's own header
   burst ADDR:PORT --count N --from PORT --program PATH [--program PATH ...]
       [--parallel N] [--size N]
       N processes, one datagram each, from ports PORT, PORT+1, ...
@@ -184,6 +192,8 @@ fn run(arguments: &mut Arguments) -> Answer {
         "raw-flood" => raw::flood(arguments),
         "ping" => raw::ping(arguments),
         "packet" => packet::packet(arguments),
+        "begin" => route::begin_one(arguments),
+        "route" => route::route(arguments),
         "burst" => many::burst(arguments),
         "units" => many::units(arguments),
         "insist" => insist::insist(arguments),
