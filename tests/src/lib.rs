@@ -35,6 +35,7 @@ pub mod tap;
 pub mod terminal;
 pub mod vm;
 pub mod wait;
+pub mod ways;
 pub mod wiring;
 
 pub use agent::Agent;

@@ -66,7 +66,8 @@ impl Router {
              neighbour add {ROUTER} lladdr {ROUTER_MAC} dev {LINK} nud permanent\n\
              neighbour add {ROUTER6} lladdr {ROUTER_MAC} dev {LINK} nud permanent\n\
              neighbour add {ROUTER_LINK} lladdr {ROUTER_MAC} dev {LINK} nud permanent\n\
-             route add {ROUTER} via {ROUTER} dev {LINK} onlink src {HOST}\n\
+             route add {ROUTER} dev {LINK} src {HOST}\n\
+             route add 192.0.2.64/28 via {ROUTER} dev {LINK} onlink src {HOST}\n\
              route add {ROUTER6} via {ROUTER6} dev {LINK} onlink src {HOST6}\n\
              route add 169.254.0.0/16 via {ROUTER} dev {LINK} onlink src {HOST}\n",
             place.path()

@@ -19,6 +19,7 @@ mod tcp;
 mod tun;
 mod udp;
 mod uring;
+mod ways;
 mod workers;
 mod xdp;
 
@@ -63,6 +64,8 @@ const USAGE: &str = "traffic COMMAND ...
       says that it is something else, with --pretend only the call does; --bypass-qdisc
       leaves out traffic control, and --xdp the packet socket; with --wait it is opened,
       a line is printed, and another on standard input waited for
+  ways SEED [--from N] [--count N] [--container] [--without PART ...]
+      ways out that are drawn at random, from number N on
   begin ADDR:PORT
       asks for a connection, and does not wait for an answer
   route option|message|header ADDR:PORT --via ADDR ... [--kind N|loose|strict]
@@ -192,6 +195,7 @@ fn run(arguments: &mut Arguments) -> Answer {
         "raw-flood" => raw::flood(arguments),
         "ping" => raw::ping(arguments),
         "packet" => packet::packet(arguments),
+        "ways" => ways::ways(arguments),
         "begin" => route::begin_one(arguments),
         "route" => route::route(arguments),
         "burst" => many::burst(arguments),
