@@ -60,8 +60,17 @@ impl Router {
         lab.host.ip(&format!(
             "link add {LINK} address {NEAR_MAC} type veth \
                  peer name to-host address {ROUTER_MAC} netns {}\n\
-             link set {LINK} addrgenmode none\n\
-             link set {LINK} up\n\
+             link set {LINK} addrgenmode none\n",
+            place.path()
+        ))?;
+        // Before the first frame, so that none is missed.
+        let near = place.enter(|| {
+            let near = listen("to-host").context("open a packet socket")?;
+            setsockopt(&near, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
+            Ok(near)
+        })?;
+        lab.host.ip(&format!(
+            "link set {LINK} up\n\
              address add fe80::1/64 dev {LINK} nodad\n\
              neighbour add {ROUTER} lladdr {ROUTER_MAC} dev {LINK} nud permanent\n\
              neighbour add {ROUTER6} lladdr {ROUTER_MAC} dev {LINK} nud permanent\n\
@@ -69,8 +78,7 @@ impl Router {
              route add {ROUTER} dev {LINK} src {HOST}\n\
              route add 192.0.2.64/28 via {ROUTER} dev {LINK} onlink src {HOST}\n\
              route add {ROUTER6} via {ROUTER6} dev {LINK} onlink src {HOST6}\n\
-             route add 169.254.0.0/16 via {ROUTER} dev {LINK} onlink src {HOST}\n",
-            place.path()
+             route add 169.254.0.0/16 via {ROUTER} dev {LINK} onlink src {HOST}\n"
         ))?;
         let neighbours: String = (2..0x20)
             .chain(0x21..0x60)
@@ -82,7 +90,7 @@ impl Router {
             .collect();
         lab.host.ip(&neighbours)?;
         // Neither of its ends has an address: nothing but this thread answers or sends.
-        let (near, out) = place
+        let out = place
             .enter(|| {
                 std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1")?;
                 std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1")?;
@@ -100,12 +108,10 @@ impl Router {
                  link set to-router up\n\
                  route replace local 169.254.0.0/16 dev lo\n")?;
                 place.enter(|| {
-                    let near = listen("to-host").context("open a packet socket")?;
-                    setsockopt(&near, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
                     let out = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), ROUTER6]
                         .map(|address| PacketSocket::open("to-foreign", ethertype_of(address)));
                     let [v4, v6] = out;
-                    Ok((near, (v4?, v6?)))
+                    Ok((v4?, v6?))
                 })
             })?;
         let received = Arc::new(AtomicU64::new(0));

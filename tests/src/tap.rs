@@ -48,7 +48,7 @@ struct Seen {
     packets: u64,
     headers: BTreeSet<Header>,
     by_destination: BTreeMap<IpAddr, Arrived>,
-    with_resets: BTreeMap<IpAddr, Arrived>,
+    as_sent: BTreeMap<IpAddr, Arrived>,
 }
 
 /// Looks at every packet that arrives at a place from the host.
@@ -104,9 +104,10 @@ impl Tap {
         self.read(|seen| seen.by_destination.clone())
     }
 
-    /// As [`destinations`](Self::destinations), resets and all.
-    pub fn with_resets(&self) -> BTreeMap<IpAddr, Arrived> {
-        self.read(|seen| seen.with_resets.clone())
+    /// As [`destinations`](Self::destinations), resets and all, and without the headers that
+    /// each fragment has of its own: in bytes as sockets sent them.
+    pub fn as_sent(&self) -> BTreeMap<IpAddr, Arrived> {
+        self.read(|seen| seen.as_sent.clone())
     }
 
     fn read<T>(&self, look: impl FnOnce(&Seen) -> T) -> T {
@@ -165,7 +166,8 @@ fn look(socket: &OwnedFd, seen: &Mutex<Seen>, end: &AtomicBool) {
                 continue;
             };
             let bytes = length - ETHERNET_HEADER;
-            seen.with_resets.entry(to).or_default().add(bytes);
+            let whole = bytes.saturating_sub(cut_overhead(packet));
+            seen.as_sent.entry(to).or_default().add(whole);
             if !is_bare_reset(packet) {
                 seen.by_destination.entry(to).or_default().add(bytes);
             }
@@ -207,6 +209,25 @@ fn destination(packet: &[u8]) -> Option<IpAddr> {
     }
     let octets: [u8; 16] = packet.get(24..40)?.try_into().ok()?;
     Some(octets.into())
+}
+
+/// Bytes that are in a packet because it is a fragment.
+fn cut_overhead(packet: &[u8]) -> usize {
+    const FRAGMENT: u8 = 44;
+    let byte = |at: usize| packet.get(at).copied().unwrap_or(0);
+    if byte(0) >> 4 == 4 {
+        let is_later = u16::from_be_bytes([byte(6) & 0x1f, byte(7)]) > 0;
+        return if is_later {
+            usize::from(byte(0) & 15) * 4
+        } else {
+            0
+        };
+    }
+    match (byte(6), u16::from_be_bytes([byte(42), byte(43)]) >> 3) {
+        (FRAGMENT, 0) => 8,
+        (FRAGMENT, _) => 48,
+        _ => 0,
+    }
 }
 
 /// True for a reset of TCP that carries nothing.

@@ -262,13 +262,14 @@ fn all_is_told(in_container: bool) -> Result<()> {
     }
     world.settle()?;
     let mut wrong = Vec::new();
-    for (to, arrived) in world.tap.with_resets() {
+    for (to, arrived) in world.tap.as_sent() {
         if may_arrive(to) {
             continue;
         }
         let told = told.get(&to).copied().unwrap_or_default();
         println!("{to}: {} bytes arrived, {told} are told", arrived.bytes);
-        if told != arrived.bytes {
+        // More may be told: what was handed over and then found no neighbour.
+        if told < arrived.bytes {
             wrong.push(format!(
                 "{to}: {} bytes arrived, {told} are told",
                 arrived.bytes

@@ -20,4 +20,5 @@ mod lists;
 mod monitor;
 mod processes;
 mod scopes;
+mod senders;
 mod stage;

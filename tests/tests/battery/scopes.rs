@@ -7,7 +7,6 @@ use nix::net::if_::if_nametoindex;
 use trefoil_lab::places::{FOREIGN, HOST, HOST6};
 use trefoil_lab::router::{self, ROUTER_MAC};
 
-use crate::links::frame;
 use crate::lists::{a_router_and_a_container, by_router};
 use crate::stage::{LINK, Stage, TCP_PORT, UDP_PORT, go, nothing, way};
 use crate::world::{TRAFFIC, at};
@@ -209,10 +208,4 @@ fn wrapped(stage: &mut Stage<'_>, how: &str) -> Result<()> {
     let mut arguments = vec!["packet", router::LINK, ROUTER_MAC, &to, "--from", &from];
     arguments.extend(["--wrap", how]);
     stage.run(&arguments)
-}
-
-#[test]
-fn row_33_what_another_may() -> Result<()> {
-    let _ = frame;
-    Ok(())
 }
