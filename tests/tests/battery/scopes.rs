@@ -107,7 +107,8 @@ fn removed(stage: &mut Stage<'_>) -> Result<()> {
     let mut sender = stage
         .lab
         .program_as(user, TRAFFIC)?
-        .args(["udp", &to, "--connected", "--hold"])
+        .args(["udp", &to, "--source", "192.0.2.1"])
+        .args(["--connected", "--hold"])
         .start()?;
     sender.line()?;
     // To itself: it never leaves. Nobody listens, which the socket is told next.
@@ -172,7 +173,6 @@ fn row_32_wider_than_the_link() -> Result<()> {
             stage.run_as_user(&["udp", &at(to.into(), UDP_PORT)])
         }),
         way("32n", |stage| {
-            // Directed: the far router forwards it to all of a link of its own.
             let IpAddr::V4(own) = stage.v4 else {
                 unreachable!("is of IPv4")
             };

@@ -32,7 +32,7 @@ use arguments::Arguments;
 
 const USAGE: &str = "traffic COMMAND ...
   udp ADDR:PORT [--from PORT] [--size N] [--count N] [--connected] [--hold [--then ADDR:PORT]]
-      [--call sendto|sendmsg|sendmmsg] [--lite] [--options]
+      [--call sendto|sendmsg|sendmmsg] [--lite] [--options] [--source ADDR]
       with --hold once for each line on standard input; with --then from the second on
       elsewhere, whether the first was refused or not; with --options each packet has options of IPv4, or an extension header
   receive PORT
@@ -92,6 +92,10 @@ const USAGE: &str = "traffic COMMAND ...
       datagrams come out of a tun device, each after a line on standard input
   tun carry NAME ADDR:PORT
       what goes into a tun device goes on in a datagram
+  become PROGRAM ADDR:PORT [--bytes N]
+      connects, and turns into another program, which sends that much in one call
+  vsock
+      opens a socket to the hypervisor, and sends nothing
   hand-on inherited|passed ADDR:PORT
       one process connects, another one sends
   share ADDR:PORT
@@ -207,6 +211,9 @@ fn run(arguments: &mut Arguments) -> Answer {
         "tun" => tun::tun(arguments),
         "hand-on" => handed::hand_on(arguments),
         "share" => handed::share(arguments),
+        "become" => handed::become_another(arguments),
+        "give" => handed::give(arguments),
+        "vsock" => handed::vsock(arguments),
         "use" => handed::use_handed(arguments),
         "turn" => handed::turn(arguments),
         "move" => moved::go(arguments),
