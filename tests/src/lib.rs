@@ -25,14 +25,17 @@ pub mod kernel;
 pub mod lab;
 pub mod link;
 pub mod namespace;
+pub mod packets;
 pub mod places;
 pub mod program;
 pub mod record;
+pub mod router;
 pub mod sink;
 pub mod tap;
 pub mod terminal;
 pub mod vm;
 pub mod wait;
+pub mod ways;
 pub mod wiring;
 
 pub use agent::Agent;

@@ -2,7 +2,7 @@
 //! as a user.
 
 use std::ffi::OsStr;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
@@ -14,10 +14,27 @@ use anyhow::{Context, Result, bail};
 use crate::namespace::Namespace;
 
 /// Makes `command`'s child enter a namespace and a control group and become a
-/// user before its first instruction, and die with the thread that started it.
+/// user before its first instruction, and die with the thread that started it. In a
+/// namespace of an ordinary user's, its user is that one's root.
 pub fn pass_on(
     command: &mut Command,
     namespace: Option<&Namespace>,
+    cgroup: Option<&Path>,
+    uid: Option<u32>,
+) -> Result<()> {
+    let user = namespace.and_then(Namespace::user);
+    enter_and_become(command, namespace, user, cgroup, uid)
+}
+
+/// As [`pass_on`], and stays root of the machine, as whoever sets the namespace up.
+pub fn pass_on_as_root(command: &mut Command, namespace: &Namespace) -> Result<()> {
+    enter_and_become(command, Some(namespace), None, None, None)
+}
+
+fn enter_and_become(
+    command: &mut Command,
+    namespace: Option<&Namespace>,
+    user: Option<&File>,
     cgroup: Option<&Path>,
     uid: Option<u32>,
 ) -> Result<()> {
@@ -29,6 +46,10 @@ pub fn pass_on(
                 .context("copy descriptor")?
                 .into(),
         ),
+        None => None,
+    };
+    let user: Option<OwnedFd> = match user {
+        Some(user) => Some(user.try_clone().context("copy descriptor")?.into()),
         None => None,
     };
     let procs: Option<OwnedFd> = match cgroup {
@@ -52,6 +73,12 @@ pub fn pass_on(
         }
         if let Some(namespace) = &namespace {
             nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
+        }
+        if let Some(user) = &user {
+            nix::sched::setns(user, nix::sched::CloneFlags::CLONE_NEWUSER)?;
+            nix::unistd::setgroups(&[])?;
+            nix::unistd::setgid(0.into())?;
+            nix::unistd::setuid(0.into())?;
         }
         if let Some(uid) = uid {
             nix::unistd::setgroups(&[])?;

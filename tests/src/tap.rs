@@ -22,6 +22,9 @@ const RECEIVE_BUFFER: usize = 64 << 20;
 const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
 const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 
+/// How the link addresses begin that frames come from.
+const HOSTS_OWN: [u8; 5] = [0x02, 0, 0, 0, 0x01];
+
 /// What an IP header says that does not depend on timing: no identification, no
 /// flow label, no checksum, and no length either, since a stream may be cut into
 /// packets at any place.
@@ -41,9 +44,11 @@ pub struct Header {
 
 #[derive(Debug, Default)]
 struct Seen {
+    frames: u64,
     packets: u64,
     headers: BTreeSet<Header>,
     by_destination: BTreeMap<IpAddr, Arrived>,
+    as_sent: BTreeMap<IpAddr, Arrived>,
 }
 
 /// Looks at every packet that arrives at a place from the host.
@@ -89,6 +94,26 @@ impl Tap {
             .packets
     }
 
+    /// Number of frames from the host so far, whatever is in them.
+    pub fn frames(&self) -> u64 {
+        self.read(|seen| seen.frames)
+    }
+
+    /// Packets so far by where they go, as [`to`](Self::to).
+    pub fn destinations(&self) -> BTreeMap<IpAddr, Arrived> {
+        self.read(|seen| seen.by_destination.clone())
+    }
+
+    /// As [`destinations`](Self::destinations), resets and all, and without the headers that
+    /// each fragment has of its own: in bytes as sockets sent them.
+    pub fn as_sent(&self) -> BTreeMap<IpAddr, Arrived> {
+        self.read(|seen| seen.as_sent.clone())
+    }
+
+    fn read<T>(&self, look: impl FnOnce(&Seen) -> T) -> T {
+        look(&self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Packets to an address so far, in bytes headers included. Resets of TCP that
     /// carry nothing are left out: that is how a connection is cut.
     pub fn to(&self, address: IpAddr) -> Arrived {
@@ -127,6 +152,9 @@ fn look(socket: &OwnedFd, seen: &Mutex<Seen>, end: &AtomicBool) {
         }
         while let Ok(length) = recv(socket.as_raw_fd(), &mut frame, MsgFlags::MSG_TRUNC) {
             let start = frame.get(..length.min(frame.len())).unwrap_or_default();
+            if start.get(6..11) == Some(&HOSTS_OWN) {
+                seen.lock().unwrap_or_else(PoisonError::into_inner).frames += 1;
+            }
             let Some(header) = header_from_host(start) else {
                 continue;
             };
@@ -134,8 +162,13 @@ fn look(socket: &OwnedFd, seen: &Mutex<Seen>, end: &AtomicBool) {
             let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
             seen.packets += 1;
             seen.headers.insert(header);
-            if let Some(to) = destination(packet).filter(|_| !is_bare_reset(packet)) {
-                let bytes = length - ETHERNET_HEADER;
+            let Some(to) = destination(packet) else {
+                continue;
+            };
+            let bytes = length - ETHERNET_HEADER;
+            let whole = bytes.saturating_sub(cut_overhead(packet));
+            seen.as_sent.entry(to).or_default().add(whole);
+            if !is_bare_reset(packet) {
                 seen.by_destination.entry(to).or_default().add(bytes);
             }
         }
@@ -146,7 +179,7 @@ fn look(socket: &OwnedFd, seen: &Mutex<Seen>, end: &AtomicBool) {
 /// seen as well, and passed over.
 fn header_from_host(frame: &[u8]) -> Option<Header> {
     let (ethernet, packet) = frame.split_at_checked(ETHERNET_HEADER)?;
-    if ethernet.get(6..11)? != [0x02, 0, 0, 0, 0x01] {
+    if ethernet.get(6..11)? != HOSTS_OWN {
         return None;
     }
     let byte = |index: usize| packet.get(index).copied();
@@ -176,6 +209,25 @@ fn destination(packet: &[u8]) -> Option<IpAddr> {
     }
     let octets: [u8; 16] = packet.get(24..40)?.try_into().ok()?;
     Some(octets.into())
+}
+
+/// Bytes that are in a packet because it is a fragment.
+fn cut_overhead(packet: &[u8]) -> usize {
+    const FRAGMENT: u8 = 44;
+    let byte = |at: usize| packet.get(at).copied().unwrap_or(0);
+    if byte(0) >> 4 == 4 {
+        let is_later = u16::from_be_bytes([byte(6) & 0x1f, byte(7)]) > 0;
+        return if is_later {
+            usize::from(byte(0) & 15) * 4
+        } else {
+            0
+        };
+    }
+    match (byte(6), u16::from_be_bytes([byte(42), byte(43)]) >> 3) {
+        (FRAGMENT, 0) => 8,
+        (FRAGMENT, _) => 48,
+        _ => 0,
+    }
 }
 
 /// True for a reset of TCP that carries nothing.

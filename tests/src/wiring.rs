@@ -56,7 +56,15 @@ pub fn forward(host: &Namespace) -> Result<()> {
 /// Something behind the host, such as a virtual machine or a container, whose traffic
 /// the host forwards. `number` is its own.
 pub fn guest(host: &Namespace, name: &'static str, number: u8) -> Result<Guest> {
-    let place = Namespace::new(name)?;
+    behind(host, Namespace::new(name)?, number)
+}
+
+/// As [`guest`], a container as a user without privileges may make one.
+pub fn container(host: &Namespace, name: &'static str, number: u8) -> Result<Guest> {
+    behind(host, Namespace::unprivileged(name)?, number)
+}
+
+fn behind(host: &Namespace, place: Namespace, number: u8) -> Result<Guest> {
     place.enter(quieten)?;
     forward(host)?;
     let guest = Guest {
@@ -175,7 +183,7 @@ impl Cable<'_> {
 }
 
 /// Settings of the namespace that this thread is in.
-fn quieten() -> Result<()> {
+pub(crate) fn quieten() -> Result<()> {
     for (name, value) in [
         ("ipv6/conf/all/disable_ipv6", "0"),
         ("ipv6/conf/default/disable_ipv6", "0"),

@@ -4,21 +4,20 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Result, bail};
 use trefoil_lab::Lab;
-use trefoil_lab::namespace::Namespace;
 use trefoil_lab::places::FOREIGN6;
 use trefoil_lab::program::Program;
 
-use crate::stage::{APPROVED, Stage, TCP_PORT, UDP_PORT, go, nothing, way};
+use crate::stage::{APPROVED, Furniture, Stage, TCP_PORT, UDP_PORT, go, nothing, way};
 use crate::world::{TRAFFIC, at, mapped_at};
 
 const MPTCP_PORT: u16 = 8443;
 
 /// The host makes as many subflows as it is offered addresses.
-fn subflows(lab: &Lab) -> Result<Option<Namespace>> {
+fn subflows(lab: &Lab) -> Result<Furniture> {
     lab.host
         .ip("mptcp limits set subflows 4 add_addr_accepted 4\n")?;
     lab.foreign.ip("mptcp limits set subflows 4\n")?;
-    Ok(None)
+    Ok(Furniture::default())
 }
 
 #[test]
@@ -84,7 +83,7 @@ fn row_12_mapped_addresses() -> Result<()> {
 const EMBEDDING: [&str; 3] = ["2002::/16", "2001::/32", "64:ff9b::/96"];
 
 /// The way to relays is the way to the foreign host.
-fn relays(lab: &Lab) -> Result<Option<Namespace>> {
+fn relays(lab: &Lab) -> Result<Furniture> {
     for prefix in EMBEDDING {
         lab.host.ip(&format!(
             "route add {prefix} via {FOREIGN6} dev to-foreign onlink\n"
@@ -92,7 +91,7 @@ fn relays(lab: &Lab) -> Result<Option<Namespace>> {
         lab.foreign
             .ip(&format!("route add local {prefix} dev lo\n"))?;
     }
-    Ok(None)
+    Ok(Furniture::default())
 }
 
 fn embed(stage: &mut Stage<'_>, embed: fn([u16; 2]) -> [u16; 8]) -> Result<()> {

@@ -7,7 +7,7 @@ use trefoil_lab::program::Program;
 use trefoil_lab::wiring::{far_link_address, forward};
 use trefoil_lab::{Lab, places};
 
-use crate::stage::{LINK, Stage, UDP_PORT, Way, go, nothing, way};
+use crate::stage::{Furniture, LINK, Stage, UDP_PORT, Way, go, nothing, way};
 use crate::world::books::FOREIGN_LINK;
 use crate::world::{TRAFFIC, at, traffic, traffic_in};
 
@@ -32,7 +32,7 @@ fn row_9_packet_socket_past_the_queue() -> Result<()> {
 }
 
 /// A container that is routed through the host.
-pub fn container(lab: &Lab) -> Result<Option<Namespace>> {
+pub fn container(lab: &Lab) -> Result<Furniture> {
     let container = Namespace::new("container")?;
     forward(&lab.host)?;
     lab.host.ip(&format!(
@@ -48,11 +48,11 @@ pub fn container(lab: &Lab) -> Result<Option<Namespace>> {
          link set eth0 up\n\
          neighbour add 192.0.2.129 lladdr 02:00:00:00:01:20 dev eth0 nud permanent\n\
          route add default via 192.0.2.129\n")?;
-    Ok(Some(container))
+    Ok(container.into())
 }
 
 /// A guest that is bridged to the foreign host.
-fn guest(lab: &Lab) -> Result<Option<Namespace>> {
+fn guest(lab: &Lab) -> Result<Furniture> {
     let guest = Namespace::new("guest")?;
     lab.host.ip(&format!(
         "link add bridge0 type bridge\n\
@@ -75,7 +75,7 @@ fn guest(lab: &Lab) -> Result<Option<Namespace>> {
          route add 203.0.113.0/24 via {far} dev eth0 onlink\n",
         far = places::FOREIGN
     ))?;
-    Ok(Some(guest))
+    Ok(guest.into())
 }
 
 /// A program in the place that the row has furnished; in a control group of the host's,
@@ -145,7 +145,10 @@ fn row_21_tunnels() -> Result<()> {
         way("21b", carried_by_a_process),
         way("21c", out_of_a_tun_device),
     ];
-    go(&ways, "", |lab| forward(&lab.host).map(|()| None))
+    go(&ways, "", |lab| {
+        forward(&lab.host)?;
+        Ok(Furniture::default())
+    })
 }
 
 /// An address of the peer, approved, which a tunnel leads to.

@@ -9,7 +9,7 @@ use trefoil_lab::tap::Tap;
 use trefoil_lab::{Agent, Lab, Record, kernel, places, wait_for};
 
 use crate::links::{container, frame, send_as_a_guest};
-use crate::stage::{Meanwhile, Stage, Way, from_first, go, nothing, policy, way};
+use crate::stage::{LINK, Meanwhile, Stage, Way, from_first, go, nothing, policy, way};
 use crate::world::traffic;
 
 const DESTINATIONS: u8 = 240;
@@ -57,6 +57,7 @@ fn row_26_without_the_agent() -> Result<()> {
             id: "26a",
             agent: Meanwhile::Stopped,
             uplink: "auto",
+            link: LINK,
             prepare: |_| Ok(()),
             send,
         },
@@ -64,6 +65,7 @@ fn row_26_without_the_agent() -> Result<()> {
             id: "26b",
             agent: Meanwhile::Killed,
             uplink: "auto",
+            link: LINK,
             prepare: |_| Ok(()),
             send,
         },

@@ -12,7 +12,7 @@ use nix::sys::socket::{
 };
 use trefoil_lab::Record;
 
-use crate::stage::{APPROVED, Meanwhile, Stage, UDP_PORT, Way, go, nothing, policy, way};
+use crate::stage::{APPROVED, LINK, Meanwhile, Stage, UDP_PORT, Way, go, nothing, policy, way};
 use crate::world::{TRAFFIC, at, told, traffic};
 
 const BYTES: &str = "20000";
@@ -71,6 +71,7 @@ fn row_17_older_than_the_agent() -> Result<()> {
             id: "17a",
             agent: Meanwhile::Runs,
             uplink: "auto",
+            link: LINK,
             prepare: |stage| {
                 let to = stage.udp();
                 stage.start(&["udp", &to, "--hold"]).map(drop)
@@ -81,6 +82,7 @@ fn row_17_older_than_the_agent() -> Result<()> {
             id: "17b",
             agent: Meanwhile::Runs,
             uplink: "auto",
+            link: LINK,
             prepare: |stage| {
                 let to = stage.tcp();
                 stage
@@ -93,6 +95,7 @@ fn row_17_older_than_the_agent() -> Result<()> {
             id: "17c",
             agent: Meanwhile::Runs,
             uplink: "auto",
+            link: LINK,
             prepare: |stage| {
                 // Known to the agent before, in whose mode it may open.
                 let before = stage.lab.agent().policy(&policy(false)).start()?;
@@ -125,6 +128,7 @@ fn row_18_data_after_the_end_of_the_process() -> Result<()> {
         id: "18a",
         agent: Meanwhile::Runs,
         uplink: "auto",
+        link: LINK,
         prepare: |stage| {
             if stage.enforced {
                 abandon(stage)?;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
@@ -10,6 +11,7 @@ use trefoil_lab::link::LinkCounters;
 use trefoil_lab::namespace::Namespace;
 use trefoil_lab::places::HOST;
 use trefoil_lab::program::{Outcome, Program, Running};
+use trefoil_lab::router::{self, Router};
 use trefoil_lab::sink::{TcpSink, UdpSink};
 use trefoil_lab::tap::Tap;
 use trefoil_lab::{Agent, Lab, Record, wait_for};
@@ -24,6 +26,9 @@ pub const TCP_PORT: u16 = 443;
 /// The far addresses of ways begin here.
 const FIRST: u8 = 8;
 
+/// A user without privileges.
+pub const USER: u32 = 65534;
+
 /// Exit code of `traffic` when it was called wrongly.
 const USAGE: i32 = 2;
 
@@ -36,6 +41,17 @@ const RULES: &str = r#"
 [[rules]]
 name    = "a way abroad"
 to      = { networks = ["203.0.113.1/32"] }
+verdict = "approve"
+
+[[rules]]
+name    = "a router that forwards more than it should"
+to      = { networks = ["192.0.2.20/32", "2001:db8:1::20/128"] }
+verdict = "approve"
+
+[[rules]]
+name    = "one service may, and no other"
+from    = { unit = "first.service" }
+to      = { networks = ["203.0.113.0/24", "2001:db8:3::/48"] }
 verdict = "approve"
 
 [[rules]]
@@ -69,6 +85,8 @@ pub struct Way {
     pub send: fn(&mut Stage<'_>) -> Result<()>,
     /// The interface that is watched; else all that lead out.
     pub uplink: &'static str,
+    /// The interface that it leaves by, if all are watched.
+    pub link: &'static str,
 }
 
 /// A way that begins when the agent runs.
@@ -79,6 +97,7 @@ pub const fn way(id: &'static str, send: fn(&mut Stage<'_>) -> Result<()>) -> Wa
         prepare: |_| Ok(()),
         send,
         uplink: "auto",
+        link: LINK,
     }
 }
 
@@ -88,6 +107,8 @@ pub struct Stage<'lab> {
     pub lab: &'lab Lab,
     /// A place that the row has furnished.
     pub place: Option<&'lab Namespace>,
+    /// Another one.
+    pub other: Option<&'lab Namespace>,
     /// In enforce mode senders may fail.
     pub enforced: bool,
     /// Its far addresses; the three after each are its own, too.
@@ -95,6 +116,12 @@ pub struct Stage<'lab> {
     pub v6: IpAddr,
     /// Addresses by which its records and packets are found.
     pub to: Vec<IpAddr>,
+    /// Processes that sent to the same addresses before, whose records are not graded.
+    pub bystanders: BTreeSet<u32>,
+    /// Bytes that had arrived before.
+    before: u64,
+    /// Looks at what arrives.
+    tap: Option<Arc<Tap>>,
     /// Processes that sent, as records should name them.
     pub senders: BTreeSet<u32>,
     /// Bytes of payload that were sent.
@@ -108,16 +135,20 @@ pub struct Stage<'lab> {
 }
 
 impl<'lab> Stage<'lab> {
-    fn new(lab: &'lab Lab, place: Option<&'lab Namespace>, enforced: bool, number: usize) -> Self {
+    fn new(lab: &'lab Lab, furniture: &'lab Furniture, enforced: bool, number: usize) -> Self {
         let first = FIRST + 4 * number as u8;
         let addresses = (first..first + 4).flat_map(|host| [v4(host), v6(host)]);
         Self {
             lab,
-            place,
+            place: furniture.place.as_ref(),
+            other: furniture.other.as_ref(),
             enforced,
             v4: v4(first),
             v6: v6(first),
             to: addresses.collect(),
+            bystanders: BTreeSet::new(),
+            before: 0,
+            tap: None,
             senders: BTreeSet::new(),
             bytes: 0,
             refused: false,
@@ -129,6 +160,20 @@ impl<'lab> Stage<'lab> {
     /// Runs `traffic` to its end.
     pub fn run(&mut self, arguments: &[&str]) -> Result<()> {
         self.run_program(world::traffic(self.lab)?, arguments)
+    }
+
+    /// As [`run`](Self::run), as a user without privileges.
+    pub fn run_as_user(&mut self, arguments: &[&str]) -> Result<()> {
+        self.run_program(self.lab.program_as(USER, world::TRAFFIC)?, arguments)
+    }
+
+    /// As [`run`](Self::run), in the container that the row has furnished, in a control group
+    /// of its own.
+    pub fn run_in_container(&mut self, arguments: &[&str]) -> Result<()> {
+        let place = self.place.context("no container")?;
+        let unit = self.lab.unit("container.service")?;
+        let program = Program::new(world::TRAFFIC, place, Some(&unit), None)?;
+        self.run_program(program, arguments)
     }
 
     /// Runs a program that tells what `traffic` tells to its end.
@@ -150,6 +195,11 @@ impl<'lab> Stage<'lab> {
         self.senders.insert(told.number("pid")? as u32);
         self.bytes += told.number("bytes").unwrap_or_default();
         Ok(())
+    }
+
+    /// A sender was told that it must not.
+    pub fn is_refused(&mut self) {
+        self.refused = true;
     }
 
     /// Starts `traffic`, which goes on until the way is graded, and waits for its first
@@ -188,7 +238,18 @@ impl<'lab> Stage<'lab> {
     }
 
     fn arrived(&self, tap: &Tap) -> u64 {
-        self.to.iter().map(|address| tap.to(*address).bytes).sum()
+        let all: u64 = self.to.iter().map(|address| tap.to(*address).bytes).sum();
+        all.saturating_sub(self.before)
+    }
+
+    /// Waits until so many bytes have arrived that are somebody else's.
+    pub fn let_by(&mut self, bytes: u64) -> Result<()> {
+        let tap = self.tap.clone().context("nobody looks")?;
+        wait_for("what somebody else may send arrives", || {
+            Ok((self.arrived(&tap) >= bytes).then_some(()))
+        })?;
+        self.before += self.arrived(&tap);
+        Ok(())
     }
 
     fn is_about_this(&self, record: &Record) -> bool {
@@ -204,10 +265,14 @@ impl<'lab> Stage<'lab> {
             if !is_final(record) || !self.is_about_this(record) {
                 continue;
             }
+            let pid = record.number("pid").unwrap_or_default() as u32;
+            if self.bystanders.contains(&pid) {
+                continue;
+            }
             println!("{record}");
             all.push(Told {
                 bytes: record.number("bytes_out")?,
-                pid: record.number("pid").unwrap_or_default() as u32,
+                pid,
                 is_direct: record.is("attribution", "direct"),
             });
         }
@@ -242,12 +307,12 @@ pub fn policy(enforced: bool) -> String {
 /// up what the lab does not have by itself.
 pub fn go(ways: &[Way], settings: &str, furnish: Furnish) -> Result<()> {
     let lab = Lab::new()?;
-    let place = furnish(&lab)?;
+    let furniture = furnish(&lab)?;
     let _sinks = (
         UdpSink::new(&lab.foreign, UDP_PORT)?,
         TcpSink::new(&lab.foreign, TCP_PORT)?,
     );
-    let once = |enforced| go_once(&lab, place.as_ref(), ways, enforced, settings);
+    let once = |enforced| go_once(&lab, &furniture, ways, enforced, settings);
     let (reported, enforced) = (once(false)?, once(true)?);
     let table = Table::of_the_project()?;
     let mut differences = Vec::new();
@@ -279,13 +344,13 @@ struct Gone {
 
 fn go_once(
     lab: &Lab,
-    place: Option<&Namespace>,
+    furniture: &Furniture,
     ways: &[Way],
     enforced: bool,
     settings: &str,
 ) -> Result<Vec<Gone>> {
     let mut stages: Vec<Stage<'_>> = (0..ways.len())
-        .map(|number| Stage::new(lab, place, enforced, number))
+        .map(|number| Stage::new(lab, furniture, enforced, number))
         .collect();
     for (way, stage) in ways.iter().zip(&mut stages) {
         (way.prepare)(stage).with_context(|| format!("{}, before the agent", way.id))?;
@@ -297,11 +362,13 @@ fn go_once(
     };
     let mut agent = start()?;
     // What left before was judged by nobody.
-    let tap = Tap::new(&lab.foreign)?;
+    let tap = Arc::new(Tap::new(&lab.foreign)?);
     let before = lab.link_to(&lab.foreign)?;
+    let routed = furniture.routed(lab)?;
     let mut records = Vec::new();
     for (way, stage) in ways.iter().zip(&mut stages) {
         let described = || format!("{}, enforced: {enforced}", way.id);
+        stage.tap = Some(tap.clone());
         let books = Books::told_by(agent.records()?);
         match way.agent {
             Meanwhile::Runs => (way.send)(stage).with_context(described)?,
@@ -320,7 +387,7 @@ fn go_once(
         stage.running.clear();
     }
     let link = match ways[0].uplink {
-        "auto" => LINK,
+        "auto" => ways[0].link,
         name => name,
     };
     let sent = LinkCounters::read(&lab.host, link)?.tx_bytes;
@@ -333,6 +400,13 @@ fn go_once(
         trefoil_lab::agent::detach(lab)?;
     }
     // What the link took has arrived.
+    if let Some(router) = &furniture.router {
+        let sent = furniture.routed(lab)?;
+        wait_for("the router has read all that was sent", || {
+            Ok((router.received() >= sent).then_some(()))
+        })?;
+        println!("{} frames by the router", sent - routed);
+    }
     let sent = lab.link_to(&lab.foreign)?.since(before).tx_packets;
     wait_for("all that was sent arrives", || {
         Ok((tap.packets() >= sent).then_some(()))
@@ -428,12 +502,42 @@ fn wait_until_gone(
     })
 }
 
-/// Sets up what a row needs, and perhaps a place of its own.
-pub type Furnish = fn(&Lab) -> Result<Option<Namespace>>;
+/// Places that a row needs beside the lab's.
+#[derive(Debug, Default)]
+pub struct Furniture {
+    /// Where its ways begin.
+    pub place: Option<Namespace>,
+    /// Where somebody else is.
+    pub other: Option<Namespace>,
+    /// Between the host and the foreign place, on a link of its own.
+    pub router: Option<Router>,
+}
+
+impl Furniture {
+    /// Frames that the host has sent to the router so far.
+    fn routed(&self, lab: &Lab) -> Result<u64> {
+        match &self.router {
+            Some(_) => Ok(LinkCounters::read(&lab.host, router::LINK)?.tx_packets),
+            None => Ok(0),
+        }
+    }
+}
+
+impl From<Namespace> for Furniture {
+    fn from(place: Namespace) -> Self {
+        Self {
+            place: Some(place),
+            ..Self::default()
+        }
+    }
+}
+
+/// Sets up what a row needs, and perhaps places of its own.
+pub type Furnish = fn(&Lab) -> Result<Furniture>;
 
 /// Sets up nothing.
-pub fn nothing(_: &Lab) -> Result<Option<Namespace>> {
-    Ok(None)
+pub fn nothing(_: &Lab) -> Result<Furniture> {
+    Ok(Furniture::default())
 }
 
 /// Addresses of the far place from the first on that ways have.

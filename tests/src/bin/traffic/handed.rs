@@ -5,17 +5,18 @@ use std::io::{IoSlice, IoSliceMut, stdin};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrStorage, connect,
-    recvmsg, send, sendmsg, socket,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
+    SockaddrStorage, connect, recvmsg, send, sendmsg, socket,
 };
 use nix::unistd::dup2;
 
 use crate::arguments::Arguments;
 use crate::udp::{family, own_port};
-use crate::{Answer, Failure, Named, Sent};
+use crate::{Answer, Failure, Named, Sent, tcp};
 
 const PAYLOAD: [u8; 64] = [b'x'; 64];
 
@@ -70,6 +71,46 @@ pub fn hand_on(arguments: &mut Arguments) -> Answer {
         Some(0) => Ok(()),
         code => std::process::exit(code.unwrap_or(1)),
     }
+}
+
+/// `traffic become`: one process connects, and is another program when it sends.
+pub fn become_another(arguments: &mut Arguments) -> Answer {
+    let program = arguments.word("a program")?;
+    let peer: SocketAddr = arguments.value("ADDR:PORT")?;
+    let bytes: usize = arguments.option("--bytes")?.unwrap_or(64);
+    arguments.done()?;
+    let socket = tcp::open(family(peer.ip()), None)?;
+    connect(socket.as_raw_fd(), &SockaddrStorage::from(peer)).named("connect")?;
+    let error = Command::new(program)
+        .args(["give", &bytes.to_string()])
+        .stdin(Stdio::from(socket))
+        .exec();
+    Err(error).named("exec")
+}
+
+/// `traffic give`: standard input is a connection, and gets all of it in one call.
+pub fn give(arguments: &mut Arguments) -> Answer {
+    let bytes: usize = arguments.value("a number of bytes")?;
+    arguments.done()?;
+    let socket = stdin().as_fd().try_clone_to_owned().named("dup")?;
+    let payload = vec![b'x'; bytes];
+    let sent = send(socket.as_raw_fd(), &payload, MsgFlags::empty()).named("send")?;
+    Sent {
+        port: own_port(&socket),
+        packets: 1,
+        bytes: sent as u64,
+    }
+    .tell();
+    Ok(())
+}
+
+/// `traffic vsock`
+pub fn vsock(arguments: &mut Arguments) -> Answer {
+    arguments.done()?;
+    let (family, kind) = (AddressFamily::Vsock, SockType::Stream);
+    socket(family, kind, SockFlag::SOCK_CLOEXEC, None).named("socket")?;
+    Sent::default().tell();
+    Ok(())
 }
 
 /// `traffic share`: one process and another send in turn on a socket without a peer.

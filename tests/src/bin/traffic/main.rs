@@ -17,10 +17,12 @@ mod option;
 mod packet;
 mod raw;
 mod rounds;
+mod route;
 mod tcp;
 mod tun;
 mod udp;
 mod uring;
+mod ways;
 mod workers;
 mod xdp;
 
@@ -33,7 +35,7 @@ use arguments::Arguments;
 
 const USAGE: &str = "traffic COMMAND ...
   udp ADDR:PORT [--from PORT] [--size N] [--count N] [--connected] [--hold [--then ADDR:PORT]]
-      [--call sendto|sendmsg|sendmmsg] [--lite] [--options]
+      [--call sendto|sendmsg|sendmmsg] [--lite] [--options] [--source ADDR]
       with --hold once for each line on standard input; with --then from the second on
       elsewhere, whether the first was refused or not; with --options each packet has options of IPv4, or an extension header
   family NUMBER [--wait]
@@ -60,12 +62,21 @@ const USAGE: &str = "traffic COMMAND ...
   ping ADDR [--raw] [--size N]
   packet INTERFACE MAC ADDR:PORT --from ADDR:PORT [--size N] [--count N] [--vlan ID]
       [--destinations N] [--ethertype N] [--pretend N] [--bypass-qdisc|--xdp]
-      [--wait]
+      [--wait] [--wrap vlan-9|qinq|qinq-9|mpls|pppoe|snap|lie|experiment|arp|lldp]
+      [--via ADDR ... [--kind N|loose|strict]]
       frames of a packet socket, each a datagram of UDP; with --destinations in turn to
       N addresses from ADDR on; with --ethertype the frame
       says that it is something else, with --pretend only the call does; --bypass-qdisc
       leaves out traffic control, and --xdp the packet socket; with --wait it is opened,
       a line is printed, and another on standard input waited for
+  ways SEED [--from N] [--count N] [--container] [--without PART ...]
+      ways out that are drawn at random, from number N on
+  begin ADDR:PORT
+      asks for a connection, and does not wait for an answer
+  route option|message|header ADDR:PORT --via ADDR ... [--kind N|loose|strict]
+      [--from ADDR:PORT] [--device NAME] [--connected] [--tcp]
+      a datagram, or the beginning of a connection, by way of other addresses: as an
+      option of the socket says, a control message, or the sender's own header
   burst ADDR:PORT --count N --from PORT --program PATH [--program PATH ...]
       [--parallel N] [--size N]
       N processes, one datagram each, from ports PORT, PORT+1, ...
@@ -93,6 +104,10 @@ const USAGE: &str = "traffic COMMAND ...
       datagrams come out of a tun device, each after a line on standard input
   tun carry NAME ADDR:PORT
       what goes into a tun device goes on in a datagram
+  become PROGRAM ADDR:PORT [--bytes N]
+      connects, and turns into another program, which sends that much in one call
+  vsock
+      opens a socket to the hypervisor, and sends nothing
   hand-on inherited|passed ADDR:PORT
       one process connects, another one sends
   share ADDR:PORT
@@ -196,6 +211,9 @@ fn run(arguments: &mut Arguments) -> Answer {
         "raw-flood" => raw::flood(arguments),
         "ping" => raw::ping(arguments),
         "packet" => packet::packet(arguments),
+        "ways" => ways::ways(arguments),
+        "begin" => route::begin_one(arguments),
+        "route" => route::route(arguments),
         "burst" => many::burst(arguments),
         "units" => many::units(arguments),
         "insist" => insist::insist(arguments),
@@ -205,6 +223,9 @@ fn run(arguments: &mut Arguments) -> Answer {
         "tun" => tun::tun(arguments),
         "hand-on" => handed::hand_on(arguments),
         "share" => handed::share(arguments),
+        "become" => handed::become_another(arguments),
+        "give" => handed::give(arguments),
+        "vsock" => handed::vsock(arguments),
         "use" => handed::use_handed(arguments),
         "turn" => handed::turn(arguments),
         "move" => moved::go(arguments),

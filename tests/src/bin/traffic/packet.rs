@@ -1,20 +1,15 @@
 //! Whole frames by a packet socket or by AF_XDP, past the kernel's own network layer.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use trefoil_lab::frames::PacketSocket;
+use trefoil_lab::packets::{ETHERTYPE_VLAN, ethertype_of, wrapped};
 
 use crate::arguments::Arguments;
 use crate::copy::set_option;
-use crate::raw::checksum;
+use crate::route::Route;
 use crate::udp::{pause_after, plus};
 use crate::{Answer, Failure, Named, Sent, told_to_proceed, xdp};
-
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
-const ETHERTYPE_VLAN: u16 = 0x8100;
-const UDP: u8 = 17;
-const UDP_HEADER: usize = 8;
 
 type SendFrame = dyn Fn(&[u8]) -> Answer;
 
@@ -32,6 +27,8 @@ pub fn packet(arguments: &mut Arguments) -> Answer {
     let ethertype: Option<u16> = arguments.option("--ethertype")?;
     let vlan: Option<u16> = arguments.option("--vlan")?;
     let pretended: Option<u16> = arguments.option("--pretend")?;
+    let wrap: Option<String> = arguments.option("--wrap")?;
+    let route = Route::of(arguments)?;
     let bypass = arguments.flag("--bypass-qdisc");
     let by_xdp = arguments.flag("--xdp");
     let waits = arguments.flag("--wait");
@@ -48,17 +45,21 @@ pub fn packet(arguments: &mut Arguments) -> Answer {
         header.extend(ETHERTYPE_VLAN.to_be_bytes());
         header.extend(vlan.to_be_bytes());
     }
-    let own_type = if to.is_ipv4() {
-        ETHERTYPE_IPV4
-    } else {
-        ETHERTYPE_IPV6
-    };
-    header.extend(ethertype.unwrap_or(own_type).to_be_bytes());
+    let own_type = ethertype_of(to.ip());
     let frame = |offset| {
         let to = SocketAddr::new(plus(to.ip(), offset), to.port());
-        Ok([header.clone(), datagram(from, to, size)?].concat())
+        let packet = route.packet(from, to, size);
+        let rest = match &wrap {
+            Some(how) => wrapped(how, &packet)
+                .ok_or_else(|| Failure::Usage(format!("no frame is called {how:?}")))?,
+            None => [&ethertype.unwrap_or(own_type).to_be_bytes(), &packet[..]].concat(),
+        };
+        Ok([header.clone(), rest].concat())
     };
     let frames: Vec<Vec<u8>> = (0..destinations).map(frame).collect::<Result<_, _>>()?;
+    if from.is_ipv4() != to.is_ipv4() {
+        return Err(Failure::Usage("--from is of another family".to_owned()));
+    }
 
     let opened = move || {
         if waits {
@@ -94,40 +95,4 @@ pub fn packet(arguments: &mut Arguments) -> Answer {
     }
     .tell();
     Ok(())
-}
-
-/// An IP packet with a UDP datagram of `size` bytes in it.
-pub fn datagram(from: SocketAddr, to: SocketAddr, size: usize) -> Result<Vec<u8>, Failure> {
-    let len = (UDP_HEADER + size) as u16;
-    let mut packet = match (from.ip(), to.ip()) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => {
-            const HEADER: u16 = 20;
-            let mut header = vec![0x45, 0];
-            header.extend((HEADER + len).to_be_bytes());
-            header.extend([0, 0, 0, 0, 64, UDP, 0, 0]);
-            header.extend(from.octets());
-            header.extend(to.octets());
-            let sum = checksum(&header).to_be_bytes();
-            if let Some(field) = header.get_mut(10..12) {
-                field.copy_from_slice(&sum);
-            }
-            header
-        }
-        (IpAddr::V6(from), IpAddr::V6(to)) => {
-            let mut header = vec![0x60, 0, 0, 0];
-            header.extend(len.to_be_bytes());
-            header.extend([UDP, 64]);
-            header.extend(from.octets());
-            header.extend(to.octets());
-            header
-        }
-        _ => return Err(Failure::Usage("--from is of another family".to_owned())),
-    };
-    packet.extend(from.port().to_be_bytes());
-    packet.extend(to.port().to_be_bytes());
-    packet.extend(len.to_be_bytes());
-    // Without a checksum: IPv4 takes it, and IPv6 is only to be counted.
-    packet.extend([0, 0]);
-    packet.resize(packet.len() + size, b'x');
-    Ok(packet)
 }

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, sendto,
 };
+use trefoil_lab::packets::checksum;
 
 use crate::arguments::Arguments;
 use crate::udp::{family, own_port};
@@ -200,17 +201,4 @@ fn send(socket: &OwnedFd, peer: IpAddr, packet: &[u8]) -> Answer {
     }
     .tell();
     Ok(())
-}
-
-/// RFC 1071.
-pub fn checksum(packet: &[u8]) -> u16 {
-    let sum: u32 = packet
-        .chunks(2)
-        .map(|pair| {
-            let byte = |index| u32::from(pair.get(index).copied().unwrap_or(0));
-            byte(0) << 8 | byte(1)
-        })
-        .sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    !((folded & 0xffff) + (folded >> 16)) as u16
 }

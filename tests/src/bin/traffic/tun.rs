@@ -7,9 +7,9 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
+use trefoil_lab::packets;
 
 use crate::arguments::Arguments;
-use crate::packet::datagram;
 use crate::{Answer, Failure, Named, Sent, told_to_proceed};
 
 /// `traffic tun`
@@ -31,7 +31,7 @@ pub fn tun(arguments: &mut Arguments) -> Answer {
                     return Ok(());
                 }
                 device
-                    .write_all(&datagram(from, to, size)?)
+                    .write_all(&packets::udp(from, to, size))
                     .named("write")?;
             }
             size

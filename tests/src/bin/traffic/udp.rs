@@ -97,6 +97,7 @@ pub fn one(arguments: &mut Arguments) -> Answer {
     let then: Option<SocketAddr> = arguments.option("--then")?;
     let lite = arguments.flag("--lite");
     let options = arguments.flag("--options");
+    let source: Option<IpAddr> = arguments.option("--source")?;
     arguments.done()?;
 
     let socket = if lite {
@@ -104,6 +105,10 @@ pub fn one(arguments: &mut Arguments) -> Answer {
     } else {
         open(peer, from)?
     };
+    if let Some(source) = source {
+        let source = SockaddrStorage::from(SocketAddr::new(source, 0));
+        bind(socket.as_raw_fd(), &source).named("bind")?;
+    }
     if options {
         add_options(&socket, peer.ip())?;
     }

@@ -1,0 +1,568 @@
+//! Goes ways out that are drawn at random. Each is gone in a process of its own; answers of
+//! the kernel do not matter.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use io_uring::types::Fd;
+use io_uring::{IoUring, opcode, squeue};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{SockaddrLike, SockaddrStorage};
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, fork};
+use trefoil_lab::frames::PacketSocket;
+use trefoil_lab::packets::{
+    LOOSE, datagram, ethertype_of, routing_header, routing_option, source_route,
+};
+use trefoil_lab::packets::{ROUTING, UDP, ipv4, ipv6};
+use trefoil_lab::places::{FOREIGN, FOREIGN6, GATEWAY, GATEWAY6, HOST, HOST6, PEER, PEER6};
+use trefoil_lab::router::{LINK, ROUTER, ROUTER6};
+use trefoil_lab::ways::{Call, Case, Extra, Family, Kind, Place, Race};
+
+use crate::arguments::Arguments;
+use crate::{Answer, Failure, Named, Sent};
+
+const GATEWAY_PORT: u16 = 443;
+const TURNS: usize = 12;
+const FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+
+/// `traffic ways`
+pub fn ways(arguments: &mut Arguments) -> Answer {
+    let seed: u64 = arguments.value("a seed")?;
+    let first: u64 = arguments.option("--from")?.unwrap_or(0);
+    let count: u64 = arguments.option("--count")?.unwrap_or(1);
+    let in_container = arguments.flag("--container");
+    let parse = |word: String| {
+        let part = word.parse();
+        part.map_err(|_| Failure::Usage(format!("{word} is no part of a case")))
+    };
+    let without = arguments.options("--without")?.into_iter().map(parse);
+    let without: Vec<usize> = without.collect::<Result<_, _>>()?;
+    arguments.done()?;
+    for number in first..first + count {
+        let case = Case::draw(seed, number, in_container).without_all(&without);
+        // SAFETY: this process has one thread.
+        match unsafe { fork() }.named("fork")? {
+            ForkResult::Parent { child } => {
+                waitpid(child, None).named("wait")?;
+            }
+            ForkResult::Child => {
+                // A case that hangs ends, too.
+                // SAFETY: alarm(2) reads no memory.
+                unsafe { libc::alarm(5) };
+                Way::new(&case, in_container).go();
+                std::process::exit(0);
+            }
+        }
+    }
+    Sent {
+        packets: count,
+        ..Sent::default()
+    }
+    .tell();
+    Ok(())
+}
+
+struct Way<'case> {
+    case: &'case Case,
+    in_container: bool,
+    devices: [&'static str; 4],
+}
+
+impl<'case> Way<'case> {
+    fn new(case: &'case Case, in_container: bool) -> Self {
+        let devices = match in_container {
+            true => ["to-host", "lo", "to-host", "to-host"],
+            false => ["to-foreign", LINK, "to-gateway", "lo"],
+        };
+        Self {
+            case,
+            in_container,
+            devices,
+        }
+    }
+
+    fn has(&self, extra: Extra) -> bool {
+        self.case.extras.contains(&extra)
+    }
+
+    fn is_v6(&self) -> bool {
+        self.case.family == Family::V6
+    }
+
+    fn link_index(&self) -> u32 {
+        let name = if self.in_container { "to-host" } else { LINK };
+        nix::net::if_::if_nametoindex(name).unwrap_or(0)
+    }
+
+    /// Where a place is, in the family of the packets.
+    fn at(&self, place: Place) -> SocketAddr {
+        let v6 = self.is_v6();
+        let pick = |four: IpAddr, six: IpAddr| if v6 { six } else { four };
+        let link4 = Ipv4Addr::new(169, 254, 169, 254);
+        let link6 = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x21);
+        let wide6 = Ipv6Addr::new(0xff0e, 0, 0, 0, 0, 0, 8, 1);
+        let nat64 = Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0xcb00, 0x710a);
+        let (address, port) = match place {
+            Place::Foreign => (pick(FOREIGN, FOREIGN6), 9),
+            Place::Gateway => (pick(GATEWAY, GATEWAY6), GATEWAY_PORT),
+            Place::OtherPort => (pick(GATEWAY, GATEWAY6), GATEWAY_PORT + 1),
+            Place::Peer => (pick(PEER, PEER6), 9),
+            Place::Router => (pick(ROUTER, ROUTER6), GATEWAY_PORT),
+            Place::Link => (pick(link4.into(), link6.into()), 9),
+            Place::Own => (pick(HOST, HOST6), 9),
+            Place::Loopback => (
+                pick(Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()),
+                9,
+            ),
+            Place::Wide => (pick(Ipv4Addr::new(239, 1, 1, 1).into(), wide6.into()), 9),
+            Place::Embedded => (pick(FOREIGN, nat64.into()), 9),
+        };
+        match address {
+            IpAddr::V6(address) if matches!(place, Place::Link | Place::Wide) => {
+                SocketAddrV6::new(address, port, 0, self.link_index()).into()
+            }
+            address => SocketAddr::new(address, port),
+        }
+    }
+
+    /// The same as the socket takes it.
+    fn address(&self, place: Place) -> SockaddrStorage {
+        let at = self.at(place);
+        match (self.case.family, at.ip()) {
+            (Family::Mapped, IpAddr::V4(address)) => {
+                SocketAddr::new(address.to_ipv6_mapped().into(), at.port()).into()
+            }
+            _ => at.into(),
+        }
+    }
+
+    fn go(&self) {
+        if self.has(Extra::NetworkNamespace) {
+            let _ = unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET);
+        } else if self.has(Extra::UserNamespace) {
+            let _ = unshare(CloneFlags::CLONE_NEWUSER);
+        }
+        match self.case.kind {
+            Kind::Packet => return self.frames(),
+            Kind::Header => return self.headers(),
+            _ => {}
+        }
+        let Some(socket) = self.open() else {
+            return;
+        };
+        self.set_extras(&socket);
+        match self.case.race {
+            Race::None => self.send_both(socket.as_raw_fd()),
+            Race::Reconnect => std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    for turn in 0..TURNS {
+                        let place = [self.case.then, self.case.first][turn % 2];
+                        if turn % 3 == 2 {
+                            disconnect(socket.as_raw_fd());
+                        }
+                        self.connect(socket.as_raw_fd(), place);
+                    }
+                });
+                (0..TURNS).for_each(|_| self.send_both(socket.as_raw_fd()));
+            }),
+            Race::Replace => std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    for _ in 0..TURNS {
+                        if let Some(other) = self.open() {
+                            self.connect(other.as_raw_fd(), self.case.then);
+                            // SAFETY: dup2(2) reads no memory; both descriptors are open.
+                            unsafe { libc::dup2(other.as_raw_fd(), socket.as_raw_fd()) };
+                        }
+                    }
+                });
+                (0..TURNS).for_each(|_| self.send_both(socket.as_raw_fd()));
+            }),
+            Race::Fork => {
+                // SAFETY: this process has one thread.
+                let forked = unsafe { fork() };
+                self.send_both(socket.as_raw_fd());
+                match forked {
+                    Ok(ForkResult::Child) => std::process::exit(0),
+                    Ok(ForkResult::Parent { child }) => drop(waitpid(child, None)),
+                    Err(_) => {}
+                }
+            }
+            Race::Pass | Race::Exec => {
+                self.connect(socket.as_raw_fd(), self.case.first);
+                if self.case.race == Race::Pass {
+                    self.send_both(socket.as_raw_fd());
+                }
+                let Ok(own) = std::env::current_exe() else {
+                    return;
+                };
+                let _ = Command::new(own)
+                    .args(["use", "inherited"])
+                    .stdin(Stdio::from(socket))
+                    .stdout(Stdio::null())
+                    .exec();
+            }
+        }
+    }
+
+    fn open(&self) -> Option<OwnedFd> {
+        let family = match self.case.family {
+            Family::V4 => libc::AF_INET,
+            _ => libc::AF_INET6,
+        };
+        let (kind, protocol) = match self.case.kind {
+            Kind::Udp => (libc::SOCK_DGRAM, 0),
+            Kind::UdpLite => (libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE),
+            Kind::Tcp => (libc::SOCK_STREAM, 0),
+            Kind::Mptcp => (libc::SOCK_STREAM, libc::IPPROTO_MPTCP),
+            Kind::Ping if family == libc::AF_INET => (libc::SOCK_DGRAM, libc::IPPROTO_ICMP),
+            Kind::Ping => (libc::SOCK_DGRAM, libc::IPPROTO_ICMPV6),
+            Kind::Raw | Kind::Header | Kind::Packet => (libc::SOCK_RAW, 253),
+        };
+        // SAFETY: socket(2) with numbers reads no memory.
+        let socket = unsafe { libc::socket(family, kind | libc::SOCK_NONBLOCK, protocol) };
+        // SAFETY: the descriptor is new and nobody else's.
+        (socket >= 0).then(|| unsafe { OwnedFd::from_raw_fd(socket) })
+    }
+
+    fn set_extras(&self, socket: &OwnedFd) {
+        let fd = socket.as_raw_fd();
+        let number = |level, name, value: i32| set(fd, level, name, &value.to_ne_bytes());
+        let (v6, udp) = (self.case.family != Family::V4, self.case.kind == Kind::Udp);
+        for extra in &self.case.extras {
+            match *extra {
+                Extra::Route(by) => {
+                    let (level, name, value) = self.route(by, false);
+                    set(fd, level, name, &value);
+                }
+                Extra::Options if v6 => {
+                    set(fd, 41, libc::IPV6_DSTOPTS, &[0, 0, 1, 4, 0, 0, 0, 0]);
+                }
+                Extra::Options => set(fd, 0, libc::IP_OPTIONS, &[1, 1, 1, 1]),
+                Extra::Transparent => number(0, libc::IP_TRANSPARENT, 1),
+                Extra::FreeBind => {
+                    number(0, libc::IP_FREEBIND, 1);
+                    number(41, libc::IPV6_FREEBIND, 1);
+                    let mut from = self.at(Place::Peer);
+                    from.set_port(0);
+                    let from = match (self.case.family, from.ip()) {
+                        (Family::Mapped, IpAddr::V4(address)) => {
+                            SocketAddr::new(address.to_ipv6_mapped().into(), 0)
+                        }
+                        _ => from,
+                    };
+                    let _ = nix::sys::socket::bind(fd, &SockaddrStorage::from(from));
+                }
+                Extra::Device(which) => {
+                    let device = self.device(which).as_bytes();
+                    set(fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, device);
+                }
+                Extra::UnicastDevice(which) => {
+                    let index = nix::net::if_::if_nametoindex(self.device(which)).unwrap_or(0);
+                    set(fd, 0, libc::IP_UNICAST_IF, &index.to_be_bytes());
+                    set(fd, 41, libc::IPV6_UNICAST_IF, &index.to_be_bytes());
+                    let index = index.to_ne_bytes();
+                    set(fd, 41, libc::IPV6_MULTICAST_IF, &index);
+                }
+                Extra::Segments if udp => number(libc::SOL_UDP, libc::UDP_SEGMENT, 16),
+                Extra::Cork if udp => number(libc::SOL_UDP, libc::UDP_CORK, 1),
+                Extra::Cork => number(libc::IPPROTO_TCP, libc::TCP_CORK, 1),
+                Extra::Repair => number(libc::IPPROTO_TCP, libc::TCP_REPAIR, 1),
+                Extra::V6Only => number(41, libc::IPV6_V6ONLY, 1),
+                Extra::FlowLabel => {
+                    // IPV6_AUTOFLOWLABEL and IPV6_FLOWINFO_SEND
+                    number(41, 70, 1);
+                    number(41, 33, 1);
+                }
+                Extra::Broadcast => number(libc::SOL_SOCKET, libc::SO_BROADCAST, 1),
+                Extra::ShortLived => {
+                    number(0, libc::IP_TTL, 1);
+                    number(41, libc::IPV6_UNICAST_HOPS, 1);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn device(&self, which: u8) -> &'static str {
+        self.devices[usize::from(which) % 4]
+    }
+
+    /// Level, name and value of a list of destinations: by a place to the foreign one.
+    fn route(&self, by: Place, in_message: bool) -> (i32, i32, Vec<u8>) {
+        let hops = [self.at(by).ip(), self.at(Place::Foreign).ip()];
+        if self.is_v6() {
+            return (41, libc::IPV6_RTHDR, routing_option(&hops));
+        }
+        let name = if in_message {
+            libc::IP_RETOPTS
+        } else {
+            libc::IP_OPTIONS
+        };
+        (0, name, source_route(LOOSE, &hops))
+    }
+
+    fn connect(&self, fd: RawFd, place: Place) {
+        let _ = nix::sys::socket::connect(fd, &self.address(place));
+        if matches!(self.case.kind, Kind::Tcp | Kind::Mptcp) {
+            let mut wanted = libc::pollfd {
+                fd,
+                events: libc::POLLOUT,
+                revents: 0,
+            };
+            // SAFETY: the kernel reads and writes one entry.
+            unsafe { libc::poll(&raw mut wanted, 1, 3) };
+        }
+    }
+
+    fn send_both(&self, fd: RawFd) {
+        self.send(fd, self.case.first);
+        if self.has(Extra::Unspec) {
+            disconnect(fd);
+        }
+        self.send(fd, self.case.then);
+        if self.has(Extra::Cork) {
+            let off = 0_i32.to_ne_bytes();
+            set(fd, libc::SOL_UDP, libc::UDP_CORK, &off);
+            set(fd, libc::IPPROTO_TCP, libc::TCP_CORK, &off);
+        }
+    }
+
+    fn send(&self, fd: RawFd, place: Place) {
+        let is_ping = self.case.kind == Kind::Ping;
+        let echo = if self.case.family == Family::V4 {
+            8
+        } else {
+            128
+        };
+        let mut payload = vec![if is_ping { echo } else { b'x' }, 0, 0, 0, 0, 1, 0, 1];
+        payload.resize(if self.has(Extra::Large) { 4000 } else { 64 }, 0);
+        let mut flags = FLAGS;
+        if self.has(Extra::More) {
+            flags |= libc::MSG_MORE;
+        }
+        if self.has(Extra::DontRoute) {
+            flags |= libc::MSG_DONTROUTE;
+        }
+        match self.case.call {
+            Call::Sendto => sendto(fd, &payload, &self.address(place), flags),
+            Call::FastOpen => {
+                let flags = flags | libc::MSG_FASTOPEN;
+                sendto(fd, &payload, &self.address(place), flags);
+            }
+            Call::Sendmsg => self.message(fd, place, &payload, flags),
+            Call::Send => {
+                self.connect(fd, place);
+                // SAFETY: the kernel reads the payload, of this length.
+                unsafe { libc::send(fd, payload.as_ptr().cast(), payload.len(), flags) };
+            }
+            Call::Write => {
+                self.connect(fd, place);
+                // SAFETY: the kernel reads the payload, of this length.
+                unsafe { libc::write(fd, payload.as_ptr().cast(), payload.len()) };
+            }
+            Call::Sendfile => {
+                self.connect(fd, place);
+                if let Ok(file) = std::fs::File::open("/proc/self/exe") {
+                    // SAFETY: sendfile(2) without an offset reads no memory of ours.
+                    unsafe { libc::sendfile(fd, file.as_raw_fd(), std::ptr::null_mut(), 64) };
+                }
+            }
+            Call::Splice => {
+                self.connect(fd, place);
+                if let Ok((reader, writer)) = nix::unistd::pipe() {
+                    let _ = nix::unistd::write(&writer, &payload);
+                    let (none, flags) = (std::ptr::null_mut(), libc::SPLICE_F_NONBLOCK);
+                    // SAFETY: splice(2) without offsets reads no memory of ours.
+                    unsafe { libc::splice(reader.as_raw_fd(), none, fd, none, 64, flags) };
+                }
+            }
+            Call::Ring => {
+                let address = self.address(place);
+                let connect = opcode::Connect::new(Fd(fd), address.as_ptr(), address.len());
+                let send = opcode::Send::new(Fd(fd), payload.as_ptr(), payload.len() as u32);
+                submit(&[connect.build(), send.flags(FLAGS).build()]);
+            }
+            Call::RingMessage => {
+                let address = self.address(place);
+                let (mut part, mut message) = (part(&payload), empty_message());
+                message.msg_name = address.as_ptr().cast_mut().cast();
+                message.msg_namelen = address.len();
+                message.msg_iov = &raw mut part;
+                message.msg_iovlen = 1;
+                let send = opcode::SendMsg::new(Fd(fd), &raw const message);
+                submit(&[send.flags(FLAGS as u32).build()]);
+            }
+        }
+    }
+
+    fn message(&self, fd: RawFd, place: Place, payload: &[u8], flags: i32) {
+        let mut room: Vec<u8> = Vec::new();
+        let mut add = |level: i32, name: i32, value: &[u8]| {
+            let len = size_of::<libc::cmsghdr>() + value.len();
+            room.extend(len.to_ne_bytes());
+            room.extend(level.to_ne_bytes());
+            room.extend(name.to_ne_bytes());
+            room.extend(value);
+            room.resize(room.len().next_multiple_of(8), 0);
+        };
+        for extra in &self.case.extras {
+            match *extra {
+                Extra::RouteMessage(by) => {
+                    let (level, name, value) = self.route(by, true);
+                    add(level, name, &value);
+                }
+                Extra::PacketInfo(which) => {
+                    let index = nix::net::if_::if_nametoindex(self.device(which)).unwrap_or(0);
+                    if self.is_v6() {
+                        let value = [&[0; 16], &index.to_ne_bytes()[..]].concat();
+                        add(41, libc::IPV6_PKTINFO, &value);
+                    } else {
+                        let value = [&index.to_ne_bytes(), &[0; 8][..]].concat();
+                        add(0, libc::IP_PKTINFO, &value);
+                    }
+                }
+                _ => {}
+            }
+        }
+        let address = self.address(place);
+        let (mut part, mut message) = (part(payload), empty_message());
+        message.msg_name = address.as_ptr().cast_mut().cast();
+        message.msg_namelen = address.len();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        // Longs, so that the headers are aligned.
+        let longs = room.chunks_exact(8);
+        let mut longs: Vec<u64> = longs
+            .filter_map(|chunk| Some(u64::from_ne_bytes(chunk.try_into().ok()?)))
+            .collect();
+        if !longs.is_empty() {
+            message.msg_control = longs.as_mut_ptr().cast();
+            message.msg_controllen = room.len();
+        }
+        // SAFETY: what the message points to outlives the call.
+        unsafe { libc::sendmsg(fd, &raw const message, flags) };
+    }
+
+    /// A whole packet of IP: to the first place, and with a list in it, to the second.
+    fn whole(&self) -> Vec<u8> {
+        let (first, then) = (self.at(self.case.first), self.at(self.case.then));
+        let from = match (self.is_v6(), self.has(Extra::Transparent)) {
+            (true, true) => HOST6,
+            (false, true) => HOST,
+            (true, false) => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 1, 0x21)),
+            (false, false) => IpAddr::V4(Ipv4Addr::new(192, 0, 2, 121)),
+        };
+        let content = datagram(4000, first.port(), 64);
+        let has_list = self.has(Extra::Segments)
+            || (self.case.extras.iter()).any(|extra| matches!(extra, Extra::Route(_)));
+        let kind = match self.case.call {
+            Call::Sendto => 0,
+            Call::Sendmsg => 2,
+            Call::Write => 3,
+            Call::Send => 4,
+            _ => 253,
+        };
+        match (self.is_v6(), has_list) {
+            (true, true) => {
+                let header = routing_header(kind, UDP, &[then.ip()]);
+                ipv6(from, first.ip(), ROUTING, &[header, content].concat())
+            }
+            (true, false) => ipv6(from, first.ip(), UDP, &content),
+            (false, true) => {
+                let list = source_route(LOOSE, &[then.ip()]);
+                ipv4(from, first.ip(), UDP, &list, &content)
+            }
+            (false, false) => ipv4(from, first.ip(), UDP, &[], &content),
+        }
+    }
+
+    fn headers(&self) {
+        let first = self.at(self.case.first);
+        let family = if self.is_v6() {
+            libc::AF_INET6
+        } else {
+            libc::AF_INET
+        };
+        // SAFETY: socket(2) with numbers reads no memory.
+        let socket = unsafe { libc::socket(family, libc::SOCK_RAW, libc::IPPROTO_RAW) };
+        let mut to = first;
+        to.set_port(0);
+        sendto(socket, &self.whole(), &SockaddrStorage::from(to), FLAGS);
+    }
+
+    fn frames(&self) {
+        let first = self.at(self.case.first).ip();
+        let ethertype = ethertype_of(first);
+        let packet = self.whole();
+        let wraps = ["vlan-9", "qinq", "mpls", "pppoe", "snap", "lie", "arp"];
+        let plain = || [&ethertype.to_be_bytes(), &packet[..]].concat();
+        let rest = match (self.has(Extra::Large), self.has(Extra::Cork)) {
+            (true, _) => trefoil_lab::packets::wrapped(wraps[packet.len() % 7], &packet),
+            (_, true) => trefoil_lab::packets::wrapped("vlan-9", &packet),
+            _ => Some(plain()),
+        };
+        // The host's end of the container's link.
+        let mut frame = vec![2, 0, 0, 0, 3, 0x15, 2, 0, 0, 0, 1, 0x99];
+        frame.extend(rest.unwrap_or_else(plain));
+        if let Ok(socket) = PacketSocket::open(self.device(0), ethertype) {
+            let _ = socket.send(&frame);
+        }
+    }
+}
+
+fn part(payload: &[u8]) -> libc::iovec {
+    libc::iovec {
+        iov_base: payload.as_ptr().cast_mut().cast(),
+        iov_len: payload.len(),
+    }
+}
+
+fn empty_message() -> libc::msghdr {
+    // SAFETY: all zeros is a message without anything.
+    unsafe { std::mem::zeroed() }
+}
+
+fn set(fd: RawFd, level: i32, name: i32, value: &[u8]) {
+    let length = value.len() as libc::socklen_t;
+    // SAFETY: the kernel reads `value`, of this length.
+    unsafe { libc::setsockopt(fd, level, name, value.as_ptr().cast(), length) };
+}
+
+fn sendto(fd: RawFd, payload: &[u8], to: &SockaddrStorage, flags: i32) {
+    // SAFETY: the kernel reads the payload and the address, of these lengths.
+    unsafe {
+        libc::sendto(
+            fd,
+            payload.as_ptr().cast(),
+            payload.len(),
+            flags,
+            to.as_ptr().cast(),
+            to.len(),
+        )
+    };
+}
+
+fn disconnect(fd: RawFd) {
+    // SAFETY: all zeros is an address of that family.
+    let nobody: libc::sockaddr = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel reads the address, of this length.
+    unsafe { libc::connect(fd, &raw const nobody, size_of_val(&nobody) as u32) };
+}
+
+/// Waits for the end of each, so that what they point to may go.
+fn submit(entries: &[squeue::Entry]) {
+    let Ok(mut ring) = IoUring::new(4) else {
+        return;
+    };
+    for entry in entries {
+        // SAFETY: what the entry points to outlives this function.
+        let pushed = unsafe { ring.submission().push(entry) };
+        if pushed.is_err() || ring.submit_and_wait(1).is_err() {
+            return;
+        }
+        ring.completion().for_each(drop);
+    }
+}

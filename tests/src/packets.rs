@@ -1,0 +1,296 @@
+//! Packets and frames, byte by byte, as a sender may write them that does not keep to
+//! anything: lists of destinations, tags, other names for IP.
+
+use std::net::{IpAddr, SocketAddr};
+
+/// IPv4, as frames call it.
+pub const ETHERTYPE_IPV4: u16 = 0x0800;
+/// IPv6, as frames call it.
+pub const ETHERTYPE_IPV6: u16 = 0x86dd;
+/// A tag of 802.1Q.
+pub const ETHERTYPE_VLAN: u16 = 0x8100;
+/// A tag of 802.1ad.
+pub const ETHERTYPE_QINQ: u16 = 0x88a8;
+/// A stack of labels.
+pub const ETHERTYPE_MPLS: u16 = 0x8847;
+/// A session of PPP over Ethernet.
+pub const ETHERTYPE_PPPOE: u16 = 0x8864;
+/// Routing header of IPv6.
+pub const ROUTING: u8 = 43;
+/// User datagrams.
+pub const UDP: u8 = 17;
+/// Loose source route of IPv4.
+pub const LOOSE: u8 = 131;
+/// Strict source route of IPv4.
+pub const STRICT: u8 = 137;
+
+/// The ethertype of packets to such an address.
+#[must_use]
+pub fn ethertype_of(address: IpAddr) -> u16 {
+    if address.is_ipv4() {
+        ETHERTYPE_IPV4
+    } else {
+        ETHERTYPE_IPV6
+    }
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// A header of UDP and `size` bytes. Without a checksum: IPv4 takes it, and IPv6 is only to
+/// be counted.
+#[must_use]
+pub fn datagram(from: u16, to: u16, size: usize) -> Vec<u8> {
+    let mut packet = from.to_be_bytes().to_vec();
+    packet.extend(to.to_be_bytes());
+    packet.extend((8 + size as u16).to_be_bytes());
+    packet.extend([0, 0]);
+    packet.resize(8 + size, b'x');
+    packet
+}
+
+/// An IPv4 packet with options, which end on a word.
+#[must_use]
+pub fn ipv4(from: IpAddr, to: IpAddr, protocol: u8, options: &[u8], payload: &[u8]) -> Vec<u8> {
+    let words = 5 + options.len().div_ceil(4);
+    let mut packet = vec![0x40 | words as u8, 0];
+    packet.extend(((words * 4 + payload.len()) as u16).to_be_bytes());
+    packet.extend([0, 0, 0, 0, 64, protocol, 0, 0]);
+    packet.extend(octets(from));
+    packet.extend(octets(to));
+    packet.extend(options);
+    packet.resize(words * 4, 0);
+    set_checksum(&mut packet);
+    packet.extend(payload);
+    packet
+}
+
+/// An IPv6 packet whose first header after its own is `next`.
+#[must_use]
+pub fn ipv6(from: IpAddr, to: IpAddr, next: u8, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend((payload.len() as u16).to_be_bytes());
+    packet.extend([next, 64]);
+    packet.extend(octets(from));
+    packet.extend(octets(to));
+    packet.extend(payload);
+    packet
+}
+
+/// A datagram in a packet of IP.
+#[must_use]
+pub fn udp(from: SocketAddr, to: SocketAddr, size: usize) -> Vec<u8> {
+    let content = datagram(from.port(), to.port(), size);
+    if to.is_ipv4() {
+        ipv4(from.ip(), to.ip(), UDP, &[], &content)
+    } else {
+        ipv6(from.ip(), to.ip(), UDP, &content)
+    }
+}
+
+/// A routing header of IPv6 in which all of `hops` are left, in the order in which they
+/// are gone to. Segments of type 4 stand in the opposite order.
+#[must_use]
+pub fn routing_header(kind: u8, next: u8, hops: &[IpAddr]) -> Vec<u8> {
+    let left = hops.len() as u8;
+    let last = if kind == 4 { left.saturating_sub(1) } else { 0 };
+    let mut header = vec![next, 2 * left, kind, left, last, 0, 0, 0];
+    let mut list: Vec<&IpAddr> = hops.iter().collect();
+    if kind == 4 {
+        list.reverse();
+    }
+    list.into_iter().for_each(|hop| header.extend(octets(*hop)));
+    header
+}
+
+/// The same as an option of a socket takes it for type 4: the kernel puts the named
+/// destination into the first place, and goes to `hops` before.
+#[must_use]
+pub fn routing_option(hops: &[IpAddr]) -> Vec<u8> {
+    let left = hops.len() as u8;
+    let mut header = vec![0, 2 * (left + 1), 4, left, left, 0, 0, 0];
+    header.extend([0; 16]);
+    hops.iter()
+        .rev()
+        .for_each(|hop| header.extend(octets(*hop)));
+    header
+}
+
+/// A source route of IPv4, [`LOOSE`] or [`STRICT`], of which all is left; ends on a word.
+#[must_use]
+pub fn source_route(kind: u8, hops: &[IpAddr]) -> Vec<u8> {
+    let mut option = vec![kind, 3 + 4 * hops.len() as u8, 4];
+    hops.iter().for_each(|hop| option.extend(octets(*hop)));
+    option.push(1);
+    option
+}
+
+/// Sets the checksum of the IPv4 header that a packet begins with.
+pub fn set_checksum(packet: &mut [u8]) {
+    let header = packet.first().map_or(0, |byte| usize::from(byte & 15) * 4);
+    if let Some(field) = packet.get_mut(10..12) {
+        field.fill(0);
+    }
+    let sum = checksum(packet.get(..header).unwrap_or_default()).to_be_bytes();
+    if let Some(field) = packet.get_mut(10..12) {
+        field.copy_from_slice(&sum);
+    }
+}
+
+/// RFC 1071.
+#[must_use]
+pub fn checksum(packet: &[u8]) -> u16 {
+    let sum: u32 = packet
+        .chunks(2)
+        .map(|pair| {
+            let byte = |index| u32::from(pair.get(index).copied().unwrap_or(0));
+            byte(0) << 8 | byte(1)
+        })
+        .sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    !((folded & 0xffff) + (folded >> 16)) as u16
+}
+
+/// Between the addresses of a frame and a packet of IP: the packet's own ethertype.
+#[must_use]
+pub fn plain(packet: &[u8]) -> Vec<u8> {
+    let own = match packet.first().map(|byte| byte >> 4) {
+        Some(6) => ETHERTYPE_IPV6,
+        _ => ETHERTYPE_IPV4,
+    };
+    own.to_be_bytes().to_vec()
+}
+
+/// Something that a frame has between its addresses and the packet of IP. None if nothing
+/// is called so.
+#[must_use]
+pub fn wrapped(how: &str, packet: &[u8]) -> Option<Vec<u8>> {
+    let tags = |ethertype: u16, count: u16| {
+        (1..=count).flat_map(move |id| [ethertype.to_be_bytes(), id.to_be_bytes()].concat())
+    };
+    let is_v6 = packet.first().is_some_and(|byte| byte >> 4 == 6);
+    let mut between = Vec::new();
+    match how {
+        "vlan-9" => between.extend(tags(ETHERTYPE_VLAN, 9)),
+        "qinq" => {
+            between.extend(tags(ETHERTYPE_QINQ, 1));
+            between.extend(tags(ETHERTYPE_VLAN, 1));
+        }
+        "qinq-9" => between.extend(tags(ETHERTYPE_QINQ, 9)),
+        "mpls" => {
+            between.extend(ETHERTYPE_MPLS.to_be_bytes());
+            // Two labels, of which the second is the last.
+            between.extend([0, 1, 0, 64, 0, 2, 1, 64]);
+            return Some([&between, packet].concat());
+        }
+        "pppoe" => {
+            between.extend(ETHERTYPE_PPPOE.to_be_bytes());
+            between.extend([0x11, 0, 0, 7]);
+            between.extend((packet.len() as u16 + 2).to_be_bytes());
+            between.extend(if is_v6 { [0, 0x57] } else { [0, 0x21] });
+            return Some([&between, packet].concat());
+        }
+        "snap" => {
+            between.extend((packet.len() as u16 + 8).to_be_bytes());
+            between.extend([0xaa, 0xaa, 3, 0, 0, 0]);
+        }
+        "lie" => {
+            // The other family's.
+            let other = if is_v6 {
+                ETHERTYPE_IPV4
+            } else {
+                ETHERTYPE_IPV6
+            };
+            between.extend(other.to_be_bytes());
+            return Some([&between, packet].concat());
+        }
+        "experiment" | "arp" | "lldp" => {
+            let ethertype: u16 = match how {
+                "arp" => 0x0806,
+                "lldp" => 0x88cc,
+                _ => 0x88b5,
+            };
+            between.extend(ethertype.to_be_bytes());
+            return Some([&between, packet].concat());
+        }
+        _ => return None,
+    }
+    between.extend(plain(packet));
+    Some([&between, packet].concat())
+}
+
+/// The packet of IP in what follows the addresses of a frame, as someone unwraps it who
+/// tries everything.
+#[must_use]
+pub fn unwrapped(mut rest: &[u8]) -> Option<&[u8]> {
+    loop {
+        let (ethertype, content) = rest.split_first_chunk()?;
+        rest = match u16::from_be_bytes(*ethertype) {
+            ETHERTYPE_VLAN | ETHERTYPE_QINQ | 0x9100 => content.get(2..)?,
+            ETHERTYPE_MPLS | 0x8848 => {
+                let mut labels = content;
+                loop {
+                    let (label, after) = labels.split_first_chunk::<4>()?;
+                    labels = after;
+                    if label[2] & 1 == 1 {
+                        break;
+                    }
+                }
+                return is_ip(labels).then_some(labels);
+            }
+            ETHERTYPE_PPPOE => return content.get(8..).filter(|packet| is_ip(packet)),
+            0..=1500 => content.get(6..)?,
+            _ => return is_ip(content).then_some(content),
+        };
+    }
+}
+
+/// True if it begins as a packet of IP does.
+fn is_ip(packet: &[u8]) -> bool {
+    let len = |at: usize| {
+        let field = packet.get(at..at + 2);
+        field.map_or(0, |field| u16::from_be_bytes([field[0], field[1]]).into())
+    };
+    match packet.first().map(|byte| byte >> 4) {
+        Some(4) => (20..=packet.len()).contains(&len(2)),
+        Some(6) => packet.len() >= 40 + len(4),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrapped_can_be_unwrapped() {
+        for to in ["203.0.113.9:9", "[2001:db8:3::9]:9"] {
+            let to: SocketAddr = to.parse().unwrap();
+            let packet = udp(to, to, 64);
+            let ways = [
+                "vlan-9",
+                "qinq",
+                "qinq-9",
+                "mpls",
+                "pppoe",
+                "snap",
+                "lie",
+                "experiment",
+                "arp",
+                "lldp",
+            ];
+            for how in ways {
+                let rest = wrapped(how, &packet).unwrap();
+                assert_eq!(unwrapped(&rest), Some(&packet[..]), "{how}");
+            }
+            assert_eq!(
+                unwrapped(&[plain(&packet), packet.clone()].concat()),
+                Some(&packet[..])
+            );
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Who sends the first bytes: a socket that an approved program connects, and another one
+//! sends on; and ways out that no hook judges, which a user may open.
+
+mod world;
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
+use trefoil_lab::agent::detach;
+use trefoil_lab::sink::TcpSink;
+use trefoil_lab::{Lab, places};
+use world::{TRAFFIC, at, reporting, traffic_in};
+
+/// In one call.
+const BYTES: u64 = 50 << 20;
+
+#[test]
+fn another_program_does_not_send_what_the_one_that_connected_may() -> Result<()> {
+    let lab = Lab::new()?;
+    let sink = TcpSink::new(&lab.foreign, 443)?;
+    let approved = lab.copy_program(TRAFFIC, "good/connects")?;
+    let policy = format!(
+        "mode = \"enforce\"\n[[rules]]\nname = \"one program\"\nfrom = {{ exe = {approved:?} }}\n\
+         to = {{ networks = [\"203.0.113.0/24\"] }}\nverdict = \"approve\"\n"
+    );
+    let agent = lab.agent().policy(&policy).uplink("auto").start()?;
+    // Not a child: the same process turns into the other program, which sends all at once.
+    let outcome = lab
+        .program_in("first.service", &approved)?
+        .args(["become", TRAFFIC, &at(places::FOREIGN, 443)])
+        .args(["--bytes", &BYTES.to_string()])
+        .run()?;
+    ensure!(outcome.code != 2, "{outcome:?}");
+    agent.stop(Signal::SIGTERM)?;
+    detach(&lab)?;
+    ensure!(
+        sink.bytes() == 0,
+        "{} bytes of {BYTES} arrived",
+        sink.bytes()
+    );
+    lab.close()
+}
+
+#[test]
+fn whoever_opens_a_socket_to_the_hypervisor_is_named() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut agent = lab.agent().policy(&reporting()).uplink("auto").start()?;
+    // It is opened, and nothing is sent by it.
+    traffic_in(&lab, "fast.service")?
+        .args(["vsock"])
+        .run()?
+        .success()?;
+    let record = agent.wait_for("AF_VSOCK is told", |records| {
+        let is_it = |record: &&trefoil_lab::Record| record.text("subject").contains("AF_VSOCK");
+        records.iter().find(is_it).cloned()
+    })?;
+    ensure!(
+        record.is("event", "coverage")
+            && record.is("exe", TRAFFIC)
+            && record.is("unit", "fast.service"),
+        "{record}"
+    );
+    agent.stop(Signal::SIGTERM)?;
+    detach(&lab)?;
+    lab.close()
+}

@@ -1,0 +1,156 @@
+//! Destinations that the host rewrites: a policy judges where it goes, the record has the
+//! named address as well, and report mode tells what enforce mode does.
+
+mod world;
+
+use anyhow::{Context, Result, ensure};
+use trefoil_lab::program::Program;
+use trefoil_lab::sink::UdpSink;
+use trefoil_lab::tap::Tap;
+use trefoil_lab::wiring::{container, forward};
+use trefoil_lab::{Lab, Record, places, wait_for};
+use world::{
+    PAYLOAD, REFUSED, TRAFFIC, UDP_HEADER, all_of, enforcing, is_final, reporting, traffic,
+};
+
+/// Addresses of services, which the policy does not know. Routed abroad, since the kernel
+/// looks for a route before it rewrites.
+const TO_PEER: &str = "203.0.113.101";
+const TO_FOREIGN: &str = "198.51.100.102";
+/// Where they are.
+const BACKEND: &str = "198.51.100.11";
+const BAD_BACKEND: &str = "203.0.113.12";
+const DATAGRAM: u64 = PAYLOAD + UDP_HEADER + 20;
+
+/// Rewrites as service proxies do: for the host's own packets and for forwarded ones, which
+/// leave with the host's address.
+fn translate(lab: &Lab) -> Result<()> {
+    let rewrite = format!(
+        "ip daddr {TO_PEER} dnat to {BACKEND}\nip daddr {TO_FOREIGN} dnat to {BAD_BACKEND}"
+    );
+    lab.host.nft(&format!(
+        "table ip services {{\n\
+         chain output {{\ntype nat hook output priority -100; policy accept;\n{rewrite}\n}}\n\
+         chain prerouting {{\ntype nat hook prerouting priority -100; policy accept;\n{rewrite}\n}}\n\
+         chain postrouting {{\ntype nat hook postrouting priority 100; policy accept;\n\
+         ip saddr 192.0.2.121 masquerade\n}}\n}}\n"
+    ))?;
+    // Masquerading takes an address of the interface, and the lab's have none.
+    let host = places::HOST;
+    lab.host.ip(&format!(
+        "address add {host}/32 dev to-peer\naddress add {host}/32 dev to-foreign\n"
+    ))
+}
+
+/// Final records about either address of a service.
+fn about<'a>(records: &'a [Record], service: &str, backend: &str) -> Vec<&'a Record> {
+    let is_it = |record: &&Record| {
+        let to = record.text("dst_addr");
+        is_final(record) && (to == backend || to == service)
+    };
+    records.iter().filter(is_it).collect()
+}
+
+#[derive(Clone, Copy)]
+enum From {
+    Host,
+    Container,
+}
+
+/// Sends to both services in one mode and returns who was refused, what arrived, and what
+/// is told.
+fn go(from: From, enforced: bool) -> Result<(Vec<bool>, Vec<u64>, Vec<Record>)> {
+    let lab = Lab::new()?;
+    forward(&lab.host)?;
+    let place = container(&lab.host, "container", 21)?.place;
+    translate(&lab)?;
+    let _sinks = (UdpSink::new(&lab.peer, 9)?, UdpSink::new(&lab.foreign, 9)?);
+    let taps = [Tap::new(&lab.peer)?, Tap::new(&lab.foreign)?];
+    let policy = if enforced { enforcing() } else { reporting() };
+    let agent = lab.agent().policy(&policy).uplink("auto").start()?;
+    let before = [lab.link_to(&lab.peer)?, lab.link_to(&lab.foreign)?];
+    let mut refused = Vec::new();
+    for service in [TO_PEER, TO_FOREIGN] {
+        let program = match from {
+            From::Host => traffic(&lab)?,
+            From::Container => {
+                let unit = lab.unit("container.service")?;
+                Program::new(TRAFFIC, &place, Some(&unit), None)?
+            }
+        };
+        let outcome = program.args(["udp", &format!("{service}:9")]).run()?;
+        ensure!([0, REFUSED].contains(&outcome.code), "{outcome:?}");
+        refused.push(outcome.code == REFUSED);
+    }
+    let records = all_of(agent, &lab)?;
+    let mut arrived = Vec::new();
+    for ((tap, place), (before, to)) in taps
+        .iter()
+        .zip([&lab.peer, &lab.foreign])
+        .zip(before.into_iter().zip([BACKEND, BAD_BACKEND]))
+    {
+        let sent = lab.link_to(place)?.since(before).tx_packets;
+        wait_for("what was sent arrives", || {
+            Ok((tap.frames() >= sent).then_some(()))
+        })?;
+        arrived.push(tap.to(to.parse()?).bytes);
+    }
+    lab.close()?;
+    Ok((refused, arrived, records))
+}
+
+fn what_is_behind_decides(from: From) -> Result<()> {
+    let (refused, arrived, records) = go(from, true)?;
+    ensure!(
+        !refused[0],
+        "the backend is approved, and the call was refused"
+    );
+    ensure!(arrived == [DATAGRAM, 0], "enforce mode: {arrived:?}");
+    let sum = |records: &[&Record], field: &str| -> u64 {
+        let numbers = records.iter().map(|record| record.number(field));
+        numbers.map(Result::unwrap_or_default).sum()
+    };
+    let good = about(&records, TO_PEER, BACKEND);
+    ensure!(
+        sum(&good, "bytes_out") == DATAGRAM,
+        "counted once: {good:?}"
+    );
+    let bad = about(&records, TO_FOREIGN, BAD_BACKEND);
+    ensure!(sum(&bad, "bytes_out") == 0, "nothing left: {bad:?}");
+
+    let (refused, arrived, records) = go(from, false)?;
+    ensure!(refused == [false, false], "report mode refuses");
+    ensure!(arrived == [DATAGRAM; 2], "report mode: {arrived:?}");
+    for (service, backend, outcome) in [
+        (TO_PEER, BACKEND, "passed"),
+        (TO_FOREIGN, BAD_BACKEND, "would-drop"),
+    ] {
+        let told = about(&records, service, backend);
+        ensure!(
+            sum(&told, "bytes_out") == DATAGRAM,
+            "counted once: {told:?}"
+        );
+        let record = told.first().context("no record")?;
+        for (field, expected) in [
+            ("dst_addr", backend),
+            ("dst_named", service),
+            ("outcome", outcome),
+        ] {
+            ensure!(
+                record.is(field, expected),
+                "{field} is not {expected}: {record}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_behind_a_service_decides_for_the_host() -> Result<()> {
+    what_is_behind_decides(From::Host)
+}
+
+#[test]
+fn what_is_behind_a_service_decides_for_a_container() -> Result<()> {
+    what_is_behind_decides(From::Container)
+}

@@ -1,0 +1,296 @@
+//! Ways out, drawn at random: nothing arrives abroad in enforce mode, and in report mode
+//! all that arrives is in records about where it arrived.
+//!
+//! `TREFOIL_WAYS_OUT_SEED` and `TREFOIL_WAYS_OUT_CASES` say which cases, and how many.
+
+mod world;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail, ensure};
+use trefoil_lab::link::LinkCounters;
+use trefoil_lab::program::Program;
+use trefoil_lab::router::{ROUTER, ROUTER6, Router};
+use trefoil_lab::sink::{TcpSink, UdpSink};
+use trefoil_lab::tap::Tap;
+use trefoil_lab::ways::Case;
+use trefoil_lab::wiring::{Guest, container, forward};
+use trefoil_lab::{Lab, places, wait_for};
+use world::{TRAFFIC, all_of, is_final};
+
+/// Approves one port of a gateway, the same of a gateway that is a router, and one network.
+const RULES: &str = r#"
+[[gateways]]
+name      = "the gateway"
+endpoints = ["192.0.2.10:443/tcp", "192.0.2.10:443/udp", "192.0.2.20:443/tcp", "192.0.2.20:443/udp",
+             "[2001:db8:1::10]:443/tcp", "[2001:db8:1::10]:443/udp",
+             "[2001:db8:1::20]:443/tcp", "[2001:db8:1::20]:443/udp"]
+
+[[rules]]
+name    = "the gateway"
+to      = { gateway = "the gateway" }
+verdict = "approve"
+
+[[rules]]
+name    = "the peer"
+to      = { networks = ["198.51.100.0/24", "2001:db8:2::/48"] }
+verdict = "approve"
+"#;
+
+const CASES: u64 = 1500;
+const BATCH: u64 = 50;
+const USER: u32 = 65534;
+/// How often a case is tried alone that may need luck.
+const TRIES: u64 = 20;
+
+fn number(name: &str) -> Result<Option<u64>> {
+    let Ok(text) = std::env::var(name) else {
+        return Ok(None);
+    };
+    Ok(Some(
+        text.parse().with_context(|| format!("{name}={text}"))?,
+    ))
+}
+
+/// Where the cases are gone.
+struct World {
+    lab: Lab,
+    router: Router,
+    container: Guest,
+    tap: Tap,
+    before: u64,
+    in_container: bool,
+    seed: u64,
+    _sinks: (Vec<TcpSink>, Vec<UdpSink>),
+}
+
+impl World {
+    fn new(in_container: bool) -> Result<Self> {
+        let seed = match number("TREFOIL_WAYS_OUT_SEED")? {
+            Some(seed) => seed,
+            None => SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
+        };
+        println!("TREFOIL_WAYS_OUT_SEED={seed}");
+        let lab = Lab::new()?;
+        forward(&lab.host)?;
+        let container = container(&lab.host, "container", 21)?;
+        let router = Router::new(&lab)?;
+        // Multicast beyond the link, and prefixes that embed addresses, lead abroad.
+        lab.host.ip(&format!(
+            "route add multicast 239.1.1.1 dev to-foreign src {}\n\
+             route add 64:ff9b::/96 via {far} dev to-foreign onlink\n\
+             route add 2002::/16 via {far} dev to-foreign onlink\n",
+            places::HOST,
+            far = places::FOREIGN6
+        ))?;
+        let mut streams = Vec::new();
+        let mut datagrams = Vec::new();
+        for (place, ports) in [
+            (&lab.gateway, [443, 444]),
+            (&lab.peer, [9, 443]),
+            (&lab.foreign, [9, 443]),
+        ] {
+            for port in ports {
+                streams.push(TcpSink::new(place, port)?);
+                datagrams.push(UdpSink::new(place, port)?);
+            }
+        }
+        let mut world = Self {
+            tap: Tap::new(&lab.foreign)?,
+            before: 0,
+            lab,
+            router,
+            container,
+            in_container,
+            seed,
+            _sinks: (streams, datagrams),
+        };
+        world.before = world.sent()? - world.tap.frames();
+        Ok(world)
+    }
+
+    /// Frames that the host and the router have sent abroad.
+    fn sent(&self) -> Result<u64> {
+        let routed = LinkCounters::read(&self.router.place, "to-foreign")?;
+        Ok(self.lab.link_to(&self.lab.foreign)?.tx_packets + routed.tx_packets)
+    }
+
+    /// Waits until all that was sent has arrived.
+    fn settle(&self) -> Result<()> {
+        wait_for("all that was sent arrives", || {
+            let read = LinkCounters::read(&self.lab.host, "to-router")?.tx_packets;
+            let arrived = self.tap.frames() + self.before;
+            Ok((self.router.received() >= read && arrived >= self.sent()?).then_some(()))
+        })
+    }
+
+    fn go(&self, first: u64, count: u64, without: &[usize]) -> Result<()> {
+        let unit = self.lab.unit("ways.service")?;
+        let program = match self.in_container {
+            true => Program::new(TRAFFIC, &self.container.place, Some(&unit), None)?,
+            false => self.lab.program_as(USER, TRAFFIC)?,
+        };
+        let mut arguments = vec!["ways".to_owned(), self.seed.to_string()];
+        arguments.extend(["--from".to_owned(), first.to_string()]);
+        arguments.extend(["--count".to_owned(), count.to_string()]);
+        if self.in_container {
+            arguments.push("--container".to_owned());
+        }
+        for part in without {
+            arguments.extend(["--without".to_owned(), part.to_string()]);
+        }
+        program.args(arguments).run()?.success()?;
+        self.settle()
+    }
+
+    /// Packets that have arrived abroad, and for where.
+    fn escaped(&self) -> BTreeMap<IpAddr, u64> {
+        let all = self.tap.destinations().into_iter();
+        let abroad = all.filter(|(address, _)| !may_arrive(*address));
+        abroad.map(|(to, arrived)| (to, arrived.packets)).collect()
+    }
+
+    /// True if this case, alone, lets something out.
+    fn lets_out(&self, number: u64, without: &[usize]) -> Result<bool> {
+        let before = self.escaped();
+        for _ in 0..TRIES {
+            self.go(number, 1, without)?;
+            if self.escaped() != before {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The least of the first case of these that lets something out.
+    fn least(&self, first: u64, count: u64) -> Result<String> {
+        for number in first..first + count {
+            if !self.lets_out(number, &[])? {
+                continue;
+            }
+            let case = Case::draw(self.seed, number, self.in_container);
+            let mut without = Vec::new();
+            for part in 0..=case.extras.len() {
+                let mut less = without.clone();
+                less.push(part);
+                if self.lets_out(number, &less)? {
+                    without = less;
+                }
+            }
+            return Ok(format!("case {number}: {}", case.without_all(&without)));
+        }
+        Ok("no case alone".to_owned())
+    }
+}
+
+/// True for what the policy approves, and for what no router forwards.
+fn may_arrive(address: IpAddr) -> bool {
+    match address {
+        _ if [places::GATEWAY, places::GATEWAY6, ROUTER, ROUTER6].contains(&address) => true,
+        IpAddr::V4(address) => {
+            let [a, b, c, _] = address.octets();
+            [a, b, c] == [198, 51, 100]
+                || [a, b, c] == [224, 0, 0]
+                || address == Ipv4Addr::BROADCAST
+        }
+        IpAddr::V6(address) => {
+            let segments = address.segments();
+            segments[..3] == [0x2001, 0xdb8, 2]
+                || segments[0] & 0xff0f <= 0xff02 && segments[0] >> 8 == 0xff
+        }
+    }
+}
+
+fn nothing_leaves(in_container: bool) -> Result<()> {
+    let world = World::new(in_container)?;
+    let policy = format!("mode = \"enforce\"\n{RULES}");
+    let agent = world.lab.agent().policy(&policy).uplink("auto").start()?;
+    let cases = number("TREFOIL_WAYS_OUT_CASES")?.unwrap_or(CASES);
+    let mut first = 0;
+    while first < cases {
+        let count = BATCH.min(cases - first);
+        world.go(first, count, &[])?;
+        let escaped = world.escaped();
+        if !escaped.is_empty() {
+            let least = world.least(first, count)?;
+            bail!(
+                "seed {}, cases {first} to {}: packets abroad: {escaped:?}\n{least}",
+                world.seed,
+                first + count - 1
+            );
+        }
+        first += count;
+    }
+    drop(agent);
+    world.lab.close()
+}
+
+#[test]
+fn nothing_leaves_by_any_way_of_a_user() -> Result<()> {
+    nothing_leaves(false)
+}
+
+#[test]
+fn nothing_leaves_by_any_way_of_a_container() -> Result<()> {
+    nothing_leaves(true)
+}
+
+/// Each violation has a record of its own, so that records can be summed up by address.
+const EACH: &str = "heartbeat_interval = \"1s\"\nviolations_rate = 1000000\n";
+
+fn all_is_told(in_container: bool) -> Result<()> {
+    let world = World::new(in_container)?;
+    let policy = format!("mode = \"report\"\n{RULES}");
+    let agent = world.lab.agent().policy(&policy).settings(EACH);
+    let agent = agent.uplink("auto").start()?;
+    let cases = number("TREFOIL_WAYS_OUT_CASES")?.unwrap_or(CASES / 3);
+    let mut first = 0;
+    while first < cases {
+        let count = BATCH.min(cases - first);
+        world.go(first, count, &[])?;
+        first += count;
+    }
+    let mut told: BTreeMap<IpAddr, u64> = BTreeMap::new();
+    for record in all_of(agent, &world.lab)?
+        .iter()
+        .filter(|record| is_final(record))
+    {
+        let to = record.address("dst_addr")?.to_canonical();
+        *told.entry(to).or_default() += record.number("bytes_out")?;
+    }
+    world.settle()?;
+    let mut wrong = Vec::new();
+    for (to, arrived) in world.tap.as_sent() {
+        if may_arrive(to) {
+            continue;
+        }
+        let told = told.get(&to).copied().unwrap_or_default();
+        println!("{to}: {} bytes arrived, {told} are told", arrived.bytes);
+        // More may be told: what was handed over and then found no neighbour.
+        if told < arrived.bytes {
+            wrong.push(format!(
+                "{to}: {} bytes arrived, {told} are told",
+                arrived.bytes
+            ));
+        }
+    }
+    ensure!(
+        wrong.is_empty(),
+        "seed {}: {}",
+        world.seed,
+        wrong.join("; ")
+    );
+    world.lab.close()
+}
+
+#[test]
+fn all_that_leaves_by_any_way_of_a_user_is_told() -> Result<()> {
+    all_is_told(false)
+}
+
+#[test]
+fn all_that_leaves_by_any_way_of_a_container_is_told() -> Result<()> {
+    all_is_told(true)
+}
