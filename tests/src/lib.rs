@@ -25,6 +25,7 @@ pub mod kernel;
 pub mod lab;
 pub mod link;
 pub mod namespace;
+pub mod object;
 pub mod places;
 pub mod program;
 pub mod record;
