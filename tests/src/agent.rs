@@ -60,6 +60,7 @@ pub struct AgentBuilder<'lab> {
     arguments: Vec<&'static str>,
     uplinks: Vec<String>,
     records: PathBuf,
+    is_json_written: bool,
 }
 
 /// A running agent. Killed and taken out of the kernel when dropped.
@@ -86,6 +87,7 @@ impl<'lab> AgentBuilder<'lab> {
             arguments: Vec::new(),
             uplinks: Vec::new(),
             records: lab.file(""),
+            is_json_written: true,
         }
     }
 
@@ -123,6 +125,12 @@ impl<'lab> AgentBuilder<'lab> {
     /// With its records in a file of this directory, and not of the lab's.
     pub fn records_in(mut self, directory: &Path) -> Self {
         directory.clone_into(&mut self.records);
+        self
+    }
+
+    /// With its records in the journal alone.
+    pub fn without_json(mut self) -> Self {
+        self.is_json_written = false;
         self
     }
 
@@ -164,8 +172,6 @@ impl<'lab> AgentBuilder<'lab> {
             .arg(&lab.cgroup)
             .arg("--pin-dir")
             .arg(lab.pins())
-            .arg("--json")
-            .arg(&json)
             .args(["--flows", self.flows])
             .args(&self.arguments)
             .stdin(match self.terminal {
@@ -174,6 +180,9 @@ impl<'lab> AgentBuilder<'lab> {
             })
             // Ctrl-C in a terminal is not for it.
             .process_group(0);
+        if self.is_json_written {
+            command.arg("--json").arg(&json);
+        }
         match self.uplinks.as_slice() {
             [] => command.args(["--uplink", "none"]),
             names => command.args(names.iter().flat_map(|name| ["--uplink", name])),

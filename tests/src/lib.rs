@@ -16,6 +16,7 @@
 //! JSON, journal, and what arrives at the far end.
 
 pub mod agent;
+pub mod attach;
 pub mod battery;
 pub mod books;
 pub mod cgroup;
