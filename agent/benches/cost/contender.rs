@@ -338,7 +338,8 @@ pub fn trefoil(lab: &Lab, setup: Setup, large: &Large) -> Contender {
     assert_eq!(
         n_exits,
         if setup.uplink { 2 } else { 0 },
-        "uplinks with a link, which need Linux 6.6"
+        "uplinks with a link, which need Linux 6.6: {}",
+        agent.errors()
     );
     let maps = MapInfo::of(agent.objects()).unwrap();
     let events = maps.iter().find(|map| map.name == "EVENTS").unwrap();
