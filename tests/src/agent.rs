@@ -61,6 +61,7 @@ pub struct AgentBuilder<'lab> {
     uplinks: Vec<String>,
     records: PathBuf,
     json: Option<PathBuf>,
+    is_json_written: bool,
 }
 
 /// A running agent. Killed and taken out of the kernel when dropped.
@@ -88,6 +89,7 @@ impl<'lab> AgentBuilder<'lab> {
             uplinks: Vec::new(),
             records: lab.file(""),
             json: None,
+            is_json_written: true,
         }
     }
 
@@ -131,6 +133,12 @@ impl<'lab> AgentBuilder<'lab> {
     /// With this file for records, which is not made. For agents that are to refuse.
     pub fn records_at(mut self, file: &Path) -> Self {
         self.json = Some(file.to_owned());
+        self
+    }
+
+    /// With its records in the journal alone.
+    pub fn without_json(mut self) -> Self {
+        self.is_json_written = false;
         self
     }
 
@@ -178,8 +186,6 @@ impl<'lab> AgentBuilder<'lab> {
             .arg(&lab.cgroup)
             .arg("--pin-dir")
             .arg(lab.pins())
-            .arg("--json")
-            .arg(&json)
             .args(["--flows", self.flows])
             .args(&self.arguments)
             .stdin(match self.terminal {
@@ -188,6 +194,9 @@ impl<'lab> AgentBuilder<'lab> {
             })
             // Ctrl-C in a terminal is not for it.
             .process_group(0);
+        if self.is_json_written {
+            command.arg("--json").arg(&json);
+        }
         match self.uplinks.as_slice() {
             [] => command.args(["--uplink", "none"]),
             names => command.args(names.iter().flat_map(|name| ["--uplink", name])),

@@ -120,25 +120,16 @@ pub struct Runs {
 impl Runs {
     /// Of the programs among these objects that are called so.
     pub fn of(objects: &Objects, name: &str) -> Result<Self> {
-        // Where struct bpf_prog_info has them.
-        const NAME: usize = 64;
-        const RUN_TIME_NS: usize = 192;
-        const RUN_COUNT: usize = 200;
         let mut runs = Self::default();
         for id in &objects.programs {
-            let Some(program) = open(BPF_PROG_GET_FD_BY_ID, *id)? else {
+            let Some(program) = open_program(*id)? else {
                 continue;
             };
-            if name_of(&program, NAME)? != name {
-                continue;
+            let info = ProgramInfo::read(&program)?;
+            if info.name == name {
+                runs.ns += info.runs.ns;
+                runs.count += info.runs.count;
             }
-            let info = info::<208>(&program)?;
-            let number = |at: usize| {
-                let bytes = info.get(at..).and_then(|rest| rest.first_chunk()).copied();
-                bytes.map(u64::from_ne_bytes).unwrap_or_default()
-            };
-            runs.ns += number(RUN_TIME_NS);
-            runs.count += number(RUN_COUNT);
         }
         Ok(runs)
     }
@@ -151,6 +142,103 @@ impl Runs {
             count: self.count - earlier.count,
         }
     }
+}
+
+/// What the kernel says of a program.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProgramInfo {
+    /// Number of the program.
+    pub id: u32,
+    /// Its first 15 letters.
+    pub name: String,
+    /// Bytes of machine code.
+    pub jited_bytes: u32,
+    /// Instructions that the verifier went through (Linux 5.16).
+    pub verified: u32,
+    /// While anybody has the kernel count them.
+    pub runs: Runs,
+}
+
+impl ProgramInfo {
+    /// Of an open program.
+    pub fn read(program: &OwnedFd) -> Result<Self> {
+        // struct bpf_prog_info
+        const JITED_LEN: usize = 16;
+        const NAME: usize = 64;
+        const RUN_TIME_NS: usize = 192;
+        const RUN_COUNT: usize = 200;
+        const VERIFIED: usize = 216;
+        let info = info::<224>(program)?;
+        let wide = |at: usize| {
+            let bytes = info.get(at..).and_then(|rest| rest.first_chunk()).copied();
+            bytes.map(u64::from_ne_bytes).unwrap_or_default()
+        };
+        Ok(Self {
+            id: (wide(0) >> 32) as u32,
+            name: name_of(program, NAME)?,
+            jited_bytes: wide(JITED_LEN) as u32,
+            verified: wide(VERIFIED) as u32,
+            runs: Runs {
+                ns: wide(RUN_TIME_NS),
+                count: wide(RUN_COUNT),
+            },
+        })
+    }
+
+    /// Of all programs among these objects.
+    pub fn of(objects: &Objects) -> Result<Vec<Self>> {
+        let open = |id: &u32| open_program(*id).transpose();
+        let programs = objects.programs.iter().filter_map(open);
+        programs.map(|program| Self::read(&program?)).collect()
+    }
+}
+
+/// What the kernel says of a map.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MapInfo {
+    /// Its first 15 letters.
+    pub name: String,
+    /// Number of the map.
+    pub id: u32,
+    /// Bytes of one of its values.
+    pub value_bytes: u32,
+}
+
+impl MapInfo {
+    /// Of all maps among these objects.
+    pub fn of(objects: &Objects) -> Result<Vec<Self>> {
+        const NAME: usize = 24;
+        let mut maps = Vec::new();
+        for id in &objects.maps {
+            let Some(map) = open(BPF_MAP_GET_FD_BY_ID, *id)? else {
+                continue;
+            };
+            let info = info::<24>(&map)?;
+            let bytes = info.get(12..).and_then(|rest| rest.first_chunk()).copied();
+            maps.push(Self {
+                name: name_of(&map, NAME)?,
+                id: *id,
+                value_bytes: bytes.map(u32::from_ne_bytes).unwrap_or_default(),
+            });
+        }
+        Ok(maps)
+    }
+}
+
+/// The program with this number, if there is one.
+pub fn open_program(id: u32) -> Result<Option<OwnedFd>> {
+    open(BPF_PROG_GET_FD_BY_ID, id)
+}
+
+/// The link with this number, if there is one.
+pub(crate) fn open_link(id: u32) -> Result<Option<OwnedFd>> {
+    open(BPF_LINK_GET_FD_BY_ID, id)
+}
+
+/// A descriptor that a command of bpf(2) has just returned.
+pub(crate) fn owned(descriptor: i32) -> OwnedFd {
+    // SAFETY: the call returned a new descriptor that nobody else owns.
+    unsafe { OwnedFd::from_raw_fd(descriptor) }
 }
 
 /// Has the kernel count how often programs run, and for how long, until what this returns is
@@ -321,7 +409,7 @@ fn name_of(object: &OwnedFd, offset: usize) -> Result<String> {
 }
 
 /// The beginning of what the kernel says of an object.
-fn info<const N: usize>(object: &OwnedFd) -> Result<[u8; N]> {
+pub(crate) fn info<const N: usize>(object: &OwnedFd) -> Result<[u8; N]> {
     let mut info = [0u8; N];
     let [low, high] = halves(info.as_mut_ptr() as u64);
     let mut attributes = [object.as_raw_fd() as u32, N as u32, low, high];
@@ -364,7 +452,7 @@ pub fn stand_at_exit(interface: &str) -> Result<OwnedFd> {
 }
 
 /// bpf(2), with the beginning of union bpf_attr.
-fn bpf(command: libc::c_int, attributes: &mut [u32]) -> std::io::Result<i32> {
+pub(crate) fn bpf(command: libc::c_int, attributes: &mut [u32]) -> std::io::Result<i32> {
     // SAFETY: the kernel reads and writes `attributes`, whose size is passed, and what
     // they name: for BPF_OBJ_GET_INFO_BY_FD an array with its size, for BPF_OBJ_GET and
     // BPF_OBJ_PIN a path that ends in zero, for elements of maps a key and a value that is

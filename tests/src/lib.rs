@@ -16,6 +16,7 @@
 //! JSON, journal, and what arrives at the far end.
 
 pub mod agent;
+pub mod attach;
 pub mod battery;
 pub mod books;
 pub mod cgroup;
@@ -26,6 +27,7 @@ pub mod lab;
 pub mod link;
 pub mod namespace;
 pub mod packets;
+pub mod object;
 pub mod places;
 pub mod program;
 pub mod record;

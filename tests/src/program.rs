@@ -227,9 +227,14 @@ impl Running {
 
     /// Tells it to go on, by an empty line.
     pub fn proceed(&mut self) -> Result<()> {
+        self.tell("")
+    }
+
+    /// Writes a line to its standard input.
+    pub fn tell(&mut self, line: &str) -> Result<()> {
         let stdin = self.stdin.as_mut().context("standard input was closed")?;
         stdin
-            .write_all(b"\n")
+            .write_all(format!("{line}\n").as_bytes())
             .with_context(|| format!("write to {}", self.described))
     }
 
@@ -255,5 +260,21 @@ impl Drop for Running {
         // Both fail when it has ended already, which is what is wanted.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Forks a child that ends at once, and waits for its end. The calling program has no other
+/// thread.
+pub fn fork_once() -> Result<()> {
+    // SAFETY: the child calls nothing but _exit.
+    match unsafe { nix::unistd::fork() }.context("fork")? {
+        nix::unistd::ForkResult::Child => {
+            // SAFETY: it ends the process, and nothing else.
+            unsafe { libc::_exit(0) }
+        }
+        nix::unistd::ForkResult::Parent { child } => {
+            nix::sys::wait::waitpid(child, None).context("wait for a child")?;
+            Ok(())
+        }
     }
 }

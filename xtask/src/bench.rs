@@ -11,7 +11,7 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::{
-    bpf_toolchain,
+    bpf_toolchain, cost,
     setup::{self, Part},
     workspace,
 };
@@ -21,11 +21,31 @@ use crate::{
 pub struct Bench {
     /// Run only the benchmark target of this name
     name: Option<String>,
+    /// For `cost`: two rounds of short slices, to see that it works
+    #[arg(long)]
+    quick: bool,
+    /// For `cost`: only contenders, workloads and parts with this in their name; may be repeated
+    #[arg(long, value_name = "FILTER")]
+    only: Vec<String>,
+    /// For `cost`: so many rounds
+    #[arg(long, value_name = "N")]
+    rounds: Option<u32>,
+    /// For `cost`: keep the results in docs/cost.json, and make the README's table and the charts
+    /// from them
+    #[arg(long, conflicts_with_all = ["quick", "only"])]
+    write: bool,
 }
+
+/// The benchmark that has arguments of its own.
+const COST: &str = "cost";
 
 impl Bench {
     /// Runs every bench target, or the one that is named.
     pub fn run(self) -> Result<()> {
+        let for_cost = self.quick || self.write || self.rounds.is_some() || !self.only.is_empty();
+        if for_cost && self.name.as_deref() != Some(COST) {
+            bail!("these arguments are for `cargo xtask bench {COST}`");
+        }
         let known = bench_targets(&workspace::metadata(&["--no-deps"])?);
         let wanted: Vec<String> = match self.name {
             Some(name) if known.contains(&name) => vec![name],
@@ -43,14 +63,22 @@ impl Bench {
         let wants = |name: &str| wanted.iter().any(|wanted| wanted == name);
         let mut cargo = workspace::cargo();
         cargo.args(["bench", "--workspace"]);
-        if wants("geo") || wants("policy") {
+        // A quick look does with the country data that is there.
+        if wants("geo") || wants("policy") || (wants(COST) && !self.quick) {
             cargo.env("TREFOIL_BENCH_TABLE", country_table()?);
         }
         if wants("policy") {
-            cargo.env("TREFOIL_BENCH_TRIE", trie()?);
+            cargo.env("TREFOIL_BENCH_TRIE", object("trie")?);
         }
-        if wants("uplink") {
-            // It starts the agent, which belongs to another package.
+        let results = workspace::target_dir().join("bench/cost.json");
+        if wants(COST) {
+            fs::create_dir_all(workspace::target_dir().join("bench"))?;
+            cargo.env("TREFOIL_BENCH_CONTENDERS", object("contenders")?);
+            cargo.env("TREFOIL_BENCH_COMMIT", commit()?);
+            cargo.env("TREFOIL_BENCH_RESULTS", &results);
+        }
+        if wants("uplink") || wants(COST) {
+            // They start the agent, which cargo would not build anew.
             let mut build = workspace::cargo();
             workspace::run(build.args(["build", "--release", "--package", "trefoil"]))?;
             cargo.env(
@@ -69,8 +97,32 @@ impl Bench {
         for name in wanted {
             cargo.args(["--bench", &name]);
         }
-        workspace::run(&mut cargo)
+        cargo.arg("--");
+        if self.quick {
+            cargo.arg("--quick");
+        }
+        for filter in &self.only {
+            cargo.args(["--only", filter]);
+        }
+        if let Some(rounds) = self.rounds {
+            cargo.args(["--rounds", &rounds.to_string()]);
+        }
+        workspace::run(&mut cargo)?;
+        if self.write {
+            cost::keep(&results)?;
+        }
+        Ok(())
     }
+}
+
+/// The commit that is checked out, and whether something is changed since.
+fn commit() -> Result<String> {
+    let mut git = Command::new("git");
+    git.args(["describe", "--always", "--dirty", "--abbrev=12"])
+        .current_dir(workspace::root());
+    let output = git.output().context("start git")?;
+    let text = String::from_utf8(output.stdout).context("understand what git says")?;
+    Ok(text.trim().to_owned())
 }
 
 /// A table of all the world's networks, for its size alone: its makers say that it has
@@ -101,19 +153,19 @@ fn country_table() -> Result<PathBuf> {
     Ok(table)
 }
 
-/// The program that asks the kernel's own tries, which no agent has in it.
-fn trie() -> Result<PathBuf> {
-    const NAME: &str = "trie";
+/// Builds an object that no agent has in it: `trie` asks the kernel's own tries, and
+/// `contenders` are what the costs are compared with.
+fn object(name: &str) -> Result<PathBuf> {
     let root = workspace::root();
     let toolchain = bpf_toolchain::find(root)
         .map_err(|missing| anyhow::anyhow!("{missing}; run `cargo xtask setup`"))?;
     let target = workspace::target_dir().join("bpf");
     let mut build = toolchain.cargo("build", root, &target);
-    workspace::run(build.args(["--bin", NAME]))?;
+    workspace::run(build.args(["--bin", name]))?;
     Ok(target
         .join(bpf_toolchain::BPF_TARGET)
         .join("release")
-        .join(NAME))
+        .join(name))
 }
 
 /// The names of the bench targets of the workspace.

@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::{
     bpf_toolchain::{self, Compiler},
-    docs,
+    cost, docs,
     setup::{self, Part},
     workspace,
 };
@@ -23,10 +23,11 @@ pub struct Check {}
 type Step = (&'static str, fn() -> Result<()>);
 
 /// From the quickest to the slowest.
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     ("rules of the project", rules::check),
     ("licences and sources", licences::check),
     ("manual pages", docs::check),
+    ("table of costs", cost::check),
     ("format", format),
     ("lints", lint),
     ("lints of the kernel programs", lint_kernel_programs),

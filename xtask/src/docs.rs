@@ -1,4 +1,5 @@
-//! `docs`: the manual pages and completions, which package trefoil-manual makes.
+//! `docs`: the manual pages and completions, which package trefoil-manual makes, and what is
+//! made of the figures in docs/cost.json.
 
 use std::{
     path::Path,
@@ -9,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::{
+    cost,
     setup::{self, Part},
     workspace,
 };
@@ -18,10 +20,11 @@ use crate::{
 pub struct Docs {}
 
 impl Docs {
-    /// Makes the pages in docs/man, and shows what man(1) has against them.
+    /// Makes the pages in docs/man, and the README's table of costs with its charts, and shows what man(1) has against them.
     pub fn run(self) -> Result<()> {
         setup::ensure(&[Part::Bpf, Part::Manual])?;
         workspace::run(workspace::cargo().args(MANUAL).arg("pages"))?;
+        cost::write()?;
         check()
     }
 }

@@ -17,6 +17,7 @@ mod bench;
 mod bpf_toolchain;
 mod build;
 mod check;
+mod cost;
 mod docs;
 mod fuzz;
 mod lab;

@@ -111,6 +111,7 @@ pub fn tarball(package: &Path) -> Result<PathBuf> {
     let mut extract = Command::new("dpkg-deb");
     extract.arg("--extract").args([package, &tree.join("root")]);
     workspace::run(&mut extract)?;
+    within_budget(&tree.join("root/usr/bin/trefoil"))?;
     let script = workspace::root().join("packaging/install.sh");
     fs::copy(&script, tree.join("install.sh"))
         .with_context(|| format!("copy {}", script.display()))?;
@@ -126,7 +127,44 @@ pub fn tarball(package: &Path) -> Result<PathBuf> {
     Ok(tarball)
 }
 
+/// Holds the size of the agent, as it is installed, against its line in the budgets.
+fn within_budget(agent: &Path) -> Result<()> {
+    const FILE: &str = "tests/budgets.txt";
+    let text =
+        fs::read_to_string(workspace::root().join(FILE)).with_context(|| format!("read {FILE}"))?;
+    let limit = budget(&text, "agent.bytes")
+        .with_context(|| format!("{FILE} has no number for agent.bytes"))?;
+    let bytes = fs::metadata(agent)
+        .with_context(|| format!("look at {}", agent.display()))?
+        .len();
+    if bytes > limit {
+        bail!(
+            "the agent has {bytes} bytes, above {limit}: make it smaller, or raise agent.bytes \
+             in {FILE} and say in the commit what the host gets for it"
+        );
+    }
+    Ok(())
+}
+
+fn budget(text: &str, name: &str) -> Option<u64> {
+    let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+    let (_, number) = lines.find(|(found, _)| *found == name)?;
+    number.trim().parse().ok()
+}
+
 /// Where what goes into the package is made.
 fn beside() -> PathBuf {
     workspace::root().join("target/package")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_is_the_number_behind_its_name() {
+        let text = "# agent.bytes 1\nagent.bytes 12\nagent.bytes.more 13\n";
+        assert_eq!(budget(text, "agent.bytes"), Some(12));
+        assert_eq!(budget(text, "tag.bytes"), None);
+    }
 }

@@ -11,7 +11,6 @@
 )]
 
 use std::{
-    fmt::Write as _,
     net::IpAddr,
     path::PathBuf,
     time::{Duration, Instant},
@@ -33,8 +32,6 @@ const TABLE: &str = "TREFOIL_BENCH_TABLE";
 const DEBIAN: [&str; 2] = ["/usr/share/tor/geoip", "/usr/share/tor/geoip6"];
 /// Where it says that the program for the trie is.
 const TRIE: &str = "TREFOIL_BENCH_TRIE";
-/// Rules of the large policy.
-const N_RULES: usize = 1_000;
 /// Destinations that are asked in one round: so many that no cache has all of the tables
 /// that random ones lead to.
 const N_RANDOM: usize = 4096 * MAX_QUESTIONS;
@@ -46,6 +43,7 @@ const OWNED: &str = "IPv4 random, owned";
 /// Number of that process's executable and of its control group.
 const OWNER: u64 = 1;
 
+mod large;
 mod reload;
 mod trie;
 
@@ -76,8 +74,8 @@ fn main() {
             small_policy(),
             &Nowhere as &dyn Geography,
         ),
-        ("1,000 rules, tor-geoipdb", large_policy(&debian), &debian),
-        ("1,000 rules, all prefixes", large_policy(&geo), &geo),
+        ("1,000 rules, tor-geoipdb", large::policy(&debian), &debian),
+        ("1,000 rules, all prefixes", large::policy(&geo), &geo),
     ] {
         println!("\n{name}");
         let began = Instant::now();
@@ -121,7 +119,7 @@ fn main() {
     }
 
     println!("\n1,000 rules, all prefixes, by an agent that runs");
-    reload::measure(&table, &large_policy(&geo));
+    reload::measure(&table, &large::policy(&geo));
 
     println!("\nLPM trie");
     let object = PathBuf::from(std::env::var_os(TRIE).unwrap());
@@ -232,46 +230,6 @@ to      = { networks = ["203.0.113.0/24"] }
 verdict = "approve"
 "#
     .to_owned()
-}
-
-/// Rules that tell all countries apart, and units, networks and ports besides.
-fn large_policy(geo: &Geo) -> String {
-    let mut countries: Vec<String> = geo
-        .v4()
-        .map(|(_, _, country)| country.to_string())
-        .collect();
-    countries.sort_unstable();
-    countries.dedup();
-    let mut text = "mode = \"report\"\n".to_owned();
-    for number in 0..N_RULES {
-        let country = &countries[number % countries.len()];
-        let port = 10_000 + number;
-        let (high, low) = (number / 250, number % 250);
-        let (from, to) = match number % 4 {
-            0 => (
-                String::new(),
-                format!("countries = [\"{country}\"], ports = [\"{port}/tcp\"]"),
-            ),
-            1 => (
-                format!("from = {{ unit = \"batch-{number}@*.service\" }}\n"),
-                format!("countries = [\"{country}\"]"),
-            ),
-            2 => (
-                format!("from = {{ exe = \"/opt/app-{number}/bin/*\" }}\n"),
-                format!("networks = [\"198.{high}.{low}.0/24\"]"),
-            ),
-            _ => (
-                format!("from = {{ user = {port} }}\n"),
-                format!("networks = [\"2001:db8:{number:x}::/48\"], ports = [\"{port}/udp\"]"),
-            ),
-        };
-        writeln!(
-            text,
-            "[[rules]]\nname = \"r{number}\"\n{from}to = {{ {to} }}\nverdict = \"approve\""
-        )
-        .unwrap();
-    }
-    text
 }
 
 fn compile(text: &str, geography: &dyn Geography, generation: u32) -> Compiled {

@@ -1,0 +1,154 @@
+//! What the kernel programs may take, by `tests/budgets.txt`: how many instructions the
+//! verifier goes through on this kernel, places at which helpers are called, bytes of object,
+//! code and tag. The agent's own size is compared by `cargo xtask package`, which makes it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use anyhow::{Context, Result, bail};
+use trefoil_lab::kernel::{MapInfo, ProgramInfo};
+use trefoil_lab::object::{self, helper_name};
+use trefoil_lab::{Lab, agent};
+
+#[test]
+fn the_object_is_within_its_budget() -> Result<()> {
+    let object = object()?;
+    let found = BTreeMap::from([
+        ("object.bytes".to_owned(), object.len() as u64),
+        ("code.bytes".to_owned(), object::code_bytes(&object)? as u64),
+    ]);
+    compare(&["object", "code"], &found, "")
+}
+
+#[test]
+fn programs_call_no_more_helpers_than_their_budgets_allow() -> Result<()> {
+    let programs = object::programs(&object()?)?;
+    let (mut found, mut told) = (BTreeMap::new(), String::new());
+    for (name, calls) in &programs {
+        found.insert(format!("helpers.{name}"), calls.n_helpers() as u64);
+        let helpers = calls.helpers.iter();
+        let helpers: Vec<_> = helpers
+            .map(|(number, count)| format!("{count} {}", helper_name(*number)))
+            .collect();
+        told.push_str(&format!("{name}: {}\n", helpers.join(", ")));
+    }
+    compare(&["helpers"], &found, &told)
+}
+
+#[test]
+fn what_the_kernel_makes_of_the_programs_is_within_its_budget() -> Result<()> {
+    let lab = Lab::new()?;
+    let agent = lab.agent().uplink("auto").start()?;
+    let mut found = BTreeMap::new();
+    for program in ProgramInfo::of(agent.objects())? {
+        let counted = found.entry(format!("verified.{}", program.name));
+        let verified = counted.or_insert(0);
+        *verified = u64::from(program.verified).max(*verified);
+    }
+    let tag = MapInfo::of(agent.objects())?;
+    let tag = tag.into_iter().find(|map| map.name == "SOCKETS");
+    let tag = tag.context("the agent has no map of tags")?;
+    found.insert("tag.bytes".to_owned(), u64::from(tag.value_bytes));
+    drop(agent);
+    lab.close()?;
+    compare(&["verified", "tag"], &found, "")
+}
+
+/// The object that the agent under test has in it.
+fn object() -> Result<Vec<u8>> {
+    let agent = agent::trefoil()?;
+    let target = agent.ancestors().nth(2).context("no target directory")?;
+    let path = target.join("bpf/bpfel-unknown-none/release/trefoil-ebpf");
+    fs::read(&path).with_context(|| format!("read {}", path.display()))
+}
+
+/// Set, the tests write the lines anew, for a commit that says why.
+const RAISE: &str = "TREFOIL_RAISE_BUDGETS";
+const FILE: &str = "budgets.txt";
+
+/// Holds what was found against the lines of these kinds. A program without a line, and what
+/// is above its line, is a problem, and so is a line for helpers of what is no program.
+fn compare(kinds: &[&str], found: &BTreeMap<String, u64>, told: &str) -> Result<()> {
+    static ONE_BY_ONE: Mutex<()> = Mutex::new(());
+    let _turn = ONE_BY_ONE.lock();
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(FILE);
+    let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+    let mut budgets = BTreeMap::new();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let mut words = line.split_whitespace();
+        let (Some(name), Some(limit)) = (words.next(), words.next()) else {
+            continue;
+        };
+        let limit: u64 = limit.parse().with_context(|| format!("{FILE}: {line}"))?;
+        budgets.insert(name.to_owned(), limit);
+    }
+    let is_of_kind = |name: &str| {
+        kinds
+            .iter()
+            .any(|kind| name.split('.').next() == Some(kind))
+    };
+    let mut problems = Vec::new();
+    for (name, number) in found {
+        match budgets.get(name) {
+            Some(limit) if number <= limit => {}
+            Some(limit) => problems.push(format!("{name} is {number}, above {limit}")),
+            None => problems.push(format!("{name} is {number}, and has no line")),
+        }
+    }
+    for name in budgets.keys().filter(|name| name.starts_with("helpers.")) {
+        if is_of_kind(name) && !found.contains_key(name) {
+            problems.push(format!("{name} has a line, and is no program"));
+        }
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    if std::env::var_os(RAISE).is_some() {
+        budgets.retain(|name, _| !(is_of_kind(name) && name.starts_with("helpers.")));
+        budgets.extend(
+            found
+                .iter()
+                .map(|(name, number)| {
+                    let before = budgets.get(name).copied().filter(|limit| number <= limit);
+                    (name.clone(), before.unwrap_or_else(|| limit(name, *number)))
+                })
+                .collect::<Vec<_>>(),
+        );
+        let mut new: String = text
+            .lines()
+            .filter(|line| line.starts_with('#'))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        for (name, limit) in &budgets {
+            new.push_str(&format!("{name} {limit}\n"));
+        }
+        return fs::write(&file, new).with_context(|| format!("write {}", file.display()));
+    }
+    bail!(
+        "{}\n\nMake it smaller; or run this test with {RAISE}=1, which raises the lines in \
+         tests/{FILE}, and say in the commit what the host gets for it.\n{told}",
+        problems.join("\n"),
+    )
+}
+
+/// The line for a number that was found. Compilers and kernels move what the verifier goes
+/// through and how large code is; calls of helpers and the layout of the tag are written by
+/// hand.
+fn limit(name: &str, found: u64) -> u64 {
+    match name.split('.').next() {
+        Some("verified") => rounded_up(found + found / 4),
+        Some("object" | "code") => rounded_up(found + found / 10),
+        _ => found,
+    }
+}
+
+/// With two digits that are not zero.
+fn rounded_up(number: u64) -> u64 {
+    let mut unit = 1;
+    while number / unit >= 100 {
+        unit *= 10;
+    }
+    number.div_ceil(unit) * unit
+}
