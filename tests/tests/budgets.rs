@@ -97,9 +97,13 @@ fn compare(kinds: &[&str], found: &BTreeMap<String, u64>, told: &str) -> Result<
             None => problems.push(format!("{name} is {number}, and has no line")),
         }
     }
-    for name in budgets.keys().filter(|name| name.starts_with("helpers.")) {
-        if is_of_kind(name) && !found.contains_key(name) {
+    for name in budgets.keys() {
+        let is_gone = is_of_kind(name) && !found.contains_key(name);
+        if is_gone && name.starts_with("helpers.") {
             problems.push(format!("{name} has a line, and is no program"));
+        }
+        if is_gone && name.starts_with("verified.") {
+            problems.push(format!("{name} has a line, and did not load"));
         }
     }
     if problems.is_empty() {
