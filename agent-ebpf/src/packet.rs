@@ -84,9 +84,10 @@ pub trait Bytes: Copy {
     /// group's hook, its link header on an interface. `None` if it does not reach so far.
     fn load_into<T>(self, offset: u32, value: &mut T) -> Option<()>;
 
-    /// Where the first source route that is not finished ends in the IPv4 header of
-    /// `header_bytes` at `start`; or [`NO_ROUTE`], or [`UNREAD_ROUTE`].
-    fn source_route(self, start: u32, header_bytes: u32) -> u32;
+    /// Where the addresses that are left are of the first source route that is not finished,
+    /// among the options from offset `from` on in the IPv4 header of `header_bytes` at `start`:
+    /// `first << 8 | end`, as offsets in the header; or [`NO_ROUTE`], or [`UNREAD_ROUTE`].
+    fn source_route(self, start: u32, header_bytes: u32, from: u32) -> u32;
 
     /// As [`Self::load_into`].
     #[inline(always)]
@@ -115,8 +116,8 @@ impl Bytes for *mut __sk_buff {
     }
 
     #[inline(always)]
-    fn source_route(self, start: u32, header_bytes: u32) -> u32 {
-        source_route_of_packet(self, start, header_bytes)
+    fn source_route(self, start: u32, header_bytes: u32, from: u32) -> u32 {
+        source_route_of_packet(self, start, header_bytes, from)
     }
 }
 
@@ -139,8 +140,8 @@ impl Bytes for &Piece {
     }
 
     #[inline(always)]
-    fn source_route(self, start: u32, header_bytes: u32) -> u32 {
-        source_route_of_piece(self.start, self.len, start, header_bytes)
+    fn source_route(self, start: u32, header_bytes: u32, from: u32) -> u32 {
+        source_route_of_piece(self.start, self.len, start, header_bytes, from)
     }
 }
 
@@ -532,11 +533,11 @@ fn fill_v4(packet: impl Bytes, start: u32, ends: &mut Ends) -> Option<()> {
 /// Reads where the options of an IPv4 header lead.
 #[inline(always)]
 fn fill_route_v4(packet: impl Bytes, start: u32, header_bytes: u32, ends: &mut Ends) {
-    let end = packet.source_route(start, header_bytes);
-    ends.route = match end {
+    let route = packet.source_route(start, header_bytes, FIRST_OPTION);
+    ends.route = match route {
         NO_ROUTE => return,
         UNREAD_ROUTE => Route::Unread,
-        _ => match packet.load::<[u8; 4]>(start + (end & 0xff) - 4) {
+        _ => match packet.load::<[u8; 4]>(start + (route & 0xff) - 4) {
             Some(last) => {
                 ends.destination.address = Address::v4(u32::from_be_bytes(last));
                 Route::Listed
@@ -546,16 +547,18 @@ fn fill_route_v4(packet: impl Bytes, start: u32, header_bytes: u32, ends: &mut E
     };
 }
 
-/// No source route, or one that is finished.
-const NO_ROUTE: u32 = 0;
-/// Options that cannot be read.
-const UNREAD_ROUTE: u32 = 1 << 8;
+/// Where options begin in an IPv4 header.
+pub const FIRST_OPTION: u32 = 20;
 
-/// Where the first source route that is not finished ends in the header of `header_bytes` at
-/// `start`; or [`NO_ROUTE`], or [`UNREAD_ROUTE`].
+/// No source route, or one that is finished.
+pub const NO_ROUTE: u32 = 0;
+/// Options that cannot be read.
+pub const UNREAD_ROUTE: u32 = 1 << 16;
+
+/// See [`Bytes::source_route`].
 #[inline(always)]
-fn end_of_source_route(packet: impl Bytes, start: u32, header_bytes: u32) -> u32 {
-    let mut offset = 20;
+fn find_source_route(packet: impl Bytes, start: u32, header_bytes: u32, from: u32) -> u32 {
+    let mut offset = from;
     for _ in 0..MAX_OPTIONS_V4 {
         if offset >= header_bytes {
             return NO_ROUTE;
@@ -563,7 +566,7 @@ fn end_of_source_route(packet: impl Bytes, start: u32, header_bytes: u32) -> u32
         match option_v4(packet, start, offset, header_bytes) {
             OptionV4::End => return NO_ROUTE,
             OptionV4::Other(len) => offset += len,
-            OptionV4::Route { end, .. } => return end,
+            OptionV4::Route { first, end } => return first << 8 | end,
             OptionV4::Unread => return UNREAD_ROUTE,
         }
     }
@@ -574,22 +577,33 @@ fn end_of_source_route(packet: impl Bytes, start: u32, header_bytes: u32) -> u32
 /// follows its loop would be verified once for each of its rounds.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn source_route_of_packet(skb: *mut __sk_buff, start: u32, header_bytes: u32) -> u32 {
-    end_of_source_route(skb, start, header_bytes)
+extern "C" fn source_route_of_packet(
+    skb: *mut __sk_buff,
+    start: u32,
+    header_bytes: u32,
+    from: u32,
+) -> u32 {
+    find_source_route(skb, start, header_bytes, from)
 }
 
 /// As [`source_route_of_packet`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn source_route_of_piece(data: u64, len: u32, start: u32, header_bytes: u32) -> u32 {
-    end_of_source_route(&Piece { start: data, len }, start, header_bytes)
+extern "C" fn source_route_of_piece(
+    data: u64,
+    len: u32,
+    start: u32,
+    header_bytes: u32,
+    from: u32,
+) -> u32 {
+    find_source_route(&Piece { start: data, len }, start, header_bytes, from)
 }
 
 /// Options of an IPv4 header that there can be: 40 bytes.
-pub const MAX_OPTIONS_V4: usize = 40;
+const MAX_OPTIONS_V4: usize = 40;
 
 /// An option of IPv4.
-pub enum OptionV4 {
+enum OptionV4 {
     /// Nothing follows.
     End,
     /// A source route, loose or strict, that is not finished: addresses that are left, the
@@ -603,7 +617,7 @@ pub enum OptionV4 {
 
 /// The option at `offset` in the header of `header_bytes` that is at `start`.
 #[inline(always)]
-pub fn option_v4(packet: impl Bytes, start: u32, offset: u32, header_bytes: u32) -> OptionV4 {
+fn option_v4(packet: impl Bytes, start: u32, offset: u32, header_bytes: u32) -> OptionV4 {
     const END: u8 = 0;
     const NO_OPERATION: u8 = 1;
     const LOOSE_ROUTE: u8 = 131;

@@ -12,7 +12,7 @@ use crate::{
     judge::{Asked, judge_address, undetermined},
     maps::InForce,
     packet::{
-        Bytes, Ends, Header, MAX_EXTENSIONS, MAX_OPTIONS_V4, OptionV4, Route, header_v6, option_v4,
+        Bytes, Ends, FIRST_OPTION, Header, MAX_EXTENSIONS, NO_ROUTE, Route, UNREAD_ROUTE, header_v6,
     },
     source::Source,
 };
@@ -115,26 +115,28 @@ fn stop_in_headers(skb: *mut __sk_buff, start: u32, mut number: u32) -> u64 {
 
 #[inline(always)]
 fn stop_in_options(skb: *mut __sk_buff, start: u32, header_bytes: u32, mut number: u32) -> u64 {
-    let mut offset = 20;
-    for _ in 0..MAX_OPTIONS_V4 {
-        if offset >= header_bytes {
-            break;
+    /// There is one. Of a packet with more nobody knows where it goes.
+    const MAX_ROUTES: usize = 2;
+    let mut from = FIRST_OPTION;
+    for _ in 0..MAX_ROUTES {
+        let route = skb.source_route(start, header_bytes, from);
+        if matches!(route, NO_ROUTE | UNREAD_ROUTE) {
+            return NO_STOP;
         }
-        match option_v4(skb, start, offset, header_bytes) {
-            OptionV4::End | OptionV4::Unread => break,
-            OptionV4::Other(len) => offset += len,
-            OptionV4::Route { first, end } => {
-                offset = end;
-                // A rest that is no whole address counts as one.
-                let n = (end.saturating_sub(first) + 3) / 4;
-                if number < n {
-                    return OF_V4 | u64::from(start + first + 4 * number);
-                }
-                number -= n;
-            }
+        let (first, end) = (route >> 8, route & 0xff);
+        // A rest that is no whole address counts as one.
+        let n = (end.saturating_sub(first) + 3) / 4;
+        if number < n {
+            return OF_V4 | u64::from(start + first + 4 * number);
         }
+        number -= n;
+        from = end;
     }
-    NO_STOP
+    match skb.source_route(start, header_bytes, from) {
+        NO_ROUTE => NO_STOP,
+        _ if number == 0 => UNREAD_STOP,
+        _ => NO_STOP,
+    }
 }
 
 /// Judges the address that is where [`stop`] says.

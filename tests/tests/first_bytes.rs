@@ -26,7 +26,7 @@ fn another_program_does_not_send_what_the_one_that_connected_may() -> Result<()>
     // Not a child: the same process turns into the other program, which sends all at once.
     let outcome = lab
         .program_in("first.service", &approved)?
-        .args(["become", TRAFFIC, &at(places::FOREIGN, 443)])
+        .args(["replace", TRAFFIC, &at(places::FOREIGN, 443)])
         .args(["--bytes", &BYTES.to_string()])
         .run()?;
     ensure!(outcome.code != 2, "{outcome:?}");

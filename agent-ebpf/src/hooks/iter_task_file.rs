@@ -28,12 +28,12 @@ const TCP_LISTEN: u8 = 10;
 
 /// `struct bpf_iter__task_file`
 #[repr(C)]
-struct Context {
-    meta: *const Meta,
-    task: Kernel,
-    fd: u32,
+pub struct Context {
+    pub meta: *const Meta,
+    pub task: Kernel,
+    pub fd: u32,
     pad: u32,
-    file: *mut file,
+    pub file: *mut file,
 }
 
 #[unsafe(no_mangle)]

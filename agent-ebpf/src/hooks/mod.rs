@@ -15,6 +15,7 @@ mod device_open;
 mod egress;
 mod inet_sock_set_state;
 mod ingress;
+mod iter_socket_files;
 mod iter_sockets;
 mod iter_task;
 mod iter_task_file;

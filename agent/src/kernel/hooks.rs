@@ -43,10 +43,11 @@ pub struct Hook {
     pub calls: Option<&'static str>,
 }
 
-/// A program at the entry of a function of the kernel, in the place of a hook.
+/// A program in the place of a hook: at the entry of a function of the kernel, or an iterator over
+/// open files.
 #[derive(Clone, Copy, Debug)]
 pub struct Fallback {
-    /// Name of the program and of the function.
+    /// Name of the program, and of the function if it is at one.
     pub function: &'static str,
     /// What the hook covers and this does not.
     pub without: &'static str,
@@ -61,7 +62,7 @@ impl Hook {
     /// True if there is a pin that shows whether it is in the kernel.
     pub fn is_pinned(&self) -> bool {
         match self.place {
-            Place::Iterator(_) => self.name == "iter_sockets",
+            Place::Iterator(_) => self.name == SOCKETS,
             // One pin for each interface, which come and go.
             Place::Uplink => false,
             Place::Tracepoint | Place::Function | Place::Cgroup => true,
@@ -86,11 +87,20 @@ pub const HOOKS: &[Hook] = &[
             Some("owners of sockets older than the agent"),
         )
     },
-    hook(
-        "iter_sockets",
-        Place::Iterator("bpf_sk_storage_map"),
-        Some("numbers of long flows before they end"),
-    ),
+    Hook {
+        fallback: Some(Fallback {
+            function: SOCKET_FILES,
+            without: "numbers of long flows before they end, of sockets that no process holds any \
+                      more",
+            // 5.11
+            calls: Some("bpf_sock_from_file"),
+        }),
+        ..hook(
+            SOCKETS,
+            Place::Iterator("bpf_sk_storage_map"),
+            Some("numbers of long flows before they end"),
+        )
+    },
     hook("sched_process_fork", Place::Tracepoint, None),
     hook("sched_process_exec", Place::Tracepoint, None),
     hook("sched_process_exit", Place::Tracepoint, None),
@@ -190,6 +200,12 @@ pub const HOOKS: &[Hook] = &[
     ),
 ];
 
+/// The iterator over the tags of sockets.
+pub const SOCKETS: &str = "iter_sockets";
+
+/// Its fallback, an iterator over open files.
+pub const SOCKET_FILES: &str = "iter_socket_files";
+
 /// The program for uplinks.
 pub const UPLINK_EGRESS: &str = "uplink_egress";
 
@@ -253,6 +269,10 @@ pub fn load(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<Option<Fallback>,
     match program {
         Some((fallback, Program::FEntry(program))) => program
             .load(fallback.function, btf)
+            .map(|()| Some(fallback))
+            .map_err(|_| error),
+        Some((fallback, Program::Iter(program))) => program
+            .load("task_file", btf)
             .map(|()| Some(fallback))
             .map_err(|_| error),
         _ => Err(error),
@@ -388,9 +408,13 @@ pub fn support() -> Vec<HookSupport> {
             Place::Uplink => types.is_some(),
         };
         let supported = supported && hook.calls.is_none_or(has);
-        let fallback = hook
-            .fallback
-            .filter(|fallback| has(fallback.function) && fallback.calls.is_none_or(has));
+        let fallback = hook.fallback.filter(|fallback| {
+            let place = match hook.place {
+                Place::Iterator(_) => "bpf_iter_task_file",
+                _ => fallback.function,
+            };
+            has(place) && fallback.calls.is_none_or(has)
+        });
         HookSupport {
             name: hook.name,
             supported,

@@ -25,7 +25,13 @@ pub fn ways_out(program: &Iter, name: &str) -> Result<Vec<WayOut>, KernelError> 
 }
 
 /// Runs the iterator over socket tags and returns the flows in them.
-pub fn flows(program: &Iter, name: &str, sockets: impl AsFd) -> Result<Vec<Tracked>, KernelError> {
+///
+/// `sockets` is the map of tags, for the iterator over it; none for the one over open files.
+pub fn flows(
+    program: &Iter,
+    name: &str,
+    sockets: Option<BorrowedFd<'_>>,
+) -> Result<Vec<Tracked>, KernelError> {
     flows_of(fd_of(program, name)?, name, sockets)
 }
 
@@ -33,9 +39,9 @@ pub fn flows(program: &Iter, name: &str, sockets: impl AsFd) -> Result<Vec<Track
 pub fn flows_of(
     program: BorrowedFd<'_>,
     name: &str,
-    sockets: impl AsFd,
+    sockets: Option<BorrowedFd<'_>>,
 ) -> Result<Vec<Tracked>, KernelError> {
-    read_all(program, name, Some(sockets.as_fd())).map(|bytes| values_of(&bytes))
+    read_all(program, name, sockets).map(|bytes| values_of(&bytes))
 }
 
 fn values_of<T: Plain>(bytes: &[u8]) -> Vec<T> {

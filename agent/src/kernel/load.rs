@@ -288,16 +288,19 @@ impl Kernel {
 
     /// True if [`socket_flows`](Self::socket_flows) shows every tagged socket.
     pub fn sees_sockets(&self) -> bool {
-        self.iterator("iter_sockets").is_some()
+        self.iterator(hooks::SOCKETS).is_some() || self.socket_files().is_some()
     }
 
     /// Tags of all sockets that have one peer or flows in the table of many peers;
     /// for the former with the cumulative state of the flow.
     pub fn socket_flows(&self) -> Result<Vec<Tracked>, KernelError> {
-        let Some(program) = self.iterator("iter_sockets") else {
-            return Ok(Vec::new());
-        };
-        iterators::flows(program, "iter_sockets", self.sockets.fd())
+        if let Some(program) = self.iterator(hooks::SOCKETS) {
+            return iterators::flows(program, hooks::SOCKETS, Some(self.sockets.fd().as_fd()));
+        }
+        match self.socket_files() {
+            Some(program) => iterators::flows(program, hooks::SOCKET_FILES, None),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// Access to the tables.
@@ -352,7 +355,15 @@ impl Kernel {
             .iter()
             .any(|hook| hook.name == name && hook.attached);
         match self.ebpf.program(name) {
-            Some(Program::Iter(program)) if is_loaded => Some(program),
+            Some(Program::Iter(program)) if is_loaded && program.fd().is_ok() => Some(program),
+            _ => None,
+        }
+    }
+
+    /// The iterator over open files, if it stands in the place of the one over tags.
+    fn socket_files(&self) -> Option<&Iter> {
+        match self.ebpf.program(hooks::SOCKET_FILES) {
+            Some(Program::Iter(program)) if program.fd().is_ok() => Some(program),
             _ => None,
         }
     }

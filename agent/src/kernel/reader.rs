@@ -15,6 +15,7 @@ use trefoil_ebpf::abi::{
 
 use super::{
     KernelError, bpf_syscall,
+    hooks::{SOCKET_FILES, SOCKETS},
     pins::PinDir,
     tables::{ControlWords, Enforcement},
     wire::{Wire, value_of},
@@ -129,20 +130,22 @@ impl Reader {
 
     /// Flows that a socket with one peer holds, through the pinned iterator.
     pub fn socket_flows(&self) -> Result<Vec<Tracked>, KernelError> {
-        let path = self.pins.link(self.instance(), "iter_sockets");
+        let path = self.pins.link(self.instance(), SOCKETS);
         if !path.exists() {
             return Ok(Vec::new());
         }
-        let program = aya::programs::ProgramInfo::from_pin(&path)
-            .and_then(|info| info.fd())
-            .map_err(|error| {
-                KernelError::failed(format!("open pinned program {}", path.display()), error)
-            })?;
-        super::iterators::flows_of(
-            program.as_fd(),
-            "iter_sockets",
-            self.pins.open_map("SOCKETS")?.fd(),
-        )
+        let failed = |error| {
+            KernelError::failed(format!("open pinned program {}", path.display()), error)
+        };
+        let info = aya::programs::ProgramInfo::from_pin(&path).map_err(failed)?;
+        let program = info.fd().map_err(failed)?;
+        // The kernel keeps 15 bytes of a name.
+        let is_over_files = info
+            .name_as_str()
+            .is_some_and(|name| name.len() > SOCKETS.len() && SOCKET_FILES.starts_with(name));
+        let sockets = self.pins.open_map("SOCKETS")?;
+        let map = (!is_over_files).then(|| sockets.fd().as_fd());
+        super::iterators::flows_of(program.as_fd(), SOCKETS, map)
     }
 
     /// Takes a flow out of the table of sockets with many peers.

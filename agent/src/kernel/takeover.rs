@@ -102,7 +102,7 @@ impl Kernel {
             match hooks::attach(&mut self.ebpf, hook, cgroup, &path) {
                 // So that `trefoil flows` can run it, agent alive or dead.
                 Ok(false) if hook.is_pinned() => {
-                    pin_program(&self.pins, self.instance, &mut self.ebpf, hook.name)?;
+                    pin_program(&self.pins, self.instance, &mut self.ebpf, hook)?;
                 }
                 Ok(_) => {}
                 Err(error) if hook.without.is_some() => {
@@ -240,13 +240,19 @@ fn pin_program(
     pins: &PinDir,
     instance: u32,
     ebpf: &mut Ebpf,
-    name: &str,
+    hook: &Hook,
 ) -> Result<(), KernelError> {
-    let path = pins.link(instance, name);
-    let Some(program) = ebpf.program_mut(name) else {
-        return Ok(());
-    };
-    program
-        .pin(&path)
-        .map_err(|error| KernelError::failed(format!("pin program {}", path.display()), error))
+    let path = pins.link(instance, hook.name);
+    let names = [Some(hook.name), hook.fallback.map(|it| it.function)];
+    for name in names.into_iter().flatten() {
+        let Some(program) = ebpf.program_mut(name) else {
+            continue;
+        };
+        if program.fd().is_ok() {
+            return program.pin(&path).map_err(|error| {
+                KernelError::failed(format!("pin program {}", path.display()), error)
+            });
+        }
+    }
+    Ok(())
 }

@@ -10,7 +10,7 @@ use trefoil_ebpf::abi::verdict;
 use super::{Condition, RuleTrace, Ruling};
 use crate::clock;
 use crate::geo::{Countries, Country};
-use crate::owner::cgroup::{Placement, claimed_container, container_for_rules};
+use crate::owner::cgroup::{claimed_container, container_for_rules};
 use crate::policy::evaluate::Question;
 use crate::policy::geography::Surroundings;
 use crate::policy::local;

@@ -73,8 +73,8 @@ pub fn hand_on(arguments: &mut Arguments) -> Answer {
     }
 }
 
-/// `traffic become`: one process connects, and is another program when it sends.
-pub fn become_another(arguments: &mut Arguments) -> Answer {
+/// `traffic replace`: one process connects, and is another program when it sends.
+pub fn replace(arguments: &mut Arguments) -> Answer {
     let program = arguments.word("a program")?;
     let peer: SocketAddr = arguments.value("ADDR:PORT")?;
     let bytes: usize = arguments.option("--bytes")?.unwrap_or(64);

@@ -223,7 +223,7 @@ fn run(arguments: &mut Arguments) -> Answer {
         "tun" => tun::tun(arguments),
         "hand-on" => handed::hand_on(arguments),
         "share" => handed::share(arguments),
-        "become" => handed::become_another(arguments),
+        "replace" => handed::replace(arguments),
         "give" => handed::give(arguments),
         "vsock" => handed::vsock(arguments),
         "use" => handed::use_handed(arguments),
