@@ -72,8 +72,7 @@ pub fn judge_address(asked: &Asked, high: u64, low: u64) -> Decision {
     } = *asked;
     let mut decision = Decision::from_word(judge_flow(policy, high, low, who, packet));
     if decision.flags & EMBEDS != 0 {
-        // Each may have a budget, and all are charged. The packet is on its way elsewhere.
-        let packet = packet & !(u64::from(MAY_STAY) << MAY_STAY_SHIFT);
+        // Each may have a budget, and all are charged.
         let inner = Decision::from_word(judge_embedded(policy, high, low, who, packet));
         decision = decision.or_stricter(inner);
     }
@@ -102,7 +101,7 @@ pub const fn undetermined(in_force: InForce) -> Decision {
 
 /// Beside the flags of what [`judge_flow`] returns, and in no decision: the address embeds
 /// others. Where the packet stays here, whatever is embedded stays as well.
-const EMBEDS: u8 = 1 << 4;
+pub const EMBEDS: u8 = 1 << 4;
 
 /// In what [`embedded`] returns: there is no such address.
 const NO_MORE: u64 = 1 << 32;
@@ -125,18 +124,46 @@ extern "C" fn judge_embedded(policy: u64, high: u64, low: u64, who: u64, packet:
         flags: 0,
     };
     for nth in 0..layout::MOST {
-        let found = embedded((policy >> 32) as u32, high, low, nth);
-        if found & NO_MORE != 0 {
-            break;
+        match embedded_address(policy, high, low, nth) {
+            Embedded::NoMore => break,
+            Embedded::Nowhere => {}
+            Embedded::At(high, low) => {
+                let inner = judge_flow(policy, high, low, who, leaving(packet));
+                strictest = strictest.or_stricter(Decision::from_word(inner));
+            }
         }
-        if found & NOWHERE != 0 {
-            continue;
-        }
-        let (high, low) = Address::v4(found as u32).halves();
-        let inner = Decision::from_word(judge_flow(policy, high, low, who, packet));
-        strictest = strictest.or_stricter(inner);
     }
     strictest.to_word()
+}
+
+/// The last argument of [`judge_flow`] for a packet that is on its way elsewhere, as it is to
+/// what an address embeds.
+#[inline(always)]
+pub fn leaving(packet: u64) -> u64 {
+    packet & !(u64::from(MAY_STAY) << MAY_STAY_SHIFT)
+}
+
+/// One of the addresses that another embeds.
+pub enum Embedded {
+    NoMore,
+    /// Nothing can go there.
+    Nowhere,
+    /// By its halves.
+    At(u64, u64),
+}
+
+/// The nth address that is embedded in a destination, under the policy of [`judge_flow`].
+#[inline(always)]
+pub fn embedded_address(policy: u64, high: u64, low: u64, nth: u32) -> Embedded {
+    let found = embedded((policy >> 32) as u32, high, low, nth);
+    if found & NO_MORE != 0 {
+        return Embedded::NoMore;
+    }
+    if found & NOWHERE != 0 {
+        return Embedded::Nowhere;
+    }
+    let (high, low) = Address::v4(found as u32).halves();
+    Embedded::At(high, low)
 }
 
 /// The nth IPv4 address that is embedded in a destination.
@@ -175,7 +202,7 @@ const _: () = assert!((MAY_STAY as u32) << MAY_STAY_SHIFT == 1 << 26);
 /// login << 24 | protocol << 16 | port`. Returns a `Decision`, as of a policy that enforces, with [`EMBEDS`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn judge_flow(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> u64 {
+pub extern "C" fn judge_flow(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> u64 {
     let decided = decide(policy, high, low, who, packet).unwrap_or_else(|| {
         lose(LOSS_POLICY_MISSING, 1);
         Decision {

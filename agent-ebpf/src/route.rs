@@ -9,7 +9,7 @@ use aya_ebpf::bindings::__sk_buff;
 use trefoil_ebpf::abi::*;
 
 use crate::{
-    judge::{Asked, judge_address, undetermined},
+    judge::{Asked, EMBEDS, Embedded, embedded_address, judge_flow, leaving, undetermined},
     maps::InForce,
     packet::{
         Bytes, Ends, FIRST_OPTION, Header, MAX_EXTENSIONS, NO_ROUTE, Route, UNREAD_ROUTE, header_v6,
@@ -38,14 +38,22 @@ pub fn judge_listed(
     } = Asked::new(in_force, source, &ends.destination, bytes);
     let mut decision = match ends.route {
         Route::Unread => UNREAD.to_word(),
-        _ => NOTHING_YET,
+        _ => NOTHING,
     };
     for number in 0..MAX_STOPS {
         let at = stop(skb, start, number);
         if at == NO_STOP {
             break;
         }
-        decision = stricter(decision, judge_stop(skb, at, policy, who, packet));
+        // The address itself, then what it embeds: a call for each, and not one in the other,
+        // for the sake of the stack.
+        for nth in 0..=layout::MOST as u64 {
+            let judged = judge_stop(skb, at | nth << NTH_SHIFT, policy, who, packet);
+            if judged == NOTHING {
+                break;
+            }
+            decision = stricter(decision, judged);
+        }
     }
     if stop(skb, start, MAX_STOPS) != NO_STOP {
         decision = stricter(decision, UNREAD.to_word());
@@ -139,7 +147,12 @@ fn stop_in_options(skb: *mut __sk_buff, start: u32, header_bytes: u32, mut numbe
     }
 }
 
-/// Judges the address that is where [`stop`] says.
+/// Where [`judge_stop`] is told, beside the place of an address, which address is meant: 0 for
+/// itself, then those that it embeds.
+const NTH_SHIFT: u32 = 48;
+
+/// Judges the address that is where [`stop`] says, or one that it embeds, see [`NTH_SHIFT`];
+/// [`NOTHING`] if there is none.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn judge_stop(
@@ -162,22 +175,35 @@ extern "C" fn judge_stop(
     let Some((high, low)) = address else {
         return UNREAD.to_word();
     };
-    let asked = Asked {
-        policy,
-        who,
-        packet,
+    let (high, low, packet) = match at >> NTH_SHIFT & 0xff {
+        0 => (high, low, leaving(packet)),
+        nth => match embedded_address(policy, high, low, nth as u32 - 1) {
+            Embedded::NoMore => return NOTHING,
+            // Not the one of several that is meant: as strict as none.
+            Embedded::Nowhere => return MOST_LENIENT.to_word(),
+            Embedded::At(high, low) => (high, low, leaving(packet)),
+        },
     };
-    judge_address(&asked, high, low).leading_on().to_word()
+    let judged = Decision::from_word(judge_flow(policy, high, low, who, packet));
+    Decision { flags: judged.flags & !EMBEDS, ..judged }.leading_on().to_word()
 }
 
-/// What [`stricter`] takes anything for.
-const NOTHING_YET: u64 = 0;
+/// No decision: what [`stricter`] takes anything for.
+const NOTHING: u64 = 0;
+
+/// A decision that no other is more lenient than.
+const MOST_LENIENT: Decision = Decision {
+    generation: 0,
+    rule: NO_RULE,
+    verdict: verdict::GATEWAY,
+    flags: 0,
+};
 
 /// The stricter of two decisions.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn stricter(a: u64, b: u64) -> u64 {
-    if a == NOTHING_YET {
+    if a == NOTHING {
         return b;
     }
     let (a, b) = (Decision::from_word(a), Decision::from_word(b));

@@ -56,7 +56,7 @@ impl Source {
                 uid: (*owner).uid,
                 gid: if is_known { (*owner).gid } else { u32::MAX },
                 session: if is_known { (*owner).session } else { 0 },
-                is_outside: false,
+                is_outside: (*owner).quality == quality::FORWARDED,
             }
         }
     }

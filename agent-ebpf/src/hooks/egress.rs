@@ -46,7 +46,7 @@ const TCP_LISTEN: u32 = 10;
 #[cgroup_skb(egress)]
 fn egress(ctx: SkBuffContext) -> i32 {
     let skb = ctx.skb.skb;
-    let Some(in_force) = in_force().map(InForce::may_stay) else {
+    let Some(in_force) = in_force() else {
         return PASS;
     };
     if let Some(ends) = plain_ends_at(skb, 0)
@@ -90,6 +90,7 @@ fn pass_known(in_force: InForce, skb: *mut __sk_buff, ends: &Ends) -> bool {
     let goes_on = state & (GOES_ON | IS_SPECIAL) == GOES_ON
         && in_force.made(&decision)
         && !decision.blocks()
+        && is_current(tracked)
         && is_same_peer(
             unsafe { &raw const (*flow).peer },
             &raw const ends.destination,
@@ -155,10 +156,23 @@ fn judge_packet(in_force: InForce, skb: *mut __sk_buff) -> i32 {
         }
     }
     let tracked = slot(skb, &ends);
+    let in_force = match may_stay(skb) {
+        true => in_force.may_stay(),
+        false => in_force,
+    };
     if tracked.is_null() {
         return without_slot(in_force, skb, &ends, bytes);
     }
     settle(in_force, tracked, skb, &ends, bytes)
+}
+
+/// True for a packet of another network namespace: what it sends to an address of this host may
+/// stay on it. If it leaves nevertheless, that is by an uplink, where it is judged anew.
+#[inline(always)]
+fn may_stay(skb: *mut __sk_buff) -> bool {
+    let tag = tag_of(skb);
+    // SAFETY: a map value; the verifier checks the access.
+    !tag.is_null() && unsafe { (*tag).flags } & SOCKET_OWN_NAMESPACE == 0
 }
 
 /// The decision about what never leaves the host or the link.

@@ -21,7 +21,7 @@ use crate::{
     books::{Size, count, dropped, judged, not_ip},
     flows::{self, set_sender},
     in_flight::{self, Found},
-    judge::{judge, undetermined},
+    judge::{is_local, undetermined},
     maps::{FRAME_ENDS, InForce, SOCKETS, WRITERS, in_force, is_new, lose, uplink},
     packet::{
         Bytes, Ends, Frame, NOT_IP, Part, Route, ends_at, frame, is_empty_wireguard,
@@ -29,7 +29,7 @@ use crate::{
     },
     remembered::{decision_of_beginning, ended, large, remember_beginning},
     route::judge_listed,
-    settle::{decide, decide_as, record},
+    settle::{decide_as, record},
     source::Source,
     uplink_flows::{Who, slot, tell},
 };
@@ -47,7 +47,7 @@ const AF_INET6: u32 = 10;
 #[classifier]
 fn uplink_egress(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
-    let Some(in_force) = in_force().map(InForce::may_stay) else {
+    let Some(in_force) = in_force() else {
         return NEXT;
     };
     let size = size(skb);
@@ -159,18 +159,9 @@ fn other_frame(in_force: InForce, skb: *mut __sk_buff, kind: u16) -> i32 {
         count(size, not_ip(kind));
         return NEXT;
     }
-    let known = Decision {
-        generation: in_force.generation,
-        ..NOT_JUDGED
-    };
     let start = Frame::Other(kind).to_number();
     read_frame_ends(skb, start);
-    match judge_frame(skb, start, in_force.flags.into(), known.to_word()) {
-        WITHOUT_SLOT => {
-            judge_frame_without_slot(skb, start, in_force.flags.into(), known.to_word())
-        }
-        outcome => outcome,
-    }
+    judged_here(in_force, skb, start, NOT_JUDGED)
 }
 
 /// True for what keeps a link and is not forwarded by anybody there: address resolution, and
@@ -211,22 +202,34 @@ fn packet(in_force: InForce, skb: *mut __sk_buff, start: u32) -> i32 {
         lose(LOSS_PACKETS_UNPARSED, 1);
         return settle(sender(skb), undetermined(in_force), size(skb));
     }
-    let mut known = Decision::from_word(count_known(skb, start, in_force.generation));
-    match known.verdict {
-        verdict::NONE => known.generation = in_force.generation,
-        _ if known.flags & DECISION_AT_UPLINK == 0 => return NEXT,
-        _ => {}
+    let known = Decision::from_word(count_known(skb, start, in_force.generation));
+    if known.verdict != verdict::NONE && known.flags & DECISION_AT_UPLINK == 0 {
+        return NEXT;
     }
-    let flags = in_force.flags.into();
-    let is_direct = frame_ends().is_some_and(|ends| ends.route == Route::Direct);
-    let known = match is_direct || known.verdict != verdict::NONE {
-        true => known.to_word(),
-        false => judge_listed_frame(skb, start, in_force.generation, flags),
+    judged_here(in_force, skb, start, known)
+}
+
+/// A frame that no socket's hooks have judged, and what becomes of it. `known` is what was decided
+/// about the beginning of its datagram; of verdict `NONE` if nothing was.
+#[inline(always)]
+fn judged_here(in_force: InForce, skb: *mut __sk_buff, start: u32, known: Decision) -> i32 {
+    let known = Decision {
+        generation: in_force.generation,
+        ..known
     };
-    match judge_frame(skb, start, flags, known) {
-        WITHOUT_SLOT => judge_frame_without_slot(skb, start, flags, known),
-        outcome => outcome,
+    let (flags, mut known) = (in_force.flags.into(), known.to_word());
+    // Judged in the middle, so that not all of it is on the stack at once.
+    let mut outcome = judge_frame(skb, start, flags, known);
+    if outcome & TO_BE_JUDGED != 0 {
+        known = judge_anew(skb, start, in_force.generation, flags);
     }
+    if outcome == TO_BE_JUDGED {
+        outcome = judge_frame(skb, start, flags, known);
+    }
+    if outcome & WITHOUT_SLOT != 0 {
+        return settle_without_slot(skb, start, known);
+    }
+    outcome
 }
 
 /// What is decided already about a packet, a `Decision` of verdict `NONE` if nothing is: it
@@ -260,44 +263,49 @@ extern "C" fn count_known(skb: *mut __sk_buff, start: u32, generation: u32) -> u
     known.to_word()
 }
 
-/// Judges a packet that does not go straight to its destination, see [`crate::route`]. What is
-/// decided holds for nothing else.
+/// Judges a frame by all addresses that it names, see [`crate::route`].
 ///
 /// A global function, as [`carried`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn judge_listed_frame(
-    skb: *mut __sk_buff,
-    start: u32,
-    generation: u32,
-    flags: u32,
-) -> u64 {
+extern "C" fn judge_anew(skb: *mut __sk_buff, start: u32, generation: u32, flags: u32) -> u64 {
     let in_force = InForce {
         generation,
         flags: flags as u8,
     };
-    let tag = tag(skb, sender(skb));
-    let owner = owner(skb, sender(skb), tag, sent(skb, start, tag));
-    let source = match owner.is_null() {
-        true => Source::NOBODY,
-        false => Source::of(owner),
-    };
     let Some(ends) = frame_ends() else {
         return undetermined(in_force).to_word();
     };
+    if start & NOT_IP != 0 {
+        return undetermined(in_force).to_word();
+    }
+    if ends.route == Route::Direct && is_local(generation, &ends.destination) {
+        let local = Decision {
+            verdict: verdict::LOCAL,
+            ..undetermined(in_force)
+        };
+        return local.to_word();
+    }
+    let tag = tag(skb, sender(skb));
+    let owner = owner(skb, sender(skb), tag, sent(skb, start, tag));
+    let source = source(sender(skb), owner);
     let bytes = size(skb).bytes;
     let mut decision = judge_listed(in_force, &source, skb, start, ends, bytes);
-    decision.flags |= DECISION_LIMITED;
+    if ends.route != Route::Direct {
+        // The next packet may go straight there.
+        decision.flags |= DECISION_LIMITED;
+    }
     decision.to_word()
 }
 
 /// What [`judge_frame`] returns about a packet that has no slot.
 const WITHOUT_SLOT: i32 = 1 << 16;
+/// What it returns, alone or beside that, about one that is to be judged first.
+const TO_BE_JUDGED: i32 = 1 << 17;
 
-/// Judges a packet that no socket's hooks have judged, counts it in the flow that it belongs
-/// to, and says what becomes of it. `flags` are those in force. `known` is what is decided, about
-/// the beginning of its datagram or about all addresses that it lists; of verdict `NONE` if nothing
-/// is, and of the generation in force.
+/// Counts a packet that no socket's hooks have judged in the flow that it belongs to, and says what
+/// becomes of it. `flags` are those in force. `known` is what is decided about it, or about the
+/// beginning of its datagram; of verdict `NONE` if nothing is, and of the generation in force.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn judge_frame(skb: *mut __sk_buff, start: u32, flags: u32, known: u64) -> i32 {
@@ -313,8 +321,12 @@ extern "C" fn judge_frame(skb: *mut __sk_buff, start: u32, flags: u32, known: u6
     };
     let tag = tag(skb, sender);
     let tracked = slot(in_force.generation, tag, &who, ends);
+    let is_unknown = known.verdict == verdict::NONE;
     if tracked.is_null() {
-        return WITHOUT_SLOT;
+        return match is_unknown {
+            true => WITHOUT_SLOT | TO_BE_JUDGED,
+            false => WITHOUT_SLOT,
+        };
     }
     let sent = sent(skb, start, tag);
     let owner = owner(skb, sender, tag, sent);
@@ -328,14 +340,16 @@ extern "C" fn judge_frame(skb: *mut __sk_buff, start: u32, flags: u32, known: u6
         set_sender(tracked, owner, certainty);
     }
     let bytes = size(skb).bytes;
-    let decision = match known.verdict {
-        verdict::NONE => decide(in_force, tracked, ends, bytes, |_| undetermined(in_force)),
-        _ => {
-            let decision = as_the_beginning(known);
-            decide_as(tracked, ends, decision);
-            decision
-        }
+    // SAFETY: a map value; the verifier checks the access.
+    let kept = unsafe { (*tracked).flow.decision };
+    if is_unknown && (!in_force.made(&kept) || ends.route != Route::Direct) {
+        return TO_BE_JUDGED;
+    }
+    let decision = match is_unknown {
+        true => kept,
+        false => as_the_beginning(known),
     };
+    decide_as(tracked, ends, decision);
     let packet_bytes = bytes.saturating_sub(start_bytes(start));
     record(tracked, &decision, packet_bytes.into(), decision.blocks());
     if ends.part == Part::First {
@@ -382,36 +396,11 @@ fn start_bytes(start: u32) -> u32 {
 /// there is no room for its flow, and then it is told of by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn judge_frame_without_slot(
-    skb: *mut __sk_buff,
-    start: u32,
-    flags: u32,
-    known: u64,
-) -> i32 {
-    let known = Decision::from_word(known);
-    let in_force = InForce {
-        generation: known.generation,
-        flags: flags as u8,
-    };
+extern "C" fn settle_without_slot(skb: *mut __sk_buff, start: u32, known: u64) -> i32 {
+    let decision = as_the_beginning(Decision::from_word(known));
     let sender = sender(skb);
     let Some(ends) = frame_ends() else {
-        return settle(sender, undetermined(in_force), size(skb));
-    };
-    let tag = tag(skb, sender);
-    let bytes = size(skb).bytes;
-    let decision = match known.verdict {
-        verdict::NONE => {
-            let owner = owner(skb, sender, tag, sent(skb, start, tag));
-            let source = match owner.is_null() {
-                true => Source::NOBODY,
-                false => Source::of(owner),
-            };
-            match ends.route {
-                Route::Direct => judge(in_force, &source, &ends.destination, bytes),
-                _ => undetermined(in_force),
-            }
-        }
-        _ => as_the_beginning(known),
+        return settle(sender, decision, size(skb));
     };
     if decision.verdict != verdict::LOCAL {
         tell_of_frame(skb, start, decision.to_word());
@@ -690,6 +679,16 @@ fn owner(
         return WRITERS.get_ptr(&came_in_by).unwrap_or(core::ptr::null());
     }
     core::ptr::null()
+}
+
+/// Where a frame of this owner comes from, which is null if unknown.
+#[inline(always)]
+fn source(sender: u8, owner: *const Owner) -> Source {
+    match (owner.is_null(), sender) {
+        (false, _) => Source::of(owner),
+        (true, sender::FORWARDED) => Source::OUTSIDE,
+        (true, _) => Source::NOBODY,
+    }
 }
 
 /// How much is known of the owner of a packet.
