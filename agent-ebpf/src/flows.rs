@@ -5,7 +5,7 @@ use trefoil_ebpf::abi::*;
 use crate::{
     accounting::{announce_owner, begin},
     maps::{EMPTY, FLOWS},
-    owner::{is_running, is_same, set_current},
+    owner::{is_running, is_same, is_same_process, set_current},
 };
 
 /// The flow with this key, if there is one.
@@ -42,12 +42,21 @@ pub fn set_running(tag: *mut Socket) -> u32 {
     if is_same(owner, &raw const before) {
         return 0;
     }
+    if is_same_process(owner, &raw const before) {
+        return CHANGED;
+    }
     let has_many_peers = flags & (SOCKET_HAS_FLOWS | SOCKET_HAS_PEER) == SOCKET_HAS_FLOWS;
     if has_many_peers && before.pid != 0 {
         unsafe { (*tag).tracked.flow.state |= FLOW_SHARED };
     }
-    1
+    ANOTHER
 }
+
+/// What [`set_running`] returns if the process is the one that sent last, and has another user,
+/// group, control group or session since: it is judged as what it is now.
+pub const CHANGED: u32 = 1;
+/// What it returns if another process sends, or the same has executed another file.
+pub const ANOTHER: u32 = 2;
 
 /// Takes in who sends on a flow. `first` is how certain it is that all of it is the
 /// sender's, if nobody was known to send on it before.
@@ -65,8 +74,9 @@ pub fn set_sender(tracked: *mut Tracked, sender: *const Owner, first: u8) {
         }
         let was_shared = (*tracked).flow.state & FLOW_SHARED != 0;
         let is_first = (*tracked).owner.pid == 0 && first == quality::DIRECT;
+        let is_changed = !was_shared && is_same_process(&raw const (*tracked).owner, sender);
         (*tracked).owner = *sender;
-        if !is_first {
+        if !is_first && !is_changed {
             (*tracked).owner.quality = quality::INFERRED;
             (*tracked).flow.state |= FLOW_SHARED;
         }

@@ -71,6 +71,13 @@ pub fn is_running(owner: *const Owner) -> bool {
     }
 }
 
+/// True if both are the same process, and execute the same file.
+#[inline(always)]
+pub fn is_same_process(a: *const Owner, b: *const Owner) -> bool {
+    // SAFETY: map values or the stack; the verifier checks the access.
+    unsafe { (*a).pid == (*b).pid && (*a).start_ns == (*b).start_ns && (*a).exe_id == (*b).exe_id }
+}
+
 /// True if both are the same sender, by everything that rules may ask for.
 #[inline(always)]
 pub fn is_same(a: *const Owner, b: *const Owner) -> bool {

@@ -84,6 +84,9 @@ pub trait Bytes: Copy {
     /// group's hook, its link header on an interface. `None` if it does not reach so far.
     fn load_into<T>(self, offset: u32, value: &mut T) -> Option<()>;
 
+    /// How many there are, as far as they can be loaded.
+    fn bytes(self) -> u32;
+
     /// Where the addresses that are left are of the first source route that is not finished,
     /// among the options from offset `from` on in the IPv4 header of `header_bytes` at `start`:
     /// `first << 8 | end`, as offsets in the header; or [`NO_ROUTE`], or [`UNREAD_ROUTE`].
@@ -116,6 +119,12 @@ impl Bytes for *mut __sk_buff {
     }
 
     #[inline(always)]
+    fn bytes(self) -> u32 {
+        // SAFETY: a field of the context; the verifier checks the access.
+        unsafe { (*self).len }
+    }
+
+    #[inline(always)]
     fn source_route(self, start: u32, header_bytes: u32, from: u32) -> u32 {
         source_route_of_packet(self, start, header_bytes, from)
     }
@@ -137,6 +146,11 @@ impl Bytes for &Piece {
             return None;
         }
         read_into(self.start, offset as usize, value)
+    }
+
+    #[inline(always)]
+    fn bytes(self) -> u32 {
+        self.len
     }
 
     #[inline(always)]
@@ -397,10 +411,33 @@ pub fn frame(packet: impl Bytes, header_bytes: u32) -> Frame {
             kind = u16::from_be_bytes([g, h]);
             offset += 8;
         } else {
-            return Frame::Other(kind);
+            return unless_ip(packet, offset, kind, [a, b, c, d]);
         }
     }
     Frame::Other(kind)
+}
+
+/// What a frame carries at `offset` that is called something else than IP: what begins as a packet
+/// of IP does, and is as long as that says, is one. Somebody on the link may take it for that.
+#[inline(always)]
+fn unless_ip(packet: impl Bytes, offset: u32, kind: u16, begins: [u8; 4]) -> Frame {
+    let [first, _, c, d] = begins;
+    let rest = packet.bytes().saturating_sub(offset);
+    let is_ip = match first >> 4 {
+        4 => {
+            let len = u32::from(u16::from_be_bytes([c, d]));
+            first & 0x0f >= 5 && len >= 20 && len <= rest
+        }
+        6 => match packet.load::<[u8; 2]>(offset + 4) {
+            Some(len) => u32::from(u16::from_be_bytes(len)) + 40 <= rest,
+            None => false,
+        },
+        _ => false,
+    };
+    match is_ip {
+        true => Frame::Ip(offset),
+        false => Frame::Other(kind),
+    }
 }
 
 /// True for a packet of TCP that carries no data. One with IPv6 extension headers is none: the

@@ -21,7 +21,9 @@ use crate::{
 /// more nobody knows where it goes.
 const MAX_STOPS: u32 = 17;
 
-/// Judges a packet that does not go straight to its destination, whose IP header is at `start`.
+/// Judges a packet by every address that it names, whose IP header is at `start`; and says in
+/// `farthest` which of them the verdict is about, as a place in the packet that [`address_at`]
+/// takes.
 #[inline(always)]
 pub fn judge_listed(
     in_force: InForce,
@@ -29,8 +31,10 @@ pub fn judge_listed(
     skb: *mut __sk_buff,
     start: u32,
     ends: &Ends,
-    bytes: u32,
+    farthest: &mut u64,
 ) -> Decision {
+    // SAFETY: a field of the context; the verifier checks the access.
+    let bytes = unsafe { (*skb).len };
     let Asked {
         policy,
         who,
@@ -52,7 +56,11 @@ pub fn judge_listed(
             if judged == NOTHING {
                 break;
             }
-            decision = stricter(decision, judged);
+            let both = stricter(decision, judged);
+            if both != decision {
+                *farthest = at;
+            }
+            decision = both;
         }
     }
     if stop(skb, start, MAX_STOPS) != NO_STOP {
@@ -62,6 +70,20 @@ pub fn judge_listed(
         generation: in_force.generation,
         ..Decision::from_word(decision)
     })
+}
+
+/// The address at a place that [`judge_listed`] has told; `None` if there is none to be read.
+#[inline(always)]
+pub fn address_at(skb: *mut __sk_buff, at: u64) -> Option<Address> {
+    let offset = at as u32;
+    if at == NO_STOP || at & UNREAD_STOP != 0 {
+        return None;
+    }
+    if at & OF_V4 != 0 {
+        let address = skb.load::<u32>(offset)?;
+        return Some(Address::v4(u32::from_be(address)));
+    }
+    skb.load::<[u8; 16]>(offset).map(Address)
 }
 
 /// The part of a verdict that stands for what cannot be read.
@@ -155,13 +177,7 @@ const NTH_SHIFT: u32 = 48;
 /// [`NOTHING`] if there is none.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn judge_stop(
-    skb: *mut __sk_buff,
-    at: u64,
-    policy: u64,
-    who: u64,
-    packet: u64,
-) -> u64 {
+extern "C" fn judge_stop(skb: *mut __sk_buff, at: u64, policy: u64, who: u64, packet: u64) -> u64 {
     let offset = at as u32;
     let address = if at & UNREAD_STOP != 0 {
         None
@@ -185,7 +201,12 @@ extern "C" fn judge_stop(
         },
     };
     let judged = Decision::from_word(judge_flow(policy, high, low, who, packet));
-    Decision { flags: judged.flags & !EMBEDS, ..judged }.leading_on().to_word()
+    Decision {
+        flags: judged.flags & !EMBEDS,
+        ..judged
+    }
+    .leading_on()
+    .to_word()
 }
 
 /// No decision: what [`stricter`] takes anything for.

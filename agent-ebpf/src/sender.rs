@@ -5,7 +5,7 @@ use trefoil_ebpf::abi::*;
 
 use crate::{
     accounting::announce_owner,
-    flows::set_running,
+    flows::{ANOTHER, set_running},
     maps::PROCESSES,
     owner::{epoch_of, is_running},
     uplink_flows::attribute_last,
@@ -19,7 +19,11 @@ pub fn sends(tag: *mut Socket, has_sent: bool) -> Option<()> {
     let (flags, state) = unsafe { ((*tag).flags, (*flow).state) };
     let is_certain = unsafe { (*owner).quality } == quality::DIRECT || state & FLOW_SHARED != 0;
     // Who has changed since is another sender, too.
-    if is_certain && (is_running(owner) || set_running(tag) == 0) {
+    let change = match is_certain && is_running(owner) {
+        true => 0,
+        false => set_running(tag),
+    };
+    if is_certain && change == 0 {
         if flags & SOCKET_HAS_PEER != 0 {
             if state & FLOW_SENT == 0 {
                 unsafe { (*flow).state |= FLOW_SENT };
@@ -30,9 +34,6 @@ pub fn sends(tag: *mut Socket, has_sent: bool) -> Option<()> {
         }
         return None;
     }
-    if !is_certain {
-        set_running(tag);
-    }
     if has_sent && flags & SOCKET_OF_FRAMES != 0 {
         attribute_last(tag);
     }
@@ -40,7 +41,7 @@ pub fn sends(tag: *mut Socket, has_sent: bool) -> Option<()> {
         return None;
     }
     // Who has connected and handed the socket on without a word has sent nothing.
-    let is_shared = is_certain && state & (FLOW_SENT | FLOW_SHARED) != 0;
+    let is_shared = is_certain && change == ANOTHER && state & (FLOW_SENT | FLOW_SHARED) != 0;
     if is_shared {
         // Two senders, one flow: whose bytes are whose is not known.
         unsafe {

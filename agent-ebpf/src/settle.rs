@@ -7,29 +7,18 @@ use crate::{
     globals::local_flows,
     judge::judge,
     maps::InForce,
-    packet::{Ends, Route},
+    packet::Ends,
     source::Source,
 };
 
-/// What the policy in force says about a packet. Another verdict than the flow has had is
-/// another flow, of the same senders; so is what comes after its end. `listed` judges a packet
-/// that does not go straight to its destination, see [`crate::route`]: nothing else follows it.
+/// What the policy in force says about a packet that goes straight to its destination. Another
+/// verdict than the flow has had is another flow, of the same senders; so is what comes after its
+/// end.
 #[inline(always)]
-pub fn decide(
-    in_force: InForce,
-    tracked: *mut Tracked,
-    ends: &Ends,
-    bytes: u32,
-    listed: impl FnOnce(&Source) -> Decision,
-) -> Decision {
+pub fn decide(in_force: InForce, tracked: *mut Tracked, ends: &Ends, bytes: u32) -> Decision {
     // SAFETY: map values; the verifier checks the access. So below.
     let mut decision = unsafe { (*tracked).flow.decision };
-    if ends.route != Route::Direct {
-        decision = listed(&Source::of(unsafe { &raw const (*tracked).owner }));
-        // The next packet may go straight there.
-        decision.flags |= DECISION_LIMITED;
-        take_in(tracked, decision);
-    } else if !in_force.made(&decision) {
+    if !in_force.made(&decision) {
         let source = Source::of(unsafe { &raw const (*tracked).owner });
         decision = judge(in_force, &source, &ends.destination, bytes);
         take_in(tracked, decision);

@@ -22,9 +22,9 @@ use crate::{
     kernel_memory::{Kernel, follow, read},
     maps::{DIRECT, DirectFrame, InForce, SOCKETS, UPLINKS, active, lose},
     owner::set_nobody,
-    packet::{Frame, Piece, ends_at, frame},
+    packet::{Frame, Piece, Route, ends_at, frame},
     sender::sends,
-    settle::{decide, record},
+    settle::{decide, decide_as, record},
     source::Source,
     uplink_flows::{Who, slot, tell},
 };
@@ -180,7 +180,15 @@ extern "C" fn judge_direct(generation: u32, bytes: u32, start: u32) -> u32 {
     if is_known {
         set_sender(tracked, owner, who.quality);
     }
-    let decision = decide(in_force, tracked, ends, bytes, |_| undetermined(in_force));
+    let decision = match ends.route {
+        Route::Direct => decide(in_force, tracked, ends, bytes),
+        // Which other addresses it lists cannot be judged here.
+        _ => {
+            let unknown = undetermined(in_force);
+            decide_as(tracked, ends, unknown);
+            unknown
+        }
+    };
     record(tracked, &decision, u64::from(ip_bytes), false);
     decision.verdict.into()
 }

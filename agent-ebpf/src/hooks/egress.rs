@@ -26,7 +26,7 @@ use crate::{
     maps::{CUTS, FLOWS, InForce, SOCKETS, in_force, is_uplink, lose},
     packet::{Ends, Route, ends, is_bare_reset, is_same_peer, keeps_link, plain_ends_at, protocol},
     remembered::{ended, keep_large},
-    route::judge_listed,
+    route::{address_at, judge_listed},
     sender::{is_current, refresh},
     settle::{decide, decide_as, record},
     socket::{is_raw, is_tcp},
@@ -137,7 +137,7 @@ fn judge_packet(in_force: InForce, skb: *mut __sk_buff) -> i32 {
         }
         return PASS;
     }
-    let Some(ends) = ends(skb) else {
+    let Some(mut ends) = ends(skb) else {
         lose(LOSS_PACKETS_UNPARSED, 1);
         return without_flow(&undetermined(in_force), bytes);
     };
@@ -155,6 +155,10 @@ fn judge_packet(in_force: InForce, skb: *mut __sk_buff) -> i32 {
             return PASS;
         }
     }
+    let mut listed = NOT_JUDGED;
+    if ends.route != Route::Direct {
+        listed = judge_tagged(in_force, skb, &mut ends);
+    }
     let tracked = slot(skb, &ends);
     let in_force = match may_stay(skb) {
         true => in_force.may_stay(),
@@ -163,7 +167,36 @@ fn judge_packet(in_force: InForce, skb: *mut __sk_buff) -> i32 {
     if tracked.is_null() {
         return without_slot(in_force, skb, &ends, bytes);
     }
-    settle(in_force, tracked, skb, &ends, bytes)
+    settle(in_force, tracked, skb, &ends, listed)
+}
+
+/// Judges a packet that does not go straight to its destination, of a socket that has a tag. Its
+/// flow is that to the address which the verdict is about.
+#[inline(always)]
+fn judge_tagged(in_force: InForce, skb: *mut __sk_buff, ends: &mut Ends) -> Decision {
+    let tag = tag_of(skb);
+    let source = match tag.is_null() {
+        true => Source::NOBODY,
+        // SAFETY: a map value; the verifier checks the access.
+        false => Source::of(unsafe { &raw const (*tag).tracked.owner }),
+    };
+    let mut farthest = 0;
+    let mut decision = judge_listed(in_force, &source, skb, 0, ends, &mut farthest);
+    // The next packet may go straight there.
+    decision.flags |= DECISION_LIMITED;
+    if let Some(address) = address_at(skb, farthest) {
+        ends.destination.address = address;
+    }
+    decision
+}
+
+/// As [`keep`], of a packet that lists addresses: uplinks know it by the last of them.
+#[inline(never)]
+fn keep_listed(skb: *mut __sk_buff, tag: *const Socket, decision: u64) -> u32 {
+    if let Some(ends) = ends(skb) {
+        keep(skb, tag, &ends, Decision::from_word(decision));
+    }
+    0
 }
 
 /// True for a packet of another network namespace: what it sends to an address of this host may
@@ -226,7 +259,7 @@ fn without_slot(in_force: InForce, skb: *mut __sk_buff, ends: &Ends, bytes: u64)
     };
     let decision = match ends.route {
         Route::Direct => judge(in_force, &source, &ends.destination, bytes as u32),
-        _ => judge_listed(in_force, &source, skb, 0, ends, bytes as u32),
+        _ => judge_listed(in_force, &source, skb, 0, ends, &mut 0),
     };
     tell_of_packet(skb, decision.to_word());
     without_flow(&decision, bytes)
@@ -448,14 +481,20 @@ fn settle(
     tracked: *mut Tracked,
     skb: *mut __sk_buff,
     ends: &Ends,
-    bytes: u64,
+    listed: Decision,
 ) -> i32 {
+    // SAFETY: a field of the context; the verifier checks the access.
+    let bytes = u64::from(unsafe { (*skb).len });
     if !is_current(tracked) {
         refresh(tracked);
     }
-    let decision = decide(in_force, tracked, ends, bytes as u32, |source| {
-        judge_listed(in_force, source, skb, 0, ends, bytes as u32)
-    });
+    let decision = match ends.route {
+        Route::Direct => decide(in_force, tracked, ends, bytes as u32),
+        _ => {
+            decide_as(tracked, ends, listed);
+            listed
+        }
+    };
     let mut blocked = decision.blocks();
     // SAFETY: a map value; the verifier checks the access. So below.
     let flow = unsafe { &raw mut (*tracked).flow };
@@ -465,8 +504,12 @@ fn settle(
     }
     if !blocked {
         let tag = tag_of(skb);
-        if !tag.is_null() {
-            keep(skb, tag, ends, decision);
+        match ends.route {
+            _ if tag.is_null() => {}
+            Route::Direct => keep(skb, tag, ends, decision),
+            _ => {
+                keep_listed(skb, tag, decision.to_word());
+            }
         }
     }
     count_total(&decision, bytes, blocked);

@@ -28,7 +28,7 @@ use crate::{
         is_plain_ethernet, is_same_peer, is_without_data, keeps_link, plain_ends_at, protocol,
     },
     remembered::{decision_of_beginning, ended, large, remember_beginning},
-    route::judge_listed,
+    route::{address_at, judge_listed},
     settle::{decide_as, record},
     source::Source,
     uplink_flows::{Who, slot, tell},
@@ -172,8 +172,13 @@ fn is_needed_by_link(skb: *mut __sk_buff, kind: u16) -> bool {
     /// EAPOL, LLDP, LACP and others of IEEE 802.3, time (802.1AS).
     const OF_LINK: [u16; 4] = [0x888e, 0x88cc, 0x8809, 0x88f7];
     const OF_BRIDGES: [u8; 5] = [0x01, 0x80, 0xc2, 0x00, 0x00];
+    /// Of addresses of IPv4 on Ethernet.
+    const ARP_HEADER: [u8; 6] = [0, 1, 0x08, 0x00, 6, 4];
+    /// The shortest frame, to which short ones are padded.
+    const ARP_BYTES: u32 = 60;
     if kind == ARP {
-        return true;
+        let is_whole = size(skb).bytes <= ARP_BYTES;
+        return is_whole && skb.load::<[u8; 6]>(ETHERNET_HEADER) == Some(ARP_HEADER);
     }
     match skb.load::<[u8; 6]>(0) {
         Some([a, b, c, d, e, last]) if [a, b, c, d, e] == OF_BRIDGES && last < 0x10 => {
@@ -218,6 +223,11 @@ fn judged_here(in_force: InForce, skb: *mut __sk_buff, start: u32, known: Decisi
         ..known
     };
     let (flags, mut known) = (in_force.flags.into(), known.to_word());
+    // Which flow it belongs to is known once it is judged, if it lists addresses.
+    let lists = frame_ends().is_some_and(|ends| ends.route != Route::Direct);
+    if lists && Decision::from_word(known).verdict == verdict::NONE {
+        known = judge_anew(skb, start, in_force.generation, flags);
+    }
     // Judged in the middle, so that not all of it is on the stack at once.
     let mut outcome = judge_frame(skb, start, flags, known);
     if outcome & TO_BE_JUDGED != 0 {
@@ -289,13 +299,25 @@ extern "C" fn judge_anew(skb: *mut __sk_buff, start: u32, generation: u32, flags
     let tag = tag(skb, sender(skb));
     let owner = owner(skb, sender(skb), tag, sent(skb, start, tag));
     let source = source(sender(skb), owner);
-    let bytes = size(skb).bytes;
-    let mut decision = judge_listed(in_force, &source, skb, start, ends, bytes);
+    let mut farthest = 0;
+    let mut decision = judge_listed(in_force, &source, skb, start, ends, &mut farthest);
     if ends.route != Route::Direct {
         // The next packet may go straight there.
         decision.flags |= DECISION_LIMITED;
+        name_farthest(skb, farthest);
     }
     decision.to_word()
+}
+
+/// Has the record of a packet that lists addresses be about the one that its verdict is about.
+#[inline(always)]
+fn name_farthest(skb: *mut __sk_buff, farthest: u64) {
+    if let Some(address) = address_at(skb, farthest)
+        && let Some(ends) = FRAME_ENDS.get_ptr_mut(0)
+    {
+        // SAFETY: a map value; the verifier checks the access.
+        unsafe { (*ends).destination.address = address };
+    }
 }
 
 /// What [`judge_frame`] returns about a packet that has no slot.
@@ -342,7 +364,7 @@ extern "C" fn judge_frame(skb: *mut __sk_buff, start: u32, flags: u32, known: u6
     let bytes = size(skb).bytes;
     // SAFETY: a map value; the verifier checks the access.
     let kept = unsafe { (*tracked).flow.decision };
-    if is_unknown && (!in_force.made(&kept) || ends.route != Route::Direct) {
+    if is_unknown && !in_force.made(&kept) {
         return TO_BE_JUDGED;
     }
     let decision = match is_unknown {

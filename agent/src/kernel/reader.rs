@@ -134,9 +134,8 @@ impl Reader {
         if !path.exists() {
             return Ok(Vec::new());
         }
-        let failed = |error| {
-            KernelError::failed(format!("open pinned program {}", path.display()), error)
-        };
+        let failed =
+            |error| KernelError::failed(format!("open pinned program {}", path.display()), error);
         let info = aya::programs::ProgramInfo::from_pin(&path).map_err(failed)?;
         let program = info.fd().map_err(failed)?;
         // The kernel keeps 15 bytes of a name.

@@ -7,8 +7,8 @@
 mod arguments;
 mod became;
 mod copy;
-mod forged;
 mod family;
+mod forged;
 mod handed;
 mod insist;
 mod many;
