@@ -230,16 +230,16 @@ fn judged_here(in_force: InForce, skb: *mut __sk_buff, start: u32, known: Decisi
     }
     // Judged in the middle, so that not all of it is on the stack at once.
     let mut outcome = judge_frame(skb, start, flags, known);
-    if outcome & TO_BE_JUDGED != 0 {
+    if outcome == TO_BE_JUDGED || outcome == TO_BE_JUDGED | WITHOUT_SLOT {
         known = judge_anew(skb, start, in_force.generation, flags);
     }
     if outcome == TO_BE_JUDGED {
         outcome = judge_frame(skb, start, flags, known);
     }
-    if outcome & WITHOUT_SLOT != 0 {
-        return settle_without_slot(skb, start, known);
+    match outcome {
+        NEXT | DROP => outcome,
+        _ => settle_without_slot(skb, start, known),
     }
-    outcome
 }
 
 /// What is decided already about a packet, a `Decision` of verdict `NONE` if nothing is: it

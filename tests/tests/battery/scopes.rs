@@ -102,6 +102,8 @@ fn removed(stage: &mut Stage<'_>) -> Result<()> {
         .lab
         .foreign
         .ip(&format!("route replace local {own}/32 dev lo\n"))?;
+    // Somebody listens, or the socket would be told that nobody does.
+    let _listener = trefoil_lab::sink::UdpSink::new(host, UDP_PORT)?;
     let user = crate::stage::USER;
     let to = format!("{own}:{UDP_PORT}");
     let mut sender = stage
@@ -111,7 +113,7 @@ fn removed(stage: &mut Stage<'_>) -> Result<()> {
         .args(["--connected", "--hold"])
         .start()?;
     sender.line()?;
-    // To itself: it never leaves. Nobody listens, which the socket is told next.
+    // To itself: it never leaves.
     sender.proceed()?;
     sender.line()?;
     stage.senders.insert(sender.pid());

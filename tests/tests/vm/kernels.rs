@@ -16,7 +16,7 @@ use trefoil_lab::vm::Vm;
 use crate::world::{OBJECTS, REFUSED, TRAFFIC, connect, install};
 
 /// Every program, as on a kernel that has all that Trefoil uses.
-const PROGRAMS: [&str; 28] = [
+const PROGRAMS: [&str; 29] = [
     "__dev_direct_xmit",
     "cgroup_mkdir",
     "cgroup_rmdir",

@@ -104,15 +104,6 @@ pub fn give(arguments: &mut Arguments) -> Answer {
     Ok(())
 }
 
-/// `traffic vsock`
-pub fn vsock(arguments: &mut Arguments) -> Answer {
-    arguments.done()?;
-    let (family, kind) = (AddressFamily::Vsock, SockType::Stream);
-    socket(family, kind, SockFlag::SOCK_CLOEXEC, None).named("socket")?;
-    Sent::default().tell();
-    Ok(())
-}
-
 /// `traffic share`: one process and another send in turn on a socket without a peer.
 pub fn share(arguments: &mut Arguments) -> Answer {
     let peer: SocketAddr = arguments.value("ADDR:PORT")?;

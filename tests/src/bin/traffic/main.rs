@@ -106,8 +106,6 @@ const USAGE: &str = "traffic COMMAND ...
       what goes into a tun device goes on in a datagram
   become PROGRAM ADDR:PORT [--bytes N]
       connects, and turns into another program, which sends that much in one call
-  vsock
-      opens a socket to the hypervisor, and sends nothing
   hand-on inherited|passed ADDR:PORT
       one process connects, another one sends
   share ADDR:PORT
@@ -225,7 +223,6 @@ fn run(arguments: &mut Arguments) -> Answer {
         "share" => handed::share(arguments),
         "replace" => handed::replace(arguments),
         "give" => handed::give(arguments),
-        "vsock" => handed::vsock(arguments),
         "use" => handed::use_handed(arguments),
         "turn" => handed::turn(arguments),
         "move" => moved::go(arguments),
