@@ -74,6 +74,8 @@ mod subflow;
 #[cfg(target_arch = "bpf")]
 mod tables;
 #[cfg(target_arch = "bpf")]
+mod translation;
+#[cfg(target_arch = "bpf")]
 mod tree;
 #[cfg(target_arch = "bpf")]
 mod uplink_flows;

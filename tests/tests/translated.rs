@@ -149,8 +149,3 @@ fn what_is_behind_decides(from: From) -> Result<()> {
 fn what_is_behind_a_service_decides_for_the_host() -> Result<()> {
     what_is_behind_decides(From::Host)
 }
-
-#[test]
-fn what_is_behind_a_service_decides_for_a_container() -> Result<()> {
-    what_is_behind_decides(From::Container)
-}

@@ -275,6 +275,16 @@ pub struct Offsets {
     pub rtnl_link_ops_kind: u32,
     /// `net.ns.inum`
     pub net_ns_inum: u32,
+    /// `task_struct.nsproxy`
+    pub task_nsproxy: u32,
+    /// `nsproxy.net_ns`
+    pub nsproxy_net_ns: u32,
+    /// `net.nf.hooks_ipv4`
+    pub net_hooks_ipv4: u32,
+    /// `net.nf.hooks_ipv6`
+    pub net_hooks_ipv6: u32,
+    /// `nf_hook_ops.priority`
+    pub nf_hook_ops_priority: u32,
 }
 
 /// The host's root directory, in map `HOST_ROOT`: an executable whose path does not begin

@@ -19,6 +19,7 @@ use crate::{
     owner::set_current,
     source::Source,
     subflow::inherit,
+    translation::may_translate,
 };
 
 #[cgroup_sock_addr(connect4)]
@@ -53,13 +54,16 @@ fn connect(ctx: &SockAddrContext, peer: Peer) -> Option<i32> {
         inherit(tag, socket);
     }
     let decision = judge(in_force, &Source::of(owner), &peer, 0);
-    if decision.blocks() {
+    let is_translated = decision.blocks() && may_translate(&peer.address);
+    if decision.blocks() && !is_translated {
         refuse(owner, cookie, &peer, decision);
         return Some(REFUSE);
     }
     // Local is only what goes by the loopback interface, and that is known when it goes.
     let kept = match decision.verdict {
         verdict::LOCAL => NOT_JUDGED,
+        // Where it goes to is judged when it goes.
+        _ if is_translated => NOT_JUDGED,
         _ => decision,
     };
     begin(tracked, cookie, &peer, direction::OUTBOUND, kept);

@@ -387,6 +387,22 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
     if let Some(tracked) = flows::find(&key) {
         return Some(tracked);
     }
+    // The host has rewritten what the process has connected to.
+    let is_unsent = unsafe {
+        let flow = &(*tracked).flow;
+        flow.counters.packets_out == flow.base.packets_out
+            && flow.counters.blocked_packets == flow.base.blocked_packets
+    };
+    if flags & SOCKET_HAS_PEER != 0 && is_unsent && ends.route == Route::Direct && embryonic == 0 {
+        unsafe {
+            let flow = &raw mut (*tracked).flow;
+            (*flow).named = (*flow).peer.address;
+            (*flow).named_port = (*flow).peer.port;
+            (*flow).peer = *peer;
+            (*flow).decision = NOT_JUDGED;
+        }
+        return Some(tracked);
+    }
     if flags & SOCKET_HAS_FLOWS == 0 {
         // A tag that was made late has no cookie yet, and it is how the agent
         // finds out whether the socket still lives.
@@ -396,6 +412,17 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
         unsafe { (*tag).flags = flags | SOCKET_HAS_FLOWS };
     }
     let created = flows::create(&key, unsafe { &raw const (*tracked).owner }, NOT_JUDGED)?;
+    if flags & SOCKET_HAS_PEER == 0 && embryonic == 0 {
+        // What its process has named last, if that was another.
+        let (named, port) = unsafe { ((*tracked).flow.named, (*tracked).flow.named_port) };
+        let is_other = named.halves() != peer.address.halves() || port != peer.port;
+        if !named.is_unspecified() && is_other && ends.route == Route::Direct {
+            unsafe {
+                (*created).flow.named = named;
+                (*created).flow.named_port = port;
+            }
+        }
+    }
     if embryonic != 0 {
         unsafe {
             (*created).flow.state |= FLOW_EMBRYONIC;

@@ -16,6 +16,7 @@ use crate::{
     judge::judge,
     maps::{SOCKETS, in_force},
     source::Source,
+    translation::may_translate,
 };
 
 #[cgroup_sock_addr(sendmsg4)]
@@ -54,6 +55,17 @@ fn send(ctx: &SockAddrContext, peer: Peer) -> Option<i32> {
         unsafe { (*tracked).flow.decision },
         _ => judge(in_force, &Source::of(owner), &peer, 0),
     };
+    if unsafe { (*tag).flags } & SOCKET_HAS_PEER == 0 {
+        // For `egress`, which sees where it goes.
+        unsafe {
+            (*tag).tracked.flow.cookie = cookie;
+            (*tag).tracked.flow.named = peer.address;
+            (*tag).tracked.flow.named_port = peer.port;
+        }
+    }
+    if decision.blocks() && may_translate(&peer.address) {
+        return Some(PASS);
+    }
     if decision.blocks() {
         refuse(owner, cookie, &peer, decision);
         return Some(REFUSE);
@@ -65,11 +77,6 @@ fn send(ctx: &SockAddrContext, peer: Peer) -> Option<i32> {
     if known.is_none() {
         flows::create(&key, owner, decision);
     }
-    unsafe {
-        (*tag).flags |= SOCKET_HAS_FLOWS;
-        if (*tag).flags & SOCKET_HAS_PEER == 0 {
-            (*tag).tracked.flow.cookie = cookie;
-        }
-    }
+    unsafe { (*tag).flags |= SOCKET_HAS_FLOWS };
     Some(PASS)
 }

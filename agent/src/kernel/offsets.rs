@@ -91,6 +91,11 @@ pub fn resolve() -> Result<Offsets, KernelError> {
         net_device_rtnl_link_ops: of("net_device", "rtnl_link_ops")?,
         rtnl_link_ops_kind: of("rtnl_link_ops", "kind")?,
         net_ns_inum: of("net", "ns")? + of("ns_common", "inum")?,
+        task_nsproxy: of("task_struct", "nsproxy")?,
+        nsproxy_net_ns: of("nsproxy", "net_ns")?,
+        net_hooks_ipv4: of("net", "nf")? + of("netns_nf", "hooks_ipv4")?,
+        net_hooks_ipv6: of("net", "nf")? + of("netns_nf", "hooks_ipv6")?,
+        nf_hook_ops_priority: of("nf_hook_ops", "priority")?,
     })
 }
 
