@@ -10,7 +10,8 @@
 //! - Where the packet still has its socket, that is the same. A socket's next packet has an
 //!   entry of its own before it can get anywhere.
 //! - Where it has lost its socket, its flow's hash is the same, which has a secret of the
-//!   kernel's in it. A packet without one is known by its length, for a second.
+//!   kernel's in it. A packet without one is known by its length, for a tenth of a second.
+//! - It has not come to an uplink before: there its entry is forgotten.
 //! - Whatever else it is now, a decision holds only for the destination that it was made about.
 //!
 //! An entry that two packets write at once is nobody's: it is sealed by a sum of its words. What
@@ -18,12 +19,16 @@
 
 use core::ptr;
 
-use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_jiffies64};
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_sock},
+    helpers::generated::bpf_jiffies64,
+};
 use trefoil_ebpf::abi::*;
 
 use crate::{
     maps::{IN_FLIGHT, IN_FLIGHT_OWNERS},
-    packet::Ends,
+    packet::{Bytes, Ends},
+    remembered::LARGE_BYTES,
     words::{copy_words, low_half},
 };
 
@@ -54,13 +59,16 @@ pub struct InFlight {
 const HAS_OWNER: u8 = 1;
 /// The packet's flow has no hash.
 const HAS_NO_HASH: u8 = 2;
+/// The identification of its datagram follows: the packet may be cut into fragments, of which it
+/// is the first then.
+const HAS_DATAGRAM: u8 = 4;
 
 const WORDS: usize = size_of::<InFlight>() / 8;
 const OWNER_WORDS: usize = size_of::<Owner>() / 8;
 /// Words of an entry that its seal covers as they are: those behind it.
 const FIRST_SEALED: usize = 3;
-/// Ticks after which a packet without a hash is nobody's any more: a second, or less.
-const LONGEST_WAY_TICKS: u32 = 250;
+/// Ticks after which a packet without a hash is nobody's any more: a tenth of a second, or less.
+const LONGEST_WAY_TICKS: u32 = 25;
 
 /// Index of a packet's entry. Factor: that of Fibonacci hashing.
 #[inline(always)]
@@ -95,6 +103,16 @@ pub fn keep(skb: *mut __sk_buff, tag: *const Socket, named: &Peer, decision: Dec
         if hash == 0 {
             has |= HAS_NO_HASH;
             unsafe { (*entry).hash = bpf_jiffies64() as u32 };
+            if bytes > LARGE_BYTES
+                && let Some([version, _, _, _, a, b]) = skb.load::<[u8; 6]>(0)
+                && version >> 4 == 4
+            {
+                has |= HAS_DATAGRAM;
+                unsafe {
+                    (*entry).named.pad[1] = a;
+                    (*entry).named.pad[2] = b;
+                }
+            }
         }
         unsafe { (*entry).named.pad[0] = has };
         let Some(of) = IN_FLIGHT_OWNERS.get_ptr_mut(number) else {
@@ -134,6 +152,19 @@ fn sum<const N: usize>(words: *const u64) -> u64 {
         sum = sum.rotate_left(7) ^ word;
     }
     sum
+}
+
+/// Forgets a packet that has come to an uplink: what has its address next is another.
+#[inline(always)]
+pub fn forget(skb: *mut __sk_buff) {
+    if let Some(entry) = IN_FLIGHT.get_ptr_mut(index(low_half(skb))) {
+        // SAFETY: a map value; the verifier checks the access.
+        unsafe {
+            if (*entry).packet == skb as u64 {
+                (*entry).packet = 0;
+            }
+        }
+    }
 }
 
 /// What is known of a packet from its socket.
@@ -184,13 +215,33 @@ impl Found {
     }
 }
 
+/// True if a packet is the first fragment of the datagram that an entry is about.
+#[inline(always)]
+fn is_beginning(skb: *mut __sk_buff, start: u32, entry: *const InFlight) -> bool {
+    let Some([_, _, _, _, a, b, c, d]) = skb.load::<[u8; 8]>(start) else {
+        return false;
+    };
+    // SAFETY: a map value; the verifier checks the access.
+    let [_, e, f, ..] = unsafe { (*entry).named.pad };
+    // More fragments, and none before.
+    [a, b] == [e, f] && u16::from_be_bytes([c, d]) & 0x3fff == 0x2000
+}
+
 /// Finds what is known of a packet that was sent by a socket. `start` is where its IP header is.
 #[inline(always)]
 pub fn find(skb: *mut __sk_buff, start: u32) -> Option<Found> {
+    // SAFETY: a field of the context; the verifier checks the access.
+    let socket = unsafe { (*skb).__bindgen_anon_2.sk };
+    find_of(skb, start, socket)
+}
+
+/// As [`find`], of a packet that this socket sent, whichever it has now.
+#[inline(always)]
+pub fn find_of(skb: *mut __sk_buff, start: u32, socket: *mut bpf_sock) -> Option<Found> {
     let number = index(low_half(skb));
     let entry = IN_FLIGHT.get_ptr(number)?;
     // SAFETY: fields of the context and map values; the verifier checks the access. So below.
-    let (socket, hash, bytes) = unsafe { ((*skb).__bindgen_anon_2.sk, (*skb).hash, (*skb).len) };
+    let (hash, bytes) = unsafe { ((*skb).hash, (*skb).len) };
     if unsafe { (*entry).packet } != skb as u64 {
         return None;
     }
@@ -202,7 +253,9 @@ pub fn find(skb: *mut __sk_buff, start: u32) -> Option<Found> {
             0 => known == hash,
             _ => {
                 let age = (unsafe { bpf_jiffies64() } as u32).wrapping_sub(known);
-                age < LONGEST_WAY_TICKS && unsafe { (*entry).bytes } + start == bytes
+                let is_whole = unsafe { (*entry).bytes } + start == bytes;
+                age < LONGEST_WAY_TICKS
+                    && (is_whole || has & HAS_DATAGRAM != 0 && is_beginning(skb, start, entry))
             }
         };
         if has & HAS_OWNER == 0 || !is_same {

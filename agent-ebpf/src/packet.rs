@@ -703,10 +703,12 @@ pub enum Header {
 pub struct Segments {
     /// Where the first is.
     pub first: u32,
-    /// How many there are; 0 if its type says nothing about where they are.
+    /// How many there are.
     pub n: u32,
     /// Where the one is that the packet goes to in the end.
     pub last: u32,
+    /// The type is one of which that is known.
+    pub is_known: bool,
 }
 
 impl Segments {
@@ -714,16 +716,18 @@ impl Segments {
     /// eight: source route (0), Mobile IPv6 (2), segment routing (4, which lists them backwards).
     #[inline(always)]
     fn new(kind: u8, offset: u32, len: u32) -> Self {
-        let n = match kind {
-            0 | 2 | 4 => len / 2,
-            _ => 0,
-        };
+        let n = len / 2;
         let first = offset + 8;
         let last = match kind {
             4 => first,
             _ => first + 16 * n.saturating_sub(1),
         };
-        Self { first, n, last }
+        Self {
+            first,
+            n,
+            last,
+            is_known: matches!(kind, 0 | 2 | 4),
+        }
     }
 }
 
@@ -761,7 +765,9 @@ fn fill_v6(packet: impl Bytes, start: u32, ends: &mut Ends) -> Option<()> {
             Header::Route(next, at, segments) => {
                 (protocol, offset) = (next, at);
                 let last = &mut ends.destination.address.0;
-                let is_read = segments.n != 0 && packet.load_into(segments.last, last).is_some();
+                let is_read = segments.n != 0
+                    && packet.load_into(segments.last, last).is_some()
+                    && segments.is_known;
                 if !is_read {
                     ends.route = Route::Unread;
                 } else if ends.route == Route::Direct {

@@ -6,7 +6,7 @@
 //! A key names both ends and the sender. Only what may leave is remembered: all else is judged
 //! once more, where it is.
 
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_get_hash_recalc};
 use trefoil_ebpf::abi::*;
 
 use crate::{
@@ -75,7 +75,8 @@ fn sender_of(skb: *mut __sk_buff) -> u64 {
     if !socket.is_null() {
         return 1 << 63 | low_half(socket);
     }
-    let (hash, came_in_by) = unsafe { ((*skb).hash, (*skb).ingress_ifindex) };
+    // Of fragments, the kernel takes the addresses alone where there was none.
+    let (hash, came_in_by) = unsafe { (bpf_get_hash_recalc(skb), (*skb).ingress_ifindex) };
     u64::from(came_in_by) << 32 | u64::from(hash)
 }
 
@@ -148,7 +149,7 @@ fn remember(key: &RememberedKey, decision: &Decision) {
 }
 
 /// Least bytes of a datagram that some link may cut: what each link for IPv6 takes.
-const LARGE_BYTES: u32 = 1280;
+pub const LARGE_BYTES: u32 = 1280;
 
 /// Keeps what was decided about a datagram, and whose it is, if it may be cut into fragments:
 /// each of them is another `sk_buff`, with its flow's hash. Without a hash nothing is kept, since

@@ -128,7 +128,7 @@ fn stop_in_headers(skb: *mut __sk_buff, start: u32, mut number: u32) -> u64 {
             Header::Next(next, at) | Header::Fragment(next, at, _) => (kind, offset) = (next, at),
             Header::Route(next, at, segments) => {
                 (kind, offset) = (next, at);
-                // One whose type says nothing about its addresses counts as one of them.
+                // One without any counts as one.
                 if segments.n == 0 && number == 0 {
                     return UNREAD_STOP;
                 }

@@ -66,6 +66,7 @@ fn uplink_egress(ctx: TcContext) -> i32 {
     {
         let known = let_pass(in_force.generation, &found, &ends);
         if known.verdict != verdict::NONE {
+            in_flight::forget(skb);
             count(size, judged(sender::SOCKET, known.verdict));
             return NEXT;
         }
@@ -208,10 +209,12 @@ fn packet(in_force: InForce, skb: *mut __sk_buff, start: u32) -> i32 {
         return settle(sender(skb), undetermined(in_force), size(skb));
     }
     let known = Decision::from_word(count_known(skb, start, in_force.generation));
-    if known.verdict != verdict::NONE && known.flags & DECISION_AT_UPLINK == 0 {
-        return NEXT;
-    }
-    judged_here(in_force, skb, start, known)
+    let outcome = match known.verdict != verdict::NONE && known.flags & DECISION_AT_UPLINK == 0 {
+        true => NEXT,
+        false => judged_here(in_force, skb, start, known),
+    };
+    in_flight::forget(skb);
+    outcome
 }
 
 /// A frame that no socket's hooks have judged, and what becomes of it. `known` is what was decided
@@ -501,7 +504,8 @@ fn tag(skb: *mut __sk_buff, sender: u8) -> *mut Socket {
 /// A function of its own, so that what it needs of the stack is free again afterwards.
 #[inline(never)]
 fn known(generation: u32, skb: *mut __sk_buff, start: u32, ends: &Ends) -> u64 {
-    if let Some(found) = in_flight::find(skb, start) {
+    let found = in_flight::find(skb, start).or_else(|| find_of_listener(skb, start));
+    if let Some(found) = found {
         let decision = let_pass(generation, &found, ends);
         if decision.verdict != verdict::NONE {
             return decision.to_word();
@@ -535,6 +539,22 @@ fn known(generation: u32, skb: *mut __sk_buff, start: u32, ends: &Ends) -> u64 {
         }
     }
     NOT_JUDGED.to_word()
+}
+
+/// As [`in_flight::find`], of an answer to a connection request: its socket's hook has seen it as
+/// the listener's.
+#[inline(always)]
+fn find_of_listener(skb: *mut __sk_buff, start: u32) -> Option<Found> {
+    // SAFETY: a field of the context; the verifier checks the access. So below.
+    let socket = unsafe { (*skb).__bindgen_anon_2.sk };
+    if socket.is_null() {
+        return None;
+    }
+    let listener = unsafe { bpf_get_listener_sock(socket) };
+    if listener.is_null() {
+        return None;
+    }
+    in_flight::find_of(skb, start, listener)
 }
 
 /// True if no process is known to use the socket, or if there is none.

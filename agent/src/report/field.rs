@@ -219,8 +219,8 @@ fields! {
         "the far end";
     DstPort "dst_port" Number "" FLOWS
         "the far end's port";
-    DstNamed "dst_named" Text "" FLOWS
-        "address and port that the process named, where the host translated them into the far end's";
+    DstNamed "dst_named" Address "" FLOWS
+        "the address that the process named, where the host translated it into the far end's";
     DstCountry "dst_country" Text "" FLOWS
         "country of the far end, ISO 3166-1 alpha-2";
     DstAsn "dst_asn" Number "" FLOWS

@@ -1,6 +1,6 @@
 //! Records of flows and violations: from numbers and names to fields and words.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use sha1::{Digest, Sha1};
 use trefoil_ebpf::abi::{
@@ -141,8 +141,7 @@ impl Record {
         let far = ip_address(&flow.peer.address);
         self.set(Field::DstAddr, far.to_string());
         if !flow.named.is_unspecified() {
-            let named = SocketAddr::new(ip_address(&flow.named), flow.named_port);
-            self.set(Field::DstNamed, named.to_string());
+            self.set(Field::DstNamed, ip_address(&flow.named).to_string());
         }
         if !flow.local.is_unspecified() {
             let near = ip_address(&flow.local);

@@ -95,9 +95,11 @@ fn commands_that_read_the_journal_find_something() -> Result<()> {
                 "{place}: {command}: {errors}"
             );
             let found = String::from_utf8_lossy(&output.stdout);
+            // A sum says of nothing what it is of.
+            let is_sum = command.contains("| add");
             let is_there = facts
                 .iter()
-                .all(|(asked, fact)| !command.contains(asked) || found.contains(fact));
+                .all(|(asked, fact)| is_sum || !command.contains(asked) || found.contains(fact));
             Ok((is_there && !found.trim().is_empty()).then_some(()))
         })?;
     }

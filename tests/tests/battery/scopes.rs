@@ -79,7 +79,14 @@ fn row_32_own_addresses_that_leave() -> Result<()> {
         }),
         way("32j", removed),
     ];
-    go(&ways, "", nothing)
+    go(&ways, "", own_addresses)
+}
+
+/// Before the agent starts, which hears of a later one a moment after it is there.
+fn own_addresses(lab: &trefoil_lab::Lab) -> Result<crate::stage::Furniture> {
+    lab.host
+        .ip("address add 192.0.2.77/32 dev lo\naddress add 192.0.2.78/32 dev lo\n")?;
+    nothing(lab)
 }
 
 /// A frame to an address of the host, with the link address of somebody else.
@@ -97,7 +104,6 @@ fn removed(stage: &mut Stage<'_>) -> Result<()> {
     };
     stage.to = vec![own.parse()?];
     let host = &stage.lab.host;
-    host.ip(&format!("address add {own}/32 dev lo\n"))?;
     stage
         .lab
         .foreign
