@@ -177,7 +177,7 @@ extern "C" fn embedded(generation: u32, high: u64, low: u64, nth: u32) -> u64 {
     let index = masked::<{ layout::N_SETS - 1 }>(Branch::embeds(class_of(&tables, high, low)));
     // SAFETY: the index is masked, which the compiler cannot see.
     let layouts = u32::from(unsafe { *layouts.add(index) });
-    let layout = layouts >> (nth * layout::BITS & 15) & ((1 << layout::BITS) - 1);
+    let layout = layouts >> ((nth * layout::BITS) & 15) & ((1 << layout::BITS) - 1);
     if layout as u16 == layout::NONE {
         return NO_MORE;
     }

@@ -311,14 +311,14 @@ pub const NOT_IP: u32 = 1 << 15;
 impl Frame {
     /// As one number: where its packet begins, or [`NOT_IP`].
     #[inline(always)]
-    pub const fn to_number(self) -> u32 {
+    pub const fn number(&self) -> u32 {
         match self {
-            Self::Ip(start) => start,
-            Self::Other(kind) => (kind as u32) << 16 | NOT_IP,
+            Self::Ip(start) => *start,
+            Self::Other(kind) => (*kind as u32) << 16 | NOT_IP,
         }
     }
 
-    /// What [`to_number`](Self::to_number) has made.
+    /// What [`number`](Self::number) has made.
     #[inline(always)]
     pub const fn from_number(number: u32) -> Self {
         match number & NOT_IP {

@@ -155,7 +155,7 @@ fn stop_in_options(skb: *mut __sk_buff, start: u32, header_bytes: u32, mut numbe
         }
         let (first, end) = (route >> 8, route & 0xff);
         // A rest that is no whole address counts as one.
-        let n = (end.saturating_sub(first) + 3) / 4;
+        let n = end.saturating_sub(first).div_ceil(4);
         if number < n {
             return OF_V4 | u64::from(start + first + 4 * number);
         }

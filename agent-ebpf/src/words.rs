@@ -57,6 +57,10 @@ pub fn copy_words<const N: usize>(from: *const u64, to: *mut u64) {
 
 /// The lower half of the address of something in the kernel, as a number: the verifier forbids
 /// arithmetic with the address itself.
+#[expect(
+    clippy::pointers_in_nomem_asm_block,
+    reason = "what it points to is not looked at"
+)]
 #[inline(always)]
 pub fn low_half<T>(pointer: *const T) -> u64 {
     let half: u64;

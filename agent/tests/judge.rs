@@ -162,8 +162,8 @@ fn kernel_evaluator_and_reader_decide_the_same() {
                         Some(false) => NOBODY_LOGGED_IN,
                         Some(true) => 1 + random.next_u64() as u32 % 1000,
                     },
-                    flags: QUESTION_OUTSIDE * u32::from(question.is_outside)
-                        | QUESTION_MAY_STAY * u32::from(question.may_stay),
+                    flags: (QUESTION_OUTSIDE * u32::from(question.is_outside))
+                        | (QUESTION_MAY_STAY * u32::from(question.may_stay)),
                     pad: 0,
                 }
             })

@@ -169,6 +169,13 @@ pub struct Case {
 }
 
 impl Case {
+    /// True if its packets list destinations: what becomes of their bytes at each is not to be
+    /// told from the outside.
+    pub fn has_lists(&self) -> bool {
+        let is_list = |extra: &Extra| matches!(extra, Extra::Route(_) | Extra::RouteMessage(_));
+        self.extras.iter().any(is_list)
+    }
+
     /// Draws the case with this number.
     #[must_use]
     pub fn draw(seed: u64, number: u64, in_container: bool) -> Self {

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use trefoil_lab::agent::detach;
 use trefoil_lab::sink::TcpSink;
 use trefoil_lab::{Lab, places};
-use world::{TRAFFIC, at, reporting, traffic_in};
+use world::{TRAFFIC, at};
 
 /// In one call.
 const BYTES: u64 = 50 << 20;

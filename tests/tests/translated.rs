@@ -4,14 +4,11 @@
 mod world;
 
 use anyhow::{Context, Result, ensure};
-use trefoil_lab::program::Program;
 use trefoil_lab::sink::UdpSink;
 use trefoil_lab::tap::Tap;
-use trefoil_lab::wiring::{container, forward};
+use trefoil_lab::wiring::forward;
 use trefoil_lab::{Lab, Record, places, wait_for};
-use world::{
-    PAYLOAD, REFUSED, TRAFFIC, UDP_HEADER, all_of, enforcing, is_final, reporting, traffic,
-};
+use world::{PAYLOAD, REFUSED, UDP_HEADER, all_of, enforcing, is_final, reporting, traffic};
 
 /// Addresses of services, which the policy does not know. Routed abroad, since the kernel
 /// looks for a route before it rewrites.
@@ -51,18 +48,11 @@ fn about<'a>(records: &'a [Record], service: &str, backend: &str) -> Vec<&'a Rec
     records.iter().filter(is_it).collect()
 }
 
-#[derive(Clone, Copy)]
-enum From {
-    Host,
-    Container,
-}
-
 /// Sends to both services in one mode and returns who was refused, what arrived, and what
 /// is told.
-fn go(from: From, enforced: bool) -> Result<(Vec<bool>, Vec<u64>, Vec<Record>)> {
+fn go(enforced: bool) -> Result<(Vec<bool>, Vec<u64>, Vec<Record>)> {
     let lab = Lab::new()?;
     forward(&lab.host)?;
-    let place = container(&lab.host, "container", 21)?.place;
     translate(&lab)?;
     let _sinks = (UdpSink::new(&lab.peer, 9)?, UdpSink::new(&lab.foreign, 9)?);
     let taps = [Tap::new(&lab.peer)?, Tap::new(&lab.foreign)?];
@@ -71,13 +61,7 @@ fn go(from: From, enforced: bool) -> Result<(Vec<bool>, Vec<u64>, Vec<Record>)> 
     let before = [lab.link_to(&lab.peer)?, lab.link_to(&lab.foreign)?];
     let mut refused = Vec::new();
     for service in [TO_PEER, TO_FOREIGN] {
-        let program = match from {
-            From::Host => traffic(&lab)?,
-            From::Container => {
-                let unit = lab.unit("container.service")?;
-                Program::new(TRAFFIC, &place, Some(&unit), None)?
-            }
-        };
+        let program = traffic(&lab)?;
         let outcome = program.args(["udp", &format!("{service}:9")]).run()?;
         ensure!([0, REFUSED].contains(&outcome.code), "{outcome:?}");
         refused.push(outcome.code == REFUSED);
@@ -99,8 +83,9 @@ fn go(from: From, enforced: bool) -> Result<(Vec<bool>, Vec<u64>, Vec<Record>)> 
     Ok((refused, arrived, records))
 }
 
-fn what_is_behind_decides(from: From) -> Result<()> {
-    let (refused, arrived, records) = go(from, true)?;
+#[test]
+fn what_is_behind_a_service_decides_for_the_host() -> Result<()> {
+    let (refused, arrived, records) = go(true)?;
     ensure!(
         !refused[0],
         "the backend is approved, and the call was refused"
@@ -118,7 +103,7 @@ fn what_is_behind_decides(from: From) -> Result<()> {
     let bad = about(&records, TO_FOREIGN, BAD_BACKEND);
     ensure!(sum(&bad, "bytes_out") == 0, "nothing left: {bad:?}");
 
-    let (refused, arrived, records) = go(from, false)?;
+    let (refused, arrived, records) = go(false)?;
     ensure!(refused == [false, false], "report mode refuses");
     ensure!(arrived == [DATAGRAM; 2], "report mode: {arrived:?}");
     for (service, backend, outcome) in [
@@ -143,9 +128,4 @@ fn what_is_behind_decides(from: From) -> Result<()> {
         }
     }
     Ok(())
-}
-
-#[test]
-fn what_is_behind_a_service_decides_for_the_host() -> Result<()> {
-    what_is_behind_decides(From::Host)
 }

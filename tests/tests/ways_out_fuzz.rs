@@ -246,11 +246,18 @@ fn all_is_told(in_container: bool) -> Result<()> {
     let agent = world.lab.agent().policy(&policy).settings(EACH);
     let agent = agent.uplink("auto").start()?;
     let cases = number("TREFOIL_WAYS_OUT_CASES")?.unwrap_or(CASES / 3);
+    // A packet that lists destinations arrives at several, and is told once: by the address that
+    // its verdict is about (battery, row 31).
+    let is_wanted = |number: &u64| !Case::draw(world.seed, *number, in_container).has_lists();
     let mut first = 0;
     while first < cases {
-        let count = BATCH.min(cases - first);
-        world.go(first, count, &[])?;
-        first += count;
+        let Some(next) = (first..cases).find(is_wanted) else {
+            break;
+        };
+        let most = BATCH.min(cases - next);
+        let count = (next..next + most).take_while(is_wanted).count() as u64;
+        world.go(next, count, &[])?;
+        first = next + count;
     }
     let mut told: BTreeMap<IpAddr, u64> = BTreeMap::new();
     for record in all_of(agent, &world.lab)?

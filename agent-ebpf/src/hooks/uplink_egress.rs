@@ -84,7 +84,7 @@ fn uplink_egress(ctx: TcContext) -> i32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn carried(skb: *mut __sk_buff, header_bytes: u32) -> u32 {
-    frame(skb, header_bytes).to_number()
+    frame(skb, header_bytes).number()
 }
 
 /// Reads what the headers of a frame say; 0 if that cannot be done. A global function likewise.
@@ -160,7 +160,7 @@ fn other_frame(in_force: InForce, skb: *mut __sk_buff, kind: u16) -> i32 {
         count(size, not_ip(kind));
         return NEXT;
     }
-    let start = Frame::Other(kind).to_number();
+    let start = Frame::Other(kind).number();
     read_frame_ends(skb, start);
     judged_here(in_force, skb, start, NOT_JUDGED)
 }

@@ -273,10 +273,8 @@ mod tests {
     fn a_line_of_100_000_values_is_placed_as_one_would_count() {
         let text = "\u{e4}b\n".to_owned() + &"\u{20ac}\"x\", ".repeat(100_000);
         let lines = Lines::new(&text);
-        let mut column = 0;
         // One by one, this went through the line from its beginning each time: for a minute.
-        for (offset, _) in text.char_indices().skip(3) {
-            column += 1;
+        for (column, (offset, _)) in (1..).zip(text.char_indices().skip(3)) {
             assert_eq!(lines.place(offset), Place { line: 2, column });
         }
     }

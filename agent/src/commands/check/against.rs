@@ -54,7 +54,7 @@ impl Against {
             users: &OfHost,
             // What was seen to leave was not local then, whatever is today.
             own_addresses: &[],
-            link_local: link_local,
+            link_local,
         };
         let Ok(policy) = Policy::parse(&text.text, &text.source) else {
             return Ok(None);
