@@ -69,7 +69,7 @@ remove_all() {
         esac
         (cd "$dest/" && rmdir -p --ignore-fail-on-non-empty "$(dirname "$file")") 2>/dev/null || true
     done
-    [ "$1" = purge ] && rm -rf "$dest/var/lib/trefoil"
+    [ "$1" = purge ] && rm -rf "$dest/var/lib/trefoil" "$dest/var/log/trefoil"
     [ -z "$is_known" ] || {
         systemctl daemon-reload
         journalctl --update-catalog

@@ -67,7 +67,7 @@ const WORDS: usize = size_of::<InFlight>() / 8;
 const OWNER_WORDS: usize = size_of::<Owner>() / 8;
 /// Words of an entry that its seal covers as they are: those behind it.
 const FIRST_SEALED: usize = 3;
-/// Ticks after which a packet without a hash is nobody's any more: a tenth of a second, or less.
+/// Ticks after which a packet without a hash is nobody's any more: at 250 a second, a tenth of one.
 const LONGEST_WAY_TICKS: u32 = 25;
 
 /// Index of a packet's entry. Factor: that of Fibonacci hashing.
@@ -199,6 +199,16 @@ impl Found {
         unsafe {
             *a == *b && *a.add(1) == *b.add(1) && rest(named) == rest(&raw const ends.destination)
         }
+    }
+
+    /// True if the packet still goes to the address that its socket's hook saw. Whoever else is
+    /// handed a packet may rewrite it and send it on: then it is not its sender's any more. A
+    /// tunnel's packet, to which that hook named nothing, is.
+    #[inline(always)]
+    pub fn is_to(&self, ends: &Ends) -> bool {
+        // SAFETY: a map value; the verifier checks the access. So below.
+        let named = unsafe { &(*self.entry).named };
+        named.protocol == 0 || named.address.halves() == ends.destination.address.halves()
     }
 
     /// True if the packet may have lost its socket.

@@ -458,9 +458,14 @@ pub fn keeps_link(skb: *mut __sk_buff, start: u32) -> bool {
     const NEIGHBOUR_DISCOVERY: core::ops::RangeInclusive<u8> = 133..=137;
     /// Query, report and done of MLD, and the report of its second version.
     const REPORTS: [u8; 4] = [130, 131, 132, 143];
+    /// What the kernel says to a neighbour is shorter, but for what a router redirects.
+    const LONGEST: u32 = 128;
     let Some(first) = skb.load::<u8>(start) else {
         return false;
     };
+    if skb.bytes().saturating_sub(start) > LONGEST {
+        return false;
+    }
     if first >> 4 == 4 {
         let header = skb.load::<[u8; 2]>(start + 8);
         return header == Some([1, IGMP]);

@@ -97,7 +97,13 @@ pub fn decision_of_beginning(skb: *mut __sk_buff, ends: &Ends, generation: u32) 
 #[inline(never)]
 pub fn remember_beginning(skb: *mut __sk_buff, ends: &Ends, decision: u64) -> u32 {
     let key = RememberedKey::of_datagram(ends, sender_of(skb), ends.datagram);
-    remember(&key, &Decision::from_word(decision));
+    let mut decision = Decision::from_word(decision);
+    // A budget is charged by the packet, and a time may be over: the rest is judged as what it is.
+    const LIMITED_HERE: u8 = DECISION_LIMITED | DECISION_AT_UPLINK;
+    if decision.flags & LIMITED_HERE == LIMITED_HERE {
+        decision = NOT_JUDGED;
+    }
+    remember(&key, &decision);
     0
 }
 

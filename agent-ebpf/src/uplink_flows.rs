@@ -22,6 +22,8 @@ pub struct Who {
     pub sender: u8,
     /// How much is known of the owner of a flow that is new.
     pub quality: u8,
+    /// Index of the interface that it came in by; 0 if it is this host's.
+    pub came_in_by: u32,
 }
 
 /// Finds or makes the flow that a frame belongs to, which no socket's hooks have judged;
@@ -49,7 +51,7 @@ fn find_or_create(
         source_port: ends.source_port,
         sender: who.sender,
         quality: if who.cookie == 0 { who.quality } else { 0 },
-        pad: [0; 4],
+        came_in_by: if who.cookie == 0 { who.came_in_by } else { 0 },
     };
     if !tag.is_null() && who.sender == sender::PACKET {
         // SAFETY: a map value; the verifier checks the access.
@@ -172,7 +174,7 @@ pub fn attribute_last(tag: *mut Socket) -> u32 {
         source_port: flow.local_port,
         sender: sender::PACKET,
         quality: 0,
-        pad: [0; 4],
+        came_in_by: 0,
     };
     if let Some(tracked) = find(&key) {
         set_sender(tracked, owner, quality::DIRECT);

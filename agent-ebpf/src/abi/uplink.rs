@@ -127,8 +127,9 @@ pub struct UplinkFlowKey {
     pub sender: u8,
     /// One of [`super::quality`] where no tag says whose it is; else 0.
     pub quality: u8,
-    /// Zero.
-    pub pad: [u8; 4],
+    /// Index of the interface that it came in by, where no tag says whose it is; else 0. Two
+    /// guests may have the same address.
+    pub came_in_by: u32,
 }
 
 /// Stands in [`Peer::protocol`] for a frame that carries no IP: the address is unspecified, and the

@@ -163,6 +163,7 @@ extern "C" fn judge_direct(generation: u32, bytes: u32, start: u32) -> u32 {
     let who = Who {
         cookie: unsafe { (*direct).cookie },
         sender: sender::PACKET,
+        came_in_by: 0,
         quality: match is_known {
             true => quality::DIRECT,
             false => quality::NONE,

@@ -24,7 +24,10 @@ use crate::{
     in_flight,
     judge::{judge, undetermined},
     maps::{CUTS, FLOWS, InForce, SOCKETS, in_force, is_uplink, lose},
-    packet::{Ends, Route, ends, is_bare_reset, is_same_peer, keeps_link, plain_ends_at, protocol},
+    packet::{
+        Ends, Route, ends, is_bare_reset, is_same_peer, is_without_data, keeps_link, plain_ends_at,
+        protocol,
+    },
     remembered::{ended, keep_large},
     route::{address_at, judge_listed},
     sender::{is_current, refresh},
@@ -142,7 +145,7 @@ fn judge_packet(in_force: InForce, skb: *mut __sk_buff) -> i32 {
         return without_flow(&undetermined(in_force), bytes);
     };
     if may_be_the_kernels(ends.destination.protocol) && is_control_packet(skb) {
-        let known = if ends.destination.protocol == protocol::TCP {
+        let known = if ends.destination.protocol == protocol::TCP && is_without_data(skb, 0) {
             Decision::from_word(ended(in_force.generation, &ends))
         } else if keeps_link(skb, 0) {
             local(in_force)

@@ -12,7 +12,7 @@ use trefoil_ebpf::abi::*;
 
 use super::egress::LOOPBACK;
 use crate::{
-    atomic, flows,
+    atomic, flows, in_flight,
     maps::{SOCKETS, in_place},
     packet::ends,
 };
@@ -30,6 +30,8 @@ fn ingress(ctx: SkBuffContext) -> i32 {
 fn count(ctx: &SkBuffContext) -> Option<()> {
     in_place()?;
     let skb = ctx.skb.skb;
+    // What stays on this host: its buffer may be used again before it is sent to an uplink.
+    in_flight::forget(skb);
     // SAFETY: fields of the context; the verifier checks the access. So below.
     let (bytes, interface, socket) = unsafe {
         (

@@ -624,7 +624,8 @@ fn let_flow_pass(generation: u32, flow: *const Flow) -> Decision {
     let (decision, state) = unsafe { ((*flow).decision, (*flow).state) };
     let is_its = state & FLOW_CUT != 0
         || !decision.blocks() && (decision.generation == generation || may_be_older(generation));
-    match is_its {
+    // That it stays on the host was its socket's hook's word, and here it leaves.
+    match is_its && decision.verdict != verdict::LOCAL {
         true => decision,
         false => NOT_JUDGED,
     }
@@ -645,6 +646,8 @@ fn may_be_older(generation: u32) -> bool {
 fn who_sent(skb: *mut __sk_buff, start: u32) -> Who {
     let who = who(skb, start);
     Who {
+        // SAFETY: a field of the context.
+        came_in_by: unsafe { (*skb).ingress_ifindex },
         cookie: cookie(skb, start),
         sender: (who >> 8) as u8,
         quality: who as u8,
@@ -689,6 +692,7 @@ fn sent(skb: *mut __sk_buff, start: u32, tag: *const Socket) -> *const Tracked {
     }
     if let Some(found) = in_flight::find(skb, start)
         && found.has_owner()
+        && frame_ends().is_some_and(|ends| found.is_to(ends))
     {
         return found.sent();
     }
