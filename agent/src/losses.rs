@@ -66,7 +66,7 @@ pub const MEANINGS: &[(&str, &str)] = &[
     ),
     (
         "remembered-full",
-        "packets that came to an uplink without their socket were judged by their destination alone",
+        "later fragments, and answers for connections that are over, were judged by themselves",
     ),
     (
         "writers-full",
