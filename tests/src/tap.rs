@@ -49,6 +49,7 @@ struct Seen {
     headers: BTreeSet<Header>,
     by_destination: BTreeMap<IpAddr, Arrived>,
     as_sent: BTreeMap<IpAddr, Arrived>,
+    acknowledgements: BTreeMap<IpAddr, Arrived>,
 }
 
 /// Looks at every packet that arrives at a place from the host.
@@ -110,6 +111,11 @@ impl Tap {
         self.read(|seen| seen.as_sent.clone())
     }
 
+    /// Of these, what acknowledges or ends a connection of TCP and carries nothing.
+    pub fn acknowledgements(&self) -> BTreeMap<IpAddr, Arrived> {
+        self.read(|seen| seen.acknowledgements.clone())
+    }
+
     fn read<T>(&self, look: impl FnOnce(&Seen) -> T) -> T {
         look(&self.seen.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -168,6 +174,9 @@ fn look(socket: &OwnedFd, seen: &Mutex<Seen>, end: &AtomicBool) {
             let bytes = length - ETHERNET_HEADER;
             let whole = bytes.saturating_sub(cut_overhead(packet));
             seen.as_sent.entry(to).or_default().add(whole);
+            if is_acknowledgement(packet) {
+                seen.acknowledgements.entry(to).or_default().add(whole);
+            }
             if !is_bare_reset(packet) {
                 seen.by_destination.entry(to).or_default().add(bytes);
             }
@@ -232,17 +241,28 @@ fn cut_overhead(packet: &[u8]) -> usize {
 
 /// True for a reset of TCP that carries nothing.
 fn is_bare_reset(packet: &[u8]) -> bool {
-    let reset = || {
-        let (protocol, offset, len) = if packet.first()? >> 4 == 4 {
-            let len = u16::from_be_bytes([*packet.get(2)?, *packet.get(3)?]);
-            (packet.get(9)?, usize::from(packet.first()? & 15) * 4, len)
-        } else {
-            let len = u16::from_be_bytes([*packet.get(4)?, *packet.get(5)?]);
-            (packet.get(6)?, 40, len + 40)
-        };
-        let tcp = packet.get(offset..)?;
-        let header = usize::from(tcp.get(12)? >> 4) * 4;
-        Some(*protocol == 6 && tcp.get(13)? & 4 != 0 && offset + header == usize::from(len))
+    bare_flags(packet).is_some_and(|flags| flags & RESET != 0)
+}
+
+/// True for what a socket of TCP has to say when nothing is to be sent and nothing begins.
+fn is_acknowledgement(packet: &[u8]) -> bool {
+    bare_flags(packet).is_some_and(|flags| flags & (RESET | SYN) == 0)
+}
+
+const SYN: u8 = 2;
+const RESET: u8 = 4;
+
+/// The flags of a segment of TCP that carries nothing.
+fn bare_flags(packet: &[u8]) -> Option<u8> {
+    let (protocol, offset, len) = if packet.first()? >> 4 == 4 {
+        let len = u16::from_be_bytes([*packet.get(2)?, *packet.get(3)?]);
+        (packet.get(9)?, usize::from(packet.first()? & 15) * 4, len)
+    } else {
+        let len = u16::from_be_bytes([*packet.get(4)?, *packet.get(5)?]);
+        (packet.get(6)?, 40, len + 40)
     };
-    reset().unwrap_or(false)
+    let tcp = packet.get(offset..)?;
+    let header = usize::from(tcp.get(12)? >> 4) * 4;
+    let is_bare = *protocol == 6 && offset + header == usize::from(len);
+    is_bare.then_some(*tcp.get(13)?)
 }
