@@ -166,7 +166,8 @@ pub const SOCKET_KIND_KNOWN: u32 = 128;
 /// The socket tag, value of the socket storage `SOCKETS`.
 ///
 /// A socket that has one peer (TCP, connected UDP) keeps its flow here; flows of
-/// a socket with many peers are in `FLOWS`, and `tracked.owner` is its last actor.
+/// a socket with many peers are in `FLOWS`, and `tracked.owner` is its last actor. Of one for
+/// datagrams that is connected once more, to another, the flow here stays that of the first.
 ///
 /// All that a packet of a known flow needs is at the beginning, in two cache lines.
 #[repr(C)]
@@ -174,8 +175,9 @@ pub const SOCKET_KIND_KNOWN: u32 = 128;
 pub struct Socket {
     /// `SOCKET_*` bits.
     pub flags: u32,
-    /// Zero.
-    pub pad: u32,
+    /// How many calls have asked for the flow of a socket for datagrams: it is that of the first,
+    /// if it was the first alone.
+    pub claims: u32,
     /// Last actor, and the flow if the socket has one peer.
     pub tracked: Tracked,
 }

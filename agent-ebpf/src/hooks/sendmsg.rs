@@ -14,37 +14,44 @@ use crate::{
     accounting::refuse,
     flows,
     judge::judge,
-    maps::{SOCKETS, in_force},
+    maps::{InForce, SOCKETS, in_force},
+    sender::sends,
     source::Source,
     translation::may_translate,
 };
 
 #[cgroup_sock_addr(sendmsg4)]
 fn sendmsg4(ctx: SockAddrContext) -> i32 {
-    send(&ctx, peer_v4(&ctx)).unwrap_or(PASS)
+    named(&ctx, peer_v4(&ctx)).unwrap_or(PASS)
 }
 
 #[cgroup_sock_addr(sendmsg6)]
 fn sendmsg6(ctx: SockAddrContext) -> i32 {
-    send(&ctx, peer_v6(&ctx)).unwrap_or(PASS)
+    named(&ctx, peer_v6(&ctx)).unwrap_or(PASS)
 }
 
 /// `None` as in `connect`.
 #[inline(always)]
-fn send(ctx: &SockAddrContext, peer: Peer) -> Option<i32> {
+fn named(ctx: &SockAddrContext, peer: Peer) -> Option<i32> {
     // By which interface it goes is not known yet.
     let in_force = in_force()?.may_stay();
     // SAFETY: fields of the context; the verifier checks the access. So below.
     let socket = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let tag = SOCKETS.get_or_create(socket)?;
+    Some(send(in_force, SOCKETS.get_or_create(socket)?, cookie, peer))
+}
+
+/// Judges datagrams of a socket to one of many peers, whose flow is in `FLOWS`.
+#[inline(always)]
+pub fn send(in_force: InForce, tag: *mut Socket, cookie: u64, peer: Peer) -> i32 {
     // A connected socket comes here too when its peer is an IPv4-mapped address;
     // its flow is in the tag, and judged by `egress`.
+    // SAFETY: map values; the verifier checks the access. So below.
     if unsafe { (*tag).flags } & SOCKET_HAS_PEER != 0 && unsafe { (*tag).tracked.flow.peer == peer }
     {
-        return Some(PASS);
+        return PASS;
     }
-    flows::set_running(tag);
+    let _ = sends(tag, false);
     let owner = unsafe { &raw mut (*tag).tracked.owner };
     let key = FlowKey { cookie, peer };
     let known = flows::find_for_sender(&key, owner);
@@ -55,7 +62,7 @@ fn send(ctx: &SockAddrContext, peer: Peer) -> Option<i32> {
         unsafe { (*tracked).flow.decision },
         _ => judge(in_force, &Source::of(owner), &peer, 0),
     };
-    if unsafe { (*tag).flags } & SOCKET_HAS_PEER == 0 {
+    if unsafe { (*tag).claims } == 0 && unsafe { (*tag).flags } & SOCKET_HAS_PEER == 0 {
         // For `egress`, which sees where it goes.
         unsafe {
             (*tag).tracked.flow.cookie = cookie;
@@ -64,19 +71,19 @@ fn send(ctx: &SockAddrContext, peer: Peer) -> Option<i32> {
         }
     }
     if decision.blocks() && may_translate(&peer.address) {
-        return Some(PASS);
+        return PASS;
     }
     if decision.blocks() {
         refuse(owner, cookie, &peer, decision);
-        return Some(REFUSE);
+        return REFUSE;
     }
     // What stays on the host is not a flow.
     if decision.verdict == verdict::LOCAL {
-        return Some(PASS);
+        return PASS;
     }
     if known.is_none() {
         flows::create(&key, owner, decision);
     }
     unsafe { (*tag).flags |= SOCKET_HAS_FLOWS };
-    Some(PASS)
+    PASS
 }
