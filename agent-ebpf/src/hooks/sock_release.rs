@@ -11,6 +11,7 @@ use crate::{
     accounting::{announce_socket_gone, end, end_connection},
     globals::tcp_state_seen,
     maps::{SOCKETS, in_place},
+    remembered::remember_ended,
     socket::is_tcp,
 };
 
@@ -34,7 +35,10 @@ fn release(ctx: &SockContext) -> Option<()> {
     unsafe { (*tag).flags = flags | SOCKET_RELEASED };
     if flags & SOCKET_HAS_PEER != 0 {
         match is_tcp(ctx.sock) {
-            true if tcp_state_seen() => {} // It ends later.
+            // It ends later, in the kernel's hands: by then that must not be news.
+            true if tcp_state_seen() => {
+                remember_ended(unsafe { &raw const (*tracked).flow });
+            }
             true => end_connection(tracked),
             false => end(tracked),
         }
