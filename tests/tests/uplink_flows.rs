@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use trefoil_lab::namespace::Namespace;
 use trefoil_lab::program::{Program, Running};
+use trefoil_lab::tap::Tap;
 use trefoil_lab::wiring::{forward, guest};
 use trefoil_lab::{Agent, Lab, Record, places, wait_for};
 use world::books::{FOREIGN_LINK, frames_of};
@@ -369,6 +370,107 @@ verdict = "approve"
         };
         holds(record, &expected)?;
     }
+    lab.close()
+}
+
+/// Who writes as another, from the address and port that another has, is judged by itself.
+#[test]
+fn two_tun_devices_with_one_address_share_no_decision() -> Result<()> {
+    const POLICY: &str = r#"
+mode = "enforce"
+[[rules]]
+name    = "of the tunnel"
+from    = { unit = "tunnel.service" }
+to      = { networks = ["203.0.113.0/24"] }
+verdict = "approve"
+"#;
+    let lab = Lab::new()?;
+    forward(&lab.host)?;
+    let agent = lab.agent().policy(POLICY).uplink("auto").start()?;
+    let tap = Tap::new(&lab.foreign)?;
+    let writers: Vec<_> = [("tunnel.service", "tun0"), ("other.service", "tun1")]
+        .into_iter()
+        .map(|(unit, device)| {
+            let (from, to) = ("192.0.2.150:4001", at(places::FOREIGN, 9));
+            let arguments = ["tun", "inject", device, from, &to, "--count", "2"];
+            let mut writer = traffic_in(&lab, unit)?.args(arguments).start()?;
+            writer.line()?;
+            lab.host.ip(&format!(
+                "link set {device} addrgenmode none\nlink set {device} up\n"
+            ))?;
+            Ok(writer)
+        })
+        .collect::<Result<_>>()?;
+    let mut writers = writers.into_iter();
+    let mut next = || writers.next().context("no writer");
+    let (mut approved, mut other) = (next()?, next()?);
+    approved.proceed()?;
+    wait_for("the first packet arrives", || {
+        Ok((tap.to(places::FOREIGN).packets == 1).then_some(()))
+    })?;
+    for _ in 0..2 {
+        other.proceed()?;
+    }
+    other.finish()?.success()?;
+    approved.proceed()?;
+    approved.finish()?.success()?;
+    wait_for("the second packet arrives", || {
+        Ok((tap.to(places::FOREIGN).packets >= 2).then_some(()))
+    })?;
+
+    let mut told: Vec<_> = finals_to(agent, &lab, places::FOREIGN)?
+        .iter()
+        .map(|record| {
+            let blocked = record.number("blocked_packets").unwrap_or(0);
+            let sent = record.number("packets_out").unwrap_or(0);
+            (record.text("unit"), record.text("verdict"), sent, blocked)
+        })
+        .collect();
+    told.sort();
+    let expected = [
+        ("other.service", "unapproved", 0, 2),
+        ("tunnel.service", "approved", 2, 0),
+    ];
+    let expected = expected
+        .map(|(unit, verdict, sent, blocked)| (unit.to_owned(), verdict.to_owned(), sent, blocked));
+    ensure!(told == expected, "{told:?}");
+    ensure!(
+        tap.to(places::FOREIGN).packets == 2,
+        "{:?}",
+        tap.to(places::FOREIGN)
+    );
+    lab.close()
+}
+
+/// A budget is used up by each fragment that is forwarded, not by the first alone.
+#[test]
+fn a_budget_ends_in_the_middle_of_a_datagram() -> Result<()> {
+    const BUDGET: u64 = 2000;
+    const POLICY: &str = r#"
+mode = "enforce"
+[[rules]]
+name    = "a little"
+to      = { networks = ["198.51.100.0/24"] }
+verdict = "approve"
+budget  = { bytes = "2000 B", per = "1h" }
+"#;
+    let lab = Lab::new()?;
+    let machine = guest(&lab.host, "machine", 1)?;
+    let mut agent = lab.agent().policy(POLICY).uplink("auto").start()?;
+    let tap = Tap::new(&lab.peer)?;
+    let program = Program::new(TRAFFIC, &machine.place, None, None)?;
+    let datagram = ["udp", &at(places::PEER, 9), "--size", "20000"];
+    program.args(datagram).run()?.success()?;
+    agent.wait_for("the rest is told", |records| {
+        records
+            .iter()
+            .any(|record| record.is("verdict", "over-budget"))
+            .then_some(())
+    })?;
+    let all = all_of(agent, &lab)?;
+    let arrived = tap.to(places::PEER).bytes;
+    ensure!(arrived > 0 && arrived <= BUDGET, "{arrived} bytes arrived");
+    ensure!(all.iter().any(is_final), "nothing is told at the end");
     lab.close()
 }
 
