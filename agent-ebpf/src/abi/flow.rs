@@ -146,8 +146,9 @@ pub const SOCKET_LISTENS: u32 = 1;
 pub const SOCKET_RELEASED: u32 = 2;
 /// `tracked.flow` is in use: the socket has one peer.
 pub const SOCKET_HAS_PEER: u32 = 4;
-/// Flows of this socket are in map `FLOWS`.
-pub const SOCKET_HAS_FLOWS: u32 = 8;
+/// Flows of this socket are in map `FLOWS`. Alone in its byte, since threads that send set it at
+/// any time.
+pub const SOCKET_HAS_FLOWS: u32 = 1 << 8;
 
 /// The socket belongs to the agent's own network namespace.
 pub const SOCKET_OWN_NAMESPACE: u32 = 16;
@@ -155,13 +156,6 @@ pub const SOCKET_OWN_NAMESPACE: u32 = 16;
 /// A packet socket. `tracked.flow` is no flow: its two ends and its cookie are those of
 /// the flow in map `UPLINK_FLOWS` that its last frame belongs to.
 pub const SOCKET_OF_FRAMES: u32 = 32;
-
-/// It is one of TCP, and not one that only sends packets of TCP. Known with
-/// [`SOCKET_KIND_KNOWN`].
-pub const SOCKET_IS_TCP: u32 = 64;
-
-/// What kind of socket it is has been asked.
-pub const SOCKET_KIND_KNOWN: u32 = 128;
 
 /// The socket tag, value of the socket storage `SOCKETS`.
 ///

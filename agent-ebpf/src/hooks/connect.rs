@@ -21,6 +21,7 @@ use crate::{
     judge::judge,
     maps::{SOCKETS, in_force},
     owner::set_current,
+    socket::set_flag,
     source::Source,
     subflow::inherit,
     translation::may_translate,
@@ -78,6 +79,6 @@ fn connect(ctx: &SockAddrContext, peer: Peer) -> Option<i32> {
         _ => decision,
     };
     begin(tracked, cookie, &peer, direction::OUTBOUND, kept);
-    unsafe { (*tag).flags |= SOCKET_HAS_PEER };
+    set_flag(tag, SOCKET_HAS_PEER);
     Some(PASS)
 }

@@ -32,7 +32,7 @@ use crate::{
     route::{address_at, judge_listed},
     sender::{is_current, refresh},
     settle::{decide, decide_as, record},
-    socket::{is_raw, is_tcp},
+    socket::{is_raw, is_tcp, set_flag},
     source::Source,
     subflow::inherit,
 };
@@ -414,7 +414,7 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
         if flags & SOCKET_HAS_PEER == 0 {
             unsafe { (*tracked).flow.cookie = key.cookie };
         }
-        unsafe { (*tag).flags = flags | SOCKET_HAS_FLOWS };
+        set_flag(tag, SOCKET_HAS_FLOWS);
     }
     let created = flows::create(&key, unsafe { &raw const (*tracked).owner }, NOT_JUDGED)?;
     if (flags & SOCKET_HAS_PEER == 0 || is_rewritten) && embryonic == 0 {

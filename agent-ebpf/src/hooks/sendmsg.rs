@@ -16,6 +16,7 @@ use crate::{
     judge::judge,
     maps::{InForce, SOCKETS, in_force},
     sender::sends,
+    socket::set_flag,
     source::Source,
     translation::may_translate,
 };
@@ -84,6 +85,6 @@ pub fn send(in_force: InForce, tag: *mut Socket, cookie: u64, peer: Peer) -> i32
     if known.is_none() {
         flows::create(&key, owner, decision);
     }
-    unsafe { (*tag).flags |= SOCKET_HAS_FLOWS };
+    set_flag(tag, SOCKET_HAS_FLOWS);
     PASS
 }
