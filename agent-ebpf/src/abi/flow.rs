@@ -146,9 +146,8 @@ pub const SOCKET_LISTENS: u32 = 1;
 pub const SOCKET_RELEASED: u32 = 2;
 /// `tracked.flow` is in use: the socket has one peer.
 pub const SOCKET_HAS_PEER: u32 = 4;
-/// Flows of this socket are in map `FLOWS`. Alone in its byte, since threads that send set it at
-/// any time.
-pub const SOCKET_HAS_FLOWS: u32 = 1 << 8;
+/// Flows of this socket are in map `FLOWS`.
+pub const SOCKET_HAS_FLOWS: u32 = 8;
 
 /// The socket belongs to the agent's own network namespace.
 pub const SOCKET_OWN_NAMESPACE: u32 = 16;
@@ -157,11 +156,17 @@ pub const SOCKET_OWN_NAMESPACE: u32 = 16;
 /// the flow in map `UPLINK_FLOWS` that its last frame belongs to.
 pub const SOCKET_OF_FRAMES: u32 = 32;
 
+/// It is one of TCP, and not one that only sends packets of TCP. Known with
+/// [`SOCKET_KIND_KNOWN`].
+pub const SOCKET_IS_TCP: u32 = 64;
+
+/// What kind of socket it is has been asked.
+pub const SOCKET_KIND_KNOWN: u32 = 128;
+
 /// The socket tag, value of the socket storage `SOCKETS`.
 ///
 /// A socket that has one peer (TCP, connected UDP) keeps its flow here; flows of
-/// a socket with many peers are in `FLOWS`, and `tracked.owner` is its last actor. Of one for
-/// datagrams that is connected once more, to another, the flow here stays that of the first.
+/// a socket with many peers are in `FLOWS`, and `tracked.owner` is its last actor.
 ///
 /// All that a packet of a known flow needs is at the beginning, in two cache lines.
 #[repr(C)]
@@ -169,9 +174,8 @@ pub const SOCKET_OF_FRAMES: u32 = 32;
 pub struct Socket {
     /// `SOCKET_*` bits.
     pub flags: u32,
-    /// How many calls have asked for the flow of a socket for datagrams: it is that of the first,
-    /// if it was the first alone.
-    pub claims: u32,
+    /// Zero.
+    pub pad: u32,
     /// Last actor, and the flow if the socket has one peer.
     pub tracked: Tracked,
 }

@@ -11,23 +11,16 @@ use aya_ebpf::{
 };
 use trefoil_ebpf::abi::*;
 
-use super::{
-    sendmsg::send,
-    sock_addr::{PASS, REFUSE, peer_v4, peer_v6},
-};
+use super::sock_addr::{PASS, REFUSE, peer_v4, peer_v6};
 use crate::{
     accounting::{NOT_JUDGED, begin, end, refuse},
-    atomic,
     judge::judge,
     maps::{SOCKETS, in_force},
     owner::set_current,
-    socket::set_flag,
     source::Source,
     subflow::inherit,
     translation::may_translate,
 };
-
-const SOCK_DGRAM: u32 = 2;
 
 #[cgroup_sock_addr(connect4)]
 fn connect4(ctx: SockAddrContext) -> i32 {
@@ -50,13 +43,8 @@ fn connect(ctx: &SockAddrContext, peer: Peer) -> Option<i32> {
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let tag = SOCKETS.get_or_create(socket)?;
     let tracked = unsafe { &raw mut (*tag).tracked };
-    if unsafe { (*ctx.sock_addr).type_ } == SOCK_DGRAM {
-        // It may be connected to another at any time, while it sends, and by somebody else: what
-        // is decided about the first and what is counted must not become another's.
-        if !atomic::claim(unsafe { &raw mut (*tag).claims }) {
-            return Some(send(in_force, tag, cookie, peer));
-        }
-    } else if unsafe { (*tag).flags } & SOCKET_HAS_PEER != 0 {
+    // A connected UDP socket may be connected again, by somebody else.
+    if unsafe { (*tag).flags } & SOCKET_HAS_PEER != 0 {
         end(tracked);
         unsafe { (*tag).flags &= !SOCKET_HAS_PEER };
     }
@@ -79,6 +67,6 @@ fn connect(ctx: &SockAddrContext, peer: Peer) -> Option<i32> {
         _ => decision,
     };
     begin(tracked, cookie, &peer, direction::OUTBOUND, kept);
-    set_flag(tag, SOCKET_HAS_PEER);
+    unsafe { (*tag).flags |= SOCKET_HAS_PEER };
     Some(PASS)
 }

@@ -32,7 +32,7 @@ use crate::{
     route::{address_at, judge_listed},
     sender::{is_current, refresh},
     settle::{decide, decide_as, record},
-    socket::{is_raw, is_tcp, set_flag},
+    socket::{is_raw, is_tcp},
     source::Source,
     subflow::inherit,
 };
@@ -390,15 +390,13 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
     if let Some(tracked) = flows::find(&key) {
         return Some(tracked);
     }
-    // The host has rewritten what the process has connected to. What sends datagrams may be
-    // connected at the same moment, so its slot stays as it is.
+    // The host has rewritten what the process has connected to.
     let is_unsent = unsafe {
         let flow = &(*tracked).flow;
         flow.counters.packets_out == flow.base.packets_out
             && flow.counters.blocked_packets == flow.base.blocked_packets
     };
-    let is_rewritten = flags & SOCKET_HAS_PEER != 0 && is_unsent && ends.route == Route::Direct;
-    if is_rewritten && embryonic == 0 && is_tcp(socket) {
+    if flags & SOCKET_HAS_PEER != 0 && is_unsent && ends.route == Route::Direct && embryonic == 0 {
         unsafe {
             let flow = &raw mut (*tracked).flow;
             (*flow).named = (*flow).peer.address;
@@ -414,18 +412,12 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
         if flags & SOCKET_HAS_PEER == 0 {
             unsafe { (*tracked).flow.cookie = key.cookie };
         }
-        set_flag(tag, SOCKET_HAS_FLOWS);
+        unsafe { (*tag).flags = flags | SOCKET_HAS_FLOWS };
     }
     let created = flows::create(&key, unsafe { &raw const (*tracked).owner }, NOT_JUDGED)?;
-    if (flags & SOCKET_HAS_PEER == 0 || is_rewritten) && embryonic == 0 {
+    if flags & SOCKET_HAS_PEER == 0 && embryonic == 0 {
         // What its process has named last, if that was another.
-        let (named, port) = unsafe {
-            let flow = &(*tracked).flow;
-            match is_rewritten {
-                true => (flow.peer.address, flow.peer.port),
-                false => (flow.named, flow.named_port),
-            }
-        };
+        let (named, port) = unsafe { ((*tracked).flow.named, (*tracked).flow.named_port) };
         let is_other = named.halves() != peer.address.halves() || port != peer.port;
         if !named.is_unspecified() && is_other && ends.route == Route::Direct {
             unsafe {

@@ -14,45 +14,37 @@ use crate::{
     accounting::refuse,
     flows,
     judge::judge,
-    maps::{InForce, SOCKETS, in_force},
-    sender::sends,
-    socket::set_flag,
+    maps::{SOCKETS, in_force},
     source::Source,
     translation::may_translate,
 };
 
 #[cgroup_sock_addr(sendmsg4)]
 fn sendmsg4(ctx: SockAddrContext) -> i32 {
-    named(&ctx, peer_v4(&ctx)).unwrap_or(PASS)
+    send(&ctx, peer_v4(&ctx)).unwrap_or(PASS)
 }
 
 #[cgroup_sock_addr(sendmsg6)]
 fn sendmsg6(ctx: SockAddrContext) -> i32 {
-    named(&ctx, peer_v6(&ctx)).unwrap_or(PASS)
+    send(&ctx, peer_v6(&ctx)).unwrap_or(PASS)
 }
 
 /// `None` as in `connect`.
 #[inline(always)]
-fn named(ctx: &SockAddrContext, peer: Peer) -> Option<i32> {
+fn send(ctx: &SockAddrContext, peer: Peer) -> Option<i32> {
     // By which interface it goes is not known yet.
     let in_force = in_force()?.may_stay();
     // SAFETY: fields of the context; the verifier checks the access. So below.
     let socket = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    Some(send(in_force, SOCKETS.get_or_create(socket)?, cookie, peer))
-}
-
-/// Judges datagrams of a socket to one of many peers, whose flow is in `FLOWS`.
-#[inline(always)]
-pub fn send(in_force: InForce, tag: *mut Socket, cookie: u64, peer: Peer) -> i32 {
+    let tag = SOCKETS.get_or_create(socket)?;
     // A connected socket comes here too when its peer is an IPv4-mapped address;
     // its flow is in the tag, and judged by `egress`.
-    // SAFETY: map values; the verifier checks the access. So below.
     if unsafe { (*tag).flags } & SOCKET_HAS_PEER != 0 && unsafe { (*tag).tracked.flow.peer == peer }
     {
-        return PASS;
+        return Some(PASS);
     }
-    let _ = sends(tag, false);
+    flows::set_running(tag);
     let owner = unsafe { &raw mut (*tag).tracked.owner };
     let key = FlowKey { cookie, peer };
     let known = flows::find_for_sender(&key, owner);
@@ -63,7 +55,7 @@ pub fn send(in_force: InForce, tag: *mut Socket, cookie: u64, peer: Peer) -> i32
         unsafe { (*tracked).flow.decision },
         _ => judge(in_force, &Source::of(owner), &peer, 0),
     };
-    if unsafe { (*tag).claims } == 0 && unsafe { (*tag).flags } & SOCKET_HAS_PEER == 0 {
+    if unsafe { (*tag).flags } & SOCKET_HAS_PEER == 0 {
         // For `egress`, which sees where it goes.
         unsafe {
             (*tag).tracked.flow.cookie = cookie;
@@ -72,19 +64,19 @@ pub fn send(in_force: InForce, tag: *mut Socket, cookie: u64, peer: Peer) -> i32
         }
     }
     if decision.blocks() && may_translate(&peer.address) {
-        return PASS;
+        return Some(PASS);
     }
     if decision.blocks() {
         refuse(owner, cookie, &peer, decision);
-        return REFUSE;
+        return Some(REFUSE);
     }
     // What stays on the host is not a flow.
     if decision.verdict == verdict::LOCAL {
-        return PASS;
+        return Some(PASS);
     }
     if known.is_none() {
         flows::create(&key, owner, decision);
     }
-    set_flag(tag, SOCKET_HAS_FLOWS);
-    PASS
+    unsafe { (*tag).flags |= SOCKET_HAS_FLOWS };
+    Some(PASS)
 }

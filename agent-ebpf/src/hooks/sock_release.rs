@@ -12,7 +12,7 @@ use crate::{
     globals::tcp_state_seen,
     maps::{SOCKETS, in_place},
     remembered::remember_ended,
-    socket::{is_tcp, set_flag},
+    socket::is_tcp,
 };
 
 /// Every path lets the socket go.
@@ -32,7 +32,7 @@ fn release(ctx: &SockContext) -> Option<()> {
     // access. So below.
     let flags = unsafe { (*tag).flags };
     let tracked = unsafe { &raw mut (*tag).tracked };
-    set_flag(tag, SOCKET_RELEASED);
+    unsafe { (*tag).flags = flags | SOCKET_RELEASED };
     if flags & SOCKET_HAS_PEER != 0 {
         match is_tcp(ctx.sock) {
             // It ends later, in the kernel's hands: by then that must not be news.

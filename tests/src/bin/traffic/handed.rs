@@ -177,9 +177,6 @@ pub fn turn(arguments: &mut Arguments) -> Answer {
     let first: SocketAddr = arguments.value("ADDR:PORT")?;
     let second: SocketAddr = arguments.value("ADDR:PORT")?;
     arguments.done()?;
-    if how == "race" {
-        return race(first, second);
-    }
     let mut socket = connected(first)?;
     send(socket.as_raw_fd(), &PAYLOAD, MsgFlags::empty()).named("send")?;
     match how.as_str() {
@@ -195,36 +192,6 @@ pub fn turn(arguments: &mut Arguments) -> Answer {
     }
     let port = own_port(&socket);
     send_and_tell(&socket, port)
-}
-
-/// Sends on sockets that two threads connect to one peer and the other all the while.
-fn race(first: SocketAddr, second: SocketAddr) -> Answer {
-    const SOCKETS: usize = 200;
-    const TURNS: usize = 200;
-    let mut sent = Sent::default();
-    for _ in 0..SOCKETS {
-        let flags = SockFlag::SOCK_CLOEXEC;
-        let socket = socket(family(first.ip()), SockType::Datagram, flags, None).named("socket")?;
-        std::thread::scope(|scope| {
-            let connectors = [[first, second], [second, first]].map(|peers| {
-                let socket = socket.as_raw_fd();
-                scope.spawn(move || {
-                    for peer in peers.iter().cycle().take(TURNS) {
-                        let _ = connect(socket, &SockaddrStorage::from(*peer));
-                    }
-                })
-            });
-            while connectors.iter().any(|connector| !connector.is_finished()) {
-                // Before it is connected there is no destination, and that does not matter.
-                if let Ok(bytes) = send(socket.as_raw_fd(), &PAYLOAD, MsgFlags::empty()) {
-                    sent.packets += 1;
-                    sent.bytes += bytes as u64;
-                }
-            }
-        });
-    }
-    sent.tell();
-    Ok(())
 }
 
 /// Connects to nobody, which is what the kernel calls AF_UNSPEC.

@@ -110,9 +110,8 @@ const USAGE: &str = "traffic COMMAND ...
       one process connects, another one sends
   share ADDR:PORT
       one process, another one and the first again each send a datagram on one socket
-  turn reconnect|replace|race ADDR:PORT ADDR:PORT
-      sends to both, with one socket or one descriptor; or on many, each connected to both in
-      turn while it sends
+  turn reconnect|replace ADDR:PORT ADDR:PORT
+      sends to both, with one socket or one descriptor
   move NAMESPACE ADDR:PORT
       sends, goes to that network namespace, and sends once more and on a new socket
   option N
