@@ -4,12 +4,9 @@
 
 mod world;
 
-use std::io::Read;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::Signal;
-use trefoil_lab::namespace::Namespace;
 use trefoil_lab::program::{Program, Running};
 use trefoil_lab::tap::Tap;
 use trefoil_lab::wiring::{forward, guest};
@@ -316,30 +313,40 @@ verdict = "approve"
     lab.close()
 }
 
-#[test]
-fn what_comes_out_of_a_tun_device_is_of_who_writes_into_it() -> Result<()> {
-    const POLICY: &str = r#"
-mode = "report"
+/// The rule for who writes into tun devices, under `mode`.
+fn of_the_tunnel(mode: &str) -> String {
+    format!(
+        r#"mode = "{mode}"
 [[rules]]
 name    = "of the tunnel"
-from    = { unit = "tunnel.service" }
-to      = { networks = ["203.0.113.0/24"] }
+from    = {{ unit = "tunnel.service" }}
+to      = {{ networks = ["203.0.113.0/24"] }}
 verdict = "approve"
-"#;
+"#
+    )
+}
+
+/// A service that writes datagrams from this end to the foreign host into a tun device, which is up
+/// then: one each time that it is told to proceed.
+fn tun_writer(lab: &Lab, unit: &str, device: &str, from: &str, count: u8) -> Result<Running> {
+    let (to, count) = (at(places::FOREIGN, 9), count.to_string());
+    let arguments = ["tun", "inject", device, from, &to, "--count", &count];
+    let mut writer = traffic_in(lab, unit)?.args(arguments).start()?;
+    writer.line()?;
+    lab.host.ip(&format!(
+        "link set {device} addrgenmode none\nlink set {device} up\n"
+    ))?;
+    Ok(writer)
+}
+
+#[test]
+fn what_comes_out_of_a_tun_device_is_of_who_writes_into_it() -> Result<()> {
     let lab = Lab::new()?;
     forward(&lab.host)?;
-    let mut agent = lab.agent().policy(POLICY).uplink("auto").start()?;
-    let writer = |unit: &str, from: &str, count: &str| {
-        let to = at(places::FOREIGN, 9);
-        let arguments = ["tun", "inject", "tun0", from, &to, "--count", count];
-        let mut writer = traffic_in(&lab, unit)?.args(arguments).start()?;
-        writer.line()?;
-        Ok::<_, anyhow::Error>(writer)
-    };
-    let mut first = writer("tunnel.service", "192.0.2.150:4001", "2")?;
-    let mut second = writer("other.service", "192.0.2.150:4002", "1")?;
-    lab.host
-        .ip("link set tun0 addrgenmode none\nlink set tun0 up\n")?;
+    let policy = of_the_tunnel("report");
+    let mut agent = lab.agent().policy(&policy).uplink("auto").start()?;
+    let mut first = tun_writer(&lab, "tunnel.service", "tun0", "192.0.2.150:4001", 2)?;
+    let mut second = tun_writer(&lab, "other.service", "tun0", "192.0.2.150:4002", 1)?;
     first.proceed()?;
     agent.wait_for("the first packet is told", |records| {
         let told = |record: &Record| record.is("src_port", 4001);
@@ -376,34 +383,14 @@ verdict = "approve"
 /// Who writes as another, from the address and port that another has, is judged by itself.
 #[test]
 fn two_tun_devices_with_one_address_share_no_decision() -> Result<()> {
-    const POLICY: &str = r#"
-mode = "enforce"
-[[rules]]
-name    = "of the tunnel"
-from    = { unit = "tunnel.service" }
-to      = { networks = ["203.0.113.0/24"] }
-verdict = "approve"
-"#;
     let lab = Lab::new()?;
     forward(&lab.host)?;
-    let agent = lab.agent().policy(POLICY).uplink("auto").start()?;
+    let policy = of_the_tunnel("enforce");
+    let agent = lab.agent().policy(&policy).uplink("auto").start()?;
     let tap = Tap::new(&lab.foreign)?;
-    let writers: Vec<_> = [("tunnel.service", "tun0"), ("other.service", "tun1")]
-        .into_iter()
-        .map(|(unit, device)| {
-            let (from, to) = ("192.0.2.150:4001", at(places::FOREIGN, 9));
-            let arguments = ["tun", "inject", device, from, &to, "--count", "2"];
-            let mut writer = traffic_in(&lab, unit)?.args(arguments).start()?;
-            writer.line()?;
-            lab.host.ip(&format!(
-                "link set {device} addrgenmode none\nlink set {device} up\n"
-            ))?;
-            Ok(writer)
-        })
-        .collect::<Result<_>>()?;
-    let mut writers = writers.into_iter();
-    let mut next = || writers.next().context("no writer");
-    let (mut approved, mut other) = (next()?, next()?);
+    const FROM: &str = "192.0.2.150:4001";
+    let mut approved = tun_writer(&lab, "tunnel.service", "tun0", FROM, 2)?;
+    let mut other = tun_writer(&lab, "other.service", "tun1", FROM, 2)?;
     approved.proceed()?;
     wait_for("the first packet arrives", || {
         Ok((tap.to(places::FOREIGN).packets == 1).then_some(()))
@@ -471,101 +458,6 @@ budget  = { bytes = "2000 B", per = "1h" }
     let arrived = tap.to(places::PEER).bytes;
     ensure!(arrived > 0 && arrived <= BUDGET, "{arrived} bytes arrived");
     ensure!(all.iter().any(is_final), "nothing is told at the end");
-    lab.close()
-}
-
-/// States of TCP as /proc/net/tcp has them.
-const FIN_WAIT_2: &str = "05";
-const LAST_ACK: &str = "09";
-
-/// True if a connection of a namespace is in this state.
-fn has(place: &Namespace, state: &str) -> Result<bool> {
-    place.enter(|| {
-        let table = std::fs::read_to_string("/proc/thread-self/net/tcp")?;
-        let states = table
-            .lines()
-            .filter_map(|line| line.split_whitespace().nth(3));
-        Ok(states.into_iter().any(|other| other == state))
-    })
-}
-
-#[test]
-fn the_kernel_may_end_a_connection_whose_socket_is_gone() -> Result<()> {
-    ends_without_its_socket(|_| Ok(()))
-}
-
-#[test]
-fn the_kernel_may_end_it_under_another_policy_that_says_the_same() -> Result<()> {
-    ends_without_its_socket(|agent| {
-        let n_policies = |records: &[Record]| {
-            let policies = records.iter().filter(|record| record.is("event", "policy"));
-            policies.count()
-        };
-        let before = n_policies(agent.records()?);
-        agent.reload(&format!("{SHOPS}# Once more.\n"))?;
-        agent.wait_for("the policy is in force once more", |records| {
-            (n_policies(records) > before).then_some(())
-        })
-    })
-}
-
-const SHOPS: &str = r#"mode = "enforce"
-[[rules]]
-name    = "the service's peer"
-from    = { unit = "shop.service" }
-to      = { networks = ["198.51.100.0/24"] }
-verdict = "approve"
-"#;
-
-/// Fails unless a connection ends as others do after its socket is gone and `meanwhile` has
-/// happened.
-fn ends_without_its_socket(meanwhile: impl FnOnce(&mut Agent<'_>) -> Result<()>) -> Result<()> {
-    let lab = Lab::new()?;
-    let settings = "heartbeat_interval = \"1s\"\n";
-    let mut agent = lab
-        .agent()
-        .policy(SHOPS)
-        .settings(settings)
-        .uplink("auto")
-        .start()?;
-    let address = SocketAddr::new(places::PEER, 443);
-    let listener = lab.peer.enter(|| Ok(TcpListener::bind(address)?))?;
-    let client = traffic_in(&lab, "shop.service")?.args([
-        "tcp",
-        &at(places::PEER, 443),
-        "--bytes",
-        "1000",
-        "--abandon",
-    ]);
-    client.run()?.success()?;
-    let (mut session, _) = listener.accept()?;
-    session.read_to_end(&mut Vec::new())?;
-    // The client has ended, and its end is acknowledged: what comes now finds no socket.
-    wait_for("the client's end is acknowledged", || {
-        Ok(has(&lab.host, FIN_WAIT_2)?.then_some(()))
-    })?;
-    meanwhile(&mut agent)?;
-    drop(session);
-    agent.wait_for("the other end is acknowledged", |_| {
-        (!has(&lab.peer, LAST_ACK).ok()?).then_some(())
-    })?;
-    let sent = lab.link_to(&lab.peer)?.tx_bytes;
-    let book = agent.wait_for("books about all of it", |records| {
-        let mut books = records.iter().rev();
-        let book = books.find(|record| record.is("subject", "books of uplink to-peer"))?;
-        let counted = book.number("bytes_sent").ok()? + book.number("bytes_before").ok()?;
-        (counted >= sent).then(|| book.clone())
-    })?;
-    for name in ["bytes_dropped", "bytes_unapproved", "bytes_undetermined"] {
-        ensure!(book.is(name, 0), "{book}");
-    }
-    let records = agent.records()?;
-    ensure!(
-        !records.iter().any(|record| record.is("event", "violation")),
-        "{records:?}"
-    );
-    agent.stop(Signal::SIGTERM)?;
-    trefoil_lab::agent::detach(&lab)?;
     lab.close()
 }
 
