@@ -3,18 +3,17 @@
 //! Records are cumulative and a flow is marked as handed over only after it
 //! was, so that a full ring buffer delays numbers and never loses them.
 
-use core::ptr;
-
 use aya_ebpf::{bindings::BPF_RB_NO_WAKEUP, helpers::generated::bpf_ktime_get_boot_ns};
 use trefoil_ebpf::abi::*;
 
 use crate::{
     atomic,
-    maps::{EMPTY, ENDED, EVENTS, TOTALS, lose},
+    globals::tcp_state_seen,
+    maps::{CHANGING, EMPTY, ENDED, EVENTS, TOTALS, lose},
     owner::{set_acting, set_nobody},
     packet::Ends,
     remembered::remember_ended,
-    words::copy_words,
+    words::{copy, set_bit, zero},
 };
 
 /// Nanoseconds since boot, suspend included.
@@ -40,19 +39,50 @@ fn hand_over(reason: u32, tracked: *const Tracked) -> bool {
         lose(LOSS_EVENTS_FULL, 1);
         return false;
     };
-    let event: *mut Event = entry.as_mut_ptr();
+    fill(entry.as_mut_ptr(), reason, tracked);
+    entry.submit(BPF_RB_NO_WAKEUP.into());
+    true
+}
+
+#[inline(always)]
+fn fill(event: *mut Event, reason: u32, tracked: *const Tracked) {
     // SAFETY: reserved memory of this size; the verifier checks `tracked`.
     unsafe {
         (*event).time_ns = now_ns();
         (*event).reason = reason;
         (*event).pad = 0;
-        copy_words::<{ size_of::<Tracked>() / 8 }>(
-            tracked.cast(),
-            (&raw mut (*event).tracked).cast(),
-        );
+        copy(tracked, &raw mut (*event).tracked);
     }
-    entry.submit(BPF_RB_NO_WAKEUP.into());
-    true
+}
+
+/// Writes the decision about a flow as one word: who reads it at that moment reads one or the other.
+#[inline(always)]
+pub fn set_decision(tracked: *mut Tracked, decision: Decision) {
+    // SAFETY: a map value; the verifier checks the access.
+    unsafe {
+        (&raw mut (*tracked).flow.decision)
+            .cast::<u64>()
+            .write_volatile(decision.to_word());
+    }
+}
+
+/// The decision about a flow, read as one word.
+#[inline(always)]
+pub fn decision_of(tracked: *const Tracked) -> Decision {
+    // SAFETY: a map value; the verifier checks the access.
+    let word = unsafe {
+        (&raw const (*tracked).flow.decision)
+            .cast::<u64>()
+            .read_volatile()
+    };
+    Decision::from_word(word)
+}
+
+/// Sets one of the `FLOW_*` bits of a flow.
+#[inline(always)]
+pub fn set_state(tracked: *mut Tracked, bit: u16) {
+    // SAFETY: a map value; the verifier checks the access.
+    set_bit(unsafe { &raw mut (*tracked).flow.state }, bit.into());
 }
 
 /// Announces a flow, once; tried again with the next packet if it fails.
@@ -61,7 +91,7 @@ pub fn announce(tracked: *mut Tracked) {
     // SAFETY: a map value; the verifier checks the access. So below.
     let state = unsafe { (*tracked).flow.state };
     if state & FLOW_ANNOUNCED == 0 && hand_over(reason::OPENED, tracked) {
-        unsafe { (*tracked).flow.state |= FLOW_ANNOUNCED };
+        set_state(tracked, FLOW_ANNOUNCED);
     }
 }
 
@@ -89,7 +119,7 @@ pub fn announce_unseen(way: u16, refused: bool) {
     let event: *mut Event = entry.as_mut_ptr();
     // SAFETY: reserved memory of this size.
     unsafe {
-        ptr::write_bytes(event, 0, 1);
+        zero(event);
         (*event).time_ns = now_ns();
         (*event).reason = reason::UNSEEN;
         (*event).tracked.flow.local_port = way;
@@ -116,7 +146,6 @@ pub struct Alone {
 /// whole flows.
 #[inline(never)]
 pub fn tell_alone(owner: *const Owner, ends: &Ends, packet: &Alone) -> u32 {
-    lose(LOSS_FLOWS_FULL, 1);
     let (bytes, blocked) = (u64::from(packet.bytes), packet.decision.blocks());
     let Some(mut entry) = EVENTS.reserve(0) else {
         lose(LOSS_PACKETS_UNTOLD, 1);
@@ -129,14 +158,14 @@ pub fn tell_alone(owner: *const Owner, ends: &Ends, packet: &Alone) -> u32 {
     let time_ns = now_ns();
     // SAFETY: reserved memory of this size; the verifier checks `owner`.
     unsafe {
-        ptr::write_bytes(event, 0, 1);
+        zero(event);
         (*event).time_ns = time_ns;
         (*event).reason = reason::ALONE;
         let tracked = &raw mut (*event).tracked;
         if owner.is_null() {
             set_nobody(&raw mut (*tracked).owner);
         } else {
-            (*tracked).owner = *owner;
+            copy(owner, &raw mut (*tracked).owner);
         }
         (*tracked).owner.quality = packet.quality;
         let flow = &raw mut (*tracked).flow;
@@ -160,26 +189,75 @@ pub fn tell_alone(owner: *const Owner, ends: &Ends, packet: &Alone) -> u32 {
     0
 }
 
-/// Hands over final numbers; what the ring buffer cannot take waits in `ENDED`.
+/// Hands over final numbers, and has what comes next in the slot begin with these; what the ring
+/// buffer cannot take waits in `ENDED`.
 #[inline(never)]
-pub fn finish(reason: u32, tracked: *const Tracked) -> u32 {
-    if hand_over(reason, tracked) {
-        return 0;
-    }
+fn finish(tracked: *mut Tracked) -> u32 {
     // SAFETY: a map value; the verifier checks the access. So below.
-    let flow = unsafe { &(*tracked).flow };
-    let key = EndedKey {
-        cookie: flow.cookie,
-        started_ns: flow.started_ns,
-    };
-    if ENDED.insert(&key, unsafe { &*tracked }, 0).is_err() {
-        lose(LOSS_ENDED_FULL, 1);
-        lose(
-            LOSS_ENDED_BYTES,
-            flow.counters.bytes_out.wrapping_sub(flow.base.bytes_out),
-        );
+    let started = unsafe { &raw mut (*tracked).flow.started_ns };
+    let started_ns = unsafe { started.read_volatile() };
+    // Till the next begins, this is no flow: whoever reads it now would add to one what is the
+    // other's.
+    unsafe { started.write_volatile(0) };
+    if let Some(mut entry) = EVENTS.reserve(0) {
+        let event: *mut Event = entry.as_mut_ptr();
+        fill(event, reason::CLOSED, tracked);
+        unsafe { (*event).tracked.flow.started_ns = started_ns };
+        go_on_from(tracked, unsafe {
+            &raw const (*event).tracked.flow.counters
+        });
+        entry.submit(BPF_RB_NO_WAKEUP.into());
+    } else {
+        lose(LOSS_EVENTS_FULL, 1);
+        finish_later(tracked, started_ns);
     }
+    unsafe { started.write_volatile(start_ns()) };
     0
+}
+
+#[inline(always)]
+fn finish_later(tracked: *mut Tracked, started_ns: u64) {
+    // SAFETY: a map value; the verifier checks the access. So below.
+    let flow = unsafe { &raw mut (*tracked).flow };
+    let key = EndedKey {
+        cookie: unsafe { (*flow).cookie },
+        started_ns,
+    };
+    if ENDED.insert(&key, unsafe { &*tracked }, 0).is_ok() {
+        // If the agent has taken it already, what was counted meanwhile is not told.
+        let Some(handed_over) = ENDED.get_ptr_mut(&key) else {
+            return go_on_from(tracked, unsafe { &raw const (*flow).counters });
+        };
+        unsafe { (*handed_over).flow.started_ns = started_ns };
+        return go_on_from(tracked, unsafe { &raw const (*handed_over).flow.counters });
+    }
+    let before = unsafe { (*flow).base.bytes_out };
+    go_on_from(tracked, unsafe { &raw const (*flow).counters });
+    lose(LOSS_ENDED_FULL, 1);
+    lose(
+        LOSS_ENDED_BYTES,
+        unsafe { (*flow).base.bytes_out }.wrapping_sub(before),
+    );
+}
+
+/// Has what comes next in a slot begin with these numbers.
+#[inline(always)]
+fn go_on_from(tracked: *mut Tracked, counters: *const Counters) {
+    // SAFETY: a map value; the verifier checks the access.
+    copy(counters, unsafe { &raw mut (*tracked).flow.base });
+}
+
+/// True if packets have left or were dropped that no final numbers tell of.
+#[inline(always)]
+pub fn has_untold(tracked: *const Tracked) -> bool {
+    // SAFETY: a map value; the verifier checks the access.
+    unsafe {
+        let flow = &raw const (*tracked).flow;
+        // Bytes are counted first.
+        (*flow).counters.bytes_out != (*flow).base.bytes_out
+            || (*flow).counters.packets_out != (*flow).base.packets_out
+            || (*flow).counters.blocked_packets != (*flow).base.blocked_packets
+    }
 }
 
 /// Generation 0 is never in force, so the first packet asks the judge.
@@ -190,14 +268,15 @@ pub const NOT_JUDGED: Decision = Decision {
     flags: 0,
 };
 
-/// Starts a flow in a slot whose owner is set already.
+/// Starts a flow in a slot whose owner is set already. When it started is written last: by then it
+/// is complete.
 #[inline(always)]
 pub fn begin(tracked: *mut Tracked, cookie: u64, peer: &Peer, direction: u8, decision: Decision) {
     // SAFETY: a map value; the verifier checks the access.
     unsafe {
         let flow = &raw mut (*tracked).flow;
+        (*tracked).owner.mixed = 0;
         (*flow).cookie = cookie;
-        (*flow).started_ns = start_ns();
         (*flow).peer = *peer;
         (*flow).local = Address([0; 16]);
         (*flow).local_port = 0;
@@ -206,28 +285,79 @@ pub fn begin(tracked: *mut Tracked, cookie: u64, peer: &Peer, direction: u8, dec
         (*flow).state = 0;
         (*flow).direction = direction;
         (*flow).decision = decision;
-        (*flow).base = (*flow).counters;
+        copy(&raw const (*flow).counters, &raw mut (*flow).base);
+        (&raw mut (*flow).started_ns).write_volatile(start_ns());
     }
 }
 
 /// Ends the flow of a slot, if there is anything to tell of it.
 #[inline(always)]
 pub fn end(tracked: *mut Tracked) {
-    // SAFETY: a map value; the verifier checks the access. So below.
+    // SAFETY: a map value; the verifier checks the access.
     let state = unsafe { (*tracked).flow.state };
     if state & FLOW_ENDED != 0 {
         return;
     }
-    let happened = state & FLOW_ANNOUNCED != 0
-        || unsafe {
-            let flow = &(*tracked).flow;
-            flow.counters.packets_out != flow.base.packets_out
-                || flow.counters.blocked_packets != flow.base.blocked_packets
-        };
-    if happened {
-        finish(reason::CLOSED, tracked);
+    set_state(tracked, FLOW_ENDED);
+    if state & FLOW_ANNOUNCED != 0 || has_untold(tracked) {
+        tell_rest(tracked);
     }
-    unsafe { (*tracked).flow.state = state | FLOW_ENDED };
+}
+
+/// Hands over what is counted in a slot whose flow has ended.
+///
+/// A packet that was counted at the same moment is either in these numbers or sees that the flow
+/// has ended, and then comes here itself: see [`record`](crate::settle::record).
+#[inline(never)]
+pub fn tell_rest(tracked: *mut Tracked) -> u32 {
+    // SAFETY: a map value; the verifier checks the access.
+    let barrier = || atomic::barrier(unsafe { &raw mut (*tracked).flow.counters.refused });
+    if tcp_state_seen() {
+        // Whoever ends a flow has it for itself: holds the lock of a connection, or lets go of
+        // the socket.
+        barrier();
+        return finish(tracked);
+    }
+    // Or a packet of the connection leaves meanwhile.
+    for _ in 0..4 {
+        let Some(change) = Change::begin(tracked) else {
+            break; // Whoever has begun looks again when that is done.
+        };
+        barrier();
+        if has_untold(tracked) {
+            finish(tracked);
+        }
+        change.end();
+        barrier();
+        if !has_untold(tracked) {
+            break;
+        }
+    }
+    0
+}
+
+/// Whoever has one may change which flow a slot holds; nobody else has one for the same.
+struct Change(FlowKey);
+
+impl Change {
+    #[inline(always)]
+    fn begin(tracked: *const Tracked) -> Option<Self> {
+        const BPF_NOEXIST: u64 = 1;
+        // SAFETY: a map value; the verifier checks the access.
+        let key = unsafe {
+            FlowKey {
+                cookie: (*tracked).flow.cookie,
+                peer: (*tracked).flow.peer,
+            }
+        };
+        CHANGING.insert(&key, &0, BPF_NOEXIST).ok()?;
+        Some(Self(key))
+    }
+
+    #[inline(always)]
+    fn end(self) {
+        let _ = CHANGING.remove(&self.0);
+    }
 }
 
 /// Ends the flow of a connection of TCP. Acknowledgements and resets that the kernel sends
@@ -239,18 +369,29 @@ pub fn end_connection(tracked: *mut Tracked) {
     end(tracked);
 }
 
-/// Continues the slot as a new flow with the same ends: the policy changed its
-/// mind, or a packet came after the end.
-#[inline(always)]
-pub fn begin_again(tracked: *mut Tracked, decision: Decision, state: u16) {
-    // SAFETY: a map value; the verifier checks the access.
-    unsafe {
-        let flow = &raw mut (*tracked).flow;
-        (*flow).base = (*flow).counters;
-        (*flow).started_ns = start_ns();
-        (*flow).decision = decision;
-        (*flow).state = state;
+/// Continues the slot as a new flow with the same ends: the policy changed its mind. Of packets of
+/// one flow that leave at the same moment, one does so.
+#[inline(never)]
+pub fn change(tracked: *mut Tracked, decision: u64) -> u32 {
+    /// Of the byte that packets set; senders set the other.
+    const KEPT: u16 = FLOW_ENDED | FLOW_EMBRYONIC;
+    let Some(change) = Change::begin(tracked) else {
+        return 0;
+    };
+    // SAFETY: a map value; the verifier checks the access. So below.
+    let flow = unsafe { &raw mut (*tracked).flow };
+    let state = unsafe { (*flow).state };
+    if state & FLOW_ANNOUNCED != 0 || has_untold(tracked) {
+        finish(tracked);
     }
+    unsafe {
+        set_decision(tracked, Decision::from_word(decision));
+        (&raw mut (*flow).state)
+            .cast::<u8>()
+            .write_volatile((state & KEPT) as u8);
+    }
+    change.end();
+    0
 }
 
 /// Counts one packet of a flow. Atomic, since UDP sends without a lock.
@@ -315,7 +456,7 @@ pub fn refuse(owner: *const Owner, cookie: u64, peer: &Peer, decision: Decision)
     let time_ns = now_ns();
     // SAFETY: reserved memory of this size; the verifier checks `owner`.
     unsafe {
-        ptr::write_bytes(event, 0, 1);
+        zero(event);
         (*event).time_ns = time_ns;
         (*event).reason = reason::REFUSED;
         fill_refusal(
@@ -356,7 +497,7 @@ fn fill_refusal(
 ) {
     // SAFETY: the caller's memory; the verifier checks the access.
     unsafe {
-        (*tracked).owner = *owner;
+        copy(owner, &raw mut (*tracked).owner);
         (*tracked).flow.cookie = cookie;
         (*tracked).flow.started_ns = started_ns;
         (*tracked).flow.peer = *peer;

@@ -3,15 +3,24 @@
 use trefoil_ebpf::abi::*;
 
 use crate::{
-    accounting::{announce_owner, begin},
+    accounting::{announce_owner, begin, set_state},
     maps::{EMPTY, FLOWS},
-    owner::{is_running, is_same, is_same_process, set_current},
+    owner::{difference, is_running, is_same, is_same_process, set_current},
+    words::copy,
 };
 
 /// The flow with this key, if there is one.
 #[inline(always)]
 pub fn find(key: &FlowKey) -> Option<*mut Tracked> {
-    FLOWS.get_ptr_mut(key)
+    FLOWS.get_ptr_mut(key).filter(is_complete)
+}
+
+/// True unless another processor is about to fill in whose a flow is. A packet that leaves at that
+/// moment is told of by itself.
+#[inline(always)]
+pub fn is_complete(tracked: &*mut Tracked) -> bool {
+    // SAFETY: a map value; the verifier checks the access.
+    unsafe { (&raw const (**tracked).flow.started_ns).read_volatile() != 0 }
 }
 
 /// As [`find`], for a process that is about to send: if another one did before,
@@ -47,7 +56,11 @@ pub fn set_running(tag: *mut Socket) -> u32 {
     }
     let has_many_peers = flags & (SOCKET_HAS_FLOWS | SOCKET_HAS_PEER) == SOCKET_HAS_FLOWS;
     if has_many_peers && before.pid != 0 {
-        unsafe { (*tag).tracked.flow.state |= FLOW_SHARED };
+        set_state(unsafe { &raw mut (*tag).tracked }, FLOW_SHARED);
+    }
+    let has_sent = unsafe { (*tag).tracked.flow.state } & (FLOW_SENT | FLOW_SHARED) != 0;
+    if has_sent && flags & SOCKET_HAS_PEER != 0 && before.pid != 0 {
+        unsafe { (*owner).mixed |= difference(owner, &raw const before) };
     }
     ANOTHER
 }
@@ -60,8 +73,10 @@ pub const ANOTHER: u32 = 2;
 
 /// Takes in who sends on a flow. `first` is how certain it is that all of it is the
 /// sender's, if nobody was known to send on it before.
-#[inline(always)]
-pub fn set_sender(tracked: *mut Tracked, sender: *const Owner, first: u8) {
+///
+/// A function of its own, as [`set_running`].
+#[inline(never)]
+pub fn set_sender(tracked: *mut Tracked, sender: *const Owner, first: u8) -> u32 {
     // SAFETY: map values; the verifier checks the access.
     unsafe {
         if is_same(&raw const (*tracked).owner, sender) {
@@ -70,15 +85,20 @@ pub fn set_sender(tracked: *mut Tracked, sender: *const Owner, first: u8) {
             if first == quality::DIRECT && !is_shared {
                 (*tracked).owner.quality = (*sender).quality;
             }
-            return;
+            return 0;
         }
         let was_shared = (*tracked).flow.state & FLOW_SHARED != 0;
         let is_first = (*tracked).owner.pid == 0 && first == quality::DIRECT;
         let is_changed = !was_shared && is_same_process(&raw const (*tracked).owner, sender);
-        (*tracked).owner = *sender;
+        let mut mixed = (*tracked).owner.mixed;
+        if !is_first && !is_changed && (*tracked).owner.pid != 0 {
+            mixed |= difference(&raw const (*tracked).owner, sender);
+        }
+        copy(sender, &raw mut (*tracked).owner);
+        (*tracked).owner.mixed = mixed;
         if !is_first && !is_changed {
             (*tracked).owner.quality = quality::INFERRED;
-            (*tracked).flow.state |= FLOW_SHARED;
+            set_state(tracked, FLOW_SHARED);
         }
         // Rules may say something else about this sender.
         (*tracked).flow.decision.generation = 0;
@@ -87,20 +107,21 @@ pub fn set_sender(tracked: *mut Tracked, sender: *const Owner, first: u8) {
             announce_owner(tracked);
         }
     }
+    0
 }
 
-/// Makes a flow; `None` if the table is full. Then each of its packets is told of by itself
-/// where it leaves.
+/// Makes a flow; `None` if the table is full, or if another processor makes it at this moment. Then
+/// its packet is told of by itself where it leaves.
 #[inline(never)]
 pub fn create(key: &FlowKey, owner: *const Owner, decision: Decision) -> Option<*mut Tracked> {
     let empty = EMPTY.get(0)?;
     const BPF_NOEXIST: u64 = 1;
     // Another CPU may have been faster, and that is as good.
     let inserted = FLOWS.insert(key, empty, BPF_NOEXIST).is_ok();
-    let tracked = find(key)?;
+    let tracked = FLOWS.get_ptr_mut(key)?;
     if inserted {
         // SAFETY: map values; the verifier checks the access.
-        unsafe { (*tracked).owner = *owner };
+        copy(owner, unsafe { &raw mut (*tracked).owner });
         begin(
             tracked,
             key.cookie,
@@ -109,5 +130,5 @@ pub fn create(key: &FlowKey, owner: *const Owner, decision: Decision) -> Option<
             decision,
         );
     }
-    Some(tracked)
+    Some(tracked).filter(is_complete)
 }

@@ -29,7 +29,7 @@ use crate::{
     maps::{IN_FLIGHT, IN_FLIGHT_OWNERS},
     packet::{Bytes, Ends},
     remembered::LARGE_BYTES,
-    words::{copy_words, low_half},
+    words::{copy, low_half},
 };
 
 /// Packets that have an entry: more than queues of a host hold.
@@ -87,10 +87,7 @@ pub fn keep(skb: *mut __sk_buff, tag: *const Socket, named: &Peer, decision: Dec
         return;
     };
     unsafe {
-        copy_words::<3>(
-            ptr::from_ref(named).cast(),
-            (&raw mut (*entry).named).cast(),
-        );
+        copy(named, &raw mut (*entry).named);
         (*entry).decision = decision;
         (*entry).packet = skb as u64;
         (*entry).socket = socket as u64;
@@ -120,7 +117,7 @@ pub fn keep(skb: *mut __sk_buff, tag: *const Socket, named: &Peer, decision: Dec
         };
         unsafe {
             let owner = &raw const (*tag).tracked.owner;
-            copy_words::<OWNER_WORDS>(owner.cast(), (&raw mut (*of).owner).cast());
+            copy(owner, &raw mut (*of).owner);
             (*of).flow.cookie = (*tag).tracked.flow.cookie;
             (*of).flow.peer = *named;
         }

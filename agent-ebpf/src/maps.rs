@@ -113,6 +113,11 @@ pub static FLOWS: HashMap<FlowKey, Tracked, 65536, { BPF_F_NO_PREALLOC as usize 
 pub static ENDED: HashMap<EndedKey, Tracked, 65536, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
 
+/// Flows in whose place another begins at this moment. Written and emptied by whatever does that;
+/// when full, it is done with a later packet.
+#[btf_map]
+pub static CHANGING: HashMap<FlowKey, u32, 1024, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
 /// Cookies of sockets that the agent is about to cut, and nothing about them. Written
 /// and emptied by the agent, which asks for no more at a time than fit; read by `egress`
 /// before it drops a packet.

@@ -20,6 +20,7 @@ use crate::{
         EPOCHS, EXECUTABLE_KEY, EXECUTABLE_SCRATCH, EXECUTABLES, ExecutableScratch, HOST_ROOT,
         PROCESSES, lose,
     },
+    words::differ,
 };
 
 /// `task_struct.flags`: a thread of the kernel, not of a process.
@@ -67,30 +68,84 @@ pub fn is_running(owner: *const Owner) -> bool {
             return false;
         }
         let session = read::<u32>(bpf_get_current_task(), offset!(task_sessionid));
-        session.unwrap_or(NOBODY_LOGGED_IN) == (*owner).session
+        session.unwrap_or(NOBODY_LOGGED_IN) == (*owner).session && is_whole(owner)
     }
+}
+
+/// Sum of what rules may ask for.
+#[inline(always)]
+fn seal_of(start_ns: u64, exe_id: u64, cgroup_id: u64, who: u64, pid: u32, session: u32) -> u64 {
+    let mut seal = start_ns;
+    for word in [
+        exe_id,
+        cgroup_id,
+        who,
+        u64::from(session) << 32 | u64::from(pid),
+    ] {
+        seal = seal.rotate_left(13) ^ word;
+    }
+    seal
+}
+
+/// The same of an owner as it is now. Its seal is another if a second processor has written to it
+/// meanwhile: then it may be partly one process and partly another.
+#[inline(always)]
+pub fn sum(owner: &Owner) -> u64 {
+    let who = u64::from(owner.gid) << 32 | u64::from(owner.uid);
+    let (pid, session) = (owner.pid, owner.session);
+    seal_of(
+        owner.start_ns,
+        owner.exe_id,
+        owner.cgroup_id,
+        who,
+        pid,
+        session,
+    )
+}
+
+/// True if an owner is of one process.
+#[inline(always)]
+pub fn is_whole(owner: *const Owner) -> bool {
+    // SAFETY: the caller's memory; the verifier checks the access.
+    unsafe { sum(&*owner) == (*owner).seal }
+}
+
+/// Seals an owner that nobody else writes.
+#[inline(always)]
+pub fn seal(owner: *mut Owner) {
+    // SAFETY: the caller's memory; the verifier checks the access.
+    unsafe { (*owner).seal = sum(&*owner) };
+}
+
+/// In what two owners differ, [`mixed`] bits.
+#[inline(always)]
+pub fn difference(a: *const Owner, b: *const Owner) -> u8 {
+    // SAFETY: the caller's memory; the verifier checks the access.
+    let (a, b) = unsafe { (&*a, &*b) };
+    let bits = differ(a.exe_id, b.exe_id) & u64::from(mixed::EXE)
+        | differ(a.cgroup_id, b.cgroup_id) & u64::from(mixed::CGROUP)
+        | differ(a.uid.into(), b.uid.into()) & u64::from(mixed::USER)
+        | differ(a.gid.into(), b.gid.into()) & u64::from(mixed::GROUP)
+        | differ(a.session.into(), b.session.into()) & u64::from(mixed::SESSION);
+    bits as u8
 }
 
 /// True if both are the same process, and execute the same file.
 #[inline(always)]
 pub fn is_same_process(a: *const Owner, b: *const Owner) -> bool {
     // SAFETY: map values or the stack; the verifier checks the access.
-    unsafe { (*a).pid == (*b).pid && (*a).start_ns == (*b).start_ns && (*a).exe_id == (*b).exe_id }
+    let (a, b) = unsafe { (&*a, &*b) };
+    differ(a.start_ns, b.start_ns) | differ(a.pid.into(), b.pid.into()) | differ(a.exe_id, b.exe_id)
+        == 0
 }
 
 /// True if both are the same sender, by everything that rules may ask for.
 #[inline(always)]
 pub fn is_same(a: *const Owner, b: *const Owner) -> bool {
+    let difference = u64::from(difference(a, b));
     // SAFETY: the caller's memory; the verifier checks the access.
-    unsafe {
-        (*a).pid == (*b).pid
-            && (*a).start_ns == (*b).start_ns
-            && (*a).exe_id == (*b).exe_id
-            && (*a).uid == (*b).uid
-            && (*a).gid == (*b).gid
-            && (*a).cgroup_id == (*b).cgroup_id
-            && (*a).session == (*b).session
-    }
+    let (a, b) = unsafe { (&*a, &*b) };
+    difference | differ(a.start_ns, b.start_ns) | differ(a.pid.into(), b.pid.into()) == 0
 }
 
 /// Writes the running task into `owner`, with quality `direct`; a kernel thread
@@ -113,7 +168,7 @@ pub fn set_current(owner: *mut Owner) -> u32 {
         (*owner).gid = (uid_gid >> 32) as u32;
         bpf_get_current_comm((&raw mut (*owner).comm).cast::<c_void>(), 16);
     }
-    set_task_facts(owner, task, pid, quality::DIRECT)
+    set_task_facts(owner, task, (pid, cgroup_id, uid_gid), quality::DIRECT)
 }
 
 /// Writes another task than the running one into `owner`, with quality `inferred`.
@@ -121,18 +176,22 @@ pub fn set_current(owner: *mut Owner) -> u32 {
 pub fn set_holder(owner: *mut Owner, task: Kernel) -> u32 {
     let pid = read::<u32>(task, offset!(task_tgid)).unwrap_or(0);
     let cred = follow(task, offset!(task_cred)).unwrap_or(0);
+    let cgroup_id = cgroup_of(task).unwrap_or(0);
+    let uid = read::<u32>(cred, offset!(cred_uid)).unwrap_or(u32::MAX);
+    let gid = read::<u32>(cred, offset!(cred_gid)).unwrap_or(u32::MAX);
     // SAFETY: a map value; the verifier checks the access. So below.
     unsafe {
-        (*owner).cgroup_id = cgroup_of(task).unwrap_or(0);
-        (*owner).uid = read::<u32>(cred, offset!(cred_uid)).unwrap_or(u32::MAX);
-        (*owner).gid = read::<u32>(cred, offset!(cred_gid)).unwrap_or(u32::MAX);
+        (*owner).cgroup_id = cgroup_id;
+        (*owner).uid = uid;
+        (*owner).gid = gid;
         bpf_probe_read_kernel(
             (&raw mut (*owner).comm).cast::<c_void>(),
             16,
             (task + offset!(task_comm) as u64) as *const c_void,
         );
     }
-    set_task_facts(owner, task, pid, quality::INFERRED)
+    let who = u64::from(gid) << 32 | u64::from(uid);
+    set_task_facts(owner, task, (pid, cgroup_id, who), quality::INFERRED)
 }
 
 /// As [`set_current`], where the helpers that it uses are not to be had.
@@ -158,11 +217,14 @@ pub fn set_nobody(owner: *mut Owner) {
         (*owner).loginuid = NOBODY_LOGGED_IN;
         (*owner).session = NOBODY_LOGGED_IN;
     }
+    seal(owner);
 }
 
-/// What both kinds of owner have in common.
+/// What both kinds of owner have in common. `facts` are the process, its control group, and
+/// `group << 32 | user`. All is sealed as it is known here, whatever others write meanwhile.
 #[inline(always)]
-fn set_task_facts(owner: *mut Owner, task: Kernel, pid: u32, known: u8) -> u32 {
+fn set_task_facts(owner: *mut Owner, task: Kernel, facts: (u32, u64, u64), known: u8) -> u32 {
+    let (pid, cgroup_id, who) = facts;
     let flags = read::<u32>(task, offset!(task_flags)).unwrap_or(0);
     if flags & PF_KTHREAD != 0 {
         // SAFETY: a map value; the verifier checks the access. So below.
@@ -170,7 +232,10 @@ fn set_task_facts(owner: *mut Owner, task: Kernel, pid: u32, known: u8) -> u32 {
             (*owner).pid = 0;
             (*owner).start_ns = 0;
             (*owner).exe_id = 0;
+            (*owner).loginuid = NOBODY_LOGGED_IN;
+            (*owner).session = NOBODY_LOGGED_IN;
             (*owner).quality = quality::NONE;
+            (*owner).seal = seal_of(0, 0, cgroup_id, who, 0, NOBODY_LOGGED_IN);
         }
         return 0;
     }
@@ -178,30 +243,35 @@ fn set_task_facts(owner: *mut Owner, task: Kernel, pid: u32, known: u8) -> u32 {
     let epoch = epoch_of(pid);
     let leader = follow(task, offset!(task_group_leader)).unwrap_or(task);
     let start_ns = read::<u64>(leader, offset!(task_start_boottime)).unwrap_or(0);
+    let session = read::<u32>(task, offset!(task_sessionid)).unwrap_or(NOBODY_LOGGED_IN);
     unsafe {
         (*owner).loginuid = read::<u32>(task, offset!(task_loginuid)).unwrap_or(NOBODY_LOGGED_IN);
-        (*owner).session = read::<u32>(task, offset!(task_sessionid)).unwrap_or(NOBODY_LOGGED_IN);
+        (*owner).session = session;
         (*owner).start_ns = start_ns;
         (*owner).pid = pid;
         (*owner).epoch = epoch;
         (*owner).quality = known;
     }
+    let mut exe_id = 0;
     // SAFETY: a map value that its writers only replace as a whole.
     match unsafe { PROCESSES.get(&pid) } {
         // The start time tells a process from an earlier one with its id.
         Some(process) if process.start_ns == start_ns => unsafe {
-            (*owner).exe_id = process.exe_id;
+            exe_id = process.exe_id;
             (*owner).parent_exe_id = process.parent_exe_id;
             (*owner).ppid = process.ppid;
         },
         _ => {
             lose(LOSS_PROCESSES_UNKNOWN, 1);
             unsafe {
-                (*owner).exe_id = 0;
                 (*owner).parent_exe_id = 0;
                 (*owner).ppid = 0;
             }
         }
+    }
+    unsafe {
+        (*owner).exe_id = exe_id;
+        (*owner).seal = seal_of(start_ns, exe_id, cgroup_id, who, pid, session);
     }
     pid
 }

@@ -4,18 +4,27 @@
 use trefoil_ebpf::abi::*;
 
 use crate::{
-    accounting::announce_owner,
-    flows::{ANOTHER, set_running},
+    accounting::{announce_owner, set_state},
+    flows::{self, ANOTHER, set_running},
     maps::PROCESSES,
-    owner::{epoch_of, is_running},
+    owner::{epoch_of, is_running, is_whole, seal},
     uplink_flows::attribute_last,
 };
 
 /// Takes in that the running process has sent, or is about to.
+///
+/// A function of its own, so that what comes after it is not verified once for each that it can be.
+#[inline(never)]
+pub fn sends(tag: *mut Socket, has_sent: bool) -> u32 {
+    take_in(tag, has_sent);
+    0
+}
+
 #[inline(always)]
-pub fn sends(tag: *mut Socket, has_sent: bool) -> Option<()> {
+fn take_in(tag: *mut Socket, has_sent: bool) -> Option<()> {
     // SAFETY: map values; the verifier checks the access. So below.
-    let (owner, flow) = unsafe { (&raw mut (*tag).tracked.owner, &raw mut (*tag).tracked.flow) };
+    let tracked = unsafe { &raw mut (*tag).tracked };
+    let (owner, flow) = unsafe { (&raw mut (*tracked).owner, &raw mut (*tracked).flow) };
     let (flags, state) = unsafe { ((*tag).flags, (*flow).state) };
     let is_certain = unsafe { (*owner).quality } == quality::DIRECT || state & FLOW_SHARED != 0;
     // Who has changed since is another sender, too.
@@ -26,7 +35,7 @@ pub fn sends(tag: *mut Socket, has_sent: bool) -> Option<()> {
     if is_certain && change == 0 {
         if flags & SOCKET_HAS_PEER != 0 {
             if state & FLOW_SENT == 0 {
-                unsafe { (*flow).state |= FLOW_SENT };
+                set_state(tracked, FLOW_SENT);
             }
             if state & FLOW_SHARED != 0 {
                 unsafe { (*owner).quality = quality::INFERRED };
@@ -37,24 +46,35 @@ pub fn sends(tag: *mut Socket, has_sent: bool) -> Option<()> {
     if has_sent && flags & SOCKET_OF_FRAMES != 0 {
         attribute_last(tag);
     }
+    if change != 0 {
+        // Rules may say something else about this sender. Also if there is no peer as yet: it may
+        // be named at this moment, by another.
+        unsafe { (*flow).decision.generation = 0 };
+    }
     if flags & SOCKET_HAS_PEER == 0 {
+        if change != 0 && flags & SOCKET_HAS_FLOWS != 0 {
+            // What is appended to a datagram that another has begun goes to whom that one named.
+            let key = FlowKey {
+                cookie: unsafe { (*flow).cookie },
+                peer: unsafe { (*tag).named },
+            };
+            flows::find_for_sender(&key, owner);
+        }
         return None;
     }
     // Who has connected and handed the socket on without a word has sent nothing.
     let is_shared = is_certain && change == ANOTHER && state & (FLOW_SENT | FLOW_SHARED) != 0;
     if is_shared {
         // Two senders, one flow: whose bytes are whose is not known.
-        unsafe {
-            (*flow).state |= FLOW_SHARED;
-            (*owner).quality = quality::INFERRED;
-        }
+        set_state(tracked, FLOW_SHARED);
+        unsafe { (*owner).quality = quality::INFERRED };
     }
-    unsafe { (*flow).state |= FLOW_SENT };
+    set_state(tracked, FLOW_SENT);
     // Rules may say something else about this sender.
     unsafe { (*flow).decision.generation = 0 };
     // Once: two senders in turn would fill the ring buffer.
     if state & FLOW_ANNOUNCED != 0 && state & FLOW_SHARED == 0 {
-        announce_owner(unsafe { &raw const (*tag).tracked });
+        announce_owner(tracked);
     }
     Some(())
 }
@@ -81,6 +101,7 @@ pub fn refresh(tracked: *mut Tracked) -> u32 {
     if let Some(process) = unsafe { PROCESSES.get(&pid) }
         && process.start_ns == start_ns
         && process.exe_id != exe_id
+        && is_whole(owner)
     {
         let state = unsafe { (*flow).state };
         unsafe {
@@ -91,8 +112,9 @@ pub fn refresh(tracked: *mut Tracked) -> u32 {
             (*owner).comm = [0; 16];
             (*flow).decision.generation = 0;
         }
+        seal(owner);
         if state & (FLOW_SENT | FLOW_SHARED) != 0 {
-            unsafe { (*flow).state |= FLOW_SHARED };
+            set_state(tracked, FLOW_SHARED);
             if state & (FLOW_ANNOUNCED | FLOW_SHARED) == FLOW_ANNOUNCED {
                 announce_owner(tracked);
             }

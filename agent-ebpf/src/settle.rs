@@ -3,7 +3,8 @@
 use trefoil_ebpf::abi::*;
 
 use crate::{
-    accounting::{announce, begin_again, count, end, finish},
+    accounting::{announce, change, count, decision_of, set_decision, tell_rest},
+    atomic,
     globals::local_flows,
     judge::judge,
     maps::InForce,
@@ -12,45 +13,53 @@ use crate::{
 };
 
 /// What the policy in force says about a packet that goes straight to its destination. Another
-/// verdict than the flow has had is another flow, of the same senders; so is what comes after its
-/// end.
+/// verdict than the flow has had is another flow, of the same senders.
 #[inline(always)]
 pub fn decide(in_force: InForce, tracked: *mut Tracked, ends: &Ends, bytes: u32) -> Decision {
-    // SAFETY: map values; the verifier checks the access. So below.
-    let mut decision = unsafe { (*tracked).flow.decision };
+    let mut decision = decision_of(tracked);
     if !in_force.made(&decision) {
+        // SAFETY: a map value; the verifier checks the access.
         let source = Source::of(unsafe { &raw const (*tracked).owner });
         decision = judge(in_force, &source, &ends.destination, bytes);
         take_in(tracked, decision);
+        check(tracked, &source);
     }
-    go_on(tracked, ends, decision);
+    set_local(tracked, ends);
     decision
+}
+
+/// Forgets what was decided about a flow if another than this has begun to send meanwhile.
+///
+/// A function of its own, so that what comes after it is not verified once for each difference.
+#[inline(never)]
+pub fn check(tracked: *mut Tracked, source: &Source) -> u32 {
+    // SAFETY: a map value; the verifier checks the access. So below.
+    atomic::barrier(unsafe { &raw mut (*tracked).flow.counters.refused });
+    if !Source::of(unsafe { &raw const (*tracked).owner }).is_same(source) {
+        unsafe { (*tracked).flow.decision.generation = 0 };
+    }
+    0
 }
 
 /// As [`decide`], of a packet about which this is decided already.
 #[inline(always)]
 pub fn decide_as(tracked: *mut Tracked, ends: &Ends, decision: Decision) {
     take_in(tracked, decision);
-    go_on(tracked, ends, decision);
+    set_local(tracked, ends);
 }
 
 #[inline(always)]
 fn take_in(tracked: *mut Tracked, anew: Decision) {
-    // SAFETY: a map value; the verifier checks the access. So below.
-    let flow = unsafe { &raw mut (*tracked).flow };
-    let decision = unsafe { (*flow).decision };
+    let decision = decision_of(tracked);
     if decision.verdict != verdict::NONE && !decision.agrees(&anew) {
-        let kept = FLOW_EMBRYONIC | FLOW_SENT | FLOW_SHARED;
-        let state = unsafe { (*flow).state } & kept;
-        end(tracked);
-        begin_again(tracked, anew, state);
+        change(tracked, anew.to_word());
     } else {
-        unsafe { (*flow).decision = anew };
+        set_decision(tracked, anew);
     }
 }
 
 #[inline(always)]
-fn go_on(tracked: *mut Tracked, ends: &Ends, decision: Decision) {
+fn set_local(tracked: *mut Tracked, ends: &Ends) {
     // SAFETY: a map value; the verifier checks the access. So below.
     let flow = unsafe { &raw mut (*tracked).flow };
     if unsafe { (*flow).local.is_unspecified() } {
@@ -59,19 +68,17 @@ fn go_on(tracked: *mut Tracked, ends: &Ends, decision: Decision) {
             (*flow).local_port = ends.source_port;
         }
     }
-    if unsafe { (*flow).state } & FLOW_ENDED != 0 {
-        begin_again(tracked, decision, FLOW_ENDED);
-    }
 }
 
-/// Counts the packet, and tells the agent of its flow if it has not heard of it.
+/// Counts the packet, and tells the agent of its flow if it has not heard of it. What comes after
+/// the end is a flow of its own.
 #[inline(always)]
 pub fn record(tracked: *mut Tracked, decision: &Decision, bytes: u64, blocked: bool) {
     count(tracked, bytes, blocked);
     // SAFETY: a map value; the verifier checks the access.
     let state = unsafe { (*tracked).flow.state };
     if state & FLOW_ENDED != 0 {
-        finish(reason::CLOSED, tracked);
+        tell_rest(tracked);
     } else if decision.verdict != verdict::LOCAL || local_flows() {
         // An answer that is blocked will not become a session that could be announced.
         let is_embryo = state & FLOW_EMBRYONIC != 0;

@@ -9,7 +9,9 @@ use trefoil_ebpf::abi::*;
 use crate::{
     bounds::masked,
     maps::{CGROUPS, EXECUTABLES, lose},
+    owner::sum,
     tables::{Tables, in_chunk},
+    words::differ,
 };
 
 /// What the judge needs to know about the source.
@@ -44,21 +46,38 @@ impl Source {
         ..Self::NOBODY
     };
 
+    /// What an owner says, which is nothing if that is not of one process. In what several senders
+    /// of a flow differ is not known.
     #[inline(always)]
     pub fn of(owner: *const Owner) -> Self {
         // SAFETY: a map value; the verifier checks the access.
-        unsafe {
-            // Without a process, only the socket's own facts are known.
-            let is_known = (*owner).pid != 0;
-            Self {
-                exe_id: (*owner).exe_id,
-                cgroup_id: (*owner).cgroup_id,
-                uid: (*owner).uid,
-                gid: if is_known { (*owner).gid } else { u32::MAX },
-                session: if is_known { (*owner).session } else { 0 },
-                is_outside: (*owner).quality == quality::FORWARDED,
-            }
+        let owner = unsafe { &*owner };
+        // Without a process, only the socket's own facts are known.
+        let of_process = u64::from(mixed::GROUP | mixed::SESSION);
+        let unknown = u64::from(owner.mixed)
+            | differ(sum(owner), owner.seal)
+            | of_process & !differ(owner.pid.into(), 0);
+        let is_unknown = |what: u8| differ(unknown & u64::from(what), 0);
+        Self {
+            exe_id: owner.exe_id & !is_unknown(mixed::EXE),
+            cgroup_id: owner.cgroup_id & !is_unknown(mixed::CGROUP),
+            uid: owner.uid | is_unknown(mixed::USER) as u32,
+            gid: owner.gid | is_unknown(mixed::GROUP) as u32,
+            session: owner.session & !is_unknown(mixed::SESSION) as u32,
+            is_outside: owner.quality == quality::FORWARDED,
         }
+    }
+
+    /// True if both say the same.
+    #[inline(always)]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let word = |one: u32, two: u32| u64::from(one) << 32 | u64::from(two);
+        let differs = differ(self.exe_id, other.exe_id)
+            | differ(self.cgroup_id, other.cgroup_id)
+            | differ(word(self.uid, self.gid), word(other.uid, other.gid))
+            | differ(self.session.into(), other.session.into())
+            | differ(self.is_outside.into(), other.is_outside.into());
+        differs == 0
     }
 
     /// `group << 32 | user`.

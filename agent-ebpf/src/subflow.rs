@@ -4,7 +4,7 @@
 use aya_ebpf::{bindings::bpf_sock, helpers::generated::bpf_skc_to_mptcp_sock};
 use trefoil_ebpf::abi::*;
 
-use crate::{globals::subflows_known, maps::SOCKETS, socket::is_tcp};
+use crate::{globals::subflows_known, maps::SOCKETS, socket::is_tcp, words::copy};
 
 /// Gives the tag of a subflow the owner of the socket that it belongs to. False if it is
 /// no subflow, or if nothing is known about that one either.
@@ -28,7 +28,10 @@ pub fn inherit(tag: *mut Socket, socket: *mut bpf_sock) -> bool {
     };
     // SAFETY: map values; the verifier checks the access.
     unsafe {
-        (*tag).tracked.owner = (*of).tracked.owner;
+        copy(
+            &raw const (*of).tracked.owner,
+            &raw mut (*tag).tracked.owner,
+        );
         (*tag).flags |= (*of).flags & SOCKET_OWN_NAMESPACE;
         (*tag).tracked.owner.pid != 0
     }

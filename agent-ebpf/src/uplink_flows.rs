@@ -6,9 +6,9 @@ use trefoil_ebpf::abi::*;
 
 use crate::{
     accounting::{Alone, NOT_JUDGED, begin, tell_alone},
-    flows::set_sender,
+    flows::{is_complete, set_sender},
     judge::is_local,
-    maps::{EMPTY, UPLINK_FLOWS},
+    maps::{EMPTY, UPLINK_FLOWS, lose},
     owner::set_nobody,
     packet::Ends,
 };
@@ -70,18 +70,20 @@ fn find_or_create(
 /// The flow with this key, if there is one.
 #[inline(always)]
 fn find(key: &UplinkFlowKey) -> Option<*mut Tracked> {
-    UPLINK_FLOWS.get_ptr_mut(key)
+    UPLINK_FLOWS.get_ptr_mut(key).filter(is_complete)
 }
 
-/// Makes a flow whose owner is nobody yet, and only of this `quality`; `None` if the table
-/// is full.
+/// Makes a flow whose owner is nobody yet, and only of this `quality`; `None` as of `FLOWS`.
 #[inline(always)]
 fn create(key: &UplinkFlowKey, quality: u8) -> Option<*mut Tracked> {
     let empty = EMPTY.get(0)?;
     const BPF_NOEXIST: u64 = 1;
     // Another CPU may have been faster, and that is as good.
     let inserted = UPLINK_FLOWS.insert(key, empty, BPF_NOEXIST).is_ok();
-    let tracked = find(key)?;
+    let Some(tracked) = UPLINK_FLOWS.get_ptr_mut(key) else {
+        lose(LOSS_FLOWS_FULL, 1);
+        return None;
+    };
     if inserted {
         // SAFETY: a map value; the verifier checks the access.
         unsafe {
@@ -100,7 +102,7 @@ fn create(key: &UplinkFlowKey, quality: u8) -> Option<*mut Tracked> {
             NOT_JUDGED,
         );
     }
-    Some(tracked)
+    Some(tracked).filter(is_complete)
 }
 
 /// Tells of a packet of `bytes` by itself, for whose flow there is no room; the rest as in

@@ -45,13 +45,27 @@ pub fn same_words<const N: usize>(a: *const u64, b: *const u64) -> bool {
     true
 }
 
-/// Copies `N` words.
+/// Copies what is made of words.
 #[inline(always)]
-pub fn copy_words<const N: usize>(from: *const u64, to: *mut u64) {
-    for i in 0..N {
-        // SAFETY: the caller's memory; the verifier checks the access. Volatile, so that it
-        // stays as it is written.
-        unsafe { ptr::write_volatile(to.add(i), ptr::read_volatile(from.add(i))) };
+pub fn copy<T>(from: *const T, to: *mut T) {
+    const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() == 8) };
+    for i in 0..size_of::<T>() / 8 {
+        // SAFETY: the caller's memory; the verifier checks the access. Volatile, so that it stays as
+        // it is written.
+        unsafe {
+            let word = ptr::read_volatile(from.cast::<u64>().add(i));
+            ptr::write_volatile(to.cast::<u64>().add(i), word);
+        }
+    }
+}
+
+/// Writes zeros to what is made of words.
+#[inline(always)]
+pub fn zero<T>(to: *mut T) {
+    const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() == 8) };
+    for i in 0..size_of::<T>() / 8 {
+        // SAFETY: as above.
+        unsafe { ptr::write_volatile(to.cast::<u64>().add(i), 0) };
     }
 }
 
@@ -74,4 +88,69 @@ pub fn low_half<T>(pointer: *const T) -> u64 {
         );
     }
     half
+}
+
+/// All ones if two words differ, else 0.
+///
+/// Without a branch, so that what comes after it is verified once: of a comparison the compiler
+/// makes two ways, and the verifier goes through both.
+#[inline(always)]
+pub fn differ(a: u64, b: u64) -> u64 {
+    let difference = a ^ b;
+    let ones: u64;
+    // SAFETY: instructions on registers: what is not 0 has its sign bit set, or its negative has.
+    unsafe {
+        asm!(
+            "{ones} = {difference}",
+            "{ones} = -{ones}",
+            "{ones} |= {difference}",
+            "{ones} s>>= 63",
+            ones = out(reg) ones,
+            difference = in(reg) difference,
+            options(pure, nomem, nostack)
+        );
+    }
+    ones
+}
+
+/// Has the verifier forget what it knows of a value on the stack, which stays as it is. What many
+/// ways lead to, with a number here or there that the verifier knows, is one state to it then, and
+/// what comes after is verified once. `any` is a number that it knows nothing of.
+#[inline(always)]
+pub fn forget<T>(value: &mut T, any: u32) {
+    const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() == 8) };
+    let zero: u64;
+    // SAFETY: instructions on registers. That both are the same number, the verifier does not see.
+    unsafe {
+        asm!(
+            "{zero} = {any}",
+            "{zero} ^= {any}",
+            zero = out(reg) zero,
+            any = in(reg) u64::from(any),
+            options(pure, nomem, nostack)
+        );
+    }
+    let words = ptr::from_mut(value).cast::<u64>();
+    for i in 0..size_of::<T>() / 8 {
+        // SAFETY: the words of the value.
+        unsafe {
+            words
+                .add(i)
+                .write_volatile(words.add(i).read_volatile() | zero)
+        };
+    }
+}
+
+/// Sets one of the bits of a word by its byte: what others set in its other bytes at the same
+/// moment stays.
+#[inline(always)]
+pub fn set_bit<T>(word: *mut T, bit: u32) {
+    let byte = (bit.trailing_zeros() / 8) as usize;
+    // SAFETY: a map value; the verifier checks the access. Of the target, the first byte is the low
+    // one.
+    unsafe {
+        let byte_of_word = word.cast::<u8>().add(byte);
+        let bits = byte_of_word.read_volatile() | (bit >> (8 * byte)) as u8;
+        byte_of_word.write_volatile(bits);
+    }
 }

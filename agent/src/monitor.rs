@@ -5,7 +5,7 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
     rc::Rc,
     sync::Arc,
 };
@@ -457,7 +457,12 @@ impl Monitor {
                 }
             }
             reason::CLOSED => {
-                self.peers.remove(&flow.cookie);
+                if let Entry::Occupied(mut peers) = self.peers.entry(flow.cookie) {
+                    peers.get_mut().retain(|peer| *peer != flow.peer);
+                    if peers.get().is_empty() {
+                        peers.remove();
+                    }
+                }
             }
             _ => {}
         }

@@ -10,8 +10,9 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use trefoil_lab::link::LinkCounters;
 use trefoil_lab::sink::{TcpSink, UdpSink};
+use trefoil_lab::tap::Tap;
 use trefoil_lab::{Lab, Record, places, wait_for};
-use world::{all_finals, approving, at, gapless, told, traffic};
+use world::{all_finals, all_of, approving, at, gapless, is_final, reporting, told, traffic};
 
 /// What a program sends in the TCP test.
 const HUNDRED_MEGABYTES: u64 = 100_000_000;
@@ -218,7 +219,7 @@ fn a_thousand_processes_with_a_tiny_ring_buffer_are_all_counted() -> Result<()> 
 fn a_session_that_a_foreign_client_opened_is_egress_too() -> Result<()> {
     const BYTES: u64 = 1_000_000;
     let lab = Lab::new()?;
-    let mut agent = lab.agent().policy(&world::reporting()).start()?;
+    let mut agent = lab.agent().policy(&reporting()).start()?;
     let mut server = world::traffic_in(&lab, "shop.service")?
         .args(["serve", "8080", "--bytes", &BYTES.to_string()])
         .start()?;
@@ -237,7 +238,7 @@ fn a_session_that_a_foreign_client_opened_is_egress_too() -> Result<()> {
         records
             .iter()
             .find(|record| {
-                world::is_final(record)
+                is_final(record)
                     && record.is("src_port", 8080)
                     && record.is("direction", "accepted")
             })
@@ -262,5 +263,37 @@ fn a_session_that_a_foreign_client_opened_is_egress_too() -> Result<()> {
         "{record} {link:?}"
     );
     agent.stop(Signal::SIGINT)?;
+    lab.close()
+}
+
+/// Who connects a socket to another peer while it sends makes nothing look as if it went there.
+#[test]
+fn a_packet_is_told_where_it_went_whatever_its_socket_is_connected_to_meanwhile() -> Result<()> {
+    const EACH: &str = "violations_rate = 1000000\n[tables]\nevents_bytes = 16777216\n";
+    let lab = Lab::new()?;
+    let _sinks = [UdpSink::new(&lab.peer, 9)?, UdpSink::new(&lab.foreign, 9)?];
+    let taps = [Tap::new(&lab.peer)?, Tap::new(&lab.foreign)?];
+    let agent = lab.agent().policy(&reporting()).settings(EACH).start()?;
+    let (peer, foreign) = (at(places::PEER, 9), at(places::FOREIGN, 9));
+    traffic(&lab)?
+        .args(["turn", "race", &peer, &foreign])
+        .run()?
+        .success()?;
+    let records = all_of(agent, &lab)?;
+    let finals: Vec<_> = records.iter().filter(|record| is_final(record)).collect();
+    for to in [places::PEER, places::FOREIGN] {
+        let about = finals.iter().filter(|record| record.is("dst_addr", to));
+        let told = sum(&about.copied().cloned().collect::<Vec<_>>(), "packets_out")?;
+        // The kernel may send a packet by the route to the one peer, addressed to the other.
+        let arrived = || taps.iter().map(|tap| tap.to(to).packets).sum::<u64>();
+        wait_for("what is told arrives", || {
+            Ok((arrived() >= told).then_some(()))
+        })?;
+        let arrived = arrived();
+        ensure!(
+            told > 1000 && arrived == told,
+            "{to}: {arrived} packets arrived, {told} told"
+        );
+    }
     lab.close()
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use trefoil_lab::sink::{TcpSink, UdpSink};
 use trefoil_lab::{Lab, Record, places, wait_for};
-use world::{REFUSED, all_finals, at, enforcing, mapped_at, told, traffic};
+use world::{REFUSED, TRAFFIC, all_finals, at, enforcing, mapped_at, told, traffic};
 
 /// A place on the way to which everything is tried.
 struct Way {
@@ -223,6 +223,53 @@ fn what_is_approved_is_untouched() -> Result<()> {
         .filter(|record| record.is("event", "violation"))
         .collect();
     assert!(violations.is_empty(), "{violations:?}");
+    trefoil_lab::agent::detach(&lab)?;
+    lab.close()
+}
+
+/// Who goes on with a socket is judged as who that is, whichever of its peers it has been connected
+/// to before, and however it is named now.
+#[test]
+fn who_goes_on_with_a_connected_socket_is_judged_as_who_that_is() -> Result<()> {
+    let lab = Lab::new()?;
+    let other = lab.copy_program(TRAFFIC, "other")?;
+    let other = other.to_str().context("a path that is not UTF-8")?;
+    let policy = format!(
+        "mode = \"enforce\"\n[[rules]]\nname = \"one program\"\nverdict = \"approve\"\n\
+         from = {{ exe = \"{TRAFFIC}\" }}\n\
+         to = {{ networks = [\"198.51.100.0/24\", \"2001:db8:2::/48\"] }}\n"
+    );
+    let _sinks = [
+        UdpSink::new(&lab.peer, UDP_PORT)?,
+        UdpSink::new(&lab.peer, TCP_PORT)?,
+    ];
+    let agent = lab.agent().policy(&policy).start()?;
+    let ends = [
+        (at(TO_PEER.v4, UDP_PORT), at(TO_PEER.v4, TCP_PORT)),
+        (at(TO_PEER.v6, UDP_PORT), at(TO_PEER.v6, TCP_PORT)),
+        (
+            mapped_at(TO_PEER.v4, UDP_PORT),
+            mapped_at(TO_PEER.v4, TCP_PORT),
+        ),
+    ];
+    for (a, b) in &ends {
+        for (first, second) in [(a, b), (a, a)] {
+            let before = lab.link_to(&lab.peer)?;
+            let words = ["hand-over", other, first, second];
+            traffic(&lab)?.args(words).run()?.success()?;
+            // Its own two, and the first of the other program's, whose sender is known by then.
+            let sent = lab.link_to(&lab.peer)?.since(before).tx_packets;
+            ensure!((2..=3).contains(&sent), "{words:?}: {sent} have left");
+
+            let before = lab.link_to(&lab.peer)?;
+            let words = [&words[..], &["--again"]].concat();
+            let outcome = traffic(&lab)?.args(&words).run()?;
+            ensure!(outcome.code == REFUSED, "{words:?}: {outcome:?}");
+            let sent = lab.link_to(&lab.peer)?.since(before).tx_packets;
+            ensure!(sent == 2, "{words:?}: {sent} have left");
+        }
+    }
+    agent.stop(Signal::SIGTERM)?;
     trefoil_lab::agent::detach(&lab)?;
     lab.close()
 }

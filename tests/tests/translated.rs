@@ -3,7 +3,9 @@
 
 mod world;
 
-use anyhow::{Context, Result, ensure};
+use std::net::UdpSocket;
+
+use anyhow::{Context, Result, anyhow, ensure};
 use trefoil_lab::sink::UdpSink;
 use trefoil_lab::tap::Tap;
 use trefoil_lab::wiring::forward;
@@ -128,4 +130,30 @@ fn what_is_behind_a_service_decides_for_the_host() -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[test]
+fn answers_from_behind_a_service_are_counted() -> Result<()> {
+    const QUESTION: &str = "exec 3<>/dev/udp/203.0.113.101/9; echo hello >&3; timeout 20 dd bs=64 count=1 status=none <&3";
+    let lab = Lab::new()?;
+    forward(&lab.host)?;
+    translate(&lab)?;
+    let backend = lab.peer.enter(|| Ok(UdpSocket::bind((BACKEND, 9))?))?;
+    let answers = std::thread::spawn(move || -> Result<()> {
+        let mut question = [0; 64];
+        let (_, from) = backend.recv_from(&mut question)?;
+        backend.send_to(b"and hello\n", from)?;
+        Ok(())
+    });
+    let agent = lab.agent().policy(&enforcing()).uplink("auto").start()?;
+    let program = lab.program("/bin/bash")?;
+    program.args(["-c", QUESTION]).run()?.success()?;
+    answers.join().map_err(|_| anyhow!("the backend"))??;
+    let records = all_of(agent, &lab)?;
+    let told = about(&records, TO_PEER, BACKEND);
+    let record = told.first().context("no record")?;
+    ensure!(record.is("dst_named", TO_PEER), "{record}");
+    let (out, back) = (record.number("bytes_out")?, record.number("bytes_in")?);
+    ensure!((out, back) == (20 + 8 + 6, 20 + 8 + 10), "{record}");
+    lab.close()
 }

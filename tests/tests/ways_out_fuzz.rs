@@ -15,7 +15,7 @@ use trefoil_lab::program::Program;
 use trefoil_lab::router::{LINK, ROUTER, ROUTER6, Router};
 use trefoil_lab::sink::{TcpSink, UdpSink};
 use trefoil_lab::tap::Tap;
-use trefoil_lab::ways::{Case, Kind, Race};
+use trefoil_lab::ways::Case;
 use trefoil_lab::wiring::{Guest, container, forward};
 use trefoil_lab::{Lab, places, wait_for};
 use world::books::books;
@@ -248,13 +248,8 @@ fn all_is_told(in_container: bool) -> Result<()> {
     let mut agent = agent.uplink("auto").start()?;
     let cases = number("TREFOIL_WAYS_OUT_CASES")?.unwrap_or(CASES / 3);
     // A packet that lists destinations arrives at several, and is told once: by the address that
-    // its verdict is about (battery, row 31). A datagram of a socket that is connected to another
-    // peer at that moment may be told as gone there (threat model).
-    let is_wanted = |number: &u64| {
-        let case = Case::draw(world.seed, *number, in_container);
-        let is_stream = matches!(case.kind, Kind::Tcp | Kind::Mptcp);
-        !case.has_lists() && (case.race != Race::Reconnect || is_stream)
-    };
+    // its verdict is about (battery, row 31).
+    let is_wanted = |number: &u64| !Case::draw(world.seed, *number, in_container).has_lists();
     let mut first = 0;
     while first < cases {
         let Some(next) = (first..cases).find(is_wanted) else {

@@ -38,5 +38,5 @@ pub struct Deed {
 #[cfg(not(target_arch = "bpf"))]
 const _: () = {
     assert!(size_of::<DeedKey>() == 16);
-    assert!(size_of::<Deed>() == 88);
+    assert!(size_of::<Deed>() == 96);
 };

@@ -74,8 +74,9 @@ pub const FLOW_ANNOUNCED: u16 = 1;
 /// The flow has ended; a packet that still comes is a flow of its own.
 pub const FLOW_ENDED: u16 = 2;
 /// Several processes sent on this flow; its owner is the last one. In the tag of a socket
-/// that has no peer: several have sent on the socket.
-pub const FLOW_SHARED: u16 = 4;
+/// that has no peer: several have sent on the socket. This and [`FLOW_SENT`] are in a byte of
+/// their own: senders set them while packets set the others.
+pub const FLOW_SHARED: u16 = 1 << 8;
 
 /// Only answers of a listener to connection requests so far. The accepted session
 /// takes the numbers over; what is left in `FLOWS` was never answered. It is announced
@@ -86,7 +87,7 @@ pub const FLOW_EMBRYONIC: u16 = 8;
 pub const FLOW_CUT: u16 = 16;
 
 /// The owner has sent on this flow: if another process sends as well, it is shared.
-pub const FLOW_SENT: u16 = 32;
+pub const FLOW_SENT: u16 = 1 << 9;
 
 /// Most entries of map `CUTS`.
 pub const MAX_CUTS: usize = 1 << 16;
@@ -94,9 +95,9 @@ pub const MAX_CUTS: usize = 1 << 16;
 /// One owner, one peer, one verdict.
 ///
 /// Counters are cumulative over the life of the slot; a flow that follows
-/// another in the same slot (reconnect, new verdict) begins at `base`, so that
-/// nothing that is counted at the same moment can get lost. What the flow has
-/// sent is `counters - base`.
+/// another in the same slot (reconnect, new verdict) begins at `base`: what was handed over of the
+/// one before, so that nothing that is counted at the same moment can get lost. What the flow
+/// has sent is `counters - base`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
@@ -119,7 +120,8 @@ pub struct Flow {
     /// Socket cookie. With `started_ns` and `peer` it names a flow for good.
     pub cookie: u64,
     /// Nanoseconds since boot (suspend included). Odd if it is [`reason::ALONE`], else even,
-    /// so that such a flow has no name that another has.
+    /// so that such a flow has no name that another has. 0 in an entry of `FLOWS` or
+    /// `UPLINK_FLOWS` that is not complete yet.
     pub started_ns: u64,
     /// Near address; unspecified until a packet was seen.
     pub local: Address,
@@ -142,12 +144,11 @@ pub struct Tracked {
 
 /// The socket listens; what is cloned from it is an accepted session.
 pub const SOCKET_LISTENS: u32 = 1;
-/// The program was released (last file descriptor closed).
-pub const SOCKET_RELEASED: u32 = 2;
 /// `tracked.flow` is in use: the socket has one peer.
 pub const SOCKET_HAS_PEER: u32 = 4;
-/// Flows of this socket are in map `FLOWS`.
-pub const SOCKET_HAS_FLOWS: u32 = 8;
+/// Flows of this socket are in map `FLOWS`. In a byte of its own, since packets set it while
+/// calls set the others.
+pub const SOCKET_HAS_FLOWS: u32 = 1 << 8;
 
 /// The socket belongs to the agent's own network namespace.
 pub const SOCKET_OWN_NAMESPACE: u32 = 16;
@@ -156,17 +157,11 @@ pub const SOCKET_OWN_NAMESPACE: u32 = 16;
 /// the flow in map `UPLINK_FLOWS` that its last frame belongs to.
 pub const SOCKET_OF_FRAMES: u32 = 32;
 
-/// It is one of TCP, and not one that only sends packets of TCP. Known with
-/// [`SOCKET_KIND_KNOWN`].
-pub const SOCKET_IS_TCP: u32 = 64;
-
-/// What kind of socket it is has been asked.
-pub const SOCKET_KIND_KNOWN: u32 = 128;
-
 /// The socket tag, value of the socket storage `SOCKETS`.
 ///
 /// A socket that has one peer (TCP, connected UDP) keeps its flow here; flows of
-/// a socket with many peers are in `FLOWS`, and `tracked.owner` is its last actor.
+/// a socket with many peers are in `FLOWS`, and `tracked.owner` is its last actor. Of one for
+/// datagrams that is connected once more, to another, the flow here stays that of the first.
 ///
 /// All that a packet of a known flow needs is at the beginning, in two cache lines.
 #[repr(C)]
@@ -178,6 +173,10 @@ pub struct Socket {
     pub pad: u32,
     /// Last actor, and the flow if the socket has one peer.
     pub tracked: Tracked,
+    /// What its process has named last, of a socket for datagrams.
+    pub named: Peer,
+    /// Where packets to that go, where the host translates it; else of protocol 0.
+    pub translated: Peer,
 }
 
 /// Key of map `FLOWS`.
@@ -288,11 +287,11 @@ const _: () = {
     assert!(size_of::<Peer>() == 24);
     assert!(size_of::<Counters>() == 56);
     assert!(size_of::<Flow>() == 16 + 24 + 2 * 16 + 8 + 8 + 56 + 56);
-    assert!(size_of::<Tracked>() == 280);
-    assert!(size_of::<Socket>() == 288);
+    assert!(size_of::<Tracked>() == 288);
+    assert!(size_of::<Socket>() == 344);
     assert!(size_of::<FlowKey>() == 32);
     assert!(size_of::<EndedKey>() == 16);
     assert!(size_of::<WayOut>() == size_of::<Owner>() + 8);
-    assert!(size_of::<Event>() == 296);
+    assert!(size_of::<Event>() == 304);
     assert!(size_of::<Totals>() == 40);
 };

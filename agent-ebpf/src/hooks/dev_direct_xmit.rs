@@ -27,6 +27,7 @@ use crate::{
     settle::{decide, decide_as, record},
     source::Source,
     uplink_flows::{Who, slot, tell},
+    words::{copy, set_bit},
 };
 
 #[fentry(function = "__dev_direct_xmit")]
@@ -121,7 +122,8 @@ fn tag(skb: *mut u8) -> *mut Socket {
     };
     // SAFETY: a map value; the verifier checks the access.
     unsafe {
-        (*tag).flags |= SOCKET_OF_FRAMES | SOCKET_HAS_FLOWS;
+        set_bit(&raw mut (*tag).flags, SOCKET_OF_FRAMES);
+        set_bit(&raw mut (*tag).flags, SOCKET_HAS_FLOWS);
         (*tag).tracked.flow.cookie = bpf_get_socket_cookie(socket.cast());
     }
     sends(tag, false);
@@ -138,7 +140,7 @@ fn set_owner(direct: *mut DirectFrame, tag: *const Socket) {
             set_nobody(&raw mut (*direct).owner);
         } else {
             (*direct).cookie = (*tag).tracked.flow.cookie;
-            (*direct).owner = (*tag).tracked.owner;
+            copy(&raw const (*tag).tracked.owner, &raw mut (*direct).owner);
         }
     }
 }

@@ -18,12 +18,16 @@ use aya_ebpf::{
 use trefoil_ebpf::abi::*;
 
 use crate::{
-    accounting::{Alone, NOT_JUDGED, begin, count, count_total, tell_alone},
+    accounting::{
+        Alone, NOT_JUDGED, begin, count, count_total, decision_of, has_untold, set_state,
+        tell_alone, tell_rest,
+    },
     flows,
-    globals::local_flows,
+    globals::{local_flows, tcp_state_seen},
     in_flight,
     judge::{judge, undetermined},
     maps::{CUTS, FLOWS, InForce, SOCKETS, in_force, is_uplink, lose},
+    owner::seal,
     packet::{
         Ends, Route, ends, is_bare_reset, is_same_peer, is_without_data, keeps_link, plain_ends_at,
         protocol,
@@ -35,6 +39,7 @@ use crate::{
     socket::{is_raw, is_tcp},
     source::Source,
     subflow::inherit,
+    words::{copy, forget, set_bit, zero},
 };
 
 const PASS: i32 = 1;
@@ -89,7 +94,7 @@ fn pass_known(in_force: InForce, skb: *mut __sk_buff, ends: &Ends) -> bool {
     }
     let tracked = unsafe { &raw mut (*tag).tracked };
     let flow = unsafe { &raw const (*tracked).flow };
-    let (state, decision) = unsafe { ((*flow).state, (*flow).decision) };
+    let (state, decision) = (unsafe { (*flow).state }, decision_of(tracked));
     let goes_on = state & (GOES_ON | IS_SPECIAL) == GOES_ON
         && in_force.made(&decision)
         && !decision.blocks()
@@ -104,6 +109,10 @@ fn pass_known(in_force: InForce, skb: *mut __sk_buff, ends: &Ends) -> bool {
     keep(skb, tag, ends, decision);
     count_total(&decision, bytes, false);
     count(tracked, bytes, false);
+    // Where a connection ends without its lock, it may have ended since.
+    if !tcp_state_seen() && unsafe { (*flow).state } & FLOW_ENDED != 0 {
+        tell_rest(tracked);
+    }
     true
 }
 
@@ -144,6 +153,8 @@ fn judge_packet(in_force: InForce, skb: *mut __sk_buff) -> i32 {
         lose(LOSS_PACKETS_UNPARSED, 1);
         return without_flow(&undetermined(in_force), bytes);
     };
+    // SAFETY: a field of the context.
+    forget(&mut ends, unsafe { (*skb).hash });
     if may_be_the_kernels(ends.destination.protocol) && is_control_packet(skb) {
         let known = if ends.destination.protocol == protocol::TCP && is_without_data(skb, 0) {
             Decision::from_word(ended(in_force.generation, &ends))
@@ -361,11 +372,15 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
     if is_tcp(socket) {
         let state = unsafe { (*socket).state };
         if state == TCP_LISTEN {
-            flags |= SOCKET_LISTENS;
+            if flags & SOCKET_LISTENS == 0 {
+                flags |= SOCKET_LISTENS;
+                set_bit(unsafe { &raw mut (*tag).flags }, SOCKET_LISTENS);
+            }
             embryonic = FLOW_EMBRYONIC;
         } else if flags & SOCKET_LISTENS != 0 {
             flags = flags & SOCKET_OWN_NAMESPACE | SOCKET_HAS_PEER;
             accept(skb, tracked, peer);
+            unsafe { (*tag).flags = flags };
         } else if flags & SOCKET_HAS_PEER == 0 {
             // Older than the agent, or it sends with the connection request.
             flags |= SOCKET_HAS_PEER;
@@ -375,8 +390,8 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
                 direction::UNKNOWN
             };
             begin(tracked, cookie_of(skb), peer, direction, NOT_JUDGED);
+            set_bit(unsafe { &raw mut (*tag).flags }, SOCKET_HAS_PEER);
         }
-        unsafe { (*tag).flags = flags };
     }
     if flags & SOCKET_HAS_PEER != 0
         && is_same_peer(unsafe { &raw const (*tracked).flow.peer }, peer)
@@ -387,16 +402,14 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
         cookie: cookie_of(skb),
         peer: *peer,
     };
+    let owner = unsafe { &raw const (*tracked).owner };
     if let Some(tracked) = flows::find(&key) {
         return Some(tracked);
     }
-    // The host has rewritten what the process has connected to.
-    let is_unsent = unsafe {
-        let flow = &(*tracked).flow;
-        flow.counters.packets_out == flow.base.packets_out
-            && flow.counters.blocked_packets == flow.base.blocked_packets
-    };
-    if flags & SOCKET_HAS_PEER != 0 && is_unsent && ends.route == Route::Direct && embryonic == 0 {
+    // The host has rewritten what the process has connected to. What sends datagrams may be
+    // connected to another at the same moment, so its slot stays as it is.
+    let is_rewritten = is_tcp(socket) && embryonic == 0 && !has_untold(tracked);
+    if flags & SOCKET_HAS_PEER != 0 && is_rewritten && ends.route == Route::Direct {
         unsafe {
             let flow = &raw mut (*tracked).flow;
             (*flow).named = (*flow).peer.address;
@@ -412,23 +425,28 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
         if flags & SOCKET_HAS_PEER == 0 {
             unsafe { (*tracked).flow.cookie = key.cookie };
         }
-        unsafe { (*tag).flags = flags | SOCKET_HAS_FLOWS };
+        set_bit(unsafe { &raw mut (*tag).flags }, SOCKET_HAS_FLOWS);
     }
-    let created = flows::create(&key, unsafe { &raw const (*tracked).owner }, NOT_JUDGED)?;
-    if flags & SOCKET_HAS_PEER == 0 && embryonic == 0 {
+    let Some(created) = flows::create(&key, owner, NOT_JUDGED) else {
+        if FLOWS.get_ptr(&key).is_none() {
+            lose(LOSS_FLOWS_FULL, 1);
+        }
+        return None;
+    };
+    if ends.route == Route::Direct {
         // What its process has named last, if that was another.
-        let (named, port) = unsafe { ((*tracked).flow.named, (*tracked).flow.named_port) };
-        let is_other = named.halves() != peer.address.halves() || port != peer.port;
-        if !named.is_unspecified() && is_other && ends.route == Route::Direct {
+        let named = unsafe { &raw const (*tag).named };
+        if unsafe { (*named).protocol } != 0 && !is_same_peer(named, peer) {
             unsafe {
-                (*created).flow.named = named;
-                (*created).flow.named_port = port;
+                (*created).flow.named = (*named).address;
+                (*created).flow.named_port = (*named).port;
+                (*tag).translated = *peer;
             }
         }
     }
     if embryonic != 0 {
+        set_state(created, FLOW_EMBRYONIC);
         unsafe {
-            (*created).flow.state |= FLOW_EMBRYONIC;
             (*created).flow.direction = direction::ACCEPTED;
             // The session will be somebody's; so far it is only the listener's.
             if (*created).owner.quality == quality::DIRECT {
@@ -437,6 +455,36 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
         }
     }
     Some(created)
+}
+
+/// Takes in who sends, where no call has named the destination: then the tag alone says so.
+///
+/// A function of its own, so that what comes after it is not verified once for each that it can be.
+#[inline(never)]
+fn follow_sender(skb: *mut __sk_buff, tracked: *mut Tracked) -> u32 {
+    let tag = tag_of(skb);
+    // SAFETY: a map value; the verifier checks the access.
+    if !tag.is_null() && unsafe { (*tag).flags } & SOCKET_HAS_FLOWS != 0 {
+        let owner = unsafe { &raw const (*tag).tracked.owner };
+        flows::set_sender(tracked, owner, quality::DIRECT);
+    }
+    0
+}
+
+/// True for a packet whose destination no call has named: its socket is connected, or there is no
+/// such hook for its protocol. A connection of TCP is its socket's alone.
+#[inline(always)]
+fn is_without_name(skb: *mut __sk_buff, ends: &Ends) -> bool {
+    const ESTABLISHED: u32 = 1;
+    // SAFETY: fields of the context and of the socket; the verifier checks the access.
+    let socket = unsafe { (*skb).__bindgen_anon_2.sk };
+    match ends.destination.protocol {
+        protocol::TCP => false,
+        protocol::UDP | protocol::UDPLITE => {
+            !socket.is_null() && unsafe { (*socket).state } == ESTABLISHED
+        }
+        _ => true,
+    }
 }
 
 /// Tags a socket that was not tagged when it was made. The running task is
@@ -456,6 +504,7 @@ fn tag_late(skb: *mut __sk_buff, socket: *mut bpf_sock) -> Option<*mut Socket> {
         (*owner).gid = u32::MAX;
         (*owner).loginuid = NOBODY_LOGGED_IN;
         (*owner).session = NOBODY_LOGGED_IN;
+        seal(owner);
     }
     Some(tag)
 }
@@ -472,7 +521,7 @@ fn accept(skb: *mut __sk_buff, tracked: *mut Tracked, peer: &Peer) {
         if sent == 0 && (*tracked).owner.quality == quality::DIRECT {
             (*tracked).owner.quality = quality::INFERRED;
         }
-        (*tracked).flow.counters = NOTHING;
+        zero(&raw mut (*tracked).flow.counters);
         begin(
             tracked,
             cookie_of(skb),
@@ -487,22 +536,18 @@ fn accept(skb: *mut __sk_buff, tracked: *mut Tracked, peer: &Peer) {
         };
         if let Some(embryo) = flows::find(&key) {
             (*tracked).flow.started_ns = (*embryo).flow.started_ns;
-            (*tracked).flow.counters = (*embryo).flow.counters;
-            (*tracked).flow.base = (*embryo).flow.base;
+            copy(
+                &raw const (*embryo).flow.counters,
+                &raw mut (*tracked).flow.counters,
+            );
+            copy(
+                &raw const (*embryo).flow.base,
+                &raw mut (*tracked).flow.base,
+            );
             let _ = FLOWS.remove(&key);
         }
     }
 }
-
-const NOTHING: Counters = Counters {
-    bytes_out: 0,
-    packets_out: 0,
-    bytes_in: 0,
-    packets_in: 0,
-    blocked_bytes: 0,
-    blocked_packets: 0,
-    refused: 0,
-};
 
 /// Judges and counts a packet of a flow.
 #[inline(always)]
@@ -515,6 +560,9 @@ fn settle(
 ) -> i32 {
     // SAFETY: a field of the context; the verifier checks the access.
     let bytes = u64::from(unsafe { (*skb).len });
+    if is_without_name(skb, ends) {
+        follow_sender(skb, tracked);
+    }
     if !is_current(tracked) {
         refresh(tracked);
     }
@@ -530,7 +578,7 @@ fn settle(
     let flow = unsafe { &raw mut (*tracked).flow };
     if blocked && is_farewell(skb, unsafe { &(*flow).cookie }) {
         blocked = false;
-        unsafe { (*flow).state |= FLOW_CUT };
+        set_state(tracked, FLOW_CUT);
     }
     if !blocked {
         let tag = tag_of(skb);

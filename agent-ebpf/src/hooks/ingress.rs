@@ -14,7 +14,8 @@ use super::egress::LOOPBACK;
 use crate::{
     atomic, flows, in_flight,
     maps::{SOCKETS, in_place},
-    packet::ends,
+    packet::{ends, is_same_peer},
+    socket::is_tcp,
 };
 
 /// Every path lets the packet in.
@@ -49,22 +50,32 @@ fn count(ctx: &SkBuffContext) -> Option<()> {
     }
     let tag = SOCKETS.get(socket)?;
     let flags = unsafe { (*tag).flags };
-    let tracked = if flags & SOCKET_HAS_PEER != 0 {
-        unsafe { &raw mut (*tag).tracked }
-    } else if flags & SOCKET_HAS_FLOWS != 0 {
+    let slot = unsafe { &raw mut (*tag).tracked };
+    let tracked = if flags & (SOCKET_HAS_PEER | SOCKET_HAS_FLOWS) == 0 {
+        return None;
+    } else if flags & SOCKET_HAS_PEER != 0 && is_tcp(socket) {
+        slot
+    } else {
         let ends = ends(skb)?;
-        let peer = Peer {
+        let mut peer = Peer {
             address: ends.source,
             port: ends.source_port,
             protocol: ends.destination.protocol,
             pad: [0; 5],
         };
-        flows::find(&FlowKey {
-            cookie: unsafe { bpf_get_socket_cookie(skb.cast()) },
-            peer,
-        })?
-    } else {
-        return None;
+        let (named, translated) = unsafe { (&raw const (*tag).named, (*tag).translated) };
+        if translated.protocol != 0 && is_same_peer(named, &raw const peer) {
+            peer = translated;
+        }
+        let is_first = flags & SOCKET_HAS_PEER != 0
+            && is_same_peer(unsafe { &raw const (*slot).flow.peer }, &raw const peer);
+        match is_first {
+            true => slot,
+            false => flows::find(&FlowKey {
+                cookie: unsafe { bpf_get_socket_cookie(skb.cast()) },
+                peer,
+            })?,
+        }
     };
     let counters = unsafe { &raw mut (*tracked).flow.counters };
     atomic::add(unsafe { &raw mut (*counters).bytes_in }, bytes);

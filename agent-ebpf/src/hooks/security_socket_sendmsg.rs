@@ -9,6 +9,7 @@ use aya_ebpf::{macros::fentry, programs::FEntryContext};
 use trefoil_ebpf::abi::{FLOW_SENT, SOCKET_LISTENS, SOCKET_OF_FRAMES};
 
 use crate::{
+    accounting::set_state,
     globals::offset,
     maps::{SOCKETS, active},
     sender::sends,
@@ -46,9 +47,10 @@ fn notice(ctx: &FEntryContext) -> Option<()> {
                 return None; // Nobody can send on it.
             }
             // Accepted, and the first packet, which makes the tag a session's, is yet to come.
-            unsafe { (*tag).tracked.flow.state |= FLOW_SENT };
+            set_state(unsafe { &raw mut (*tag).tracked }, FLOW_SENT);
         }
-        return sends(tag, false);
+        sends(tag, false);
+        return Some(());
     }
     if family != AF_PACKET {
         return None;
@@ -56,5 +58,6 @@ fn notice(ctx: &FEntryContext) -> Option<()> {
     // No other hook sees it before its first frame is on its way.
     let tag = SOCKETS.get_or_create(sock)?;
     unsafe { (*tag).flags = SOCKET_OF_FRAMES };
-    sends(tag, false)
+    sends(tag, false);
+    Some(())
 }

@@ -4,11 +4,6 @@
 use aya_ebpf::programs::SockAddrContext;
 use trefoil_ebpf::abi::{Address, Peer};
 
-/// The call goes on.
-pub const PASS: i32 = 1;
-/// The call fails with EPERM.
-pub const REFUSE: i32 = 0;
-
 #[inline(always)]
 pub fn peer_v4(ctx: &SockAddrContext) -> Peer {
     // SAFETY: a field of the context; the verifier checks the access.

@@ -5,7 +5,7 @@
 //! when the agent finds their socket gone.
 
 use aya_ebpf::{macros::cgroup_sock, programs::SockContext};
-use trefoil_ebpf::abi::{SOCKET_HAS_FLOWS, SOCKET_HAS_PEER, SOCKET_RELEASED};
+use trefoil_ebpf::abi::{SOCKET_HAS_FLOWS, SOCKET_HAS_PEER};
 
 use crate::{
     accounting::{announce_socket_gone, end, end_connection},
@@ -32,7 +32,6 @@ fn release(ctx: &SockContext) -> Option<()> {
     // access. So below.
     let flags = unsafe { (*tag).flags };
     let tracked = unsafe { &raw mut (*tag).tracked };
-    unsafe { (*tag).flags = flags | SOCKET_RELEASED };
     if flags & SOCKET_HAS_PEER != 0 {
         match is_tcp(ctx.sock) {
             // It ends later, in the kernel's hands: by then that must not be news.

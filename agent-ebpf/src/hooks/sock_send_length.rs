@@ -23,10 +23,14 @@ fn sock_send_length(ctx: BtfTracePointContext) -> i32 {
 fn notice(ctx: &BtfTracePointContext) -> Option<()> {
     active()?;
     let tag = SOCKETS.get(ctx.arg::<*mut u8>(0))?;
-    // A frame that was dropped at the uplink is somebody's as well.
+    const EPERM: i32 = 1;
+    let sent = ctx.arg::<i32>(1);
+    // A frame that was dropped at the uplink is somebody's as well, and so is a packet that was
+    // dropped here, as another's: the next is judged as whose it is.
     // SAFETY: a map value; the verifier checks the access.
-    if ctx.arg::<i32>(1) <= 0 && unsafe { (*tag).flags } & SOCKET_OF_FRAMES == 0 {
+    if sent < 0 && sent != -EPERM && unsafe { (*tag).flags } & SOCKET_OF_FRAMES == 0 {
         return None; // Nothing was sent.
     }
-    sends(tag, true)
+    sends(tag, true);
+    Some(())
 }

@@ -10,6 +10,7 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use trefoil_ebpf::abi::{FLOW_SENT, SOCKET_LISTENS};
 
 use crate::{
+    accounting::set_state,
     maps::{SOCKETS, active},
     sender::sends,
 };
@@ -27,7 +28,8 @@ fn notice(ctx: &BtfTracePointContext) -> Option<()> {
     // SAFETY: a map value; the verifier checks the access. So below.
     if unsafe { (*tag).flags } & SOCKET_LISTENS != 0 {
         // Accepted, and the first packet, which makes the tag a session's, is yet to come.
-        unsafe { (*tag).tracked.flow.state |= FLOW_SENT };
+        set_state(unsafe { &raw mut (*tag).tracked }, FLOW_SENT);
     }
-    sends(tag, false)
+    sends(tag, false);
+    Some(())
 }

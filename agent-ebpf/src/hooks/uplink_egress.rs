@@ -32,6 +32,7 @@ use crate::{
     settle::{decide_as, record},
     source::Source,
     uplink_flows::{Who, slot, tell},
+    words::set_bit,
 };
 
 /// On to the next program on this interface, which may be somebody else's: this one
@@ -486,7 +487,8 @@ fn tag(skb: *mut __sk_buff, sender: u8) -> *mut Socket {
             return NONE;
         };
         unsafe {
-            (*tag).flags |= SOCKET_OF_FRAMES | SOCKET_HAS_FLOWS;
+            set_bit(&raw mut (*tag).flags, SOCKET_OF_FRAMES);
+            set_bit(&raw mut (*tag).flags, SOCKET_HAS_FLOWS);
             (*tag).tracked.flow.cookie = bpf_get_socket_cookie(skb.cast());
         }
         return tag;

@@ -130,6 +130,10 @@ impl FlowTable {
         for tracked in states {
             let tracked: &Tracked = tracked.borrow();
             let flow = &tracked.flow;
+            // Another begins in its place at this moment.
+            if flow.started_ns == 0 {
+                continue;
+            }
             let gone_ns = self
                 .gone
                 .get(&flow.cookie)

@@ -19,6 +19,8 @@ use crate::udp::{family, own_port};
 use crate::{Answer, Failure, Named, Sent, tcp};
 
 const PAYLOAD: [u8; 64] = [b'x'; 64];
+/// Datagrams that `traffic go-on` sends.
+const GOES_ON: usize = 10;
 
 fn connected(peer: SocketAddr) -> Result<OwnedFd, Failure> {
     let flags = SockFlag::SOCK_CLOEXEC;
@@ -71,6 +73,41 @@ pub fn hand_on(arguments: &mut Arguments) -> Answer {
         Some(0) => Ok(()),
         code => std::process::exit(code.unwrap_or(1)),
     }
+}
+
+/// `traffic hand-over`: one process connects and sends, and another program goes on.
+pub fn hand_over(arguments: &mut Arguments) -> Answer {
+    let program = arguments.word("a program")?;
+    let peers: [SocketAddr; 2] = [arguments.value("ADDR:PORT")?, arguments.value("ADDR:PORT")?];
+    let again = arguments.flag("--again");
+    arguments.done()?;
+    let socket = connected(peers[0])?;
+    for peer in &peers {
+        connect(socket.as_raw_fd(), &SockaddrStorage::from(*peer)).named("connect")?;
+        send(socket.as_raw_fd(), &PAYLOAD, MsgFlags::empty()).named("send")?;
+    }
+    let mut child = Command::new(program);
+    child.args(["go-on"]).stdin(Stdio::from(socket));
+    if again {
+        child.args(["--again", &peers[1].to_string()]);
+    }
+    let status = child.status().named("spawn")?;
+    std::process::exit(status.code().unwrap_or(1));
+}
+
+/// `traffic go-on`: standard input is a socket, and something is sent on it, several times.
+pub fn go_on(arguments: &mut Arguments) -> Answer {
+    let again: Option<SocketAddr> = arguments.option("--again")?;
+    arguments.done()?;
+    let socket = stdin().as_fd().try_clone_to_owned().named("dup")?;
+    if let Some(peer) = again {
+        connect(socket.as_raw_fd(), &SockaddrStorage::from(peer)).named("connect")?;
+    }
+    for _ in 0..GOES_ON {
+        // That one is refused does not keep it from the next.
+        let _ = send(socket.as_raw_fd(), &PAYLOAD, MsgFlags::empty());
+    }
+    Ok(())
 }
 
 /// `traffic replace`: one process connects, and is another program when it sends.
@@ -177,6 +214,9 @@ pub fn turn(arguments: &mut Arguments) -> Answer {
     let first: SocketAddr = arguments.value("ADDR:PORT")?;
     let second: SocketAddr = arguments.value("ADDR:PORT")?;
     arguments.done()?;
+    if how == "race" {
+        return race(first, second);
+    }
     let mut socket = connected(first)?;
     send(socket.as_raw_fd(), &PAYLOAD, MsgFlags::empty()).named("send")?;
     match how.as_str() {
@@ -192,6 +232,36 @@ pub fn turn(arguments: &mut Arguments) -> Answer {
     }
     let port = own_port(&socket);
     send_and_tell(&socket, port)
+}
+
+/// Sends on sockets that two threads connect to one peer and the other all the while.
+fn race(first: SocketAddr, second: SocketAddr) -> Answer {
+    const SOCKETS: usize = 200;
+    const TURNS: usize = 200;
+    let mut sent = Sent::default();
+    for _ in 0..SOCKETS {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let socket = socket(family(first.ip()), SockType::Datagram, flags, None).named("socket")?;
+        std::thread::scope(|scope| {
+            let connectors = [[first, second], [second, first]].map(|peers| {
+                let socket = socket.as_raw_fd();
+                scope.spawn(move || {
+                    for peer in peers.iter().cycle().take(TURNS) {
+                        let _ = connect(socket, &SockaddrStorage::from(*peer));
+                    }
+                })
+            });
+            while connectors.iter().any(|connector| !connector.is_finished()) {
+                // Before it is connected there is no destination, and that does not matter.
+                if let Ok(bytes) = send(socket.as_raw_fd(), &PAYLOAD, MsgFlags::empty()) {
+                    sent.packets += 1;
+                    sent.bytes += bytes as u64;
+                }
+            }
+        });
+    }
+    sent.tell();
+    Ok(())
 }
 
 /// Connects to nobody, which is what the kernel calls AF_UNSPEC.

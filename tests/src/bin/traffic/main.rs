@@ -106,12 +106,16 @@ const USAGE: &str = "traffic COMMAND ...
       what goes into a tun device goes on in a datagram
   become PROGRAM ADDR:PORT [--bytes N]
       connects, and turns into another program, which sends that much in one call
+  hand-over PROGRAM ADDR:PORT ADDR:PORT [--again]
+      sends to both with one socket, and has that program go on with it: send ten datagrams,
+      with --again once it has connected the socket to the second by itself
   hand-on inherited|passed ADDR:PORT
       one process connects, another one sends
   share ADDR:PORT
       one process, another one and the first again each send a datagram on one socket
-  turn reconnect|replace ADDR:PORT ADDR:PORT
-      sends to both, with one socket or one descriptor
+  turn reconnect|replace|race ADDR:PORT ADDR:PORT
+      sends to both, with one socket or one descriptor; or on many, each connected to both in
+      turn while it sends
   move NAMESPACE ADDR:PORT
       sends, goes to that network namespace, and sends once more and on a new socket
   option N
@@ -224,6 +228,8 @@ fn run(arguments: &mut Arguments) -> Answer {
         "replace" => handed::replace(arguments),
         "give" => handed::give(arguments),
         "use" => handed::use_handed(arguments),
+        "hand-over" => handed::hand_over(arguments),
+        "go-on" => handed::go_on(arguments),
         "turn" => handed::turn(arguments),
         "move" => moved::go(arguments),
         "become" => became::become_another(arguments),

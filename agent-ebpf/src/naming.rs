@@ -1,0 +1,136 @@
+//! A process names a peer: that of a connection, that of a socket's datagrams from now on, or that
+//! of one datagram. It is judged, and the call refused before a packet exists.
+//!
+//! The first peer that a socket is connected to has its flow in the tag. One for datagrams may be
+//! connected to another at any time, by somebody else, while it sends: so the flow in the tag stays
+//! that of the first, and those to others are in `FLOWS`. In both hooks the kernel holds the lock
+//! of a socket for datagrams; `egress` runs meanwhile.
+
+use aya_ebpf::{
+    EbpfContext,
+    helpers::{bpf_get_current_pid_tgid, generated::bpf_get_socket_cookie},
+    programs::SockAddrContext,
+};
+use trefoil_ebpf::abi::*;
+
+use crate::{
+    accounting::{NOT_JUDGED, begin, end, refuse},
+    flows,
+    judge::judge,
+    maps::{SOCKETS, in_force},
+    owner::set_current,
+    packet::is_same_peer,
+    sender::sends,
+    settle::check,
+    source::Source,
+    subflow::inherit,
+    translation::may_translate,
+    words::set_bit,
+};
+
+/// The call goes on.
+pub const PASS: i32 = 1;
+/// The call fails with EPERM.
+pub const REFUSE: i32 = 0;
+
+/// What a peer is named for.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Purpose {
+    /// All that the socket sends from now on.
+    Connection,
+    /// One datagram.
+    Datagram,
+}
+
+/// Takes in that the running process names a peer. `None`: another instance judges, or there is no
+/// memory for a tag, and then `egress` judges every packet by itself.
+#[inline(always)]
+pub fn name(ctx: &SockAddrContext, peer: Peer, purpose: Purpose) -> Option<i32> {
+    const SOCK_DGRAM: u32 = 2;
+    // By which interface it goes is not known yet.
+    let in_force = in_force()?.may_stay();
+    // SAFETY: fields of the context and map values; the verifier checks the access. So below.
+    let (socket, kind) = unsafe { ((*ctx.sock_addr).__bindgen_anon_1.sk, (*ctx.sock_addr).type_) };
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let tag = SOCKETS.get_or_create(socket)?;
+    let tracked = unsafe { &raw mut (*tag).tracked };
+    let owner = unsafe { &raw mut (*tracked).owner };
+    let connects = purpose == Purpose::Connection;
+    if connects && kind != SOCK_DGRAM {
+        // A connection that failed may be tried again.
+        if unsafe { (*tag).flags } & SOCKET_HAS_PEER != 0 {
+            end(tracked);
+            unsafe { (*tag).flags &= !SOCKET_HAS_PEER };
+        }
+        set_current(owner);
+        if unsafe { (*owner).pid } == 0 {
+            inherit(tag, socket);
+        }
+    } else {
+        sends(tag, false);
+        if peer.port == 0 && !connects {
+            return Some(PASS); // A connected socket, and a message with options.
+        }
+        unsafe {
+            if !is_same_peer(&raw const (*tag).named, &raw const peer) {
+                (*tag).translated.protocol = 0;
+                (*tag).named = peer;
+            }
+        }
+    }
+
+    let has_peer = unsafe { (*tag).flags } & SOCKET_HAS_PEER != 0;
+    let is_first = connects && !has_peer;
+    let key = FlowKey { cookie, peer };
+    let known = match has_peer {
+        true if is_same_peer(unsafe { &raw const (*tracked).flow.peer }, &raw const peer) => {
+            Some(tracked)
+        }
+        _ if is_first => None,
+        _ => flows::find_for_sender(&key, owner),
+    };
+    let source = match connects && kind != SOCK_DGRAM {
+        true => Source::of(owner),
+        false => source_of_running(owner),
+    };
+    let decision = match known {
+        Some(tracked)
+            if in_force.made(unsafe { &(*tracked).flow.decision })
+                && unsafe { (*tracked).flow.state } & FLOW_SHARED == 0 =>
+        unsafe { (*tracked).flow.decision },
+        _ => judge(in_force, &source, &peer, 0),
+    };
+    // Where it goes to is judged when it goes; so is what stays on the host, which is not a flow.
+    let is_left = decision.verdict == verdict::LOCAL || decision.blocks();
+    if decision.blocks() && !may_translate(&peer.address) {
+        refuse(owner, cookie, &peer, decision);
+        return Some(REFUSE);
+    }
+    if is_first {
+        let kept = if is_left { NOT_JUDGED } else { decision };
+        begin(tracked, cookie, &peer, direction::OUTBOUND, kept);
+        set_bit(unsafe { &raw mut (*tag).flags }, SOCKET_HAS_PEER);
+        check(tracked, &source);
+    } else if known.is_none() && !connects && !is_left {
+        if let Some(tracked) = flows::create(&key, owner, decision) {
+            check(tracked, &source);
+        }
+        set_bit(unsafe { &raw mut (*tag).flags }, SOCKET_HAS_FLOWS);
+    }
+    Some(PASS)
+}
+
+/// The running process, as the tag says after it has been taken in; nobody if another who uses the
+/// socket has been meanwhile, since calls that send are told of without the socket's lock.
+#[inline(always)]
+fn source_of_running(owner: *const Owner) -> Source {
+    let source = Source::of(owner);
+    let running = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // SAFETY: a map value; the verifier checks the access.
+    let pid = unsafe { (&raw const (*owner).pid).read_volatile() };
+    // A thread of the kernel has none there.
+    match pid == 0 || pid == running {
+        true => source,
+        false => Source::NOBODY,
+    }
+}
