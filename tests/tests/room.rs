@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use trefoil_lab::books::sum;
 use trefoil_lab::program::{Program, Running};
-use trefoil_lab::sink::UdpSink;
+use trefoil_lab::sink::{TcpSink, UdpSink};
 use trefoil_lab::tap::Tap;
 use trefoil_lab::wiring::guest;
 use trefoil_lab::{Lab, Record, places, wait_for};
@@ -513,5 +513,69 @@ fn a_host_with_more_control_groups_than_the_table_starts() -> Result<()> {
         lost(records, "cgroups-full").ok().filter(|lost| *lost > 0)
     })?;
     all_of(agent, &lab)?;
+    lab.close()
+}
+
+/// A rule that denies by the source holds for whom nothing is known of any more, since that may be
+/// whom it means.
+#[test]
+fn a_deny_of_a_source_holds_with_every_table_full() -> Result<()> {
+    const FULL: &str = "[tables]\nevents_bytes = 4096\nflows = 1\nuplink_flows = 1\n\
+                        remembered = 1\nended = 1\nprocesses = 1\nexecutables = 1\n\
+                        cgroups = 1\nfollowed = 1\nrollups = 1\npending = 1\n";
+    const NOBODY: u32 = 65534;
+    let lab = Lab::new()?;
+    let copy = lab.copy_program(TRAFFIC, "denied")?;
+    let exe = copy.to_str().context("a path that is not UTF-8")?;
+    let denied_unit = lab.unit("denied.service")?;
+    let _sinks = (
+        UdpSink::new(&lab.peer, PORT)?,
+        TcpSink::new(&lab.peer, 443)?,
+    );
+    let approving = "[[rules]]\nname = \"the peer\"\nverdict = \"approve\"\n\
+                     to = { networks = [\"198.51.100.0/24\"] }\n";
+    let (udp, tcp) = (at(places::PEER, PORT), at(places::PEER, 443));
+    let raw = places::PEER.to_string();
+    let calls: [&[&str]; 5] = [
+        &["udp", &udp],
+        &["udp", &udp, "--connected"],
+        &["tcp", &tcp],
+        &["ping", &raw],
+        &["raw", &raw],
+    ];
+    for from in [
+        None,
+        Some("unit = \"denied.service\"".to_owned()),
+        Some(format!("exe = \"{exe}\"")),
+        Some("user = \"nobody\"".to_owned()),
+    ] {
+        let deny = from.as_ref().map_or(String::new(), |from| {
+            format!("[[rules]]\nname = \"not they\"\nverdict = \"deny\"\nfrom = {{ {from} }}\n")
+        });
+        let policy = format!("mode = \"enforce\"\n{deny}{approving}");
+        let agent = lab.agent().policy(&policy).settings(FULL);
+        let agent = agent.flows("each").uplink("auto").start()?;
+        let _filling = fill(traffic_in(&lab, "filling.service")?, "198.51.100.1:9");
+        agent.signal(Signal::SIGSTOP)?;
+        for call in calls {
+            let before = lab.link_to(&lab.peer)?;
+            let as_user = from.as_ref().is_some_and(|from| from.contains("user"));
+            let program = match as_user {
+                true if call[0] == "raw" => continue,
+                true => lab.program_as(NOBODY, &copy)?,
+                false => Program::new(&copy, &lab.host, Some(&denied_unit), None)?,
+            };
+            let outcome = program.args(call).run()?;
+            let sent = lab.link_to(&lab.peer)?.since(before).tx_packets;
+            let expected = from.is_none();
+            ensure!(
+                (sent > 0) == expected && (outcome.code == 0) == expected,
+                "{from:?} {call:?}: {sent} packets have left: {outcome:?}"
+            );
+        }
+        agent.signal(Signal::SIGCONT)?;
+        agent.stop(Signal::SIGTERM)?;
+        trefoil_lab::agent::detach(&lab)?;
+    }
     lab.close()
 }
