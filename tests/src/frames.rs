@@ -1,4 +1,4 @@
-//! A packet socket that sends whole frames and receives nothing.
+//! A packet socket that sends whole frames and receives nothing, and what others have lost.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
@@ -53,4 +53,23 @@ impl PacketSocket {
         };
         Errno::result(sent).map(drop)
     }
+}
+
+/// Number of frames that a packet socket had no room for. The kernel begins anew with each answer.
+pub fn lost(socket: &OwnedFd) -> Result<u32> {
+    // SAFETY: a struct of integers, for which zero is a value.
+    let mut statistics: libc::tpacket_stats = unsafe { std::mem::zeroed() };
+    let mut length = size_of_val(&statistics) as libc::socklen_t;
+    // SAFETY: the kernel writes no more than that length.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_STATISTICS,
+            (&raw mut statistics).cast(),
+            &raw mut length,
+        )
+    };
+    Errno::result(result)?;
+    Ok(statistics.tp_drops)
 }

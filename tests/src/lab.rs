@@ -22,6 +22,7 @@ use crate::link::LinkCounters;
 use crate::namespace::Namespace;
 use crate::places;
 use crate::program::Program;
+use crate::tap::Tap;
 use crate::wait::wait_for;
 use crate::wiring::{self, link_name};
 
@@ -54,6 +55,17 @@ pub struct Lab {
 impl Lab {
     /// Builds a lab. Needs root.
     pub fn new() -> Result<Self> {
+        Self::build(|_| Ok(())).map(|(lab, ())| lab)
+    }
+
+    /// Builds a lab, and a tap at the foreign place that is there before the first frame: it has
+    /// seen as many as have been sent, once all have arrived.
+    pub fn with_tap() -> Result<(Self, Tap)> {
+        Self::build(|lab| Tap::new(&lab.foreign))
+    }
+
+    /// `prepare` is called before there is a link.
+    fn build<T>(prepare: impl FnOnce(&Self) -> Result<T>) -> Result<(Self, T)> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let instance = Instance {
             pid: std::process::id(),
@@ -85,10 +97,11 @@ impl Lab {
         };
         lab.cgroup = root.join(instance.cgroup());
         fs::create_dir(&lab.cgroup).with_context(|| format!("create {}", lab.cgroup.display()))?;
+        let prepared = prepare(&lab)?;
         wiring::connect(&lab.host, [&lab.gateway, &lab.peer, &lab.foreign])?;
         fs::write(lab.file("geoip"), places::country_file_v4())?;
         fs::write(lab.file("geoip6"), places::country_file_v6())?;
-        Ok(lab)
+        Ok((lab, prepared))
     }
 
     /// A path in the lab's directory.

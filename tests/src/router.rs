@@ -15,7 +15,7 @@ use nix::net::if_::if_nametoindex;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 
-use crate::frames::PacketSocket;
+use crate::frames::{self, PacketSocket};
 use crate::lab::Lab;
 use crate::namespace::Namespace;
 use crate::packets::{LOOSE, ROUTING, STRICT, ethertype_of, set_checksum, unwrapped};
@@ -45,6 +45,7 @@ const RECEIVE_BUFFER: usize = 64 << 20;
 pub struct Router {
     /// Where it is.
     pub place: Namespace,
+    near: Arc<OwnedFd>,
     received: Arc<AtomicU64>,
     end: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -67,7 +68,7 @@ impl Router {
         let near = place.enter(|| {
             let near = listen("to-host").context("open a packet socket")?;
             setsockopt(&near, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
-            Ok(near)
+            Ok(Arc::new(near))
         })?;
         lab.host.ip(&format!(
             "link set {LINK} up\n\
@@ -117,11 +118,12 @@ impl Router {
         let received = Arc::new(AtomicU64::new(0));
         let end = Arc::new(AtomicBool::new(false));
         let thread = std::thread::spawn({
-            let (received, end) = (received.clone(), end.clone());
+            let (near, received, end) = (near.clone(), received.clone(), end.clone());
             move || forward(&near, &out, &received, &end)
         });
         Ok(Self {
             place,
+            near,
             received,
             end,
             thread: Some(thread),
@@ -131,6 +133,11 @@ impl Router {
     /// Number of frames that it has read and, where it could, sent on.
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::Acquire)
+    }
+
+    /// Number of frames that there was no room for, since this was last asked.
+    pub fn lost(&self) -> Result<u32> {
+        frames::lost(&self.near).context("ask a packet socket")
     }
 }
 

@@ -13,6 +13,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt,
 };
 
+use crate::frames;
 use crate::namespace::Namespace;
 use crate::sink::Arrived;
 
@@ -55,6 +56,7 @@ struct Seen {
 /// Looks at every packet that arrives at a place from the host.
 #[derive(Debug)]
 pub struct Tap {
+    socket: Arc<OwnedFd>,
     seen: Arc<Mutex<Seen>>,
     end: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -72,15 +74,16 @@ impl Tap {
             )
             .context("open a packet socket")?;
             setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
-            Ok(socket)
+            Ok(Arc::new(socket))
         })?;
         let seen = Arc::new(Mutex::new(Seen::default()));
         let end = Arc::new(AtomicBool::new(false));
         let thread = std::thread::spawn({
-            let (seen, end) = (seen.clone(), end.clone());
+            let (socket, seen, end) = (socket.clone(), seen.clone(), end.clone());
             move || look(&socket, &seen, &end)
         });
         Ok(Self {
+            socket,
             seen,
             end,
             thread: Some(thread),
@@ -98,6 +101,11 @@ impl Tap {
     /// Number of frames from the host so far, whatever is in them.
     pub fn frames(&self) -> u64 {
         self.read(|seen| seen.frames)
+    }
+
+    /// Number of frames that there was no room for, since this was last asked.
+    pub fn lost(&self) -> Result<u32> {
+        frames::lost(&self.socket).context("ask a packet socket")
     }
 
     /// Packets so far by where they go, as [`to`](Self::to).
