@@ -4,10 +4,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Result, bail};
 use trefoil_lab::Lab;
-use trefoil_lab::places::FOREIGN6;
+use trefoil_lab::places::{FOREIGN6, HOST6};
 use trefoil_lab::program::Program;
+use trefoil_lab::wiring::far_link_address;
 
-use crate::stage::{APPROVED, Furniture, Stage, TCP_PORT, UDP_PORT, go, nothing, way};
+use crate::lists::{CONTAINERS, a_router_and_a_container};
+use crate::stage::{APPROVED, Furniture, LINK, Stage, TCP_PORT, UDP_PORT, go, nothing, way};
+use crate::world::books::FOREIGN_LINK;
 use crate::world::{TRAFFIC, at, mapped_at};
 
 const MPTCP_PORT: u16 = 8443;
@@ -167,4 +170,120 @@ fn row_14_headers_between() -> Result<()> {
         }),
     ];
     go(&ways, "", nothing)
+}
+
+/// Stands in for a prefix that a translator has: the last part is its length.
+const OWN: [&str; 6] = [
+    "3fff:32::/32",
+    "3fff:40:4000::/40",
+    "3fff:48:1::/48",
+    "3fff:56:1:100::/56",
+    "3fff:64::/64",
+    "3fff:96::/96",
+];
+/// In which whoever runs the translator chooses the length (RFC 8215).
+const OPEN: &str = "64:ff9b:1::/48";
+
+/// Approves the translators, and what every layout but the one that is meant makes of their
+/// addresses, so that only what is meant can be what is not approved.
+fn translators(lab: &Lab) -> Result<Furniture> {
+    let mut furniture = a_router_and_a_container(lab)?;
+    for prefix in OWN.into_iter().chain([OPEN]) {
+        lab.host.ip(&format!(
+            "route add {prefix} via {FOREIGN6} dev to-foreign src {HOST6} onlink\n"
+        ))?;
+        lab.foreign
+            .ip(&format!("route add local {prefix} dev lo\n"))?;
+    }
+    furniture.policy = format!(
+        "nat64 = {OWN:?}\n\
+         [[rules]]\n\
+         name = \"translators\"\n\
+         to = {{ networks = [\"3fff::/20\", {OPEN:?}, \"0.0.0.0/1\", \"128.0.0.0/2\", \
+         \"192.0.0.0/5\", \"200.0.0.0/7\", \"202.0.0.0/8\"] }}\n\
+         verdict = \"approve\"\n"
+    );
+    Ok(furniture)
+}
+
+/// The way's IPv4 address as a prefix has it (RFC 6052, section 2.2). `more` is in the octets
+/// that are to be zero.
+fn translated(stage: &mut Stage<'_>, prefix: &str, length: usize, more: u8) -> Result<String> {
+    let (IpAddr::V4(inner), Some((network, _))) = (stage.v4, prefix.split_once('/')) else {
+        bail!("no IPv4 address, or no prefix")
+    };
+    let mut octets = network.parse::<Ipv6Addr>()?.octets();
+    let places = (length / 8..16).filter(|place| *place != 8);
+    let rest = inner.octets().into_iter().chain([more].repeat(16));
+    for (place, octet) in places.zip(rest) {
+        octets[place] = octet;
+    }
+    octets[8] |= if length == 96 { 0 } else { more };
+    let outer = IpAddr::V6(octets.into());
+    stage.to = vec![outer];
+    Ok(at(outer, UDP_PORT))
+}
+
+#[test]
+fn row_45_translators_of_the_operators_own() -> Result<()> {
+    let ways = [
+        way("45a", |stage| own(stage, 0, 32)),
+        way("45b", |stage| own(stage, 1, 40)),
+        way("45c", |stage| own(stage, 2, 48)),
+        way("45d", |stage| own(stage, 3, 56)),
+        way("45e", |stage| own(stage, 4, 64)),
+        way("45f", |stage| own(stage, 5, 96)),
+        way("45g", |stage| {
+            let to = translated(stage, OWN[1], 40, 0xff)?;
+            stage.run_as_user(&["udp", &to])
+        }),
+        way("45h", |stage| {
+            let to = translated(stage, OWN[4], 64, 0)?;
+            stage.run_as_user(&["udp", &to, "--connected"])
+        }),
+        way("45i", |stage| {
+            let to = translated(stage, OWN[3], 56, 0)?;
+            stage.run_as_user(&["begin", &to])
+        }),
+        way("45j", |stage| {
+            let to = translated(stage, OWN[2], 48, 0)?;
+            stage.run_in_container(&["udp", &to])
+        }),
+        way("45k", |stage| {
+            let to = translated(stage, OWN[2], 48, 0)?;
+            let from = "[2001:db8:1::1:21]:4000";
+            stage.run_in_container(&["packet", "to-host", CONTAINERS, &to, "--from", from])
+        }),
+        way("45l", |stage| {
+            let to = translated(stage, OWN[0], 32, 0)?;
+            let (far, from) = (far_link_address(FOREIGN_LINK), at(HOST6, 4000));
+            stage.run(&["packet", LINK, &far, &to, "--from", &from])
+        }),
+    ];
+    go(&ways, "", translators)
+}
+
+fn own(stage: &mut Stage<'_>, number: usize, length: usize) -> Result<()> {
+    let to = translated(stage, OWN[number], length, 0)?;
+    stage.run_as_user(&["udp", &to])
+}
+
+#[test]
+fn row_45_translators_of_whom_nothing_is_said() -> Result<()> {
+    let ways = [
+        way("45m", |stage| open(stage, 48)),
+        way("45n", |stage| open(stage, 56)),
+        way("45o", |stage| open(stage, 64)),
+        way("45p", |stage| open(stage, 96)),
+        way("45q", |stage| {
+            let to = translated(stage, OPEN, 64, 0)?;
+            stage.run_in_container(&["udp", &to])
+        }),
+    ];
+    go(&ways, "", translators)
+}
+
+fn open(stage: &mut Stage<'_>, length: usize) -> Result<()> {
+    let to = translated(stage, OPEN, length, 0)?;
+    stage.run_as_user(&["udp", &to])
 }

@@ -11,6 +11,9 @@ use trefoil_lab::wiring::{container, forward};
 use crate::stage::{Furniture, Stage, UDP_PORT, Way, go, way};
 use crate::world::at;
 
+/// Address of the host's end of the container's link.
+pub const CONTAINERS: &str = "02:00:00:00:03:15";
+
 /// A way by the router.
 pub const fn by_router(id: &'static str, send: fn(&mut Stage<'_>) -> Result<()>) -> Way {
     Way {
@@ -142,7 +145,7 @@ fn row_31_routing_headers_of_a_container() -> Result<()> {
 fn frame(stage: &mut Stage<'_>, from: &str, kind: &str) -> Result<()> {
     let (via, to) = (stage.v6.to_string(), at(PEER6, UDP_PORT));
     let router = ROUTER6.to_string();
-    let mut arguments = vec!["packet", "to-host", "02:00:00:00:03:15", &to];
+    let mut arguments = vec!["packet", "to-host", CONTAINERS, &to];
     arguments.extend(["--from", from, "--kind", kind, "--via", &router]);
     arguments.extend(["--via", &via]);
     stage.run_in_container(&arguments)

@@ -299,8 +299,13 @@ const fn v6(host: u8) -> IpAddr {
 
 /// The rules of the battery in `report` or `enforce` mode.
 pub fn policy(enforced: bool) -> String {
+    policy_with(enforced, "")
+}
+
+/// The same, with `first` before them.
+fn policy_with(enforced: bool, first: &str) -> String {
     let mode = if enforced { "enforce" } else { "report" };
-    format!("mode = \"{mode}\"\n{RULES}{}", world::RULES)
+    format!("mode = \"{mode}\"\n{first}{RULES}{}", world::RULES)
 }
 
 /// Goes all ways of a row and holds what is observed against the table. `furnish` sets
@@ -357,7 +362,8 @@ fn go_once(
     }
     let settings = format!("heartbeat_interval = \"1s\"\n{settings}");
     let start = || {
-        let agent = lab.agent().policy(&policy(enforced)).settings(&settings);
+        let policy = policy_with(enforced, &furniture.policy);
+        let agent = lab.agent().policy(&policy).settings(&settings);
         agent.uplink(ways[0].uplink).start()
     };
     let mut agent = start()?;
@@ -505,6 +511,8 @@ fn wait_until_gone(
 /// Places that a row needs beside the lab's.
 #[derive(Debug, Default)]
 pub struct Furniture {
+    /// Stands in its policy before the battery's rules.
+    pub policy: String,
     /// Where its ways begin.
     pub place: Option<Namespace>,
     /// Where somebody else is.
