@@ -3,13 +3,12 @@
 mod world;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use trefoil_lab::sink::TcpSink;
 use trefoil_lab::{Lab, places};
-use world::{REFUSED, TRAFFIC, all_of, at, is_about_a_flow, lacks_hook};
+use world::{REFUSED, TRAFFIC, all_of, at, is_about_a_flow, lacks_hook, other_root};
 
 /// A user without privileges.
 const USER: u32 = 12_345;
@@ -25,24 +24,6 @@ fn only(exe: &Path) -> String {
          verdict = \"approve\"\n",
         exe.display()
     )
-}
-
-/// Another root directory, with `traffic` at this path and what it needs to run.
-fn other_root(lab: &Lab, name: &str, path: &Path) -> Result<PathBuf> {
-    let below = |path: &Path| {
-        let path = path.strip_prefix("/").unwrap_or(path);
-        format!("{name}/{}", path.display())
-    };
-    lab.copy_program(TRAFFIC, &below(path))?;
-    let needed = Command::new("ldd").arg(TRAFFIC).output().context("ldd")?;
-    let needed = String::from_utf8(needed.stdout)?;
-    for word in needed
-        .split_whitespace()
-        .filter(|word| word.starts_with('/'))
-    {
-        lab.copy_program(word, &below(Path::new(word)))?;
-    }
-    Ok(lab.file(name))
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod world;
 
 mod calls;
 mod headers;
+mod identity;
 mod links;
 mod lists;
 mod monitor;

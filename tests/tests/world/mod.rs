@@ -7,7 +7,8 @@ pub mod books;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use trefoil_lab::program::{Outcome, Program};
@@ -105,6 +106,24 @@ pub fn copies(lab: &Lab, directory: &str, count: usize) -> Result<Vec<PathBuf>> 
     (0..count)
         .map(|number| lab.copy_program(TRAFFIC, &format!("{directory}/x{number}")))
         .collect()
+}
+
+/// Another root directory, with `traffic` at this path and what it needs to run.
+pub fn other_root(lab: &Lab, name: &str, path: &Path) -> Result<PathBuf> {
+    let below = |path: &Path| {
+        let path = path.strip_prefix("/").unwrap_or(path);
+        format!("{name}/{}", path.display())
+    };
+    lab.copy_program(TRAFFIC, &below(path))?;
+    let needed = Command::new("ldd").arg(TRAFFIC).output().context("ldd")?;
+    let needed = String::from_utf8(needed.stdout)?;
+    for word in needed
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'))
+    {
+        lab.copy_program(word, &below(Path::new(word)))?;
+    }
+    Ok(lab.file(name))
 }
 
 /// Bytes of a header of IP without options.

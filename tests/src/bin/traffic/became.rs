@@ -1,17 +1,19 @@
 //! A process that connects, and is another sender by the time it sends the most of it.
 
 use std::fs::write;
-use std::io::{Write, stdin};
-use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::stdin;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use nix::sys::socket::{MsgFlags, SockaddrStorage, connect, send};
 use nix::unistd::{setgid, setuid};
 
 use crate::arguments::Arguments;
-use crate::{Answer, Named, Sent};
+use crate::udp::{family, own_port};
+use crate::{Answer, Named, Sent, tcp, told_to_proceed, udp};
 
 /// `traffic become`
 pub fn become_another(arguments: &mut Arguments) -> Answer {
@@ -21,9 +23,22 @@ pub fn become_another(arguments: &mut Arguments) -> Answer {
     let group: Option<u32> = arguments.option("--gid")?;
     let user: Option<u32> = arguments.option("--uid")?;
     let unit: Option<PathBuf> = arguments.option("--cgroup")?;
+    let datagrams = arguments.flag("--datagrams");
+    let silent = arguments.flag("--silent");
+    let hold = arguments.flag("--hold");
     arguments.done()?;
-    let mut stream = TcpStream::connect(peer).named("connect")?;
-    stream.write_all(b"hello").named("send")?;
+    let socket = match datagrams {
+        true => udp::open(peer, None)?,
+        false => tcp::open(family(peer.ip()), None)?,
+    };
+    connect(socket.as_raw_fd(), &SockaddrStorage::from(peer)).named("connect")?;
+    if !silent {
+        send(socket.as_raw_fd(), b"hello", MsgFlags::empty()).named("send")?;
+    }
+    if hold {
+        Sent::default().tell();
+        told_to_proceed();
+    }
     if let Some(unit) = unit {
         // "0" stands for whoever writes it.
         write(unit.join("cgroup.procs"), "0").named("write")?;
@@ -35,10 +50,10 @@ pub fn become_another(arguments: &mut Arguments) -> Answer {
         setuid(user.into()).named("setuid")?;
     }
     match program {
-        None => send(stream, bytes),
+        None => send_once(&socket, bytes),
         Some(program) => Err(Command::new(program)
             .args(["pour", &bytes.to_string()])
-            .stdin(Stdio::from(OwnedFd::from(stream)))
+            .stdin(Stdio::from(socket))
             .exec())
         .named("execve"),
     }
@@ -49,15 +64,15 @@ pub fn pour(arguments: &mut Arguments) -> Answer {
     let bytes = arguments.value("a number of bytes")?;
     arguments.done()?;
     let connection = stdin().as_fd().try_clone_to_owned().named("dup")?;
-    send(connection.into(), bytes)
+    send_once(&connection, bytes)
 }
 
 /// Sends in one call.
-fn send(mut stream: TcpStream, bytes: usize) -> Answer {
-    let port = stream.local_addr().named("getsockname")?.port();
-    let bytes = stream.write(&vec![b'x'; bytes]).named("send")? as u64;
+fn send_once(socket: &OwnedFd, bytes: usize) -> Answer {
+    let payload = vec![b'x'; bytes];
+    let bytes = send(socket.as_raw_fd(), &payload, MsgFlags::empty()).named("send")? as u64;
     Sent {
-        port,
+        port: own_port(socket),
         packets: 1,
         bytes,
     }

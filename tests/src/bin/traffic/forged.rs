@@ -27,9 +27,12 @@ pub fn forge(arguments: &mut Arguments) -> Answer {
     let approved: PathBuf = arguments.word("a path")?.into();
     let root: PathBuf = arguments.word("a directory")?.into();
     let peer = arguments.word("ADDR:PORT")?;
+    let bytes: u64 = arguments.option("--bytes")?.unwrap_or(0);
     arguments.done()?;
+    let bytes = bytes.to_string();
     let become_path = |path: &Path| -> Answer {
-        Err(Command::new(path).args(["tcp", &peer]).exec()).named("execve")
+        let mut command = Command::new(path);
+        Err(command.args(["tcp", &peer, "--bytes", &bytes]).exec()).named("execve")
     };
     let become_file = |file: &OwnedFd| become_path(&descriptor_path(file));
     match how.as_str() {

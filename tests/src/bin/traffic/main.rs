@@ -92,19 +92,23 @@ const USAGE: &str = "traffic COMMAND ...
       addresses in turn, until its input ends; a line for each address and way tells
       how many went, how many were refused, and how many failed otherwise
   become ADDR:PORT [--bytes N] [--cgroup DIRECTORY] [--gid N] [--uid N] [--program PATH]
-      connects and says hello, changes so, and sends N bytes in one call
+      [--datagrams] [--silent] [--hold]
+      connects and says hello, changes so, and sends N bytes in one call; with --silent
+      it says nothing before; with --hold it waits for a line on standard input before it
+      changes
   pour BYTES
       on the connection that standard input is, in one call
   forge not|memory|root|pivoted|bound-inside|bound|bound-gone|tree PATH DIRECTORY ADDR:PORT
       executes itself, from mounts of its own, so that it looks like PATH, and connects:
       in DIRECTORY there is another root directory, which has a program at PATH, too
+      [--bytes N]
   uring connect|send|sendmsg|zero-copy ADDR:PORT [--size N] [--poll]
   copy sendfile|splice|zero-copy ADDR:PORT [--bytes N]
   tun inject NAME ADDR:PORT ADDR:PORT [--size N] [--count N]
       datagrams come out of a tun device, each after a line on standard input
   tun carry NAME ADDR:PORT
       what goes into a tun device goes on in a datagram
-  become PROGRAM ADDR:PORT [--bytes N]
+  replace PROGRAM ADDR:PORT [--bytes N]
       connects, and turns into another program, which sends that much in one call
   hand-over PROGRAM ADDR:PORT ADDR:PORT [--again]
       sends to both with one socket, and has that program go on with it: send ten datagrams,
