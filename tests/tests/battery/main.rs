@@ -23,3 +23,4 @@ mod processes;
 mod scopes;
 mod senders;
 mod stage;
+mod unknown;

@@ -402,6 +402,10 @@ fn go_once(
         (books.counted_by(link) >= sent).then_some(books)
     })?;
     records.extend(agent.stop(Signal::SIGINT)?.1);
+    if let Some(counter) = furniture.fills {
+        let is_full = |record: &Record| record.is("event", "loss") && record.is("subject", counter);
+        ensure!(records.iter().any(is_full), "nothing moved {counter}");
+    }
     if lab.pins().exists() {
         trefoil_lab::agent::detach(lab)?;
     }
@@ -513,6 +517,8 @@ fn wait_until_gone(
 pub struct Furniture {
     /// Stands in its policy before the battery's rules.
     pub policy: String,
+    /// A counter of losses that its ways move, since they leave a table no room.
+    pub fills: Option<&'static str>,
     /// Where its ways begin.
     pub place: Option<Namespace>,
     /// Where somebody else is.
