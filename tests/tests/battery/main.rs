@@ -23,4 +23,5 @@ mod processes;
 mod scopes;
 mod senders;
 mod stage;
+mod translated;
 mod unknown;
