@@ -17,6 +17,8 @@ pub const ETHERTYPE_MPLS: u16 = 0x8847;
 pub const ETHERTYPE_PPPOE: u16 = 0x8864;
 /// Routing header of IPv6.
 pub const ROUTING: u8 = 43;
+/// Control messages of IPv4.
+pub const ICMP: u8 = 1;
 /// User datagrams.
 pub const UDP: u8 = 17;
 /// Loose source route of IPv4.
@@ -90,6 +92,19 @@ pub fn udp(from: SocketAddr, to: SocketAddr, size: usize) -> Vec<u8> {
     } else {
         ipv6(from.ip(), to.ip(), UDP, &content)
     }
+}
+
+/// A request for an echo with `size` bytes, in a packet of IPv4.
+#[must_use]
+pub fn echo(from: IpAddr, to: IpAddr, size: usize) -> Vec<u8> {
+    const ECHO: u8 = 8;
+    let mut request = vec![ECHO, 0, 0, 0, 0, 1, 0, 1];
+    request.resize(8 + size, b'x');
+    let sum = checksum(&request).to_be_bytes();
+    if let Some(field) = request.get_mut(2..4) {
+        field.copy_from_slice(&sum);
+    }
+    ipv4(from, to, ICMP, &[], &request)
 }
 
 /// A routing header of IPv6 in which all of `hops` are left, in the order in which they

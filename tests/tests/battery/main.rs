@@ -20,6 +20,7 @@ mod links;
 mod lists;
 mod monitor;
 mod processes;
+mod reflected;
 mod scopes;
 mod senders;
 mod stage;

@@ -61,13 +61,14 @@ const USAGE: &str = "traffic COMMAND ...
       then a line tells how many went, and how many were refused
   ping ADDR [--raw] [--size N]
   packet INTERFACE MAC ADDR:PORT --from ADDR:PORT [--size N] [--count N] [--vlan ID]
-      [--destinations N] [--ethertype N] [--pretend N] [--bypass-qdisc|--xdp]
-      [--wait] [--wrap vlan-9|qinq|qinq-9|mpls|pppoe|snap|lie|experiment|arp|lldp]
+      [--destinations N] [--ethertype N] [--pretend N] [--bypass-qdisc|--xdp|--macvtap]
+      [--echo] [--wait] [--wrap vlan-9|qinq|qinq-9|mpls|pppoe|snap|lie|experiment|arp|lldp]
       [--via ADDR ... [--kind N|loose|strict]]
       frames of a packet socket, each a datagram of UDP; with --destinations in turn to
       N addresses from ADDR on; with --ethertype the frame
       says that it is something else, with --pretend only the call does; --bypass-qdisc
-      leaves out traffic control, and --xdp the packet socket; with --wait it is opened,
+      leaves out traffic control, --xdp and --macvtap the packet socket; with --echo it is
+      a request for an echo, of IPv4; with --wait it is opened,
       a line is printed, and another on standard input waited for
   ways SEED [--from N] [--count N] [--container] [--without PART ...]
       ways out that are drawn at random, from number N on

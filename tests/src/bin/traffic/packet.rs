@@ -1,9 +1,13 @@
-//! Whole frames by a packet socket or by AF_XDP, past the kernel's own network layer.
+//! Whole frames by a packet socket, by AF_XDP or through a macvtap device, past the kernel's
+//! own network layer.
 
+use std::fs::File;
+use std::io::Write;
 use std::net::SocketAddr;
 
+use nix::net::if_::if_nametoindex;
 use trefoil_lab::frames::PacketSocket;
-use trefoil_lab::packets::{ETHERTYPE_VLAN, ethertype_of, wrapped};
+use trefoil_lab::packets::{ETHERTYPE_VLAN, echo, ethertype_of, wrapped};
 
 use crate::arguments::Arguments;
 use crate::copy::set_option;
@@ -31,6 +35,8 @@ pub fn packet(arguments: &mut Arguments) -> Answer {
     let route = Route::of(arguments)?;
     let bypass = arguments.flag("--bypass-qdisc");
     let by_xdp = arguments.flag("--xdp");
+    let by_macvtap = arguments.flag("--macvtap");
+    let is_echo = arguments.flag("--echo");
     let waits = arguments.flag("--wait");
     arguments.done()?;
 
@@ -48,7 +54,10 @@ pub fn packet(arguments: &mut Arguments) -> Answer {
     let own_type = ethertype_of(to.ip());
     let frame = |offset| {
         let to = SocketAddr::new(plus(to.ip(), offset), to.port());
-        let packet = route.packet(from, to, size);
+        let packet = match is_echo {
+            true => echo(from.ip(), to.ip(), size),
+            false => route.packet(from, to, size),
+        };
         let rest = match &wrap {
             Some(how) => wrapped(how, &packet)
                 .ok_or_else(|| Failure::Usage(format!("no frame is called {how:?}")))?,
@@ -74,6 +83,10 @@ pub fn packet(arguments: &mut Arguments) -> Answer {
     };
     let send: Box<SendFrame> = if by_xdp {
         Box::new(move |frame| xdp::send(&interface, frame, opened))
+    } else if by_macvtap {
+        let device = open_macvtap(&interface)?;
+        opened();
+        Box::new(move |frame| write_to_macvtap(&device, frame))
     } else {
         let ethertype = pretended.unwrap_or(own_type);
         let socket = PacketSocket::open(&interface, ethertype).named("open a packet socket")?;
@@ -95,4 +108,18 @@ pub fn packet(arguments: &mut Arguments) -> Answer {
     }
     .tell();
     Ok(())
+}
+
+fn open_macvtap(interface: &str) -> Result<File, Failure> {
+    let index = if_nametoindex(interface).named("if_nametoindex")?;
+    let path = format!("/dev/tap{index}");
+    File::options().write(true).open(path).named("open")
+}
+
+fn write_to_macvtap(mut device: &File, frame: &[u8]) -> Answer {
+    // What a virtual machine says of it, which is nothing.
+    const VIRTIO_NET_HEADER: [u8; 10] = [0; 10];
+    device
+        .write_all(&[&VIRTIO_NET_HEADER, frame].concat())
+        .named("write")
 }
