@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -420,19 +421,45 @@ pub(crate) fn info<const N: usize>(object: &OwnedFd) -> Result<[u8; N]> {
 /// A program at the exit of an interface of this thread's network namespace, behind those that
 /// are there; it lets pass what comes. Gone when what is returned is closed (kernel 6.6).
 pub fn stand_at_exit(interface: &str) -> Result<OwnedFd> {
+    /// `r0 = -1`, which asks the next program; `exit`.
+    const PROGRAM: [[u32; 2]; 2] = [[0xb7, u32::MAX], [0x95, 0]];
+    run_at_exit(interface, &PROGRAM)
+}
+
+/// As [`stand_at_exit`], and writes another destination into each packet of IPv4.
+pub fn rewrite_at_exit(interface: &str, to: Ipv4Addr) -> Result<OwnedFd> {
+    /// Behind the addresses and the ethertype of a frame.
+    const DESTINATION: u32 = 14 + 16;
+    const SKB_STORE_BYTES: u32 = 9;
+    let program = [
+        // `*(u32 *)(r10 - 4) = to`
+        [0xfffc_0a62, u32::from_ne_bytes(to.octets())],
+        // `r2 = DESTINATION; r3 = r10; r3 += -4; r4 = 4; r5 = 0`
+        [0x02b7, DESTINATION],
+        [0xa3bf, 0],
+        [0x0307, (-4_i32).cast_unsigned()],
+        [0x04b7, 4],
+        [0x05b7, 0],
+        // `call SKB_STORE_BYTES; r0 = -1; exit`
+        [0x85, SKB_STORE_BYTES],
+        [0xb7, u32::MAX],
+        [0x95, 0],
+    ];
+    run_at_exit(interface, &program)
+}
+
+fn run_at_exit(interface: &str, instructions: &[[u32; 2]]) -> Result<OwnedFd> {
     const BPF_PROG_LOAD: libc::c_int = 5;
     const BPF_LINK_CREATE: libc::c_int = 28;
     const SCHED_CLS: u32 = 3;
     const TCX_EGRESS: u32 = 47;
-    /// `r0 = -1`, which asks the next program; `exit`.
-    const PROGRAM: [u32; 4] = [0xb7, u32::MAX, 0x95, 0];
     let index = nix::net::if_::if_nametoindex(interface)?;
-    let [program_low, program_high] = halves(PROGRAM.as_ptr() as u64);
+    let [program_low, program_high] = halves(instructions.as_ptr() as u64);
     let [licence_low, licence_high] = halves(c"GPL".as_ptr() as u64);
     let mut load = [0; 16];
     load[..6].copy_from_slice(&[
         SCHED_CLS,
-        2,
+        instructions.len() as u32,
         program_low,
         program_high,
         licence_low,

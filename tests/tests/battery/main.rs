@@ -16,6 +16,7 @@ mod world;
 mod calls;
 mod headers;
 mod identity;
+mod interfaces;
 mod links;
 mod lists;
 mod monitor;

@@ -36,6 +36,7 @@ use arguments::Arguments;
 const USAGE: &str = "traffic COMMAND ...
   udp ADDR:PORT [--from PORT] [--size N] [--count N] [--connected] [--hold [--then ADDR:PORT]]
       [--call sendto|sendmsg|sendmmsg] [--lite] [--options] [--source ADDR]
+      [--device NAME]
       with --hold once for each line on standard input; with --then from the second on
       elsewhere, whether the first was refused or not; with --options each packet has options of IPv4, or an extension header
   family NUMBER [--wait]

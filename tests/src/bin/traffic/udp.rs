@@ -98,6 +98,7 @@ pub fn one(arguments: &mut Arguments) -> Answer {
     let lite = arguments.flag("--lite");
     let options = arguments.flag("--options");
     let source: Option<IpAddr> = arguments.option("--source")?;
+    let device: Option<String> = arguments.option("--device")?;
     arguments.done()?;
 
     let socket = if lite {
@@ -108,6 +109,10 @@ pub fn one(arguments: &mut Arguments) -> Answer {
     if let Some(source) = source {
         let source = SockaddrStorage::from(SocketAddr::new(source, 0));
         bind(socket.as_raw_fd(), &source).named("bind")?;
+    }
+    if let Some(device) = device {
+        let (level, name) = (libc::SOL_SOCKET, libc::SO_BINDTODEVICE);
+        set_option(&socket, level, name, device.as_bytes())?;
     }
     if options {
         add_options(&socket, peer.ip())?;

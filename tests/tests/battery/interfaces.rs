@@ -1,0 +1,310 @@
+//! Interfaces that no route leads to or that others have, and what stands behind the hook of
+//! one that is watched.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use trefoil_lab::agent::detach;
+use trefoil_lab::battery::{Grade, Grades, Table};
+use trefoil_lab::kernel::rewrite_at_exit;
+use trefoil_lab::link::LinkCounters;
+use trefoil_lab::places::HOST;
+use trefoil_lab::program::{Program, pass_on};
+use trefoil_lab::tap::Tap;
+use trefoil_lab::{Lab, Record, wait_for};
+
+use crate::lists::a_router_and_a_container;
+use crate::stage::{APPROVED, Furniture, LINK, Stage, UDP_PORT, USER, go, policy, way};
+use crate::world::{TRAFFIC, at};
+
+/// Link address of the far ends.
+const FAR: &str = "02:00:00:00:02:60";
+/// Source of what a container sends by an interface of its own.
+const OWN: &str = "192.0.2.160";
+
+/// A pair that leads to the foreign host.
+fn pair(lab: &Lab, name: &str, number: u8) -> Result<()> {
+    lab.host.ip(&format!(
+        "link add {name} address 02:00:00:00:01:{number} type veth \
+             peer name far-{name} address {FAR} netns {}\n\
+         link set {name} addrgenmode none\n\
+         link set {name} up\n",
+        lab.foreign.path()
+    ))?;
+    lab.foreign.ip(&format!(
+        "link set far-{name} addrgenmode none\nlink set far-{name} up\n"
+    ))
+}
+
+/// A device that leads to the foreign host: what it is built on is there, so that to the
+/// host it is as one of its own hardware.
+fn device(lab: &Lab, name: &str, number: u8) -> Result<()> {
+    lab.foreign.ip(&format!(
+        "link add base-{name} type bridge\n\
+         link set base-{name} up\n\
+         link add link base-{name} name far-{name} address {FAR} type macvlan mode bridge\n\
+         link set far-{name} addrgenmode none\n\
+         link set far-{name} up\n\
+         link add link base-{name} name {name} address 02:00:00:00:01:{number} netns {} \
+             type macvlan mode bridge\n",
+        lab.host.path()
+    ))?;
+    lab.host.ip(&format!(
+        "link set {name} addrgenmode none\nlink set {name} up\n"
+    ))
+}
+
+fn devices(lab: &Lab) -> Result<Furniture> {
+    let furniture = a_router_and_a_container(lab)?;
+    device(lab, "second", 60)?;
+    device(lab, "port", 61)?;
+    let container = furniture.place.as_ref().context("no container")?;
+    lab.host.ip(&format!(
+        "link add bridge0 address 02:00:00:00:01:62 type bridge\n\
+         link set port master bridge0\n\
+         link set bridge0 addrgenmode none\n\
+         link set bridge0 up\n\
+         link add link {LINK} name upper address 02:00:00:00:01:63 type macvlan mode bridge\n\
+         link set upper addrgenmode none\n\
+         link set upper up\n\
+         link add link {LINK} name own address 02:00:00:00:01:64 netns {} \
+             type macvlan mode bridge\n",
+        container.path()
+    ))?;
+    container.ip(&format!(
+        "link set own addrgenmode none\n\
+         link set own up\n\
+         address add {OWN}/32 dev own\n"
+    ))?;
+    Ok(furniture)
+}
+
+/// Sends by a device that has a route to what is on its link, and no other.
+fn connected(stage: &mut Stage<'_>, device: &str, far: &str) -> Result<()> {
+    let to = stage.v4;
+    stage.lab.host.ip(&format!(
+        "neighbour replace {to} lladdr {far} dev {device} nud permanent\n\
+         route replace {to}/32 dev {device} scope link src {HOST}\n"
+    ))?;
+    stage.run_as_user(&["udp", &at(to, UDP_PORT)])
+}
+
+/// The container has a route to what is on the link of this device, and no other by it.
+fn connect_container(stage: &Stage<'_>, device: &str, far: &str) -> Result<()> {
+    let (to, container) = (stage.v4, stage.place.context("no container")?);
+    container.ip(&format!(
+        "neighbour replace {to} lladdr {far} dev {device} nud permanent\n\
+         route replace {to}/32 dev {device} scope link src {OWN}\n"
+    ))
+}
+
+/// As if the container were a virtual machine, whose processes the host does not see.
+fn run_as_guest(stage: &mut Stage<'_>, arguments: &[&str]) -> Result<()> {
+    let program = Program::new(TRAFFIC, stage.place.context("no container")?, None, None)?;
+    stage.run_program(program, arguments)?;
+    stage.senders.clear();
+    Ok(())
+}
+
+/// Link address of the far end of the link abroad.
+const FOREIGN: &str = "02:00:00:00:02:03";
+
+#[test]
+fn row_39_interfaces_that_have_no_route_or_are_built_on_others() -> Result<()> {
+    let ways = [
+        way("39a", |stage| {
+            let to = stage.v4;
+            stage.lab.host.ip(&format!(
+                "neighbour replace {to} lladdr {FAR} dev second nud permanent\n"
+            ))?;
+            stage.run_as_user(&["udp", &at(to, UDP_PORT), "--device", "second"])
+        }),
+        way("39b", |stage| {
+            let (to, from) = (stage.udp(), at(HOST, 4000));
+            stage.run(&["packet", "second", FAR, &to, "--from", &from])
+        }),
+        way("39c", |stage| connected(stage, "bridge0", FAR)),
+        way("39d", |stage| {
+            let (to, from) = (stage.udp(), at(HOST, 4000));
+            stage.run(&["packet", "bridge0", FAR, &to, "--from", &from])
+        }),
+        way("39e", |stage| {
+            let (to, from) = (stage.udp(), at(HOST, 4000));
+            stage.run(&["packet", "port", FAR, &to, "--from", &from])
+        }),
+        way("39f", |stage| connected(stage, "upper", FOREIGN)),
+        way("39g", |stage| {
+            connect_container(stage, "own", FOREIGN)?;
+            let to = stage.udp();
+            stage.run_in_container(&["udp", &to])
+        }),
+        way("39h", |stage| {
+            let (to, from) = (stage.udp(), format!("{OWN}:4000"));
+            stage.run_in_container(&["packet", "own", FOREIGN, &to, "--from", &from])
+        }),
+        way("39i", |stage| {
+            connect_container(stage, "own", FOREIGN)?;
+            let to = stage.udp();
+            run_as_guest(stage, &["udp", &to])
+        }),
+    ];
+    go(&ways, "", devices)
+}
+
+#[test]
+fn row_39_a_pair_without_a_gateway() -> Result<()> {
+    let send = |stage: &mut Stage<'_>| {
+        let (to, from) = (stage.udp(), at(HOST, 4000));
+        stage.run(&["packet", "second", FAR, &to, "--from", &from])
+    };
+    go(&[way("39j", send)], "", |lab| {
+        pair(lab, "second", 60)?;
+        Ok(Furniture::default())
+    })
+}
+
+/// A device that the host gives to the container once the agent runs.
+fn given(stage: &Stage<'_>) -> Result<&'static str> {
+    let (name, number) = match stage.enforced {
+        false => ("given0", 70),
+        true => ("given1", 71),
+    };
+    let container = stage.place.context("no container")?;
+    device(stage.lab, name, number)?;
+    stage
+        .lab
+        .host
+        .ip(&format!("link set {name} netns {}\n", container.path()))?;
+    container.ip(&format!(
+        "link set {name} addrgenmode none\n\
+         link set {name} up\n\
+         address replace {OWN}/32 dev {name}\n"
+    ))?;
+    connect_container(stage, name, FAR)?;
+    Ok(name)
+}
+
+#[test]
+fn row_39_a_device_that_a_container_is_given() -> Result<()> {
+    let send = |stage: &mut Stage<'_>| {
+        given(stage)?;
+        let to = stage.udp();
+        stage.run_in_container(&["udp", &to])
+    };
+    go(&[way("39k", send)], "", a_router_and_a_container)
+}
+
+#[test]
+fn row_39_frames_by_a_device_that_a_container_is_given() -> Result<()> {
+    let send = |stage: &mut Stage<'_>| {
+        let name = given(stage)?;
+        let (to, from) = (stage.udp(), format!("{OWN}:4000"));
+        // More than the kernel says by the device while it is the host's.
+        let arguments = ["packet", name, FAR, &to, "--from", &from, "--size", "1000"];
+        stage.run_in_container(&arguments)
+    };
+    go(&[way("39l", send)], "", a_router_and_a_container)
+}
+
+/// Something that root puts behind the hook of the link abroad, until it is dropped.
+type Put = fn(&Lab) -> Result<Option<std::os::fd::OwnedFd>>;
+
+/// An address that is not approved.
+const ELSEWHERE: std::net::Ipv4Addr = std::net::Ipv4Addr::new(203, 0, 113, 8);
+
+/// A user sends to an approved address by the link abroad while something stands behind its
+/// hook. What counts as seen is that this is told; what counts as blocked is what then leaves
+/// for elsewhere.
+fn behind_the_hook(put: Put, by: &str) -> Result<Grades> {
+    let lab = Lab::new()?;
+    pair(&lab, "second", 60)?;
+    let agent = lab.agent().policy(&policy(true)).uplink(LINK);
+    let mut agent = agent.settings("heartbeat_interval = \"1s\"\n").start()?;
+    let tap = Tap::new(&lab.foreign)?;
+    let put = put(&lab)?;
+    let told = agent.wait_for("what stands behind the hook is told", |records| {
+        let is_it = |record: &&Record| {
+            record.is("subject", format!("uplink {LINK}")) && record.is("state", "partly")
+        };
+        records.iter().find(is_it).cloned()
+    });
+    let to = at(APPROVED, UDP_PORT);
+    let by_second = LinkCounters::read(&lab.host, "second")?.tx_packets;
+    lab.program_as(USER, TRAFFIC)?
+        .args(["udp", &to])
+        .run()?
+        .success()?;
+    let leaves = wait_for("the packet leaves for elsewhere", || {
+        let second = LinkCounters::read(&lab.host, "second")?.tx_packets;
+        let elsewhere = match by {
+            "second" => second > by_second,
+            _ => tap.to(ELSEWHERE.into()).packets > 0,
+        };
+        Ok(elsewhere.then_some(()))
+    });
+    println!("{told:?} {leaves:?}");
+    drop(put);
+    agent.stop(Signal::SIGTERM)?;
+    detach(&lab)?;
+    lab.close()?;
+    let yes_if = |is: bool| if is { Grade::Yes } else { Grade::No };
+    Ok(Grades {
+        seen: yes_if(told.is_ok()),
+        owned: Grade::Without,
+        blocked: yes_if(leaves.is_err()),
+    })
+}
+
+/// `tc` on the host under test.
+fn tc(lab: &Lab, words: &str) -> Result<()> {
+    let mut tc = Command::new("tc");
+    tc.args(words.split(' '));
+    pass_on(&mut tc, Some(&lab.host), None, None)?;
+    let output = tc.output().context("run tc (package iproute2)")?;
+    ensure!(output.status.success(), "tc {words}: {output:?}");
+    Ok(())
+}
+
+#[test]
+fn row_40_programs_behind_the_hook() -> Result<()> {
+    let table = Table::of_the_project()?;
+    let rewrites: Put = |lab| {
+        let program = lab.host.enter(|| rewrite_at_exit(LINK, ELSEWHERE))?;
+        Ok(Some(program))
+    };
+    let redirects: Put = |lab| {
+        tc(lab, &format!("qdisc add dev {LINK} clsact"))?;
+        let all = "protocol ip u32 match u32 0 0 action mirred egress redirect dev second";
+        tc(lab, &format!("filter add dev {LINK} egress {all}"))?;
+        Ok(None)
+    };
+    let copies: Put = |lab| {
+        tc(lab, &format!("qdisc add dev {LINK} clsact"))?;
+        let all = "protocol ip u32 match u32 0 0 action mirred egress mirror dev second";
+        tc(lab, &format!("filter add dev {LINK} egress {all}"))?;
+        Ok(None)
+    };
+    let queues: Put = |lab| {
+        tc(
+            lab,
+            &format!("qdisc add dev {LINK} root handle 1: htb default 1"),
+        )?;
+        tc(
+            lab,
+            &format!("class add dev {LINK} parent 1: classid 1:1 htb rate 1gbit"),
+        )?;
+        let all = "protocol ip u32 match u32 0 0 action mirred egress redirect dev second";
+        tc(lab, &format!("filter add dev {LINK} parent 1: {all}"))?;
+        Ok(None)
+    };
+    for (id, put, by) in [
+        ("40a", rewrites, LINK),
+        ("40b", redirects, "second"),
+        ("40c", copies, "second"),
+        ("40d", queues, "second"),
+    ] {
+        table.hold(id, behind_the_hook(put, by)?)?;
+    }
+    Ok(())
+}
