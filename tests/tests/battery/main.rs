@@ -14,6 +14,7 @@
 mod world;
 
 mod calls;
+mod families;
 mod headers;
 mod identity;
 mod interfaces;
