@@ -116,6 +116,11 @@ impl Namespace {
         self.batch("ip", &["-batch", "-"], commands)
     }
 
+    /// Runs `tc` (package iproute2) with several commands, one a line, inside the namespace.
+    pub fn tc(&self, commands: &str) -> Result<()> {
+        self.batch("tc", &["-batch", "-"], commands)
+    }
+
     /// Hands rules to `nft` inside the namespace.
     pub fn nft(&self, rules: &str) -> Result<()> {
         self.batch("nft", &["-f", "-"], rules)

@@ -4,7 +4,7 @@ mod world;
 
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use trefoil_lab::agent::{Agent, detach, kernel_verb};
 use trefoil_lab::kernel::stand_at_exit;
@@ -116,16 +116,6 @@ fn what_is_built_on_an_uplink_passes_its_hook_from_whatever_namespace() -> Resul
     lab.close()
 }
 
-/// `tc` on the host under test.
-fn tc(lab: &Lab, words: &str) -> Result<()> {
-    let mut tc = Command::new("tc");
-    tc.args(words.split(' '));
-    pass_on(&mut tc, Some(&lab.host), None, None)?;
-    let output = tc.output().context("run tc (package iproute2)")?;
-    ensure!(output.status.success(), "tc {words}: {output:?}");
-    Ok(())
-}
-
 #[test]
 fn others_behind_the_hook_are_told_when_they_come_and_when_they_go() -> Result<()> {
     let lab = Lab::new()?;
@@ -155,7 +145,7 @@ fn others_behind_the_hook_are_told_when_they_come_and_when_they_go() -> Result<(
     ended(&mut agent, 1)?;
     status(0, "\"behind_hook\":[]")?;
 
-    tc(&lab, "qdisc add dev to-foreign clsact")?;
+    lab.host.tc("qdisc add dev to-foreign clsact\n")?;
     let words = [
         "filter",
         "add",
@@ -177,7 +167,7 @@ fn others_behind_the_hook_are_told_when_they_come_and_when_they_go() -> Result<(
         records.iter().any(is_it).then_some(())
     })?;
     status(1, "of clsact, chain 0, priority 7")?;
-    tc(&lab, "qdisc del dev to-foreign clsact")?;
+    lab.host.tc("qdisc del dev to-foreign clsact\n")?;
     ended(&mut agent, 2)?;
     status(0, "\"behind_hook\":[]")?;
     agent.stop(Signal::SIGINT)?;

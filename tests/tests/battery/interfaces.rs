@@ -1,16 +1,17 @@
 //! Interfaces that no route leads to or that others have, and what stands behind the hook of
 //! one that is watched.
 
-use std::process::Command;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use trefoil_lab::agent::detach;
 use trefoil_lab::battery::{Grade, Grades, Table};
 use trefoil_lab::kernel::rewrite_at_exit;
 use trefoil_lab::link::LinkCounters;
 use trefoil_lab::places::HOST;
-use trefoil_lab::program::{Program, pass_on};
+use trefoil_lab::program::Program;
 use trefoil_lab::tap::Tap;
 use trefoil_lab::{Lab, Record, wait_for};
 
@@ -208,21 +209,22 @@ fn row_39_frames_by_a_device_that_a_container_is_given() -> Result<()> {
 }
 
 /// Something that root puts behind the hook of the link abroad, until it is dropped.
-type Put = fn(&Lab) -> Result<Option<std::os::fd::OwnedFd>>;
+type Put = fn(&Lab) -> Result<Option<OwnedFd>>;
 
 /// An address that is not approved.
-const ELSEWHERE: std::net::Ipv4Addr = std::net::Ipv4Addr::new(203, 0, 113, 8);
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 8);
 
 /// A user sends to an approved address by the link abroad while something stands behind its
 /// hook. What counts as seen is that this is told; what counts as blocked is what then leaves
 /// for elsewhere.
-fn behind_the_hook(put: Put, by: &str) -> Result<Grades> {
+fn behind_the_hook(put: Put, by: &str, is_older: bool) -> Result<Grades> {
     let lab = Lab::new()?;
     pair(&lab, "second", 60)?;
+    let older = is_older.then(|| put(&lab)).transpose()?;
     let agent = lab.agent().policy(&policy(true)).uplink(LINK);
     let mut agent = agent.settings("heartbeat_interval = \"1s\"\n").start()?;
     let tap = Tap::new(&lab.foreign)?;
-    let put = put(&lab)?;
+    let newer = (!is_older).then(|| put(&lab)).transpose()?;
     let told = agent.wait_for("what stands behind the hook is told", |records| {
         let is_it = |record: &&Record| {
             record.is("subject", format!("uplink {LINK}")) && record.is("state", "partly")
@@ -244,7 +246,7 @@ fn behind_the_hook(put: Put, by: &str) -> Result<Grades> {
         Ok(elsewhere.then_some(()))
     });
     println!("{told:?} {leaves:?}");
-    drop(put);
+    drop((older, newer));
     agent.stop(Signal::SIGTERM)?;
     detach(&lab)?;
     lab.close()?;
@@ -256,14 +258,12 @@ fn behind_the_hook(put: Put, by: &str) -> Result<Grades> {
     })
 }
 
-/// `tc` on the host under test.
-fn tc(lab: &Lab, words: &str) -> Result<()> {
-    let mut tc = Command::new("tc");
-    tc.args(words.split(' '));
-    pass_on(&mut tc, Some(&lab.host), None, None)?;
-    let output = tc.output().context("run tc (package iproute2)")?;
-    ensure!(output.status.success(), "tc {words}: {output:?}");
-    Ok(())
+/// Sends what comes elsewhere, or a copy of it.
+fn filter(at: &str, how: &str) -> String {
+    format!(
+        "filter add dev {LINK} {at} protocol ip u32 match u32 0 0 \
+         action mirred egress {how} dev second\n"
+    )
 }
 
 #[test]
@@ -274,37 +274,33 @@ fn row_40_programs_behind_the_hook() -> Result<()> {
         Ok(Some(program))
     };
     let redirects: Put = |lab| {
-        tc(lab, &format!("qdisc add dev {LINK} clsact"))?;
-        let all = "protocol ip u32 match u32 0 0 action mirred egress redirect dev second";
-        tc(lab, &format!("filter add dev {LINK} egress {all}"))?;
+        let clsact = format!("qdisc add dev {LINK} clsact\n");
+        lab.host.tc(&(clsact + &filter("egress", "redirect")))?;
         Ok(None)
     };
     let copies: Put = |lab| {
-        tc(lab, &format!("qdisc add dev {LINK} clsact"))?;
-        let all = "protocol ip u32 match u32 0 0 action mirred egress mirror dev second";
-        tc(lab, &format!("filter add dev {LINK} egress {all}"))?;
+        let clsact = format!("qdisc add dev {LINK} clsact\n");
+        lab.host.tc(&(clsact + &filter("egress", "mirror")))?;
         Ok(None)
     };
     let queues: Put = |lab| {
-        tc(
-            lab,
-            &format!("qdisc add dev {LINK} root handle 1: htb default 1"),
-        )?;
-        tc(
-            lab,
-            &format!("class add dev {LINK} parent 1: classid 1:1 htb rate 1gbit"),
-        )?;
-        let all = "protocol ip u32 match u32 0 0 action mirred egress redirect dev second";
-        tc(lab, &format!("filter add dev {LINK} parent 1: {all}"))?;
+        let queue = format!(
+            "qdisc add dev {LINK} root handle 1: htb default 1\n\
+             class add dev {LINK} parent 1: classid 1:1 htb rate 1gbit\n"
+        );
+        lab.host.tc(&(queue + &filter("parent 1:", "redirect")))?;
         Ok(None)
     };
-    for (id, put, by) in [
-        ("40a", rewrites, LINK),
-        ("40b", redirects, "second"),
-        ("40c", copies, "second"),
-        ("40d", queues, "second"),
+    for (id, put, by, is_older) in [
+        ("40a", rewrites, LINK, false),
+        ("40b", redirects, "second", false),
+        ("40c", copies, "second", false),
+        ("40d", queues, "second", false),
+        ("40e", redirects, "second", true),
+        ("40f", queues, "second", true),
     ] {
-        table.hold(id, behind_the_hook(put, by)?)?;
+        let observed = behind_the_hook(put, by, is_older).context(id)?;
+        table.hold(id, observed)?;
     }
     Ok(())
 }
