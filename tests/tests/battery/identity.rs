@@ -8,7 +8,7 @@ use trefoil_lab::namespace::Namespace;
 use trefoil_lab::program::Program;
 
 use crate::lists::a_router_and_a_container;
-use crate::stage::{Furniture, Stage, USER, go, nothing, way};
+use crate::stage::{Furniture, Stage, USER, go, way};
 use crate::world::{TRAFFIC, other_root, told};
 
 /// A program that may send where nobody else may, below the lab's directory.
@@ -18,11 +18,16 @@ const LINKED: &str = "home/program";
 /// A root directory in which another program is where that one is.
 const ROOT: &str = "root";
 
-fn a_program_that_may(lab: &Lab) -> Result<Furniture> {
-    let mut furniture = a_router_and_a_container(lab)?;
-    // So that a container gets answers.
+/// A container that the far end has a route to.
+fn a_container_with_answers(lab: &Lab) -> Result<Furniture> {
+    let furniture = a_router_and_a_container(lab)?;
     lab.foreign
         .ip("route add 192.0.2.121 via 192.0.2.1 dev to-host onlink\n")?;
+    Ok(furniture)
+}
+
+fn a_program_that_may(lab: &Lab) -> Result<Furniture> {
+    let mut furniture = a_container_with_answers(lab)?;
     let program = lab.copy_program(TRAFFIC, MAY)?;
     other_root(lab, ROOT, &program)?;
     fs::create_dir(lab.file("home"))?;
@@ -163,20 +168,23 @@ fn row_37_another_program_sends_the_first_bytes() -> Result<()> {
     go(&ways, "", a_program_that_may)
 }
 
-/// Root in one unit may send.
+/// Root of the host and root of a container may send, in one unit.
 fn root_may(lab: &Lab) -> Result<Furniture> {
-    let mut furniture = nothing(lab)?;
-    furniture.policy = "[[rules]]\n\
-         name = \"one service of root's may, and no other\"\n\
-         from = { unit = \"sending.service\", user = 0, group = 0 }\n\
-         to = { networks = [\"203.0.113.0/24\", \"2001:db8:3::/48\"] }\n\
-         verdict = \"approve\"\n"
-        .into();
+    let mut furniture = a_container_with_answers(lab)?;
+    for user in [0, 200_000] {
+        furniture.policy += &format!(
+            "[[rules]]\n\
+             name = \"user {user} may in one service, and no other\"\n\
+             from = {{ unit = \"sending.service\", user = {user}, group = {user} }}\n\
+             to = {{ networks = [\"203.0.113.0/24\", \"2001:db8:3::/48\"] }}\n\
+             verdict = \"approve\"\n"
+        );
+    }
     Ok(furniture)
 }
 
-fn changes(stage: &mut Stage<'_>, how: &[&str]) -> Result<()> {
-    let program = program(stage, By::Root, TRAFFIC)?;
+fn changes(stage: &mut Stage<'_>, by: By, how: &[&str]) -> Result<()> {
+    let program = program(stage, by, TRAFFIC)?;
     turned(stage, program, how)
 }
 
@@ -184,6 +192,7 @@ fn moves(stage: &mut Stage<'_>, how: &[&str]) -> Result<()> {
     let unit = stage.lab.unit("other.service")?;
     changes(
         stage,
+        By::Root,
         &[&["--cgroup", &unit.to_string_lossy()], how].concat(),
     )
 }
@@ -191,17 +200,23 @@ fn moves(stage: &mut Stage<'_>, how: &[&str]) -> Result<()> {
 #[test]
 fn row_37_who_has_connected_is_another_when_it_sends() -> Result<()> {
     let ways = [
-        way("37i", |stage| changes(stage, &["--uid", "65534"])),
-        way("37j", |stage| changes(stage, &["--gid", "65534"])),
+        way("37i", |stage| changes(stage, By::Root, &["--uid", "65534"])),
+        way("37j", |stage| changes(stage, By::Root, &["--gid", "65534"])),
         way("37k", |stage| moves(stage, &[])),
         way("37l", |stage| {
-            changes(stage, &["--uid", "65534", "--silent"])
+            changes(stage, By::Root, &["--uid", "65534", "--silent"])
         }),
         way("37m", |stage| moves(stage, &["--silent"])),
         way("37n", |stage| {
-            changes(stage, &["--uid", "65534", "--datagrams"])
+            changes(stage, By::Root, &["--uid", "65534", "--datagrams"])
         }),
         way("37o", |stage| moves(stage, &["--datagrams"])),
+        way("37p", |stage| {
+            changes(stage, By::Container, &["--uid", "65534"])
+        }),
+        way("37q", |stage| {
+            changes(stage, By::Container, &["--uid", "65534", "--datagrams"])
+        }),
     ];
     go(&ways, "", root_may)
 }
