@@ -19,6 +19,11 @@ to      = { networks = ["198.51.100.0/24"] }
 verdict = "approve"
 "#;
 
+/// Addresses of the far end begin so, and those that are approved.
+const FAR: &str = "203.0.113";
+/// See [`FAR`].
+const APPROVED: &str = "198.51.100";
+
 /// A way out: shell commands, to which `$enforced` is `true` or `false`.
 struct Way {
     id: &'static str,
@@ -50,7 +55,13 @@ impl Way {
 fn transport(id: &'static str, host: u8, name: &str, modules: &str, retries: &str) -> Way {
     // DCCP has no half that could be closed: the connection is over when the server ends.
     let wait = if name == "dccp" { "" } else { "--wait" };
-    let serve = format!("{TRAFFIC} serve 443 {wait} --transport {name}");
+    // Whoever asks by SMC is answered by TCP, which the two then speak.
+    let transport = if name == "smc" {
+        String::new()
+    } else {
+        format!("--transport {name}")
+    };
+    let serve = format!("{TRAFFIC} serve 443 {wait} {transport}");
     let to = format!("203.0.113.{host}:443");
     Way {
         id,
@@ -141,6 +152,51 @@ fn wireguard(id: &'static str, host: u8, port: u16, has_session: bool) -> Way {
     }
 }
 
+/// A datagram that the kernel encrypts. It goes to `to`, and the packet around it, if there is
+/// one, to `around`. The far end does not read it.
+fn ipsec(id: &'static str, host: u8, [to, around]: [&str; 2], more: &str) -> Way {
+    const KEYS: &str = "enc 'cbc(aes)' 0x00112233445566778899aabbccddeeff \
+         auth 'hmac(sha256)' 0x00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+    let mode = if to == around { "transport" } else { "tunnel" };
+    let ends = format!("src 192.0.2.1 dst {around}.{host}");
+    let template = format!("proto esp spi 0x10{host} mode {mode}");
+    Way {
+        id,
+        host,
+        prepare: format!(
+            "ip xfrm state add {ends} {template} {KEYS} {more} && \
+             ip xfrm policy add src 192.0.2.1 dst {to}.{host} dir out $of tmpl {ends} {template}"
+        ),
+        send: format!("{TRAFFIC} udp {to}.{host}:9"),
+        take: String::new(),
+        end: "ip xfrm policy flush && ip xfrm state flush".into(),
+        is_a_process: true,
+        greets: false,
+    }
+}
+
+/// As it is, by an interface of its own, which the route to `to` leads to.
+fn by_interface(to: &str, way: Way) -> Way {
+    let make = format!(
+        "of='if_id 7'; ip link add ipsec0 type xfrm dev uplink if_id 7 && \
+         ip link set ipsec0 up && ip route add {to}.{} dev ipsec0 src 192.0.2.1",
+        way.host
+    );
+    Way {
+        prepare: format!("{make} && {}", way.prepare),
+        end: format!("{} && ip link del ipsec0", way.end),
+        ..way
+    }
+}
+
+fn as_user(way: Way) -> Way {
+    let user = "setpriv --reuid=65534 --regid=65534 --clear-groups";
+    Way {
+        send: format!("{user} {}", way.send),
+        ..way
+    }
+}
+
 fn ways() -> Vec<Way> {
     vec![
         transport("11b", 20, "sctp", "sctp", "sctp/max_init_retransmits"),
@@ -181,6 +237,53 @@ fn ways() -> Vec<Way> {
             is_a_process: true,
             greets: false,
         },
+        Way {
+            id: "39m",
+            host: 40,
+            prepare:
+                "ip link add link uplink name vlan7 type vlan id 7 && ip link set vlan7 up && \
+                      ip route add 203.0.113.40 dev vlan7 scope link src 192.0.2.1 && \
+                      ip neighbour add 203.0.113.40 lladdr 02:00:00:00:00:02 dev vlan7 \
+                          nud permanent"
+                    .into(),
+            send: format!("{TRAFFIC} udp 203.0.113.40:9"),
+            take: String::new(),
+            end: "ip link del vlan7".into(),
+            is_a_process: true,
+            greets: false,
+        },
+        as_user(transport("43c", 44, "smc", "smc", "ipv4/tcp_syn_retries")),
+        as_user(Way {
+            id: "43d",
+            host: 48,
+            prepare: "modprobe rds_tcp".into(),
+            send: format!("{TRAFFIC} rds 192.0.2.1:4000 203.0.113.48:4000"),
+            take: String::new(),
+            end: String::new(),
+            is_a_process: true,
+            greets: false,
+        }),
+        as_user(ipsec("44a", 52, [FAR, FAR], "")),
+        as_user(ipsec("44b", 56, [APPROVED, FAR], "")),
+        by_interface(APPROVED, ipsec("44c", 60, [APPROVED, FAR], "if_id 7")),
+        ipsec(
+            "44d",
+            64,
+            [APPROVED, FAR],
+            "encap espinudp 4500 4500 0.0.0.0",
+        ),
+        as_user(ipsec("44e", 68, [FAR, APPROVED], "")),
+        Way {
+            send: format!("{TRAFFIC} raw {FAR}.72"),
+            ..ipsec("44f", 72, [FAR, APPROVED], "")
+        },
+        by_interface(
+            FAR,
+            Way {
+                send: format!("{TRAFFIC} raw {FAR}.76"),
+                ..ipsec("44g", 76, [FAR, APPROVED], "if_id 7")
+            },
+        ),
     ]
 }
 

@@ -41,12 +41,14 @@ const USAGE: &str = "traffic COMMAND ...
       elsewhere, whether the first was refused or not; with --options each packet has options of IPv4, or an extension header
   family NUMBER [--wait]
       a socket of another family, open until a line on standard input
+  rds ADDR:PORT ADDR:PORT
+      a message of RDS from one to the other
   receive PORT
       one datagram, and tells how long it is
   udp-many ADDR:PORT --destinations N --count N [--size N] [--from PORT] [--hold]
       datagrams in turn to N addresses from ADDR on, from one socket
   tcp ADDR:PORT [--from PORT] [--bytes N] [--hold socket|peer] [--fast-open|--fast-open-connect]
-      [--wait] [--transport mptcp|sctp|dccp] [--source ADDR] [--abandon]
+      [--wait] [--transport mptcp|sctp|dccp|smc] [--source ADDR] [--abandon]
       with --abandon it ends while the kernel still has to send
   serve PORT [--bytes N] [--wait] [--again] [--activated|--transport mptcp|sctp|dccp]
       accepts one connection and sends, with --again one after the other until it is
@@ -101,9 +103,9 @@ const USAGE: &str = "traffic COMMAND ...
   pour BYTES
       on the connection that standard input is, in one call
   forge not|memory|root|pivoted|bound-inside|bound|bound-gone|tree PATH DIRECTORY ADDR:PORT
+      [--bytes N]
       executes itself, from mounts of its own, so that it looks like PATH, and connects:
       in DIRECTORY there is another root directory, which has a program at PATH, too
-      [--bytes N]
   uring connect|send|sendmsg|zero-copy ADDR:PORT [--size N] [--poll]
   copy sendfile|splice|zero-copy ADDR:PORT [--bytes N]
   tun inject NAME ADDR:PORT ADDR:PORT [--size N] [--count N]
@@ -243,6 +245,7 @@ fn run(arguments: &mut Arguments) -> Answer {
         "forge" => forged::forge(arguments),
         "forge-inside" => forged::inside(arguments),
         "family" => family::open(arguments),
+        "rds" => family::rds(arguments),
         "option" => option::set(arguments),
         "relay" => handed::relay(arguments),
         "workers" => workers::workers(arguments),

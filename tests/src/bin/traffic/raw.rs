@@ -182,9 +182,13 @@ pub fn ping(arguments: &mut Arguments) -> Answer {
 
 /// A socket for a protocol that nix does not know.
 pub fn open(peer: IpAddr, kind: i32, protocol: i32) -> Result<OwnedFd, Failure> {
+    open_of(family(peer) as i32, kind, protocol)
+}
+
+/// As [`open`], of a family that nix does not know.
+pub fn open_of(family: i32, kind: i32, protocol: i32) -> Result<OwnedFd, Failure> {
     // SAFETY: socket(2) with numbers reads no memory.
-    let descriptor =
-        unsafe { libc::socket(family(peer) as i32, kind | libc::SOCK_CLOEXEC, protocol) };
+    let descriptor = unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol) };
     let descriptor = Errno::result(descriptor).named("socket")?;
     // SAFETY: the descriptor is new and nobody else's.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })

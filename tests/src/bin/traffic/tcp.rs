@@ -22,6 +22,8 @@ const CHUNK: usize = 1 << 16;
 /// What carries a connection instead of TCP.
 #[derive(Clone, Copy, Debug)]
 struct Transport {
+    /// Another than that of the address.
+    family: Option<i32>,
     kind: i32,
     protocol: i32,
 }
@@ -30,21 +32,28 @@ impl FromStr for Transport {
     type Err = ();
 
     fn from_str(name: &str) -> Result<Self, ()> {
-        let (kind, protocol) = match name {
-            "mptcp" => (libc::SOCK_STREAM, libc::IPPROTO_MPTCP),
-            "sctp" => (libc::SOCK_STREAM, libc::IPPROTO_SCTP),
-            "dccp" => (Self::SOCK_DCCP, libc::IPPROTO_DCCP),
+        let (family, kind, protocol) = match name {
+            "mptcp" => (None, libc::SOCK_STREAM, libc::IPPROTO_MPTCP),
+            "sctp" => (None, libc::SOCK_STREAM, libc::IPPROTO_SCTP),
+            "dccp" => (None, Self::SOCK_DCCP, libc::IPPROTO_DCCP),
+            "smc" => (Some(Self::AF_SMC), libc::SOCK_STREAM, 0),
             _ => return Err(()),
         };
-        Ok(Self { kind, protocol })
+        Ok(Self {
+            family,
+            kind,
+            protocol,
+        })
     }
 }
 
 impl Transport {
     const SOCK_DCCP: i32 = 6;
+    const AF_SMC: i32 = 43;
 
     fn open(self, address: IpAddr) -> Result<OwnedFd, Failure> {
-        raw::open(address, self.kind, self.protocol)
+        let family = self.family.unwrap_or(family(address) as i32);
+        raw::open_of(family, self.kind, self.protocol)
     }
 
     fn listen(self, port: u16) -> Result<TcpListener, Failure> {
