@@ -144,8 +144,9 @@ fn turned(stage: &mut Stage<'_>, program: Program, how: &[&str]) -> Result<()> {
 }
 
 fn executes(stage: &mut Stage<'_>, by: By, how: &[&str]) -> Result<()> {
-    let path = stage.lab.file(MAY);
-    let program = program(stage, by, &path.to_string_lossy())?;
+    let path = stage.lab.file(MAY).to_string_lossy().into_owned();
+    let program = program(stage, by, &path)?;
+    stage.was = Some(("exe", path));
     turned(stage, program, &[&["--program", TRAFFIC], how].concat())
 }
 
@@ -185,6 +186,16 @@ fn root_may(lab: &Lab) -> Result<Furniture> {
 
 fn changes(stage: &mut Stage<'_>, by: By, how: &[&str]) -> Result<()> {
     let program = program(stage, by, TRAFFIC)?;
+    let root = match by {
+        By::Container => "200000",
+        By::User | By::Root => "0",
+    };
+    let was = match how.first() {
+        Some(&"--uid") => ("uid", root),
+        Some(&"--gid") => ("gid", root),
+        _ => ("unit", "sending.service"),
+    };
+    stage.was = Some((was.0, was.1.to_owned()));
     turned(stage, program, how)
 }
 

@@ -118,6 +118,9 @@ pub struct Stage<'lab> {
     pub to: Vec<IpAddr>,
     /// Processes that sent to the same addresses before, whose records are not graded.
     pub bystanders: BTreeSet<u32>,
+    /// What the sender was as long as it was approved, if it has changed since: a field of
+    /// records, and its value.
+    pub was: Option<(&'static str, String)>,
     /// Bytes that had arrived before.
     before: u64,
     /// Looks at what arrives.
@@ -147,6 +150,7 @@ impl<'lab> Stage<'lab> {
             v6: v6(first),
             to: addresses.collect(),
             bystanders: BTreeSet::new(),
+            was: None,
             before: 0,
             tap: None,
             senders: BTreeSet::new(),
@@ -276,7 +280,23 @@ impl<'lab> Stage<'lab> {
                 is_direct: record.is("attribution", "direct"),
             });
         }
-        Ok(seen_and_owned(&all, self.bytes, &self.senders))
+        let (seen, owned) = seen_and_owned(&all, self.bytes, &self.senders);
+        Ok(match owned {
+            Grade::Yes if !self.is_told_as_it_was(records) => (seen, Grade::Part),
+            _ => (seen, owned),
+        })
+    }
+
+    /// True unless final records about what was approved say that the sender was then what it
+    /// is now.
+    fn is_told_as_it_was(&self, records: &[Record]) -> bool {
+        let approved = |record: &&Record| {
+            is_final(record) && self.is_about_this(record) && record.is("verdict", "approved")
+        };
+        self.was.as_ref().is_none_or(|(field, value)| {
+            let mut approved = records.iter().filter(approved);
+            approved.all(|record| record.is(field, value))
+        })
     }
 
     /// True if a record says that this way was blocked.
