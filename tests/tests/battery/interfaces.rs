@@ -13,11 +13,11 @@ use trefoil_lab::link::LinkCounters;
 use trefoil_lab::places::HOST;
 use trefoil_lab::program::Program;
 use trefoil_lab::tap::Tap;
-use trefoil_lab::{Lab, Record, wait_for};
+use trefoil_lab::{Lab, Record};
 
 use crate::lists::a_router_and_a_container;
 use crate::stage::{APPROVED, Furniture, LINK, Stage, UDP_PORT, USER, go, policy, way};
-use crate::world::{TRAFFIC, at};
+use crate::world::{TRAFFIC, at, is_about_a_flow};
 
 /// Link address of the far ends.
 const FAR: &str = "02:00:00:00:02:60";
@@ -237,15 +237,23 @@ fn behind_the_hook(put: Put, by: &str, is_older: bool) -> Result<Grades> {
         .args(["udp", &to])
         .run()?
         .success()?;
-    let leaves = wait_for("the packet leaves for elsewhere", || {
-        let second = LinkCounters::read(&lab.host, "second")?.tx_packets;
-        let elsewhere = match by {
-            "second" => second > by_second,
-            _ => tap.to(ELSEWHERE.into()).packets > 0,
-        };
-        Ok(elsewhere.then_some(()))
-    });
-    println!("{told:?} {leaves:?}");
+    let leaves = agent.wait_for(
+        "the packet leaves for elsewhere, or is dropped",
+        |records| {
+            let second = LinkCounters::read(&lab.host, "second").ok()?.tx_packets;
+            let is_dropped = |record: &Record| {
+                is_about_a_flow(record)
+                    && record.is("dst_addr", ELSEWHERE)
+                    && record.is("outcome", "dropped")
+            };
+            let has_left = match by {
+                "second" => second > by_second,
+                _ => tap.to(ELSEWHERE.into()).packets > 0,
+            };
+            (has_left || records.iter().any(is_dropped)).then_some(has_left)
+        },
+    )?;
+    println!("{told:?}");
     drop((older, newer));
     agent.stop(Signal::SIGTERM)?;
     detach(&lab)?;
@@ -254,7 +262,7 @@ fn behind_the_hook(put: Put, by: &str, is_older: bool) -> Result<Grades> {
     Ok(Grades {
         seen: yes_if(told.is_ok()),
         owned: Grade::Without,
-        blocked: yes_if(leaves.is_err()),
+        blocked: yes_if(!leaves),
     })
 }
 
@@ -298,6 +306,7 @@ fn row_40_programs_behind_the_hook() -> Result<()> {
         ("40d", queues, "second", false),
         ("40e", redirects, "second", true),
         ("40f", queues, "second", true),
+        ("40g", rewrites, LINK, true),
     ] {
         let observed = behind_the_hook(put, by, is_older).context(id)?;
         table.hold(id, observed)?;
