@@ -25,7 +25,8 @@ pub const MEANINGS: &[(&str, &str)] = &[
     ),
     (
         "cgroups-full",
-        "flows have no unit, and rules that name one do not match; raise tables.cgroups",
+        "flows have no unit: rules that approve one do not match, and rules that deny one do; raise \
+         tables.cgroups",
     ),
     (
         "tags-failed",
@@ -50,7 +51,8 @@ pub const MEANINGS: &[(&str, &str)] = &[
     ),
     (
         "cgroups-unknown",
-        "control groups that no hook had seen; rules that name a unit did not match",
+        "control groups that no hook had seen: rules that approve a unit did not match, and rules \
+         that deny one did",
     ),
     (
         "policy-missing",

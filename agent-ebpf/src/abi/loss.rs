@@ -49,7 +49,8 @@ pub const LOSS_PACKETS_UNPARSED: u32 = 8;
 pub const LOSS_PROCESSES_UNKNOWN: u32 = 9;
 /// The path of an executable could not be read.
 pub const LOSS_EXECUTABLES_UNREAD: u32 = 10;
-/// A cgroup that is not in `CGROUPS`; rules that name a unit do not match.
+/// A cgroup that is not in `CGROUPS`; rules that approve a unit do not match, and rules that deny
+/// one do.
 pub const LOSS_CGROUPS_UNKNOWN: u32 = 11;
 /// A decision found no policy or an incomplete one; judged `undetermined`.
 pub const LOSS_POLICY_MISSING: u32 = 12;
