@@ -189,10 +189,10 @@ pub fn tell_alone(owner: *const Owner, ends: &Ends, packet: &Alone) -> u32 {
     0
 }
 
-/// Hands over final numbers, and has what comes next in the slot begin with these; what the ring
-/// buffer cannot take waits in `ENDED`.
+/// Hands over final numbers, as of this owner, and has what comes next in the slot begin with
+/// these; what the ring buffer cannot take waits in `ENDED`.
 #[inline(never)]
-fn finish(tracked: *mut Tracked) -> u32 {
+fn finish(tracked: *mut Tracked, owner: *const Owner) -> u32 {
     // SAFETY: a map value; the verifier checks the access. So below.
     let started = unsafe { &raw mut (*tracked).flow.started_ns };
     let started_ns = unsafe { started.read_volatile() };
@@ -203,20 +203,21 @@ fn finish(tracked: *mut Tracked) -> u32 {
         let event: *mut Event = entry.as_mut_ptr();
         fill(event, reason::CLOSED, tracked);
         unsafe { (*event).tracked.flow.started_ns = started_ns };
+        copy(owner, unsafe { &raw mut (*event).tracked.owner });
         go_on_from(tracked, unsafe {
             &raw const (*event).tracked.flow.counters
         });
         entry.submit(BPF_RB_NO_WAKEUP.into());
     } else {
         lose(LOSS_EVENTS_FULL, 1);
-        finish_later(tracked, started_ns);
+        finish_later(tracked, owner, started_ns);
     }
     unsafe { started.write_volatile(start_ns()) };
     0
 }
 
 #[inline(always)]
-fn finish_later(tracked: *mut Tracked, started_ns: u64) {
+fn finish_later(tracked: *mut Tracked, owner: *const Owner, started_ns: u64) {
     // SAFETY: a map value; the verifier checks the access. So below.
     let flow = unsafe { &raw mut (*tracked).flow };
     let key = EndedKey {
@@ -229,6 +230,7 @@ fn finish_later(tracked: *mut Tracked, started_ns: u64) {
             return go_on_from(tracked, unsafe { &raw const (*flow).counters });
         };
         unsafe { (*handed_over).flow.started_ns = started_ns };
+        copy(owner, unsafe { &raw mut (*handed_over).owner });
         return go_on_from(tracked, unsafe { &raw const (*handed_over).flow.counters });
     }
     let before = unsafe { (*flow).base.bytes_out };
@@ -310,13 +312,13 @@ pub fn end(tracked: *mut Tracked) {
 /// has ended, and then comes here itself: see [`record`](crate::settle::record).
 #[inline(never)]
 pub fn tell_rest(tracked: *mut Tracked) -> u32 {
-    // SAFETY: a map value; the verifier checks the access.
+    // SAFETY: a map value; the verifier checks the access. So below.
     let barrier = || atomic::barrier(unsafe { &raw mut (*tracked).flow.counters.refused });
     if tcp_state_seen() {
         // Whoever ends a flow has it for itself: holds the lock of a connection, or lets go of
         // the socket.
         barrier();
-        return finish(tracked);
+        return finish(tracked, unsafe { &raw const (*tracked).owner });
     }
     // Or a packet of the connection leaves meanwhile.
     for _ in 0..4 {
@@ -325,7 +327,7 @@ pub fn tell_rest(tracked: *mut Tracked) -> u32 {
         };
         barrier();
         if has_untold(tracked) {
-            finish(tracked);
+            finish(tracked, unsafe { &raw const (*tracked).owner });
         }
         change.end();
         barrier();
@@ -373,25 +375,42 @@ pub fn end_connection(tracked: *mut Tracked) {
 /// one flow that leave at the same moment, one does so.
 #[inline(never)]
 pub fn change(tracked: *mut Tracked, decision: u64) -> u32 {
-    /// Of the byte that packets set; senders set the other.
-    const KEPT: u16 = FLOW_ENDED | FLOW_EMBRYONIC;
     let Some(change) = Change::begin(tracked) else {
         return 0;
     };
+    // SAFETY: a map value; the verifier checks the access.
+    tell_end(tracked, unsafe { &raw const (*tracked).owner });
+    set_decision(tracked, Decision::from_word(decision));
+    change.end();
+    0
+}
+
+/// The same where its sender, which was this, is another from here on.
+#[inline(never)]
+pub fn succeed(tracked: *mut Tracked, before: *const Owner) -> u32 {
+    if let Some(change) = Change::begin(tracked) {
+        tell_end(tracked, before);
+        change.end();
+    }
+    0
+}
+
+/// Hands over what a flow has come to, if anything, and has another begin in its place.
+#[inline(always)]
+fn tell_end(tracked: *mut Tracked, owner: *const Owner) {
+    /// Of the byte that packets set; senders set the other.
+    const KEPT: u16 = FLOW_ENDED | FLOW_EMBRYONIC;
     // SAFETY: a map value; the verifier checks the access. So below.
     let flow = unsafe { &raw mut (*tracked).flow };
     let state = unsafe { (*flow).state };
     if state & FLOW_ANNOUNCED != 0 || has_untold(tracked) {
-        finish(tracked);
+        finish(tracked, owner);
     }
     unsafe {
-        set_decision(tracked, Decision::from_word(decision));
         (&raw mut (*flow).state)
             .cast::<u8>()
             .write_volatile((state & KEPT) as u8);
     }
-    change.end();
-    0
 }
 
 /// Counts one packet of a flow. Atomic, since UDP sends without a lock.

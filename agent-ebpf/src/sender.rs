@@ -4,7 +4,7 @@
 use trefoil_ebpf::abi::*;
 
 use crate::{
-    accounting::{announce_owner, set_state},
+    accounting::{announce_owner, set_state, succeed},
     flows::{self, ANOTHER, set_running},
     maps::PROCESSES,
     owner::{epoch_of, is_running, is_whole, seal},
@@ -73,7 +73,8 @@ fn take_in(tag: *mut Socket, has_sent: bool) -> Option<()> {
     // Rules may say something else about this sender.
     unsafe { (*flow).decision.generation = 0 };
     // Once: two senders in turn would fill the ring buffer.
-    if state & FLOW_ANNOUNCED != 0 && state & FLOW_SHARED == 0 {
+    let is_announced = unsafe { (*flow).state } & FLOW_ANNOUNCED != 0;
+    if is_announced && state & FLOW_SHARED == 0 {
         announce_owner(tracked);
     }
     Some(())
@@ -103,6 +104,7 @@ pub fn refresh(tracked: *mut Tracked) -> u32 {
         && process.exe_id != exe_id
         && is_whole(owner)
     {
+        succeed(tracked, owner);
         let state = unsafe { (*flow).state };
         unsafe {
             (*owner).exe_id = process.exe_id;

@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
+use serde_json::Value;
+use trefoil_lab::agent::verb;
 use trefoil_lab::battery::{Grade, Grades, Table, Told, seen_and_owned};
 use trefoil_lab::link::LinkCounters;
 use trefoil_lab::namespace::Namespace;
@@ -262,17 +265,28 @@ impl<'lab> Stage<'lab> {
             .is_ok_and(|address| self.to.contains(&address.to_canonical()))
     }
 
+    /// Final records about it.
+    fn finals<'r>(&self, records: &'r [Record]) -> impl Iterator<Item = &'r Record> {
+        records.iter().filter(|record| {
+            let pid = record.number("pid").unwrap_or_default() as u32;
+            is_final(record) && self.is_about_this(record) && !self.bystanders.contains(&pid)
+        })
+    }
+
+    /// The same as they are written, of what left.
+    fn records(&self, records: &[Record]) -> Vec<String> {
+        let left = |record: &&Record| record.number("bytes_out").is_ok_and(|bytes| bytes > 0);
+        self.finals(records)
+            .filter(left)
+            .map(ToString::to_string)
+            .collect()
+    }
+
     /// Bytes and ownership as final records tell them.
     fn told_by(&self, records: &[Record]) -> Result<(Grade, Grade)> {
         let mut all = Vec::new();
-        for record in records {
-            if !is_final(record) || !self.is_about_this(record) {
-                continue;
-            }
+        for record in self.finals(records) {
             let pid = record.number("pid").unwrap_or_default() as u32;
-            if self.bystanders.contains(&pid) {
-                continue;
-            }
             println!("{record}");
             all.push(Told {
                 bytes: record.number("bytes_out")?,
@@ -342,6 +356,14 @@ pub fn go(ways: &[Way], settings: &str, furnish: Furnish) -> Result<()> {
     let table = Table::of_the_project()?;
     let mut differences = Vec::new();
     for ((way, first), second) in ways.iter().zip(reported).zip(enforced) {
+        // What leaves nevertheless is in the table, with its reason.
+        if second.arrived == 0 && is_let_by(&lab, &first.records)? {
+            differences.push(format!(
+                "{} is blocked, and `check --against` says that it is let by: {}",
+                way.id,
+                first.records.join("\n")
+            ));
+        }
         let observed = Grades {
             seen: first.seen,
             owned: first.owned,
@@ -359,8 +381,31 @@ pub fn go(ways: &[Way], settings: &str, furnish: Furnish) -> Result<()> {
     lab.close()
 }
 
+/// True if `check --against` says of any of these records that it would not have been dropped.
+fn is_let_by(lab: &Lab, records: &[String]) -> Result<bool> {
+    let (file, policy_file) = (lab.file("records.json"), lab.file("foretelling.toml"));
+    std::fs::write(&policy_file, policy(true))?;
+    for record in records {
+        std::fs::write(&file, record)?;
+        let path = |path: &Path| path.to_str().map(str::to_owned).context("its path");
+        let (file, policy_file) = (path(&file)?, path(&policy_file)?);
+        let words = ["check", &policy_file, "--json", "--against", &file];
+        let checked = verb(lab, &words)?;
+        let said: Value =
+            serde_json::from_str(&checked.stdout).with_context(|| format!("{checked:?}"))?;
+        let is_empty = |list: &str| said["against"][list].as_array().is_none_or(Vec::is_empty);
+        ensure!(said["against"]["flows"].is_u64(), "{checked:?}");
+        if is_empty("would_drop") && is_empty("may_drop") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// What one way came to, once.
 struct Gone {
+    /// Final records about it, of what left.
+    records: Vec<String>,
     seen: Grade,
     owned: Grade,
     bytes: u64,
@@ -447,6 +492,7 @@ fn go_once(
         .map(|stage| {
             let (seen, owned) = stage.told_by(&records)?;
             Ok(Gone {
+                records: stage.records(&records),
                 seen,
                 owned,
                 bytes: stage.bytes,
