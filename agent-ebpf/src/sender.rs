@@ -53,12 +53,7 @@ fn take_in(tag: *mut Socket, has_sent: bool) -> Option<()> {
     }
     if flags & SOCKET_HAS_PEER == 0 {
         if change != 0 && flags & SOCKET_HAS_FLOWS != 0 {
-            // What is appended to a datagram that another has begun goes to whom that one named.
-            let key = FlowKey {
-                cookie: unsafe { (*flow).cookie },
-                peer: unsafe { (*tag).named },
-            };
-            flows::find_for_sender(&key, owner);
+            appends(tag);
         }
         return None;
     }
@@ -78,6 +73,21 @@ fn take_in(tag: *mut Socket, has_sent: bool) -> Option<()> {
         announce_owner(tracked);
     }
     Some(())
+}
+
+/// Takes in that another sends on a socket with many peers: what is appended to a datagram that one
+/// has begun goes to whom that one named.
+///
+/// A function of its own for the sake of the stack.
+#[inline(never)]
+fn appends(tag: *const Socket) -> u32 {
+    // SAFETY: a map value; the verifier checks the access. So below.
+    let key = FlowKey {
+        cookie: unsafe { (*tag).tracked.flow.cookie },
+        peer: unsafe { (*tag).named },
+    };
+    flows::find_for_sender(&key, unsafe { &raw const (*tag).tracked.owner });
+    0
 }
 
 /// True unless who sent on a flow may be another by now: one look into an array.

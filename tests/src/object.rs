@@ -1,5 +1,5 @@
 //! The object with the kernel programs, as a linker left it: which helpers of the kernel each
-//! program calls.
+//! program calls, and how much stack it needs.
 //!
 //! Calls are counted where they stand, and not how often a packet makes them: a call in a loop
 //! is one, and of two branches both count. A function that several places call counts once for
@@ -18,6 +18,9 @@ pub struct Calls {
     pub n_functions: usize,
     /// Instructions of all of these.
     pub n_instructions: usize,
+    /// Bytes of stack where functions call each other deepest, as kernels before 6.9 count: each
+    /// function's rounded up to 32.
+    pub stack: u64,
 }
 
 impl Calls {
@@ -36,7 +39,10 @@ pub fn programs(object: &[u8]) -> Result<BTreeMap<String, Calls>> {
         if elf.section_name(function.section) == Some(".text") {
             continue;
         }
-        let mut calls = Calls::default();
+        let mut calls = Calls {
+            stack: elf.stack(&functions, function),
+            ..Calls::default()
+        };
         let mut reached = BTreeSet::from([function.place()]);
         let mut left = vec![function];
         while let Some(function) = left.pop() {
@@ -48,7 +54,7 @@ pub fn programs(object: &[u8]) -> Result<BTreeMap<String, Calls>> {
                     Call::Function(place) if reached.insert(place) => {
                         left.extend(functions.get(&place));
                     }
-                    Call::Function(_) => {}
+                    Call::Function(_) | Call::Stack(_) => {}
                 }
             }
         }
@@ -111,6 +117,8 @@ enum Call {
     Instruction,
     Helper(u32),
     Function(Place),
+    /// Uses the stack up to so many bytes below the frame.
+    Stack(u64),
 }
 
 #[derive(Debug)]
@@ -224,9 +232,31 @@ impl<'o> Elf<'o> {
         })
     }
 
+    /// Bytes of stack of a function and of those that it calls, see [`Calls::stack`].
+    fn stack(&self, functions: &BTreeMap<Place, Function>, function: &Function) -> u64 {
+        const LEAST: u64 = 32;
+        let (mut own, mut below) = (1, 0);
+        let mut seen = BTreeSet::new();
+        for call in self.calls(function) {
+            match call {
+                Call::Stack(bytes) => own = own.max(bytes),
+                Call::Function(place) if seen.insert(place) => {
+                    let called = functions.get(&place);
+                    let needed = called.map_or(0, |called| self.stack(functions, called));
+                    below = below.max(needed);
+                }
+                _ => {}
+            }
+        }
+        own.next_multiple_of(LEAST) + below
+    }
+
     fn calls(&self, function: &Function) -> Vec<Call> {
         const CALL: u8 = 0x85;
         const LOAD_WIDE: u8 = 0x18;
+        const MOVE: u8 = 0xbf;
+        const ADD: u8 = 0x07;
+        const FRAME: u8 = 10;
         const HELPER: u8 = 0;
         const FUNCTION: u8 = 1;
         const POINTER_TO_FUNCTION: u8 = 4;
@@ -234,6 +264,8 @@ impl<'o> Elf<'o> {
         let range = function.start as usize..(function.start + function.len) as usize;
         let code = bytes.and_then(|bytes| bytes.get(range)).unwrap_or_default();
         let mut calls = Vec::new();
+        // The register that the instruction before has made a pointer to the frame.
+        let mut pointer = None;
         for (number, instruction) in code.chunks_exact(8).enumerate() {
             calls.push(Call::Instruction);
             let (Some(&[code, registers, ..]), Some(immediate)) =
@@ -241,6 +273,22 @@ impl<'o> Elf<'o> {
             else {
                 continue;
             };
+            let (to, from) = (registers & 0xf, registers >> 4);
+            let below = match code & 7 {
+                // Loads, and stores of either kind.
+                1 if from == FRAME => half(instruction, 2).map(|offset| -i64::from(offset as i16)),
+                2 | 3 if to == FRAME => {
+                    half(instruction, 2).map(|offset| -i64::from(offset as i16))
+                }
+                _ if code == ADD && pointer == Some(to) => Some(-i64::from(immediate as i32)),
+                _ => None,
+            };
+            calls.extend(
+                below
+                    .and_then(|below| u64::try_from(below).ok())
+                    .map(Call::Stack),
+            );
+            pointer = (code == MOVE && from == FRAME).then_some(to);
             let at = function.start + number as u64 * 8;
             let relocated = || self.relocation(function.section, at);
             // Counted from the instruction behind this one.

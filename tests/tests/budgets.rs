@@ -1,13 +1,13 @@
 //! What the kernel programs may take, by `tests/budgets.txt`: how many instructions the
 //! verifier goes through on this kernel, places at which helpers are called, bytes of object,
-//! code and tag. The agent's own size is compared by `cargo xtask package`, which makes it.
+//! code, stack and tag. The agent's own size is compared by `cargo xtask package`, which makes it.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use trefoil_lab::kernel::{MapInfo, ProgramInfo};
 use trefoil_lab::object::{self, helper_name};
 use trefoil_lab::{Lab, agent};
@@ -35,6 +35,24 @@ fn programs_call_no_more_helpers_than_their_budgets_allow() -> Result<()> {
         told.push_str(&format!("{name}: {}\n", helpers.join(", ")));
     }
     compare(&["helpers"], &found, &told)
+}
+
+/// This kernel may give more than those that are supported.
+#[test]
+fn programs_need_no_more_stack_than_any_kernel_gives() -> Result<()> {
+    const MOST: u64 = 512;
+    let programs = object::programs(&object()?)?;
+    let deepest = programs
+        .iter()
+        .map(|(name, calls)| (calls.stack, name))
+        .max();
+    let (stack, name) = deepest.context("an object without programs")?;
+    println!("{name} needs {stack} bytes");
+    ensure!(
+        (1..=MOST).contains(&stack),
+        "{name} needs {stack} bytes of stack"
+    );
+    Ok(())
 }
 
 #[test]
