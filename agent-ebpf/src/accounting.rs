@@ -196,6 +196,9 @@ fn finish(tracked: *mut Tracked, owner: *const Owner) -> u32 {
     // SAFETY: a map value; the verifier checks the access. So below.
     let started = unsafe { &raw mut (*tracked).flow.started_ns };
     let started_ns = unsafe { started.read_volatile() };
+    if started_ns == 0 {
+        return 0; // Another is at it.
+    }
     // Till the next begins, this is no flow: whoever reads it now would add to one what is the
     // other's.
     unsafe { started.write_volatile(0) };
@@ -277,7 +280,6 @@ pub fn begin(tracked: *mut Tracked, cookie: u64, peer: &Peer, direction: u8, dec
     // SAFETY: a map value; the verifier checks the access.
     unsafe {
         let flow = &raw mut (*tracked).flow;
-        (*tracked).owner.mixed = 0;
         (*flow).cookie = cookie;
         (*flow).peer = *peer;
         (*flow).local = Address([0; 16]);

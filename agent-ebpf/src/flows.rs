@@ -5,7 +5,7 @@ use trefoil_ebpf::abi::*;
 use crate::{
     accounting::{announce_owner, begin, set_state, succeed},
     maps::{EMPTY, FLOWS},
-    owner::{difference, is_running, is_same, is_same_process, set_current},
+    owner::{is_running, is_same, is_same_process, is_whole, set_current},
     words::copy,
 };
 
@@ -48,13 +48,14 @@ pub fn set_running(tag: *mut Socket) -> u32 {
     }
     let before = unsafe { *owner };
     set_current(owner);
-    if is_same(owner, &raw const before) {
+    let is_same = is_same(owner, &raw const before);
+    if is_same && is_whole(&raw const before) {
         return 0;
     }
     // What it has sent it has sent as what it was, and is told so. Another sender's bytes are in one
     // flow with those of the one before.
     let is_itself = unsafe { (*owner).pid == before.pid && (*owner).start_ns == before.start_ns };
-    if is_itself && flags & SOCKET_HAS_PEER != 0 {
+    if is_itself && !is_same && flags & SOCKET_HAS_PEER != 0 {
         succeed(unsafe { &raw mut (*tag).tracked }, &raw const before);
     }
     if is_same_process(owner, &raw const before) {
@@ -63,10 +64,6 @@ pub fn set_running(tag: *mut Socket) -> u32 {
     let has_many_peers = flags & (SOCKET_HAS_FLOWS | SOCKET_HAS_PEER) == SOCKET_HAS_FLOWS;
     if has_many_peers && before.pid != 0 {
         set_state(unsafe { &raw mut (*tag).tracked }, FLOW_SHARED);
-    }
-    let has_sent = unsafe { (*tag).tracked.flow.state } & (FLOW_SENT | FLOW_SHARED) != 0;
-    if has_sent && flags & SOCKET_HAS_PEER != 0 && before.pid != 0 && !is_itself {
-        unsafe { (*owner).mixed |= difference(owner, &raw const before) };
     }
     ANOTHER
 }
@@ -85,7 +82,8 @@ pub const ANOTHER: u32 = 2;
 pub fn set_sender(tracked: *mut Tracked, sender: *const Owner, first: u8) -> u32 {
     // SAFETY: map values; the verifier checks the access.
     unsafe {
-        if is_same(&raw const (*tracked).owner, sender) {
+        let before = &raw const (*tracked).owner;
+        if is_same(before, sender) && is_whole(before) {
             (*tracked).owner.epoch = (*sender).epoch;
             let is_shared = (*tracked).flow.state & FLOW_SHARED != 0;
             if first == quality::DIRECT && !is_shared {
@@ -96,17 +94,11 @@ pub fn set_sender(tracked: *mut Tracked, sender: *const Owner, first: u8) -> u32
         let was_shared = (*tracked).flow.state & FLOW_SHARED != 0;
         let is_first = (*tracked).owner.pid == 0 && first == quality::DIRECT;
         let is_changed = !was_shared && is_same_process(&raw const (*tracked).owner, sender);
-        let before = &raw const (*tracked).owner;
         let is_itself = (*before).pid == (*sender).pid && (*before).start_ns == (*sender).start_ns;
         if is_itself {
             succeed(tracked, before);
         }
-        let mut mixed = (*tracked).owner.mixed;
-        if !is_first && !is_itself && (*before).pid != 0 {
-            mixed |= difference(&raw const (*tracked).owner, sender);
-        }
         copy(sender, &raw mut (*tracked).owner);
-        (*tracked).owner.mixed = mixed;
         if !is_first && !is_changed {
             (*tracked).owner.quality = quality::INFERRED;
             set_state(tracked, FLOW_SHARED);

@@ -8,7 +8,10 @@
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::{bpf_get_current_pid_tgid, generated::bpf_get_socket_cookie},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
+        generated::{bpf_get_current_cgroup_id, bpf_get_socket_cookie},
+    },
     programs::SockAddrContext,
 };
 use trefoil_ebpf::abi::*;
@@ -17,7 +20,7 @@ use crate::{
     accounting::{NOT_JUDGED, begin, end, refuse},
     flows,
     judge::judge,
-    maps::{SOCKETS, in_force},
+    maps::{PROCESSES, SOCKETS, in_force},
     owner::set_current,
     packet::is_same_peer,
     sender::sends,
@@ -25,7 +28,7 @@ use crate::{
     source::Source,
     subflow::inherit,
     translation::may_translate,
-    words::set_bit,
+    words::{differ, set_bit},
 };
 
 /// The call goes on.
@@ -89,13 +92,17 @@ pub fn name(ctx: &SockAddrContext, peer: Peer, purpose: Purpose) -> Option<i32> 
         _ if is_first => None,
         _ => flows::find_for_sender(&key, owner),
     };
-    let source = match connects && kind != SOCK_DGRAM {
-        true => Source::of(owner),
-        false => source_of_running(owner),
-    };
+    let mut source = Source::of(owner);
+    // Calls that send are told of without the socket's lock: another who uses it may have been
+    // taken in meanwhile. A connection is nobody else's yet.
+    let is_its = connects && kind != SOCK_DGRAM || is_of_running(owner, &source);
+    if !is_its {
+        source = Source::NOBODY;
+    }
     let decision = match known {
         Some(tracked)
-            if in_force.made(unsafe { &(*tracked).flow.decision })
+            if is_its
+                && in_force.made(unsafe { &(*tracked).flow.decision })
                 && unsafe { (*tracked).flow.state } & FLOW_SHARED == 0 =>
         unsafe { (*tracked).flow.decision },
         _ => judge(in_force, &source, &peer, 0),
@@ -112,6 +119,10 @@ pub fn name(ctx: &SockAddrContext, peer: Peer, purpose: Purpose) -> Option<i32> 
         set_bit(unsafe { &raw mut (*tag).flags }, SOCKET_HAS_PEER);
         check(tracked, &source);
     } else if known.is_none() && !connects && !is_left {
+        if !has_peer {
+            // By it the agent finds out whether the socket still lives, which may be older than it.
+            unsafe { (*tracked).flow.cookie = cookie };
+        }
         if let Some(tracked) = flows::create(&key, owner, decision) {
             check(tracked, &source);
         }
@@ -120,17 +131,27 @@ pub fn name(ctx: &SockAddrContext, peer: Peer, purpose: Purpose) -> Option<i32> 
     Some(PASS)
 }
 
-/// The running process, as the tag says after it has been taken in; nobody if another who uses the
-/// socket has been meanwhile, since calls that send are told of without the socket's lock.
-#[inline(always)]
-fn source_of_running(owner: *const Owner) -> Source {
-    let source = Source::of(owner);
+/// True if what an owner says is what the running process is, be it that or another of the same.
+///
+/// A function of its own for the sake of the stack.
+#[inline(never)]
+fn is_of_running(owner: *const Owner, source: &Source) -> bool {
     let running = (bpf_get_current_pid_tgid() >> 32) as u32;
     // SAFETY: a map value; the verifier checks the access.
     let pid = unsafe { (&raw const (*owner).pid).read_volatile() };
     // A thread of the kernel has none there.
-    match pid == 0 || pid == running {
-        true => source,
-        false => Source::NOBODY,
+    if pid == 0 || pid == running {
+        return true;
     }
+    // SAFETY: a map value that its writers only replace as a whole, and a helper.
+    let (exe_id, cgroup_id) = unsafe {
+        (
+            PROCESSES.get(&running).map_or(0, |process| process.exe_id),
+            bpf_get_current_cgroup_id(),
+        )
+    };
+    let differs = differ(source.who(), bpf_get_current_uid_gid())
+        | differ(source.cgroup_id, cgroup_id)
+        | differ(source.exe_id, exe_id);
+    differs == 0
 }

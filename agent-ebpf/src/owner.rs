@@ -72,16 +72,14 @@ pub fn is_running(owner: *const Owner) -> bool {
     }
 }
 
-/// Sum of what rules may ask for.
+/// Sum of what rules may ask for. Not of which process it is: those of one service that share a
+/// socket write the same, and at once.
 #[inline(always)]
-fn seal_of(start_ns: u64, exe_id: u64, cgroup_id: u64, who: u64, pid: u32, session: u32) -> u64 {
-    let mut seal = start_ns;
-    for word in [
-        exe_id,
-        cgroup_id,
-        who,
-        u64::from(session) << 32 | u64::from(pid),
-    ] {
+fn seal_of(exe_id: u64, cgroup_id: u64, who: u64, session: u32) -> u64 {
+    // An owner that nobody has written has no seal.
+    const START: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut seal = START;
+    for word in [exe_id, cgroup_id, who, u64::from(session)] {
         seal = seal.rotate_left(13) ^ word;
     }
     seal
@@ -92,15 +90,7 @@ fn seal_of(start_ns: u64, exe_id: u64, cgroup_id: u64, who: u64, pid: u32, sessi
 #[inline(always)]
 pub fn sum(owner: &Owner) -> u64 {
     let who = u64::from(owner.gid) << 32 | u64::from(owner.uid);
-    let (pid, session) = (owner.pid, owner.session);
-    seal_of(
-        owner.start_ns,
-        owner.exe_id,
-        owner.cgroup_id,
-        who,
-        pid,
-        session,
-    )
+    seal_of(owner.exe_id, owner.cgroup_id, who, owner.session)
 }
 
 /// True if an owner is of one process.
@@ -117,19 +107,6 @@ pub fn seal(owner: *mut Owner) {
     unsafe { (*owner).seal = sum(&*owner) };
 }
 
-/// In what two owners differ, [`mixed`] bits.
-#[inline(always)]
-pub fn difference(a: *const Owner, b: *const Owner) -> u8 {
-    // SAFETY: the caller's memory; the verifier checks the access.
-    let (a, b) = unsafe { (&*a, &*b) };
-    let bits = differ(a.exe_id, b.exe_id) & u64::from(mixed::EXE)
-        | differ(a.cgroup_id, b.cgroup_id) & u64::from(mixed::CGROUP)
-        | differ(a.uid.into(), b.uid.into()) & u64::from(mixed::USER)
-        | differ(a.gid.into(), b.gid.into()) & u64::from(mixed::GROUP)
-        | differ(a.session.into(), b.session.into()) & u64::from(mixed::SESSION);
-    bits as u8
-}
-
 /// True if both are the same process, and execute the same file.
 #[inline(always)]
 pub fn is_same_process(a: *const Owner, b: *const Owner) -> bool {
@@ -142,10 +119,14 @@ pub fn is_same_process(a: *const Owner, b: *const Owner) -> bool {
 /// True if both are the same sender, by everything that rules may ask for.
 #[inline(always)]
 pub fn is_same(a: *const Owner, b: *const Owner) -> bool {
-    let difference = u64::from(difference(a, b));
+    let is_one = is_same_process(a, b);
     // SAFETY: the caller's memory; the verifier checks the access.
     let (a, b) = unsafe { (&*a, &*b) };
-    difference | differ(a.start_ns, b.start_ns) | differ(a.pid.into(), b.pid.into()) == 0
+    let words = |owner: &Owner| u64::from(owner.gid) << 32 | u64::from(owner.uid);
+    let differs = differ(a.cgroup_id, b.cgroup_id)
+        | differ(words(a), words(b))
+        | differ(a.session.into(), b.session.into());
+    is_one && differs == 0
 }
 
 /// Writes the running task into `owner`, with quality `direct`; a kernel thread
@@ -235,7 +216,7 @@ fn set_task_facts(owner: *mut Owner, task: Kernel, facts: (u32, u64, u64), known
             (*owner).loginuid = NOBODY_LOGGED_IN;
             (*owner).session = NOBODY_LOGGED_IN;
             (*owner).quality = quality::NONE;
-            (*owner).seal = seal_of(0, 0, cgroup_id, who, 0, NOBODY_LOGGED_IN);
+            (*owner).seal = seal_of(0, cgroup_id, who, NOBODY_LOGGED_IN);
         }
         return 0;
     }
@@ -271,7 +252,7 @@ fn set_task_facts(owner: *mut Owner, task: Kernel, facts: (u32, u64, u64), known
     }
     unsafe {
         (*owner).exe_id = exe_id;
-        (*owner).seal = seal_of(start_ns, exe_id, cgroup_id, who, pid, session);
+        (*owner).seal = seal_of(exe_id, cgroup_id, who, session);
     }
     pid
 }

@@ -5,9 +5,9 @@ use trefoil_ebpf::abi::*;
 
 use crate::{
     accounting::{announce_owner, set_state, succeed},
-    flows::{self, ANOTHER, set_running},
+    flows::{ANOTHER, set_running},
     maps::PROCESSES,
-    owner::{epoch_of, is_running, is_whole, seal},
+    owner::{epoch_of, is_running, is_whole, sum},
     uplink_flows::attribute_last,
 };
 
@@ -52,9 +52,6 @@ fn take_in(tag: *mut Socket, has_sent: bool) -> Option<()> {
         unsafe { (*flow).decision.generation = 0 };
     }
     if flags & SOCKET_HAS_PEER == 0 {
-        if change != 0 && flags & SOCKET_HAS_FLOWS != 0 {
-            appends(tag);
-        }
         return None;
     }
     // Who has connected and handed the socket on without a word has sent nothing.
@@ -75,21 +72,6 @@ fn take_in(tag: *mut Socket, has_sent: bool) -> Option<()> {
     Some(())
 }
 
-/// Takes in that another sends on a socket with many peers: what is appended to a datagram that one
-/// has begun goes to whom that one named.
-///
-/// A function of its own for the sake of the stack.
-#[inline(never)]
-fn appends(tag: *const Socket) -> u32 {
-    // SAFETY: a map value; the verifier checks the access. So below.
-    let key = FlowKey {
-        cookie: unsafe { (*tag).tracked.flow.cookie },
-        peer: unsafe { (*tag).named },
-    };
-    flows::find_for_sender(&key, unsafe { &raw const (*tag).tracked.owner });
-    0
-}
-
 /// True unless who sent on a flow may be another by now: one look into an array.
 #[inline(always)]
 pub fn is_current(tracked: *const Tracked) -> bool {
@@ -107,12 +89,13 @@ pub fn refresh(tracked: *mut Tracked) -> u32 {
     // SAFETY: map values; the verifier checks the access. So below.
     let (owner, flow) = unsafe { (&raw mut (*tracked).owner, &raw mut (*tracked).flow) };
     let (pid, start_ns, exe_id) = unsafe { ((*owner).pid, (*owner).start_ns, (*owner).exe_id) };
+    let known = unsafe { *owner };
     let epoch = epoch_of(pid);
     // Of one that has ended nothing changes any more, though its id may be another's.
     if let Some(process) = unsafe { PROCESSES.get(&pid) }
         && process.start_ns == start_ns
         && process.exe_id != exe_id
-        && is_whole(owner)
+        && is_whole(&raw const known)
     {
         succeed(tracked, owner);
         let state = unsafe { (*flow).state };
@@ -124,7 +107,11 @@ pub fn refresh(tracked: *mut Tracked) -> u32 {
             (*owner).comm = [0; 16];
             (*flow).decision.generation = 0;
         }
-        seal(owner);
+        let sealed = Owner {
+            exe_id: process.exe_id,
+            ..known
+        };
+        unsafe { (*owner).seal = sum(&sealed) };
         if state & (FLOW_SENT | FLOW_SHARED) != 0 {
             set_state(tracked, FLOW_SHARED);
             if state & (FLOW_ANNOUNCED | FLOW_SHARED) == FLOW_ANNOUNCED {

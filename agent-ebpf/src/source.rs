@@ -46,24 +46,20 @@ impl Source {
         ..Self::NOBODY
     };
 
-    /// What an owner says, which is nothing if that is not of one process. In what several senders
-    /// of a flow differ is not known.
+    /// What an owner says, which is nothing if that is not of one process.
     #[inline(always)]
     pub fn of(owner: *const Owner) -> Self {
         // SAFETY: a map value; the verifier checks the access.
         let owner = unsafe { &*owner };
         // Without a process, only the socket's own facts are known.
-        let of_process = u64::from(mixed::GROUP | mixed::SESSION);
-        let unknown = u64::from(owner.mixed)
-            | differ(sum(owner), owner.seal)
-            | of_process & !differ(owner.pid.into(), 0);
-        let is_unknown = |what: u8| differ(unknown & u64::from(what), 0);
+        let broken = differ(sum(owner), owner.seal);
+        let no_process = broken | !differ(owner.pid.into(), 0);
         Self {
-            exe_id: owner.exe_id & !is_unknown(mixed::EXE),
-            cgroup_id: owner.cgroup_id & !is_unknown(mixed::CGROUP),
-            uid: owner.uid | is_unknown(mixed::USER) as u32,
-            gid: owner.gid | is_unknown(mixed::GROUP) as u32,
-            session: owner.session & !is_unknown(mixed::SESSION) as u32,
+            exe_id: owner.exe_id & !broken,
+            cgroup_id: owner.cgroup_id & !broken,
+            uid: owner.uid | broken as u32,
+            gid: owner.gid | no_process as u32,
+            session: owner.session & !no_process as u32,
             is_outside: owner.quality == quality::FORWARDED,
         }
     }

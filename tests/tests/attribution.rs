@@ -410,3 +410,44 @@ fn a_user_is_named() -> Result<()> {
     agent.stop(Signal::SIGINT)?;
     lab.close()
 }
+
+/// The agent knows its socket by the cookie in the tag, which a socket that is older has none of.
+#[test]
+fn a_socket_older_than_the_agent_has_one_flow_for_each_peer() -> Result<()> {
+    const ROUNDS: usize = 3;
+    let lab = Lab::new()?;
+    let _sink = UdpSink::new(&lab.peer, 9)?;
+    let mut older = traffic_in(&lab, "old.service")?
+        .args(["udp", &at(places::PEER, 9), "--hold"])
+        .start()?;
+    older.line()?;
+    let agent = lab.agent().policy(&enforcing());
+    let mut agent = agent.settings("heartbeat_interval = \"1s\"\n").start()?;
+    for round in 1..=ROUNDS {
+        older.proceed()?;
+        older.line()?;
+        // Between two heartbeats the agent has looked which sockets there are.
+        agent.wait_for("heartbeats", |records| {
+            let beats = records
+                .iter()
+                .filter(|record| record.is("event", "heartbeat"));
+            (beats.count() >= 3 * round).then_some(())
+        })?;
+    }
+    older.finish()?.success()?;
+    let finals = agent.wait_for("the final record", |records| all_finals(records, 9, 1))?;
+    let record = finals.first().context("no record")?;
+    ensure!(
+        record.is("packets_out", ROUNDS) && record.is("attribution", "direct"),
+        "{record}"
+    );
+    let (_, records) = agent.stop(Signal::SIGTERM)?;
+    let finals = records.iter().filter(|record| world::is_final(record));
+    ensure!(
+        finals.clone().count() == 1,
+        "{:?}",
+        finals.collect::<Vec<_>>()
+    );
+    trefoil_lab::agent::detach(&lab)?;
+    lab.close()
+}

@@ -257,8 +257,7 @@ fn who_goes_on_with_a_connected_socket_is_judged_as_who_that_is() -> Result<()> 
             let before = lab.link_to(&lab.peer)?;
             let words = ["hand-over", other, first, second];
             traffic(&lab)?.args(words).run()?.success()?;
-            // Its own two, and the first of the other program's, whose sender is known by then. Of
-            // what follows, the other's may be some, so that its own are not approved any more.
+            // Its own two, and the first of the other program's, whose sender is known by then.
             let sent = lab.link_to(&lab.peer)?.since(before).tx_packets;
             ensure!((2..=3).contains(&sent), "{words:?}: {sent} have left");
 

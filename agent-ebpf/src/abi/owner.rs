@@ -62,28 +62,12 @@ pub struct Owner {
     pub comm: [u8; 16],
     /// One of [`quality`].
     pub quality: u8,
-    /// In what those differ that have sent before on the same flow, [`mixed`] bits.
-    pub mixed: u8,
     /// Zero.
-    pub pad: [u8; 2],
+    pub pad: [u8; 3],
     /// Of the process in map `EPOCHS`, before anything here was learned.
     pub epoch: u32,
     /// Sum of what rules may ask for: what two processors have written at once is nobody's.
     pub seal: u64,
-}
-
-/// In what those differ who send on one flow. Of its packets that is not known.
-pub mod mixed {
-    /// The executable.
-    pub const EXE: u8 = 1;
-    /// The control group.
-    pub const CGROUP: u8 = 2;
-    /// The user.
-    pub const USER: u8 = 4;
-    /// The group.
-    pub const GROUP: u8 = 8;
-    /// The login session.
-    pub const SESSION: u8 = 16;
 }
 
 /// Entries of map `EPOCHS`; a power of two.

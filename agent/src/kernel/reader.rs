@@ -167,7 +167,9 @@ impl Reader {
     /// Takes all final states that found the ring buffer full.
     pub fn take_ended(&mut self) -> Result<Vec<Tracked>, KernelError> {
         let mut taken = Vec::new();
-        for (key, tracked) in collect(&self.ended, "ENDED")? {
+        for (key, mut tracked) in collect(&self.ended, "ENDED")? {
+            // What ended it may not have written that yet.
+            tracked.flow.started_ns = key.started_ns;
             match self.ended.remove(&Wire(key)) {
                 Ok(()) | Err(MapError::KeyNotFound) => taken.push(tracked),
                 Err(error) => return Err(failed("ENDED", error)),

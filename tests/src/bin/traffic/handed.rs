@@ -19,7 +19,7 @@ use crate::udp::{family, own_port};
 use crate::{Answer, Failure, Named, Sent, tcp};
 
 const PAYLOAD: [u8; 64] = [b'x'; 64];
-/// Datagrams that `traffic go-on` sends, and `traffic hand-over` once that is done.
+/// Datagrams that `traffic go-on` sends.
 const GOES_ON: usize = 10;
 
 fn connected(peer: SocketAddr) -> Result<OwnedFd, Failure> {
@@ -87,21 +87,12 @@ pub fn hand_over(arguments: &mut Arguments) -> Answer {
         send(socket.as_raw_fd(), &PAYLOAD, MsgFlags::empty()).named("send")?;
     }
     let mut child = Command::new(program);
-    let given = socket.as_fd().try_clone_to_owned().named("dup")?;
-    child.args(["go-on"]).stdin(Stdio::from(given));
+    child.args(["go-on"]).stdin(Stdio::from(socket));
     if again {
         child.args(["--again", &peers[1].to_string()]);
     }
     let status = child.status().named("spawn")?;
-    send_often(&socket);
     std::process::exit(status.code().unwrap_or(1));
-}
-
-fn send_often(socket: &OwnedFd) {
-    for _ in 0..GOES_ON {
-        // That one is refused does not keep it from the next.
-        let _ = send(socket.as_raw_fd(), &PAYLOAD, MsgFlags::empty());
-    }
 }
 
 /// `traffic go-on`: standard input is a socket, and something is sent on it, several times.
@@ -112,7 +103,10 @@ pub fn go_on(arguments: &mut Arguments) -> Answer {
     if let Some(peer) = again {
         connect(socket.as_raw_fd(), &SockaddrStorage::from(peer)).named("connect")?;
     }
-    send_often(&socket);
+    for _ in 0..GOES_ON {
+        // That one is refused does not keep it from the next.
+        let _ = send(socket.as_raw_fd(), &PAYLOAD, MsgFlags::empty());
+    }
     Ok(())
 }
 

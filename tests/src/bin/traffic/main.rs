@@ -116,7 +116,7 @@ const USAGE: &str = "traffic COMMAND ...
       connects, and turns into another program, which sends that much in one call
   hand-over PROGRAM ADDR:PORT ADDR:PORT [--again]
       sends to both with one socket, and has that program go on with it: send ten datagrams,
-      with --again once it has connected the socket to the second by itself; then sends ten
+      with --again once it has connected the socket to the second by itself
   hand-on inherited|passed ADDR:PORT
       one process connects, another one sends
   share ADDR:PORT
