@@ -18,8 +18,8 @@ pub fn add(counter: *mut u64, amount: u64) {
     }
 }
 
-/// What is written before it is seen by others before what is read after it is read: an add is a
-/// barrier. `word` is any counter.
+/// A barrier, which an add is: others see all writes before it before anything is read after it.
+/// `word` is any counter.
 #[inline(always)]
 pub fn barrier(word: *mut u64) {
     add(word, 0);

@@ -52,8 +52,8 @@ pub fn set_running(tag: *mut Socket) -> u32 {
     if is_same && is_whole(&raw const before) {
         return 0;
     }
-    // What it has sent it has sent as what it was, and is told so. Another sender's bytes are in one
-    // flow with those of the one before.
+    // A process has sent as what it was, and that is told so. Bytes of another are in one flow with
+    // those of the one before.
     let is_itself = unsafe { (*owner).pid == before.pid && (*owner).start_ns == before.start_ns };
     if is_itself && !is_same && flags & SOCKET_HAS_PEER != 0 {
         succeed(unsafe { &raw mut (*tag).tracked }, &raw const before);

@@ -36,7 +36,7 @@ pub const PASS: i32 = 1;
 /// The call fails with EPERM.
 pub const REFUSE: i32 = 0;
 
-/// What a peer is named for.
+/// The use of a peer that is named.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Purpose {
     /// All that the socket sends from now on.

@@ -46,11 +46,9 @@ fn take_in(tag: *mut Socket, has_sent: bool) -> Option<()> {
     if has_sent && flags & SOCKET_OF_FRAMES != 0 {
         attribute_last(tag);
     }
-    if change != 0 {
-        // Rules may say something else about this sender. Also if there is no peer as yet: it may
-        // be named at this moment, by another.
-        unsafe { (*flow).decision.generation = 0 };
-    }
+    // Rules may say something else about this sender. Also if there is no peer as yet: it may be
+    // named at this moment, by another.
+    unsafe { (*flow).decision.generation = 0 };
     if flags & SOCKET_HAS_PEER == 0 {
         return None;
     }
@@ -62,8 +60,6 @@ fn take_in(tag: *mut Socket, has_sent: bool) -> Option<()> {
         unsafe { (*owner).quality = quality::INFERRED };
     }
     set_state(tracked, FLOW_SENT);
-    // Rules may say something else about this sender.
-    unsafe { (*flow).decision.generation = 0 };
     // Once: two senders in turn would fill the ring buffer.
     let is_announced = unsafe { (*flow).state } & FLOW_ANNOUNCED != 0;
     if is_announced && state & FLOW_SHARED == 0 {

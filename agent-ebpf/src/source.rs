@@ -46,7 +46,7 @@ impl Source {
         ..Self::NOBODY
     };
 
-    /// What an owner says, which is nothing if that is not of one process.
+    /// As an owner says, which is nothing if that is not of one process.
     #[inline(always)]
     pub fn of(owner: *const Owner) -> Self {
         // SAFETY: a map value; the verifier checks the access.

@@ -266,7 +266,7 @@ fn a_session_that_a_foreign_client_opened_is_egress_too() -> Result<()> {
     lab.close()
 }
 
-/// Who connects a socket to another peer while it sends makes nothing look as if it went there.
+/// Connecting a socket to another peer while it sends makes nothing look as if it went there.
 #[test]
 fn a_packet_is_told_where_it_went_whatever_its_socket_is_connected_to_meanwhile() -> Result<()> {
     const EACH: &str = "violations_rate = 1000000\n[tables]\nevents_bytes = 16777216\n";

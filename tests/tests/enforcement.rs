@@ -227,7 +227,7 @@ fn what_is_approved_is_untouched() -> Result<()> {
     lab.close()
 }
 
-/// Who goes on with a socket is judged as who that is, whichever of its peers it has been connected
+/// Another program that goes on with a socket is judged as what it is, whichever of its peers it has been connected
 /// to before, and however it is named now.
 #[test]
 fn who_goes_on_with_a_connected_socket_is_judged_as_who_that_is() -> Result<()> {

@@ -120,8 +120,8 @@ pub struct Flow {
     /// Socket cookie. With `started_ns` and `peer` it names a flow for good.
     pub cookie: u64,
     /// Nanoseconds since boot (suspend included). Odd if it is [`reason::ALONE`], else even,
-    /// so that such a flow has no name that another has. 0 in an entry of `FLOWS` or
-    /// `UPLINK_FLOWS` that is not complete yet.
+    /// so that such a flow has no name that another has. 0 where one flow makes way for
+    /// another, and in an entry of `FLOWS` or `UPLINK_FLOWS` that is not complete yet.
     pub started_ns: u64,
     /// Near address; unspecified until a packet was seen.
     pub local: Address,
@@ -173,7 +173,7 @@ pub struct Socket {
     pub pad: u32,
     /// Last actor, and the flow if the socket has one peer.
     pub tracked: Tracked,
-    /// What its process has named last, of a socket for datagrams.
+    /// Of a socket for datagrams, the peer that its process has named last.
     pub named: Peer,
     /// Where packets to that go, where the host translates it; else of protocol 0.
     pub translated: Peer,

@@ -168,7 +168,7 @@ impl Reader {
     pub fn take_ended(&mut self) -> Result<Vec<Tracked>, KernelError> {
         let mut taken = Vec::new();
         for (key, mut tracked) in collect(&self.ended, "ENDED")? {
-            // What ended it may not have written that yet.
+            // The hook that ended it may not have written that yet.
             tracked.flow.started_ns = key.started_ns;
             match self.ended.remove(&Wire(key)) {
                 Ok(()) | Err(MapError::KeyNotFound) => taken.push(tracked),

@@ -447,7 +447,7 @@ fn nothing_is_lost_after_the_end(vm: &mut Vm) -> Result<()> {
         to: PEER,
         approved: true,
     };
-    // What is sent at the very moment of the end is rare.
+    // Little is sent at the very moment of the end.
     const CONNECTIONS: u64 = 10;
     vm.ok(&format!(
         "systemd-run --quiet --wait --collect --unit=abandoned \

@@ -104,7 +104,7 @@ pub fn go_on(arguments: &mut Arguments) -> Answer {
         connect(socket.as_raw_fd(), &SockaddrStorage::from(peer)).named("connect")?;
     }
     for _ in 0..GOES_ON {
-        // That one is refused does not keep it from the next.
+        // Though one is refused, the next is tried.
         let _ = send(socket.as_raw_fd(), &PAYLOAD, MsgFlags::empty());
     }
     Ok(())
