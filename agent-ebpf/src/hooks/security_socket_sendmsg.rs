@@ -1,9 +1,11 @@
-//! Who really sends, where the kernel has no `sock_send_length`.
+//! Who really sends: a socket may be used by another process than the one that opened it
+//! (accepted and handed on, inherited, passed over a UNIX socket), and the process may have
+//! changed its user, group, control group or executable.
 //!
 //! `int security_socket_sendmsg(struct socket *sock, struct msghdr *msg, int size)`, fentry,
 //! 5.11 (`bpf_sk_storage_get` for such programs), x86-64. It runs before the data is sent, in
-//! the sender's context, and not for what is spliced. Without it the owner is the process that
-//! opened or connected the socket, and of a packet socket nobody.
+//! the sender's context; for what is spliced since 6.5, and from there on nothing else is needed.
+//! Without it, `sock_send_length` and `tcp_sendmsg_locked` say what they can.
 
 use aya_ebpf::{macros::fentry, programs::FEntryContext};
 use trefoil_ebpf::abi::{FLOW_SENT, SOCKET_LISTENS, SOCKET_OF_FRAMES};

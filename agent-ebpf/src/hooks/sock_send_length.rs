@@ -1,9 +1,7 @@
-//! Who really sends: a socket may be used by another process than the one that
-//! opened it (accepted and handed on, inherited, passed over a UNIX socket).
+//! Who really sent, where `security_socket_sendmsg` cannot be watched or does not see all.
 //!
 //! `void sock_send_length(struct sock *sk, int ret, int flags)`, tp_btf, 6.3. It
-//! runs after the data was sent, in the sender's context. Without it,
-//! `security_socket_sendmsg` is used.
+//! runs after the data was sent, in the sender's context.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use trefoil_ebpf::abi::SOCKET_OF_FRAMES;

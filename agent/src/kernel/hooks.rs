@@ -2,7 +2,7 @@
 
 use std::{
     os::fd::{AsFd as _, BorrowedFd},
-    path::Path,
+    path::PathBuf,
 };
 
 use aya::{
@@ -10,7 +10,7 @@ use aya::{
     programs::{Program, links::FdLink},
 };
 
-use super::{KernelError, bpf_syscall};
+use super::{KernelError, bpf_syscall, btf::Types};
 
 /// Where a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,10 +37,21 @@ pub struct Hook {
     /// What is not known where the kernel lacks it; `None` if Trefoil does not
     /// run without it.
     pub without: Option<&'static str>,
+    /// What is used instead where the kernel has all that it needs.
+    pub better: Option<&'static Better>,
     /// What is used where the kernel lacks it.
     pub fallback: Option<Fallback>,
     /// A function of the kernel that the program calls, if it is younger than the place.
     pub calls: Option<&'static str>,
+}
+
+/// A program at the entry of a function of the kernel that does all that several hooks do.
+#[derive(Debug)]
+pub struct Better {
+    /// Name of the program, and of the function.
+    pub function: &'static str,
+    /// Functions of the kernel without which it would not see everything.
+    needs: &'static [&'static str],
 }
 
 /// A program in the place of a hook: at the entry of a function of the kernel, or an iterator over
@@ -58,6 +69,13 @@ pub struct Fallback {
 /// Socket storage for programs at tracepoints and functions, 5.11.
 const SOCKET_STORAGE: &str = "bpf_sk_storage_get_tracing";
 
+/// Who is about to send, by any protocol: known before the first byte, and for less than it costs
+/// to ask before and after. What is spliced comes this way since 6.5.
+const SENDMSG: Better = Better {
+    function: "security_socket_sendmsg",
+    needs: &[SOCKET_STORAGE, "splice_to_socket"],
+};
+
 impl Hook {
     /// True if there is a pin that shows whether it is in the kernel.
     pub fn is_pinned(&self) -> bool {
@@ -67,6 +85,13 @@ impl Hook {
             Place::Uplink => false,
             Place::Tracepoint | Place::Function | Place::Cgroup => true,
         }
+    }
+
+    /// Its program and those that may be in its place, of which one at most is loaded.
+    pub fn programs(&self) -> impl Iterator<Item = &'static str> + use<> {
+        let better = self.better.map(|it| it.function);
+        let fallback = self.fallback.map(|it| it.function);
+        [better, Some(self.name), fallback].into_iter().flatten()
     }
 }
 
@@ -115,8 +140,9 @@ pub const HOOKS: &[Hook] = &[
         )
     },
     Hook {
+        better: Some(&SENDMSG),
         fallback: Some(Fallback {
-            function: "security_socket_sendmsg",
+            function: SENDMSG.function,
             without: "processes that splice into sockets which others opened",
             calls: Some(SOCKET_STORAGE),
         }),
@@ -127,6 +153,7 @@ pub const HOOKS: &[Hook] = &[
         )
     },
     Hook {
+        better: Some(&SENDMSG),
         calls: Some(SOCKET_STORAGE),
         ..hook(
             "tcp_sendmsg_locked",
@@ -223,6 +250,7 @@ const fn hook(name: &'static str, place: Place, without: Option<&'static str>) -
         name,
         place,
         without,
+        better: None,
         fallback: None,
         calls: None,
     }
@@ -255,9 +283,17 @@ impl HookStatus {
     }
 }
 
-/// Loads the program of a hook into the kernel, or that of its fallback; the verifier sees it
-/// here. Returns the fallback that it is.
-pub fn load(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<Option<Fallback>, KernelError> {
+/// Loads the program of a hook into the kernel, or one in its place; the verifier sees it here.
+/// Returns the fallback if it is that.
+pub fn load(
+    ebpf: &mut Ebpf,
+    hook: &Hook,
+    btf: &Btf,
+    types: &Types,
+) -> Result<Option<Fallback>, KernelError> {
+    if load_better(ebpf, hook, btf, types) {
+        return Ok(None);
+    }
     let error = match load_itself(ebpf, hook, btf) {
         Ok(()) => return Ok(None),
         Err(error) => error,
@@ -276,6 +312,20 @@ pub fn load(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<Option<Fallback>,
             .map(|()| Some(fallback))
             .map_err(|_| error),
         _ => Err(error),
+    }
+}
+
+/// True if what is better than a hook is in the kernel, maybe for the sake of another hook.
+fn load_better(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf, types: &Types) -> bool {
+    let has_all = |better: &&Better| better.needs.iter().all(|name| types.has_function(name));
+    let Some(better) = hook.better.filter(has_all) else {
+        return false;
+    };
+    match ebpf.program_mut(better.function) {
+        Some(Program::FEntry(program)) => {
+            program.fd().is_ok() || program.load(better.function, btf).is_ok()
+        }
+        _ => false,
     }
 }
 
@@ -307,13 +357,14 @@ pub fn program<'a>(ebpf: &'a Ebpf, hook: &Hook) -> Result<BorrowedFd<'a>, Kernel
 
 /// Attaches one program and pins its link, so that it stays when this agent ends. False
 /// if it is not attached by a link, or not here: uplinks are attached one by one, as they
-/// come.
+/// come. `link` is where the link of a hook is pinned.
 pub fn attach(
     ebpf: &mut Ebpf,
     hook: &Hook,
     cgroup: BorrowedFd<'_>,
-    pin: &Path,
+    link: impl Fn(&Hook) -> PathBuf,
 ) -> Result<bool, KernelError> {
+    let pin = &link(hook);
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
         KernelError::failed(format!("attach program {}", hook.name), error)
     };
@@ -328,21 +379,39 @@ pub fn attach(
                 .map_err(|error| failed(error.into()))?;
             bpf_syscall::pin(link.as_fd(), pin).map_err(|error| unpinned(error.into()))?;
         }
-        Place::Tracepoint | Place::Function => {
-            let link = attach_to_kernel(ebpf, hook).map_err(failed)?;
-            link.pin(pin).map_err(|error| unpinned(error.into()))?;
-        }
+        Place::Tracepoint | Place::Function => match attached_before(ebpf, hook) {
+            Some(other) => {
+                let link =
+                    bpf_syscall::open_pin(&link(other)).map_err(|error| failed(error.into()))?;
+                bpf_syscall::pin(link.as_fd(), pin).map_err(|error| unpinned(error.into()))?;
+            }
+            None => {
+                let link = attach_to_kernel(ebpf, hook).map_err(failed)?;
+                link.pin(pin).map_err(|error| unpinned(error.into()))?;
+            }
+        },
     }
     Ok(true)
 }
 
-/// Attaches the program of a tracepoint or function, or its fallback, whichever was loaded.
+/// The hook before this one for whose sake the program that does the work of both is attached.
+fn attached_before(ebpf: &Ebpf, hook: &Hook) -> Option<&'static Hook> {
+    let better = hook.better?.function;
+    let is_loaded = matches!(
+        ebpf.program(better), Some(Program::FEntry(program)) if program.fd().is_ok()
+    );
+    let has_it = |it: &&Hook| it.better.is_some_and(|it| it.function == better);
+    let first = HOOKS.iter().find(has_it)?;
+    (is_loaded && first.name != hook.name).then_some(first)
+}
+
+/// Attaches the program of a tracepoint or function, or what is in its place, whichever was
+/// loaded.
 fn attach_to_kernel(
     ebpf: &mut Ebpf,
     hook: &Hook,
 ) -> Result<FdLink, Box<dyn std::error::Error + Send + Sync>> {
-    let names = [Some(hook.name), hook.fallback.map(|it| it.function)];
-    for name in names.into_iter().flatten() {
+    for name in hook.programs() {
         match ebpf.program_mut(name) {
             Some(Program::BtfTracePoint(program)) if program.fd().is_ok() => {
                 let id = program.attach()?;
@@ -407,7 +476,10 @@ pub fn support() -> Vec<HookSupport> {
             // clsact is older than any kernel with type information.
             Place::Uplink => types.is_some(),
         };
-        let supported = supported && hook.calls.is_none_or(has);
+        let is_there =
+            |better: &Better| has(better.function) && better.needs.iter().all(|it| has(it));
+        let supported =
+            supported && hook.calls.is_none_or(has) || hook.better.is_some_and(is_there);
         let fallback = hook.fallback.filter(|fallback| {
             let place = match hook.place {
                 Place::Iterator(_) => "bpf_iter_task_file",

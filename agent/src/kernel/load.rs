@@ -148,7 +148,6 @@ impl Kernel {
         let types = offsets::open()?;
         let state_seen = u32::from(tcp_state_seen);
         let subflows_known = u32::from(types.has_function("bpf_skc_to_mptcp_sock"));
-        drop(types);
         let namespace = namespace_cookie();
         let namespace_inode = namespace_inode()?;
         let local_flows = u32::from(settings.local_flows);
@@ -184,7 +183,7 @@ impl Kernel {
         })?;
         let mut statuses = Vec::new();
         for hook in HOOKS {
-            let (fallback, why) = match hooks::load(&mut ebpf, hook, &btf) {
+            let (fallback, why) = match hooks::load(&mut ebpf, hook, &btf, &types) {
                 Ok(fallback) => (fallback, None),
                 // Only now is it known, and the constants of what is loaded say otherwise.
                 Err(_) if hook.name == INET_SOCK_SET_STATE && tcp_state_seen => {

@@ -98,8 +98,8 @@ impl Kernel {
                     continue;
                 }
             }
-            let path = self.pins.link(self.instance, hook.name);
-            match hooks::attach(&mut self.ebpf, hook, cgroup, &path) {
+            let link = |hook: &Hook| self.pins.link(self.instance, hook.name);
+            match hooks::attach(&mut self.ebpf, hook, cgroup, link) {
                 // So that `trefoil flows` can run it, agent alive or dead.
                 Ok(false) if hook.is_pinned() => {
                     pin_program(&self.pins, self.instance, &mut self.ebpf, hook)?;
@@ -243,8 +243,7 @@ fn pin_program(
     hook: &Hook,
 ) -> Result<(), KernelError> {
     let path = pins.link(instance, hook.name);
-    let names = [Some(hook.name), hook.fallback.map(|it| it.function)];
-    for name in names.into_iter().flatten() {
+    for name in hook.programs() {
         let Some(program) = ebpf.program_mut(name) else {
             continue;
         };

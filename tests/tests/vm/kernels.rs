@@ -89,8 +89,10 @@ struct Kernel {
     release: &'static str,
     /// The hooks that it lacks, and what is therefore not covered.
     lacks: &'static [(&'static str, &'static str)],
-    /// The programs in their stead.
+    /// The programs that do the work of hooks which are not in the kernel themselves.
     instead: &'static [&'static str],
+    /// Those hooks, apart from what is lacking.
+    replaced: &'static [&'static str],
 }
 
 #[test]
@@ -117,6 +119,7 @@ fn linux_5_10() -> Result<()> {
                 ),
             ],
             instead: &[],
+            replaced: &[],
         },
     )
 }
@@ -139,6 +142,7 @@ fn linux_6_1() -> Result<()> {
                 ),
             ],
             instead: &["security_socket_sendmsg"],
+            replaced: &[],
         },
     )
 }
@@ -146,16 +150,7 @@ fn linux_6_1() -> Result<()> {
 #[test]
 fn linux_6_12() -> Result<()> {
     let mut vm = Vm::booted_with("6.12", "linux-6.12")?;
-    watches_and_enforces(
-        &mut vm,
-        &Kernel {
-            lacks: &[(
-                "tcp_sendmsg_locked",
-                "users, groups and control groups that processes changed to, in their first call",
-            )],
-            ..everything("6.12.")
-        },
-    )
+    watches_and_enforces(&mut vm, &everything("6.12."))
 }
 
 /// Whatever Debian has; the release is in the scenario's output.
@@ -169,7 +164,8 @@ fn everything(release: &'static str) -> Kernel {
     Kernel {
         release,
         lacks: &[],
-        instead: &[],
+        instead: &["security_socket_sendmsg"],
+        replaced: &["sock_send_length", "tcp_sendmsg_locked"],
     }
 }
 
@@ -192,6 +188,10 @@ fn watches_and_enforces(vm: &mut Vm, kernel: &Kernel) -> Result<()> {
     put_in_force(vm, &POLICY.replace("\"report\"", "\"enforce\""))?;
     only_what_is_approved_leaves(vm)?;
     books_are_right(vm)?;
+    if !kernel.instead.is_empty() {
+        let is_spliced_seen = !kernel.replaced.is_empty();
+        senders_are_known_before_they_send(vm, is_spliced_seen)?;
+    }
 
     vm.ok("trefoil detach")?;
     vm.wait_until("the kernel has freed everything", |vm| {
@@ -245,6 +245,7 @@ fn has_what_is_expected(vm: &mut Vm, kernel: &Kernel, objects_before: &str) -> R
     let mut expected: Vec<_> = PROGRAMS
         .into_iter()
         .filter(|name| !kernel.lacks.iter().any(|(lacking, _)| lacking == name))
+        .filter(|name| !kernel.replaced.contains(name))
         .chain(kernel.instead.iter().copied())
         .map(|name| &name[..name.len().min(KEPT_NAME)])
         .collect();
@@ -502,6 +503,38 @@ fn only_what_is_approved_leaves(vm: &mut Vm) -> Result<()> {
         );
     }
     all_is_recorded(vm, before, &records)
+}
+
+const ROOT_MAY: &str = r#"mode = "enforce"
+[[rules]]
+name    = "root may, and nobody else"
+from    = { user = 0 }
+to      = { networks = ["203.0.113.0/24"] }
+verdict = "approve"
+"#;
+
+/// Who has connected as root and is another by the time that it sends gets no byte out, of
+/// datagrams neither.
+fn senders_are_known_before_they_send(vm: &mut Vm, is_spliced_seen: bool) -> Result<()> {
+    put_in_force(vm, ROOT_MAY)?;
+    let to = SocketAddr::new(FOREIGN, 9);
+    let stays = format!("{TRAFFIC} become {to} --datagrams --silent");
+    let turns = format!("{stays} --uid 65534");
+    let before = counters(vm, "", "uplink")?;
+    vm.ok(&stays)?;
+    let before = {
+        let left = left_since(vm, before)?;
+        ensure!(left.tx_packets == 1, "root has sent {left:?}");
+        counters(vm, "", "uplink")?
+    };
+    let spliced = is_spliced_seen.then(|| format!("{turns} --spliced"));
+    for turns in [Some(turns), spliced].into_iter().flatten() {
+        let turned = vm.run(&turns)?;
+        ensure!(turned.code == REFUSED, "{turns}: {turned:?}");
+        let left = left_since(vm, before)?;
+        ensure!(left.tx_packets == 0, "{left:?} has left by {turns}");
+    }
+    Ok(())
 }
 
 /// They balance, are about all that the interface has counted, and know of the frame.

@@ -8,8 +8,9 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use nix::fcntl::{SpliceFFlags, splice};
 use nix::sys::socket::{MsgFlags, SockaddrStorage, connect, send};
-use nix::unistd::{setgid, setuid};
+use nix::unistd::{pipe, setgid, setuid, write as write_to};
 
 use crate::arguments::Arguments;
 use crate::udp::{family, own_port};
@@ -26,6 +27,7 @@ pub fn become_another(arguments: &mut Arguments) -> Answer {
     let datagrams = arguments.flag("--datagrams");
     let silent = arguments.flag("--silent");
     let hold = arguments.flag("--hold");
+    let spliced = arguments.flag("--spliced");
     arguments.done()?;
     let socket = match datagrams {
         true => udp::open(peer, None)?,
@@ -50,6 +52,7 @@ pub fn become_another(arguments: &mut Arguments) -> Answer {
         setuid(user.into()).named("setuid")?;
     }
     match program {
+        None if spliced => splice_once(&socket, bytes),
         None => send_once(&socket, bytes),
         Some(program) => Err(Command::new(program)
             .args(["pour", &bytes.to_string()])
@@ -70,11 +73,24 @@ pub fn pour(arguments: &mut Arguments) -> Answer {
 /// Sends in one call.
 fn send_once(socket: &OwnedFd, bytes: usize) -> Answer {
     let payload = vec![b'x'; bytes];
-    let bytes = send(socket.as_raw_fd(), &payload, MsgFlags::empty()).named("send")? as u64;
+    let sent = send(socket.as_raw_fd(), &payload, MsgFlags::empty()).named("send")?;
+    sent_once(socket, sent)
+}
+
+/// From a pipe, in one call.
+fn splice_once(socket: &OwnedFd, bytes: usize) -> Answer {
+    let (reader, writer) = pipe().named("pipe")?;
+    let length = write_to(&writer, &vec![b'x'; bytes]).named("write")?;
+    let flags = SpliceFFlags::empty();
+    let sent = splice(&reader, None, socket, None, length, flags).named("splice")?;
+    sent_once(socket, sent)
+}
+
+fn sent_once(socket: &OwnedFd, bytes: usize) -> Answer {
     Sent {
         port: own_port(socket),
         packets: 1,
-        bytes,
+        bytes: bytes as u64,
     }
     .tell();
     Ok(())
