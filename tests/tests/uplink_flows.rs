@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
 use trefoil_lab::program::{Program, Running};
+use trefoil_lab::sink::UdpSink;
 use trefoil_lab::tap::Tap;
 use trefoil_lab::wiring::{forward, guest};
 use trefoil_lab::{Agent, Lab, Record, places, wait_for};
@@ -65,7 +66,7 @@ fn what_is_forwarded_is_told_by_both_its_ends() -> Result<()> {
                 record.is("event", "violation")
                     && record.is("dst_addr", to)
                     && record.is("src_addr", from)
-                    && record.is("attribution", "forwarded")
+                    && record.is("attribution", "none")
             });
             (told.count() == 2).then_some(())
         })?;
@@ -76,7 +77,7 @@ fn what_is_forwarded_is_told_by_both_its_ends() -> Result<()> {
             holds(
                 record,
                 &[
-                    ("attribution", &"forwarded"),
+                    ("attribution", &"none"),
                     ("src_addr", &from),
                     ("dst_port", &9),
                     ("protocol", &"udp"),
@@ -95,6 +96,70 @@ fn what_is_forwarded_is_told_by_both_its_ends() -> Result<()> {
         lab.close()?;
     }
     Ok(())
+}
+
+/// What comes in by an uplink is no process's of this host, and what comes out of another network
+/// namespace may be: a rule that denies some of them holds for all that are not known.
+#[test]
+fn a_deny_of_a_source_holds_for_containers_and_not_for_what_comes_from_outside() -> Result<()> {
+    let lab = Lab::new()?;
+    let container = guest(&lab.host, "container", 1)?;
+    lab.peer.ip(&format!(
+        "route add {} via {} dev to-host onlink\n",
+        places::FOREIGN,
+        places::HOST
+    ))?;
+    let foreign = UdpSink::new(&lab.foreign, 9)?;
+    const POLICY: &str = r#"mode = "enforce"
+[[rules]]
+name    = "nobody's"
+from    = { user = 65534 }
+to      = { networks = ["203.0.113.0/24"] }
+verdict = "deny"
+[[rules]]
+name    = "all others'"
+to      = { networks = ["203.0.113.0/24"] }
+verdict = "approve"
+"#;
+    let agent = lab.agent().policy(POLICY).uplink("auto").start()?;
+    let to = at(places::FOREIGN, 9);
+    let sends = |place| {
+        Program::new(TRAFFIC, place, None, None)?
+            .args(["udp", &to])
+            .run()
+    };
+    // It goes by a packet socket of nobody's, as far as the host can see.
+    let from = format!("{}:4000", container.v4);
+    let host = "02:00:00:00:03:01";
+    Program::new(TRAFFIC, &container.place, None, None)?
+        .args(["packet", "to-host", host, &to, "--from", &from])
+        .run()?
+        .success()?;
+    sends(&lab.peer)?.success()?;
+    foreign.wait_for_packets(1)?;
+    let records = finals_to(agent, &lab, places::FOREIGN)?;
+    let about = |from: IpAddr| {
+        only(
+            records
+                .iter()
+                .filter(|it| it.is("src_addr", from))
+                .cloned()
+                .collect(),
+        )
+    };
+    let contained: &[(&str, &dyn ToString)] = &[
+        ("attribution", &"none"),
+        ("rule", &"nobody's"),
+        ("outcome", &"dropped"),
+    ];
+    holds(&about(container.v4)?, contained)?;
+    let outside: &[(&str, &dyn ToString)] = &[
+        ("attribution", &"forwarded"),
+        ("rule", &"all others'"),
+        ("outcome", &"passed"),
+    ];
+    holds(&about(places::PEER)?, outside)?;
+    lab.close()
 }
 
 /// What a tunnel to the foreign host leads to, and where that one takes the tunnel's packets.

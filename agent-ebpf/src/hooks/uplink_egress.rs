@@ -22,7 +22,7 @@ use crate::{
     flows::{self, set_sender},
     in_flight::{self, Found},
     judge::{is_local, undetermined},
-    maps::{FRAME_ENDS, InForce, SOCKETS, WRITERS, in_force, is_new, lose, uplink},
+    maps::{FRAME_ENDS, InForce, SOCKETS, WRITERS, in_force, is_entrance, is_new, lose, uplink},
     packet::{
         Bytes, Ends, Frame, NOT_IP, Part, Route, ends_at, frame, is_empty_wireguard,
         is_plain_ethernet, is_same_peer, is_without_data, keeps_link, plain_ends_at, protocol,
@@ -302,7 +302,7 @@ extern "C" fn judge_anew(skb: *mut __sk_buff, start: u32, generation: u32, flags
     }
     let tag = tag(skb, sender(skb));
     let owner = owner(skb, sender(skb), tag, sent(skb, start, tag));
-    let source = source(sender(skb), owner);
+    let source = source(skb, sender(skb), owner);
     let mut farthest = 0;
     let mut decision = judge_listed(in_force, &source, skb, start, ends, &mut farthest);
     if ends.route != Route::Direct {
@@ -731,10 +731,13 @@ fn owner(
 
 /// Where a frame of this owner comes from, which is null if unknown.
 #[inline(always)]
-fn source(sender: u8, owner: *const Owner) -> Source {
+fn source(skb: *mut __sk_buff, sender: u8, owner: *const Owner) -> Source {
     match (owner.is_null(), sender) {
         (false, _) => Source::of(owner),
-        (true, sender::FORWARDED) => Source::OUTSIDE,
+        // SAFETY: a field of the context.
+        (true, sender::FORWARDED) if is_entrance(unsafe { (*skb).ingress_ifindex }) => {
+            Source::OUTSIDE
+        }
         (true, _) => Source::NOBODY,
     }
 }

@@ -199,11 +199,7 @@ impl Reader {
             {
                 Ok(true)
             }
-            Err(MapError::SyscallError(error))
-                if error.io_error.raw_os_error() == Some(libc::E2BIG) =>
-            {
-                Ok(false)
-            }
+            Err(error) if is_full(&error) => Ok(false),
             other => other
                 .map(|()| true)
                 .map_err(|error| failed("CGROUPS", error)),
@@ -366,6 +362,14 @@ pub(super) fn collect<K: super::wire::Plain, V: super::wire::Plain>(
                 .map_err(|error| failed(name, error))
         })
         .collect()
+}
+
+/// True if a table had no room for an entry.
+pub(super) fn is_full(error: &MapError) -> bool {
+    matches!(
+        error,
+        MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::E2BIG)
+    )
 }
 
 pub(super) fn failed(name: &str, error: MapError) -> KernelError {

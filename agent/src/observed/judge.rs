@@ -248,14 +248,19 @@ struct Lacks {
 
 impl Lacks {
     fn of(policy: &Policy, source: &Source, target: &Target) -> Self {
+        // Of nobody on this host there is nothing to know.
+        let is_inside = !source.is_outside;
         Self {
             // What no rule asks for need not be known.
-            gid: source.gid.is_none() && policy.rules.iter().any(|rule| rule.groups.is_some()),
-            interactive: source.interactive.is_none()
+            gid: is_inside
+                && source.gid.is_none()
+                && policy.rules.iter().any(|rule| rule.groups.is_some()),
+            interactive: is_inside
+                && source.interactive.is_none()
                 && policy.rules.iter().any(|rule| rule.interactive.is_some()),
-            cgroup: source.cgroup_for_rules().is_missing(),
-            exe: source.exe_for_rules().is_missing(),
-            uid: source.uid_for_rules().is_missing(),
+            cgroup: is_inside && source.cgroup_for_rules().is_missing(),
+            exe: is_inside && source.exe_for_rules().is_missing(),
+            uid: is_inside && source.uid_for_rules().is_missing(),
             address: target.address.is_none(),
             protocol: target.protocol.is_none(),
         }

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, fmt, net::IpAddr, sync::Arc};
 
-use trefoil_ebpf::abi::CGROUP_PATH;
+use trefoil_ebpf::abi::{CGROUP_PATH, quality};
 
 use crate::{
     policy::Question,
@@ -35,6 +35,8 @@ pub struct Source {
     pub user: Option<Arc<str>>,
     /// Whether somebody logged in to start the process.
     pub interactive: Option<bool>,
+    /// It is no process of the host, which forwards what others send.
+    pub is_outside: bool,
 }
 
 /// A fact that rules ask for, as far as it is known.
@@ -72,6 +74,8 @@ impl Source {
             interactive: record
                 .number(Field::Pid)
                 .map(|_| record.number(Field::Session).is_some()),
+            is_outside: record.text(Field::Attribution)
+                == Some(words::attribution(quality::FORWARDED)),
         }
     }
 
@@ -94,6 +98,7 @@ impl Source {
             gid: self.gid.or(older.gid),
             user: either(&self.user, &older.user),
             interactive: self.interactive.or(older.interactive),
+            is_outside: self.is_outside,
         };
         (filled != *self).then_some(filled)
     }
@@ -141,7 +146,7 @@ impl Source {
             cgroup: self.cgroup_for_rules().known().map(str::as_bytes),
             executable: executable.map(str::as_bytes),
             is_foreign,
-            is_outside: false,
+            is_outside: self.is_outside,
             // The last number is no user's.
             uid: self.uid.unwrap_or(u32::MAX),
             gid: self.gid,
