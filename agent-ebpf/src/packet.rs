@@ -792,10 +792,8 @@ fn fill_v6(packet: impl Bytes, start: u32, ends: &mut Ends) -> Option<()> {
         }
     }
     if ends.part != Part::Later && is_extension(protocol) {
-        // More headers than are followed, or not to be read.
-        if ends.route == Route::Direct {
-            ends.route = Route::Unread;
-        }
+        // More headers than are followed, or not to be read: another list may be among them.
+        ends.route = Route::Unread;
     }
     ends.destination.protocol = protocol;
     if ends.part != Part::Later {

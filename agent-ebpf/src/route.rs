@@ -150,8 +150,11 @@ fn stop_in_options(skb: *mut __sk_buff, start: u32, header_bytes: u32, mut numbe
     let mut from = FIRST_OPTION;
     for _ in 0..MAX_ROUTES {
         let route = skb.source_route(start, header_bytes, from);
-        if matches!(route, NO_ROUTE | UNREAD_ROUTE) {
-            return NO_STOP;
+        match route {
+            NO_ROUTE => return NO_STOP,
+            UNREAD_ROUTE if number == 0 => return UNREAD_STOP,
+            UNREAD_ROUTE => return NO_STOP,
+            _ => {}
         }
         let (first, end) = (route >> 8, route & 0xff);
         // A rest that is no whole address counts as one.

@@ -19,6 +19,7 @@ mod iter_socket_files;
 mod iter_sockets;
 mod iter_task;
 mod iter_task_file;
+mod judge_packet;
 mod judge_question;
 mod netif_receive_skb_entry;
 mod sched_process_exec;

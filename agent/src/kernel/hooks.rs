@@ -245,6 +245,9 @@ pub const INET_SOCK_SET_STATE: &str = "inet_sock_set_state";
 /// The program that is asked questions; never attached.
 pub const JUDGE_QUESTION: &str = "judge_question";
 
+/// The program that is given packets; never attached.
+pub const JUDGE_PACKET: &str = "judge_packet";
+
 const fn hook(name: &'static str, place: Place, without: Option<&'static str>) -> Hook {
     Hook {
         name,

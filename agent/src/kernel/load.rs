@@ -20,7 +20,9 @@ use trefoil_ebpf::abi::{Cgroup, Control, Executable, Owner, Question, Tracked};
 
 use super::{
     KernelError, UplinkHook, cgroups, former,
-    hooks::{self, HOOKS, HookStatus, INET_SOCK_SET_STATE, JUDGE_QUESTION, UPLINK_EGRESS},
+    hooks::{
+        self, HOOKS, HookStatus, INET_SOCK_SET_STATE, JUDGE_PACKET, JUDGE_QUESTION, UPLINK_EGRESS,
+    },
     iterators, offsets,
     pins::{MapLayout, PinDir},
     questions,
@@ -310,16 +312,16 @@ impl Kernel {
     /// Loads the program that [`ask`](Self::ask) runs, which later takes rights that a
     /// running agent has given up.
     pub fn load_judge(&mut self) -> Result<(), KernelError> {
-        self.judge().map(drop)
+        self.judge(JUDGE_QUESTION).map(drop)
     }
 
-    fn judge(&mut self) -> Result<&SchedClassifier, KernelError> {
+    fn judge(&mut self, name: &str) -> Result<&SchedClassifier, KernelError> {
         let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
-            KernelError::failed(format!("load program {JUDGE_QUESTION}"), error)
+            KernelError::failed(format!("load program {name}"), error)
         };
         let program: &mut SchedClassifier = self
             .ebpf
-            .program_mut(JUDGE_QUESTION)
+            .program_mut(name)
             .ok_or_else(|| failed("it is not in the object".into()))?
             .try_into()
             .map_err(|error: aya::programs::ProgramError| failed(error.into()))?;
@@ -334,7 +336,13 @@ impl Kernel {
     /// Returns `verdict | flags << 8 | rule << 16` for each question, and how long
     /// the program ran for all of them.
     pub fn ask(&mut self, questions: &[Question]) -> Result<(Vec<u32>, Duration), KernelError> {
-        questions::ask(self.judge()?, questions)
+        questions::ask(self.judge(JUDGE_QUESTION)?, questions)
+    }
+
+    /// What the judge in the kernel says of a packet of IP, under the policy in force, if nobody
+    /// knows who sent it; packed as of [`ask`](Self::ask).
+    pub fn judge_packet(&mut self, packet: &[u8]) -> Result<u32, KernelError> {
+        questions::judge_packet(self.judge(JUDGE_PACKET)?, packet)
     }
 
     /// Adds an executable to the kernel's table. For tests and benchmarks.

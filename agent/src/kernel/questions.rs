@@ -49,3 +49,14 @@ pub fn ask(
     }
     Ok((answers, duration))
 }
+
+/// What the program returns about a packet of IP.
+pub fn judge_packet(program: &SchedClassifier, packet: &[u8]) -> Result<u32, KernelError> {
+    let frame = [&[0; LINK_HEADER], packet].concat();
+    let run = program.test_run(TestRunOptions {
+        data_in: Some(&frame),
+        ..TestRunOptions::default()
+    });
+    let run = run.map_err(|error| KernelError::failed("run the judge of packets", error))?;
+    Ok(run.return_value)
+}

@@ -248,19 +248,19 @@ struct Lacks {
 
 impl Lacks {
     fn of(policy: &Policy, source: &Source, target: &Target) -> Self {
-        // Of nobody on this host there is nothing to know.
-        let is_inside = !source.is_outside;
+        // Of whom the kernel knew nothing there was nothing to know.
+        let has_facts = source.without_facts.is_none();
         Self {
             // What no rule asks for need not be known.
-            gid: is_inside
+            gid: has_facts
                 && source.gid.is_none()
                 && policy.rules.iter().any(|rule| rule.groups.is_some()),
-            interactive: is_inside
+            interactive: has_facts
                 && source.interactive.is_none()
                 && policy.rules.iter().any(|rule| rule.interactive.is_some()),
-            cgroup: is_inside && source.cgroup_for_rules().is_missing(),
-            exe: is_inside && source.exe_for_rules().is_missing(),
-            uid: is_inside && source.uid_for_rules().is_missing(),
+            cgroup: has_facts && source.cgroup_for_rules().is_missing(),
+            exe: has_facts && source.exe_for_rules().is_missing(),
+            uid: has_facts && source.uid_for_rules().is_missing(),
             address: target.address.is_none(),
             protocol: target.protocol.is_none(),
         }

@@ -35,8 +35,17 @@ pub struct Source {
     pub user: Option<Arc<str>>,
     /// Whether somebody logged in to start the process.
     pub interactive: Option<bool>,
-    /// It is no process of the host, which forwards what others send.
-    pub is_outside: bool,
+    /// Who it can be of whom no fact is known.
+    pub without_facts: Option<WithoutFacts>,
+}
+
+/// A sender of whom the kernel knew nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum WithoutFacts {
+    /// Anybody of the host, or the kernel for somebody: a rule that denies some of them matches.
+    Anybody,
+    /// None of the host, which forwards what others send.
+    Outside,
 }
 
 /// A fact that rules ask for, as far as it is known.
@@ -74,8 +83,7 @@ impl Source {
             interactive: record
                 .number(Field::Pid)
                 .map(|_| record.number(Field::Session).is_some()),
-            is_outside: record.text(Field::Attribution)
-                == Some(words::attribution(quality::FORWARDED)),
+            without_facts: WithoutFacts::of(record),
         }
     }
 
@@ -98,7 +106,7 @@ impl Source {
             gid: self.gid.or(older.gid),
             user: either(&self.user, &older.user),
             interactive: self.interactive.or(older.interactive),
-            is_outside: self.is_outside,
+            without_facts: self.without_facts,
         };
         (filled != *self).then_some(filled)
     }
@@ -146,7 +154,7 @@ impl Source {
             cgroup: self.cgroup_for_rules().known().map(str::as_bytes),
             executable: executable.map(str::as_bytes),
             is_foreign,
-            is_outside: self.is_outside,
+            is_outside: self.without_facts == Some(WithoutFacts::Outside),
             // The last number is no user's.
             uid: self.uid.unwrap_or(u32::MAX),
             gid: self.gid,
@@ -165,6 +173,27 @@ impl Source {
     pub fn program(&self) -> Option<&str> {
         let exe = self.exe.as_deref()?;
         Some(exe.rsplit('/').next().unwrap_or(exe))
+    }
+}
+
+impl WithoutFacts {
+    fn of(record: &Record) -> Option<Self> {
+        const FACTS: [Field; 5] = [
+            Field::Pid,
+            Field::Exe,
+            Field::Cgroup,
+            Field::Uid,
+            Field::User,
+        ];
+        let said = record.text(Field::Attribution)?;
+        if said == words::attribution(quality::FORWARDED) {
+            return Some(Self::Outside);
+        }
+        let is_nobodys = [quality::NONE, quality::KERNEL]
+            .into_iter()
+            .any(|quality| said == words::attribution(quality));
+        let has_none = FACTS.into_iter().all(|field| record.get(field).is_none());
+        (is_nobodys && has_none).then_some(Self::Anybody)
     }
 }
 

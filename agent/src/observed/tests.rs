@@ -331,6 +331,30 @@ fn what_is_known_decides() {
 }
 
 #[test]
+fn of_whom_the_kernel_knew_nothing_is_judged_as_there() {
+    let policy = POLICY.replace(
+        "from = { user = \"33\" }",
+        "from = { user = \"33\" }\nto = { networks = [\"203.0.113.0/24\"] }",
+    );
+    let policy = policy
+        + "[[rules]]\nname = \"all else\"\nto = { networks = [\"203.0.113.0/24\"] }\n\
+           verdict = \"approve\"\n";
+    for (attribution, rule) in [
+        ("forwarded", "all else"),
+        ("none", "by user"),
+        ("kernel", "by user"),
+    ] {
+        let nobody = json!({
+            "unit": null, "cgroup": null, "exe": null, "uid": null, "gid": null, "user": null,
+            "pid": null, "attribution": attribution,
+        });
+        let (judgement, names) = judged(&policy, nobody);
+        assert_eq!(names, [rule], "{attribution}");
+        assert!(judgement.lacks().is_empty());
+    }
+}
+
+#[test]
 fn what_is_not_known_is_not_guessed() {
     let nobody = json!({ "unit": null, "cgroup": null, "exe": null, "uid": null, "pid": null });
     let (judgement, names) = judged(POLICY, nobody);

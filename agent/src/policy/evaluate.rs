@@ -65,6 +65,30 @@ impl Compiled {
             })
     }
 
+    /// Decides about a packet that names all of these addresses to go to: the strictest holds of
+    /// what is decided about each, and it is never local. `is_read`: it names no others, as far as
+    /// can be told. `question` says the rest.
+    #[must_use]
+    pub fn judge_listed(
+        &self,
+        question: &Question<'_>,
+        stops: &[IpAddr],
+        is_read: bool,
+        lasts: impl Fn(usize) -> bool,
+    ) -> Decision {
+        let of_stop = |&destination: &IpAddr| {
+            let question = Question {
+                destination,
+                may_stay: false,
+                ..*question
+            };
+            self.judge_within(&question, &lasts).leading_on()
+        };
+        let unread = (!is_read).then(|| self.decision(verdict::UNDETERMINED, NO_RULE));
+        let all = unread.into_iter().chain(stops.iter().map(of_stop));
+        all.reduce(Decision::or_stricter).unwrap_or_default()
+    }
+
     /// The addresses that are embedded in a destination and judged as well.
     pub fn embedded(&self, destination: IpAddr) -> impl Iterator<Item = IpAddr> {
         let (_, _, marks) = self.destination(destination);
@@ -80,6 +104,18 @@ impl Compiled {
             .map(|v4| IpAddr::V4(v4.into()))
     }
 
+    fn decision(&self, verdict: u8, rule: u16) -> Decision {
+        Decision {
+            generation: self.header.generation,
+            rule,
+            verdict,
+            flags: match self.mode() {
+                Mode::Enforce => DECISION_ENFORCED,
+                Mode::Report => 0,
+            },
+        }
+    }
+
     /// Decides as if `destination` were where the flow goes.
     fn judge_address(
         &self,
@@ -89,15 +125,7 @@ impl Compiled {
         lasts: &impl Fn(usize) -> bool,
     ) -> Decision {
         let header = &self.header;
-        let decision = |verdict, rule| Decision {
-            generation: header.generation,
-            rule,
-            verdict,
-            flags: match self.mode() {
-                Mode::Enforce => DECISION_ENFORCED,
-                Mode::Report => 0,
-            },
-        };
+        let decision = |verdict, rule| self.decision(verdict, rule);
         let (destination, fallback, marks) = self.destination(destination);
         if fallback == verdict::LOCAL || may_stay && marks & OWN != 0 {
             return decision(verdict::LOCAL, NO_RULE);

@@ -7,6 +7,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod packets;
+
 use std::{cell::RefCell, collections::HashMap};
 
 use trefoil::{
@@ -70,22 +72,25 @@ struct Accounts(RefCell<HashMap<u64, u64>>);
 impl Accounts {
     /// Judges a packet of this many bytes, or before there is one.
     fn judge(&self, policy: &Compiled, flow: &Flow<'_>, bytes: u64) -> Decision {
-        policy.judge_within(flow, |budget| {
-            let budget = &policy.budgets[budget];
-            let mut accounts = self.0.borrow_mut();
-            let used = accounts.entry(budget.id).or_default();
-            if bytes == 0 {
-                return *used < budget.bytes;
-            }
-            let after = *used + bytes;
-            let is_within = after <= budget.bytes;
-            *used = match policy.mode() {
-                // What does not fit into the rest takes the rest.
-                Mode::Enforce if !is_within => budget.bytes.max(*used),
-                _ => after,
-            };
-            is_within
-        })
+        policy.judge_within(flow, |budget| self.lasts(policy, budget, bytes))
+    }
+
+    /// Takes so many bytes from a budget; whether there was room.
+    fn lasts(&self, policy: &Compiled, budget: usize, bytes: u64) -> bool {
+        let budget = &policy.budgets[budget];
+        let mut accounts = self.0.borrow_mut();
+        let used = accounts.entry(budget.id).or_default();
+        if bytes == 0 {
+            return *used < budget.bytes;
+        }
+        let after = *used + bytes;
+        let is_within = after <= budget.bytes;
+        *used = match policy.mode() {
+            // What does not fit into the rest takes the rest.
+            Mode::Enforce if !is_within => budget.bytes.max(*used),
+            _ => after,
+        };
+        is_within
     }
 }
 
