@@ -32,6 +32,7 @@ mod bounds;
 #[cfg(target_arch = "bpf")]
 mod budget;
 #[cfg(target_arch = "bpf")]
+mod control_packet;
 mod deeds;
 #[cfg(target_arch = "bpf")]
 mod device;
@@ -39,6 +40,7 @@ mod device;
 mod family;
 #[cfg(target_arch = "bpf")]
 mod flows;
+mod frame;
 #[cfg(target_arch = "bpf")]
 mod globals;
 #[cfg(target_arch = "bpf")]

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes};
 use core::{ffi::c_void, mem::MaybeUninit, ptr};
-use trefoil_ebpf::abi::{Address, ETHERNET_HEADER, Peer};
+use trefoil_ebpf::abi::{Address, Peer};
 
 use crate::{
     bounds::masked,
@@ -21,7 +21,7 @@ pub mod protocol {
     pub const UDPLITE: u8 = 136;
 }
 
-const HOP_BY_HOP: u8 = 0;
+pub const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
@@ -238,20 +238,6 @@ pub fn plain_ends_at(skb: *mut __sk_buff, start: u32) -> Option<Ends> {
     Some(ends)
 }
 
-/// Where the IP header of an ordinary Ethernet frame is, without tags of VLANs. `None` for
-/// any other: see [`frame`].
-#[inline(always)]
-pub fn is_plain_ethernet(skb: *mut __sk_buff) -> bool {
-    const HEADER: usize = ETHERNET_HEADER as usize;
-    // SAFETY: fields of the context; the verifier checks the access.
-    let (data, end) = unsafe { ((*skb).data as usize, (*skb).data_end as usize) };
-    if data + HEADER > end {
-        return false;
-    }
-    let ethertype = load_u16::<12>(data as *const u8);
-    ethertype == 0x0800_u16.to_be() || ethertype == 0x86dd_u16.to_be()
-}
-
 #[inline(always)]
 const fn has_ports(protocol: u8) -> bool {
     matches!(
@@ -297,37 +283,6 @@ pub fn ends_at(packet: impl Bytes, start: u32) -> Option<Ends> {
     }
 }
 
-/// What a frame carries.
-pub enum Frame {
-    /// A packet whose IP header is at this offset.
-    Ip(u32),
-    /// Something else: its ethertype, or a number below 0x0600 if it has none.
-    Other(u16),
-}
-
-/// Set in a [`Frame`]'s number if it carries no IP: what it carries is then in the upper half.
-pub const NOT_IP: u32 = 1 << 15;
-
-impl Frame {
-    /// As one number: where its packet begins, or [`NOT_IP`].
-    #[inline(always)]
-    pub const fn number(&self) -> u32 {
-        match self {
-            Self::Ip(start) => *start,
-            Self::Other(kind) => (*kind as u32) << 16 | NOT_IP,
-        }
-    }
-
-    /// What [`number`](Self::number) has made.
-    #[inline(always)]
-    pub const fn from_number(number: u32) -> Self {
-        match number & NOT_IP {
-            0 => Self::Ip(number),
-            _ => Self::Other((number >> 16) as u16),
-        }
-    }
-}
-
 /// Stands in [`Peer::protocol`] for a frame that carries no IP.
 pub use trefoil_ebpf::abi::NO_IP;
 
@@ -347,193 +302,6 @@ impl Ends {
             ..EMPTY
         }
     }
-}
-
-/// Reads the link header of a frame, of `header_bytes`.
-///
-/// The frame itself is asked, and not what the kernel remembers about it: whoever sends
-/// on a packet socket may say that a frame is something else than it is. Tags of VLANs, labels of
-/// MPLS, sessions of PPPoE and headers of IEEE 802.2 are followed.
-#[inline(always)]
-pub fn frame(packet: impl Bytes, header_bytes: u32) -> Frame {
-    const IPV4: u16 = 0x0800;
-    const IPV6: u16 = 0x86dd;
-    const VLAN: u16 = 0x8100;
-    const SERVICE_VLAN: u16 = 0x88a8;
-    const OLD_SERVICE_VLANS: [u16; 3] = [0x9100, 0x9200, 0x9300];
-    const MPLS: u16 = 0x8847;
-    const MPLS_MULTICAST: u16 = 0x8848;
-    const PPPOE_SESSION: u16 = 0x8864;
-    const FIRST_ETHERTYPE: u16 = 0x0600;
-    /// Headers within the frame that are followed.
-    const MAX_HEADERS: usize = 12;
-
-    if header_bytes != ETHERNET_HEADER {
-        return match packet.load::<u8>(0) {
-            Some(first) if matches!(first >> 4, 4 | 6) => Frame::Ip(0),
-            _ => Frame::Other(0),
-        };
-    }
-    let mut offset = ETHERNET_HEADER;
-    let mut kind = match packet.load::<[u8; 2]>(offset - 2) {
-        Some(bytes) => u16::from_be_bytes(bytes),
-        None => 0,
-    };
-    for _ in 0..MAX_HEADERS {
-        if matches!(kind, IPV4 | IPV6) {
-            return Frame::Ip(offset);
-        }
-        let Some([a, b, c, d, e, f, g, h]) = packet.load::<[u8; 8]>(offset) else {
-            return Frame::Other(kind);
-        };
-        let in_vlan = matches!(kind, VLAN | SERVICE_VLAN) || OLD_SERVICE_VLANS.contains(&kind);
-        if in_vlan {
-            kind = u16::from_be_bytes([c, d]);
-            offset += 4;
-        } else if matches!(kind, MPLS | MPLS_MULTICAST) {
-            offset += 4;
-            // The last label: the packet itself says what it is.
-            if c & 1 != 0 {
-                kind = match e >> 4 {
-                    4 => IPV4,
-                    6 => IPV6,
-                    _ => return Frame::Other(kind),
-                };
-            }
-        } else if kind == PPPOE_SESSION {
-            offset += 8;
-            kind = match [g, h] {
-                [0x00, 0x21] => IPV4,
-                [0x00, 0x57] => IPV6,
-                _ => return Frame::Other(kind),
-            };
-        } else if kind < FIRST_ETHERTYPE && [a, b, c, d, e, f] == [0xaa, 0xaa, 3, 0, 0, 0] {
-            kind = u16::from_be_bytes([g, h]);
-            offset += 8;
-        } else {
-            return unless_ip(packet, offset, kind, [a, b, c, d]);
-        }
-    }
-    Frame::Other(kind)
-}
-
-/// What a frame carries at `offset` that is called something else than IP: what begins as a packet
-/// of IP does, and is as long as that says, is one. Somebody on the link may take it for that.
-#[inline(always)]
-fn unless_ip(packet: impl Bytes, offset: u32, kind: u16, begins: [u8; 4]) -> Frame {
-    let [first, _, c, d] = begins;
-    let rest = packet.bytes().saturating_sub(offset);
-    let is_ip = match first >> 4 {
-        4 => {
-            let len = u32::from(u16::from_be_bytes([c, d]));
-            first & 0x0f >= 5 && len >= 20 && len <= rest
-        }
-        6 => match packet.load::<[u8; 2]>(offset + 4) {
-            Some(len) => u32::from(u16::from_be_bytes(len)) + 40 <= rest,
-            None => false,
-        },
-        _ => false,
-    };
-    match is_ip {
-        true => Frame::Ip(offset),
-        false => Frame::Other(kind),
-    }
-}
-
-/// True for a packet of TCP that carries no data. One with IPv6 extension headers is none: the
-/// kernel answers without them.
-#[inline(always)]
-pub fn is_without_data(skb: *mut __sk_buff, start: u32) -> bool {
-    // SAFETY: a field of the context. Short frames are padded later.
-    let bytes = unsafe { (*skb).len };
-    tcp_header(skb, start).is_some_and(|(_, len)| start + len == bytes)
-}
-
-/// True for a packet with which the kernel keeps the link: neighbour discovery of IPv6, which no
-/// router forwards as such, and reports of groups. Asked only of what the kernel itself sends.
-#[inline(never)]
-pub fn keeps_link(skb: *mut __sk_buff, start: u32) -> bool {
-    const IGMP: u8 = 2;
-    /// From router solicitation to redirect.
-    const NEIGHBOUR_DISCOVERY: core::ops::RangeInclusive<u8> = 133..=137;
-    /// Query, report and done of MLD, and the report of its second version.
-    const REPORTS: [u8; 4] = [130, 131, 132, 143];
-    /// What the kernel says to a neighbour is shorter, but for what a router redirects.
-    const LONGEST: u32 = 128;
-    let Some(first) = skb.load::<u8>(start) else {
-        return false;
-    };
-    if skb.bytes().saturating_sub(start) > LONGEST {
-        return false;
-    }
-    if first >> 4 == 4 {
-        let header = skb.load::<[u8; 2]>(start + 8);
-        return header == Some([1, IGMP]);
-    }
-    let Some([next, hop_limit]) = skb.load::<[u8; 2]>(start + 6) else {
-        return false;
-    };
-    // Reports have an option for routers, in a header of eight bytes.
-    let at = match next {
-        HOP_BY_HOP => 48,
-        protocol::ICMPV6 => 40,
-        _ => return false,
-    };
-    if next == HOP_BY_HOP && skb.load::<[u8; 2]>(start + 40) != Some([protocol::ICMPV6, 0]) {
-        return false;
-    }
-    match skb.load::<u8>(start + at) {
-        Some(kind) if NEIGHBOUR_DISCOVERY.contains(&kind) => hop_limit == 255,
-        Some(kind) if REPORTS.contains(&kind) => hop_limit == 1,
-        _ => false,
-    }
-}
-
-/// True for a packet of TCP that resets a connection and carries nothing else.
-#[inline(never)]
-pub fn is_bare_reset(skb: *mut __sk_buff) -> bool {
-    const RST: u8 = 4;
-    match tcp_header(skb, 0) {
-        Some((flags, len)) => flags & RST != 0 && len == unsafe { (*skb).len },
-        None => false,
-    }
-}
-
-/// Flags of a packet whose last header is that of TCP, and the length of its headers. None if it
-/// has IPv6 extension headers: the kernel resets and acknowledges without them, unless a process
-/// set some.
-#[inline(always)]
-fn tcp_header(skb: *mut __sk_buff, start: u32) -> Option<(u8, u32)> {
-    let first = skb.load::<u8>(start)?;
-    let (protocol, offset) = match first >> 4 {
-        4 => (skb.load::<u8>(start + 9)?, u32::from(first & 0x0f) * 4),
-        6 => (skb.load::<u8>(start + 6)?, 40),
-        _ => return None,
-    };
-    let [data_offset, flags] = skb.load::<[u8; 2]>(start + offset + 12)?;
-    (protocol == protocol::TCP).then_some((flags, offset + u32::from(data_offset >> 4) * 4))
-}
-
-/// True for a message of WireGuard's that has nothing of anybody's in it: one that makes a
-/// session, or keeps it. The packet of UDP has its IP header at `start`.
-#[inline(never)]
-pub fn is_empty_wireguard(skb: *mut __sk_buff, start: u32) -> bool {
-    let offset = match skb.load::<u8>(start) {
-        Some(first) if first >> 4 == 4 => u32::from(first & 0x0f) * 4,
-        _ => 40,
-    };
-    // Length and checksum of UDP, and what kind of message it is.
-    let Some([a, b, _, _, kind, zeros @ ..]) = skb.load::<[u8; 8]>(start + offset + 4) else {
-        return false;
-    };
-    let of_this_length = match kind {
-        1 => 148,
-        2 => 92,
-        3 => 64,
-        4 => 32,
-        _ => return false,
-    };
-    zeros == [0; 3] && u16::from_be_bytes([a, b]) == 8 + of_this_length
 }
 
 /// Not inlined, so that its share of the stack is free again when the judge needs

@@ -19,14 +19,13 @@ use trefoil_ebpf::abi::*;
 use crate::{
     accounting::NOT_JUDGED,
     books::{Size, count, dropped, judged, not_ip},
+    control_packet::{is_empty_wireguard, is_without_data, keeps_link},
     flows::{self, set_sender},
+    frame::{Frame, NOT_IP, frame, is_plain_ethernet},
     in_flight::{self, Found},
     judge::{is_local, undetermined},
     maps::{FRAME_ENDS, InForce, SOCKETS, WRITERS, in_force, is_entrance, is_new, lose, uplink},
-    packet::{
-        Bytes, Ends, Frame, NOT_IP, Part, Route, ends_at, frame, is_empty_wireguard,
-        is_plain_ethernet, is_same_peer, is_without_data, keeps_link, plain_ends_at, protocol,
-    },
+    packet::{Bytes, Ends, Part, Route, ends_at, is_same_peer, plain_ends_at, protocol},
     remembered::{decision_of_beginning, ended, large, remember_beginning},
     route::{address_at, judge_listed},
     settle::{decide_as, record},

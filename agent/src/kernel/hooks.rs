@@ -324,12 +324,19 @@ fn load_better(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf, types: &Types) -> bool {
     let Some(better) = hook.better.filter(has_all) else {
         return false;
     };
-    match ebpf.program_mut(better.function) {
-        Some(Program::FEntry(program)) => {
-            program.fd().is_ok() || program.load(better.function, btf).is_ok()
-        }
-        _ => false,
+    let Some(Program::FEntry(program)) = ebpf.program_mut(better.function) else {
+        return false;
+    };
+    if program.fd().is_ok() {
+        return true;
     }
+    // Some kernels load it and cannot attach it, which is better known before it is relied on.
+    let is_of_use = program.load(better.function, btf).is_ok()
+        && program.attach().is_ok_and(|id| program.detach(id).is_ok());
+    if !is_of_use && program.fd().is_ok() {
+        drop(program.unload());
+    }
+    is_of_use
 }
 
 fn load_itself(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<(), KernelError> {

@@ -324,6 +324,17 @@ fn the_battery_where_the_kernel_has_more_modules() -> Result<()> {
         "-u trefoil TREFOIL_STATE=closed TREFOIL_POLICY={reporting}"
     ))?;
 
+    // What is in the tunnel no hook sees; what its process has named is told beside its end.
+    let named = |record: &&Record| record.is("TREFOIL_DST_NAMED", format!("{FAR}.68"));
+    let behind: Vec<_> = records.iter().filter(named).collect();
+    ensure!(
+        !behind.is_empty()
+            && behind
+                .iter()
+                .all(|it| it.is("TREFOIL_ATTRIBUTION", "direct")),
+        "44e: {behind:?}"
+    );
+
     let table = Table::of_the_project()?;
     let mut differences = Vec::new();
     for ((way, gone), packets) in ways.iter().zip(reported).zip(arrived) {
