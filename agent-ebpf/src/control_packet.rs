@@ -4,22 +4,25 @@ use aya_ebpf::bindings::__sk_buff;
 
 use crate::packet::{Bytes, HOP_BY_HOP, protocol};
 
-/// True for a packet of TCP that carries no data. One with IPv6 extension headers is none: the
-/// kernel answers without them.
+const RST: u8 = 4;
+
+/// True for a packet of TCP that acknowledges and carries no data. One with IPv6 extension headers
+/// is none: the kernel answers without them. Nor is a reset, whose numbers are those of the packet
+/// that it answers.
 #[inline(always)]
-pub fn is_without_data(skb: *mut __sk_buff, start: u32) -> bool {
+pub fn is_bare_acknowledgement(skb: *mut __sk_buff, start: u32) -> bool {
     // SAFETY: a field of the context. Short frames are padded later.
     let bytes = unsafe { (*skb).len };
-    tcp_header(skb, start).is_some_and(|(_, len)| start + len == bytes)
+    tcp_header(skb, start).is_some_and(|(flags, len)| flags & RST == 0 && start + len == bytes)
 }
 
-/// True for a packet with which the kernel keeps the link: neighbour discovery of IPv6, which no
-/// router forwards as such, and reports of groups. Asked only of what the kernel itself sends.
+/// True for a packet with which the kernel keeps the link: neighbour discovery of IPv6, and reports
+/// of groups, which no router forwards. Asked only of what no process sends.
 #[inline(never)]
 pub fn keeps_link(skb: *mut __sk_buff, start: u32) -> bool {
     const IGMP: u8 = 2;
-    /// From router solicitation to redirect.
-    const NEIGHBOUR_DISCOVERY: core::ops::RangeInclusive<u8> = 133..=137;
+    /// Router solicitation, neighbour solicitation and advertisement: what the kernel sends.
+    const NEIGHBOUR_DISCOVERY: [u8; 3] = [133, 135, 136];
     /// Query, report and done of MLD, and the report of its second version.
     const REPORTS: [u8; 4] = [130, 131, 132, 143];
     /// What the kernel says to a neighbour is shorter, but for what a router redirects.
@@ -47,7 +50,12 @@ pub fn keeps_link(skb: *mut __sk_buff, start: u32) -> bool {
         return false;
     }
     match skb.load::<u8>(start + at) {
-        Some(kind) if NEIGHBOUR_DISCOVERY.contains(&kind) => hop_limit == 255,
+        // A router forwards it as any other, to whom it is no such thing. The kernel sends it by a
+        // socket of its own, and a copy of somebody's has none.
+        // SAFETY: a field of the context.
+        Some(kind) if NEIGHBOUR_DISCOVERY.contains(&kind) => {
+            hop_limit == 255 && !unsafe { (*skb).__bindgen_anon_2.sk }.is_null()
+        }
         Some(kind) if REPORTS.contains(&kind) => hop_limit == 1,
         _ => false,
     }
@@ -56,7 +64,6 @@ pub fn keeps_link(skb: *mut __sk_buff, start: u32) -> bool {
 /// True for a packet of TCP that resets a connection and carries nothing else.
 #[inline(never)]
 pub fn is_bare_reset(skb: *mut __sk_buff) -> bool {
-    const RST: u8 = 4;
     match tcp_header(skb, 0) {
         Some((flags, len)) => flags & RST != 0 && len == unsafe { (*skb).len },
         None => false,

@@ -27,7 +27,7 @@ use trefoil_ebpf::abi::*;
 
 use crate::{
     maps::{IN_FLIGHT, IN_FLIGHT_OWNERS},
-    packet::{Bytes, Ends},
+    packet::{Bytes, Ends, Route},
     remembered::LARGE_BYTES,
     words::{copy, low_half},
 };
@@ -205,7 +205,10 @@ impl Found {
     pub fn is_to(&self, ends: &Ends) -> bool {
         // SAFETY: a map value; the verifier checks the access. So below.
         let named = unsafe { &(*self.entry).named };
-        named.protocol == 0 || named.address.halves() == ends.destination.address.halves()
+        // One that lists addresses may list others now.
+        let is_same = ends.route == Route::Direct
+            && named.address.halves() == ends.destination.address.halves();
+        named.protocol == 0 || is_same
     }
 
     /// True if the packet may have lost its socket.

@@ -268,7 +268,6 @@ fn decide(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> Option<Dec
     let login = packet as usize >> LOGIN_SHIFT & (login::N - 1);
     let user = match (who as u32) >> N_SMALL.ilog2() {
         0 => small_class(small_users, who),
-        _ if login == login::OUTSIDE => u64::from(class::NONE),
         _ => number_class(header.users, who as u32),
     };
     let login = masked::<{ login::N - 1 }>(login);

@@ -33,6 +33,7 @@ mod bounds;
 mod budget;
 #[cfg(target_arch = "bpf")]
 mod control_packet;
+#[cfg(target_arch = "bpf")]
 mod deeds;
 #[cfg(target_arch = "bpf")]
 mod device;
@@ -40,6 +41,7 @@ mod device;
 mod family;
 #[cfg(target_arch = "bpf")]
 mod flows;
+#[cfg(target_arch = "bpf")]
 mod frame;
 #[cfg(target_arch = "bpf")]
 mod globals;

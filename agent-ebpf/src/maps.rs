@@ -20,7 +20,7 @@ use crate::{
     atomic, globals,
     in_flight::{InFlight, N_PACKETS},
     packet::Ends,
-    remembered::RememberedKey,
+    remembered::{Remembered, RememberedKey},
     tables::Chunks,
 };
 
@@ -195,12 +195,6 @@ pub static UPLINK_BOOKS: PerCpuHashMap<u32, UplinkBooks, 64> = PerCpuHashMap::ne
 pub static UPLINK_FLOWS: HashMap<UplinkFlowKey, Tracked, 65536, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
 
-/// Interfaces by which what others send comes in, by index; what comes in by any other may be a
-/// process's of this host, in another network namespace. Written by the agent, read by
-/// `uplink_egress`.
-#[btf_map]
-pub static ENTRANCES: HashMap<u32, u32, 8192, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
-
 /// Who writes packets into tun and tap devices, by interface of the agent's namespace.
 /// Written by `netif_receive_skb_entry`, read by `uplink_egress`. The kernel drops what was
 /// not used for longest; without memory for an entry `writers-full` counts, and what comes
@@ -240,7 +234,7 @@ pub static DIRECT: PerCpuArray<DirectFrame, 1> = PerCpuArray::new();
 /// kernel drops what was not used for longest; without memory for an entry `remembered-full`
 /// counts, and what is not found is judged as what it is.
 #[btf_map]
-pub static REMEMBERED: LruHashMap<RememberedKey, Decision, 65536> = LruHashMap::new();
+pub static REMEMBERED: LruHashMap<RememberedKey, Remembered, 65536> = LruHashMap::new();
 
 /// What the agent's verbs want to know of the two policy generations. This and the tables
 /// below are written by the agent in the slot that is not in force.
@@ -330,13 +324,6 @@ pub fn uplink(interface: u32) -> Option<CachedUplink> {
         unsafe { ptr::write_volatile(entry, cached) };
     }
     Some(cached)
-}
-
-/// True if what others send comes in by this interface, and nothing that a process of this host
-/// sends.
-#[inline(always)]
-pub fn is_entrance(interface: u32) -> bool {
-    ENTRANCES.get_ptr(&interface).is_some()
 }
 
 /// True if what leaves by this interface of the agent's own namespace comes to an uplink's hook

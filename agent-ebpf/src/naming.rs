@@ -139,8 +139,7 @@ fn is_of_running(owner: *const Owner, source: &Source) -> bool {
     let running = (bpf_get_current_pid_tgid() >> 32) as u32;
     // SAFETY: a map value; the verifier checks the access.
     let pid = unsafe { (&raw const (*owner).pid).read_volatile() };
-    // A thread of the kernel has none there.
-    if pid == 0 || pid == running {
+    if pid == running {
         return true;
     }
     // SAFETY: a map value that its writers only replace as a whole, and a helper.

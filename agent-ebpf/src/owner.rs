@@ -129,8 +129,7 @@ pub fn is_same(a: *const Owner, b: *const Owner) -> bool {
     is_one && differs == 0
 }
 
-/// Writes the running task into `owner`, with quality `direct`; a kernel thread
-/// leaves only its control group.
+/// Writes the running task into `owner`, with quality `direct`; a kernel thread is nobody.
 ///
 /// To be called where the running task is the one that acts: socket calls, not
 /// packets.
@@ -208,15 +207,19 @@ fn set_task_facts(owner: *mut Owner, task: Kernel, facts: (u32, u64, u64), known
     let (pid, cgroup_id, who) = facts;
     let flags = read::<u32>(task, offset!(task_flags)).unwrap_or(0);
     if flags & PF_KTHREAD != 0 {
+        // For whom it acts is not known, and it is nobody's that it is root's.
         // SAFETY: a map value; the verifier checks the access. So below.
         unsafe {
             (*owner).pid = 0;
             (*owner).start_ns = 0;
             (*owner).exe_id = 0;
+            (*owner).cgroup_id = 0;
+            (*owner).uid = u32::MAX;
+            (*owner).gid = u32::MAX;
             (*owner).loginuid = NOBODY_LOGGED_IN;
             (*owner).session = NOBODY_LOGGED_IN;
             (*owner).quality = quality::NONE;
-            (*owner).seal = seal_of(0, cgroup_id, who, NOBODY_LOGGED_IN);
+            (*owner).seal = seal_of(0, 0, u64::MAX, NOBODY_LOGGED_IN);
         }
         return 0;
     }

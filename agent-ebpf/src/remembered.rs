@@ -10,7 +10,8 @@ use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_get_hash_recalc};
 use trefoil_ebpf::abi::*;
 
 use crate::{
-    accounting::NOT_JUDGED,
+    accounting::{NOT_JUDGED, now_ns},
+    atomic::add,
     maps::{LARGE_DATAGRAMS, REMEMBERED, is_new, lose},
     packet::{Ends, Part, protocol},
     words::low_half,
@@ -65,6 +66,25 @@ impl RememberedKey {
     }
 }
 
+/// What was decided.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Remembered {
+    decision: Decision,
+    /// When, in nanoseconds since boot.
+    at_ns: u64,
+    /// Of a connection: packets that were let pass since.
+    n_passed: u64,
+}
+
+impl Remembered {
+    /// The decision.
+    #[inline(always)]
+    fn decision(&self) -> Decision {
+        self.decision
+    }
+}
+
 /// Names who sent a fragment, as long as its datagram is on its way: by its socket, or without
 /// one by the hash of its flow, which has a secret of the kernel's in it, and the interface
 /// that it came in by.
@@ -85,9 +105,9 @@ fn sender_of(skb: *mut __sk_buff) -> u64 {
 #[inline(never)]
 pub fn decision_of_beginning(skb: *mut __sk_buff, ends: &Ends, generation: u32) -> u64 {
     let key = RememberedKey::of_datagram(ends, sender_of(skb), ends.datagram);
-    // SAFETY: eight bytes that are written as one.
+    // SAFETY: a map value that its writers replace as a whole.
     match unsafe { REMEMBERED.get(&key) } {
-        Some(decision) if decision.generation == generation => decision.to_word(),
+        Some(known) if known.decision().generation == generation => known.decision().to_word(),
         _ => NOT_JUDGED.to_word(),
     }
 }
@@ -110,21 +130,26 @@ pub fn remember_beginning(skb: *mut __sk_buff, ends: &Ends, decision: u64) -> u3
 /// As [`decision_of_beginning`], about a connection of TCP that is over.
 ///
 /// Who it belonged to is gone, and it cannot be judged anew. So what was decided holds for as
-/// long as the kernel goes on with what was over when another policy came into force: in
-/// FIN_WAIT2 and in TIME_WAIT, each for a minute. What it sends then has no data.
+/// long as the kernel goes on with it, in FIN_WAIT2 and in TIME_WAIT, each for a minute; also what
+/// was decided before another policy came into force. What it sends then has no data. But whoever
+/// can have the kernel answer chooses its numbers, so that it holds for few packets.
 #[inline(never)]
 pub fn ended(generation: u32, ends: &Ends) -> u64 {
     const LONGEST_END_NS: u64 = 120_000_000_000;
+    const MOST: u64 = 16;
     let key = RememberedKey::of_connection(&ends.destination, &ends.source, ends.source_port);
-    // SAFETY: eight bytes that are written as one.
-    match unsafe { REMEMBERED.get(&key) } {
-        Some(decision)
-            if decision.generation == generation || is_new(generation, LONGEST_END_NS) =>
-        {
-            decision.to_word()
-        }
-        _ => NOT_JUDGED.to_word(),
+    let Some(known) = REMEMBERED.get_ptr_mut(&key) else {
+        return NOT_JUDGED.to_word();
+    };
+    // SAFETY: a map value; the verifier checks the access.
+    let (decision, at_ns, n_passed) =
+        unsafe { ((*known).decision(), (*known).at_ns, (*known).n_passed) };
+    let is_of_policy = decision.generation == generation || is_new(generation, LONGEST_END_NS);
+    if !is_of_policy || n_passed >= MOST || now_ns() > at_ns + LONGEST_END_NS {
+        return NOT_JUDGED.to_word();
     }
+    add(unsafe { &raw mut (*known).n_passed }, 1);
+    decision.to_word()
 }
 
 /// Remembers a connection of TCP that is over. What the kernel sends in its name carries no
@@ -145,11 +170,18 @@ fn remember(key: &RememberedKey, decision: &Decision) {
         let _ = REMEMBERED.remove(key);
         return;
     }
-    // SAFETY: eight bytes that are written as one.
+    // SAFETY: read only to be compared.
     let known = unsafe { REMEMBERED.get(key) };
-    if known.map(|known| known.to_word()) != Some(decision.to_word())
-        && REMEMBERED.insert(key, decision, 0).is_err()
-    {
+    let is_of_datagram = key.source_port == 0;
+    if is_of_datagram && known.map(|known| known.decision().to_word()) == Some(decision.to_word()) {
+        return;
+    }
+    let remembered = Remembered {
+        decision: *decision,
+        at_ns: now_ns(),
+        n_passed: 0,
+    };
+    if REMEMBERED.insert(key, &remembered, 0).is_err() {
         lose(LOSS_REMEMBERED_FULL, 1);
     }
 }

@@ -24,9 +24,6 @@ pub struct Source {
     pub gid: u32,
     /// The audit session; 0, which is none's, if it is not known.
     pub session: u32,
-    /// Nothing of this host sends it, as far as this host can know: it came in by another
-    /// interface.
-    pub is_outside: bool,
 }
 
 impl Source {
@@ -37,13 +34,6 @@ impl Source {
         uid: u32::MAX,
         gid: u32::MAX,
         session: 0,
-        is_outside: false,
-    };
-
-    /// Comes from outside of this host, so it is no unit's, executable's or user's of it.
-    pub const OUTSIDE: Self = Self {
-        is_outside: true,
-        ..Self::NOBODY
     };
 
     /// As an owner says, which is nothing if that is not of one process.
@@ -51,16 +41,16 @@ impl Source {
     pub fn of(owner: *const Owner) -> Self {
         // SAFETY: a map value; the verifier checks the access.
         let owner = unsafe { &*owner };
-        // Without a process, only the socket's own facts are known.
         let broken = differ(sum(owner), owner.seal);
+        // Without a process, the control group alone is known: that of the socket. What else it
+        // says of itself is said in a user namespace of somebody's.
         let no_process = broken | !differ(owner.pid.into(), 0);
         Self {
-            exe_id: owner.exe_id & !broken,
+            exe_id: owner.exe_id & !no_process,
             cgroup_id: owner.cgroup_id & !broken,
-            uid: owner.uid | broken as u32,
+            uid: owner.uid | no_process as u32,
             gid: owner.gid | no_process as u32,
             session: owner.session & !no_process as u32,
-            is_outside: owner.quality == quality::FORWARDED,
         }
     }
 
@@ -71,8 +61,7 @@ impl Source {
         let differs = differ(self.exe_id, other.exe_id)
             | differ(self.cgroup_id, other.cgroup_id)
             | differ(word(self.uid, self.gid), word(other.uid, other.gid))
-            | differ(self.session.into(), other.session.into())
-            | differ(self.is_outside.into(), other.is_outside.into());
+            | differ(self.session.into(), other.session.into());
         differs == 0
     }
 
@@ -85,10 +74,6 @@ impl Source {
     /// The case of [`login`], and the classes under a policy: `executable << 16 | cgroup`.
     #[inline(always)]
     pub fn classes(&self, generation: u32) -> (usize, u32) {
-        if self.is_outside {
-            const NONE: u32 = class::NONE as u32;
-            return (login::OUTSIDE, NONE << 16 | NONE);
-        }
         let login = match self.session {
             0 => login::UNKNOWN,
             NOBODY_LOGGED_IN => login::NONE,

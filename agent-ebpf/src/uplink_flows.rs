@@ -8,7 +8,7 @@ use crate::{
     accounting::{Alone, NOT_JUDGED, begin, tell_alone},
     flows::{is_complete, set_sender},
     judge::is_local,
-    maps::{EMPTY, UPLINK_FLOWS, is_entrance, lose},
+    maps::{EMPTY, UPLINK_FLOWS, lose},
     owner::set_nobody,
     packet::Ends,
 };
@@ -63,7 +63,7 @@ fn find_or_create(
     match find(&key) {
         Some(tracked) => Some(tracked),
         None if is_local(generation, &key.peer) => None,
-        None => create(&key, who),
+        None => create(&key, who.quality),
     }
 }
 
@@ -73,18 +73,9 @@ fn find(key: &UplinkFlowKey) -> Option<*mut Tracked> {
     UPLINK_FLOWS.get_ptr_mut(key).filter(is_complete)
 }
 
-/// What is known of the owner of a packet without a process.
+/// Makes a flow whose owner is nobody yet, and only of this `quality`; `None` as of `FLOWS`.
 #[inline(always)]
-fn quality_of_nobody(who: &Who) -> u8 {
-    match who.quality {
-        quality::FORWARDED if !is_entrance(who.came_in_by) => quality::WITHIN,
-        quality => quality,
-    }
-}
-
-/// Makes a flow whose owner is nobody yet; `None` as of `FLOWS`.
-#[inline(always)]
-fn create(key: &UplinkFlowKey, who: &Who) -> Option<*mut Tracked> {
+fn create(key: &UplinkFlowKey, quality: u8) -> Option<*mut Tracked> {
     let empty = EMPTY.get(0)?;
     const BPF_NOEXIST: u64 = 1;
     // Another CPU may have been faster, and that is as good.
@@ -97,7 +88,7 @@ fn create(key: &UplinkFlowKey, who: &Who) -> Option<*mut Tracked> {
         // SAFETY: a map value; the verifier checks the access.
         unsafe {
             set_nobody(&raw mut (*tracked).owner);
-            (*tracked).owner.quality = quality_of_nobody(who);
+            (*tracked).owner.quality = quality;
         }
         let cookie = match key.cookie {
             0 => cookie_of_no_socket(&key.source, key.source_port, key.sender, key.quality),
@@ -133,7 +124,7 @@ pub fn tell(
         cookie => cookie,
     };
     let mut named = ptr::null();
-    let mut known = quality_of_nobody(who);
+    let mut known = who.quality;
     if !owner.is_null() && unsafe { (*owner).pid } != 0 {
         named = owner;
         // As of a slot, see `flows::set_sender`.

@@ -263,7 +263,7 @@ fn more_of_a_packet_socket_and_of_a_guest_than_there_is_room_for() -> Result<()>
             }
             for record in finals(&records) {
                 let is_whole = if is_guest {
-                    record.is("attribution", "none") && record.is("pid", "")
+                    record.is("attribution", "forwarded") && record.is("pid", "")
                 } else {
                     record.is("attribution", "direct")
                         && record.is("pid", outcome.pid)

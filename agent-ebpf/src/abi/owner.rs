@@ -23,11 +23,8 @@ pub mod quality {
     pub const DIRECT: u8 = 2;
     /// No process: the kernel sent this by itself.
     pub const KERNEL: u8 = 3;
-    /// No process of this host: it came in by an interface by which others send.
+    /// No process of this host: it came in by another interface.
     pub const FORWARDED: u8 = 4;
-    /// No process is known: it came in by an interface by which processes of this host send,
-    /// from another network namespace.
-    pub const WITHIN: u8 = 5;
 
     /// True if a process of this host is named.
     #[must_use]

@@ -264,9 +264,7 @@ pub mod login {
     pub const NONE: usize = 1;
     /// There is one.
     pub const SESSION: usize = 2;
-    /// Nothing of this host sends it.
-    pub const OUTSIDE: usize = 3;
-    /// Number of cases.
+    /// Number of cases, and one that there is not: a power of two.
     pub const N: usize = 4;
 }
 
@@ -501,8 +499,6 @@ pub struct Question {
     pub pad: u32,
 }
 
-/// [`Question::flags`]: nothing of this host sends it.
-pub const QUESTION_OUTSIDE: u32 = 1;
 /// [`Question::flags`]: as [`MAY_STAY`].
 pub const QUESTION_MAY_STAY: u32 = 2;
 
@@ -510,13 +506,13 @@ impl Question {
     /// What the hooks ask about a flow of this owner, before there is a packet.
     #[must_use]
     pub const fn of(owner: &super::Owner, peer: super::Peer) -> Self {
-        // Without a process, only the socket's own facts are known.
+        // Without a process, only the socket's control group is known.
         let is_known = owner.pid != 0;
         Self {
-            exe_id: owner.exe_id,
+            exe_id: if is_known { owner.exe_id } else { 0 },
             cgroup_id: owner.cgroup_id,
             peer,
-            uid: owner.uid,
+            uid: if is_known { owner.uid } else { u32::MAX },
             bytes: 0,
             gid: if is_known { owner.gid } else { u32::MAX },
             session: if is_known { owner.session } else { 0 },

@@ -9,9 +9,7 @@ use core::ptr;
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
-    helpers::generated::{
-        bpf_get_socket_cookie, bpf_get_socket_uid, bpf_sk_fullsock, bpf_skb_cgroup_id,
-    },
+    helpers::generated::{bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_cgroup_id},
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
@@ -22,7 +20,7 @@ use crate::{
         Alone, NOT_JUDGED, begin, count, count_total, decision_of, has_untold, set_state,
         tell_alone, tell_rest,
     },
-    control_packet::{is_bare_reset, is_without_data, keeps_link},
+    control_packet::{is_bare_acknowledgement, is_bare_reset, keeps_link},
     flows,
     globals::{local_flows, tcp_state_seen},
     in_flight,
@@ -154,7 +152,8 @@ fn judge_packet(in_force: InForce, skb: *mut __sk_buff) -> i32 {
     // SAFETY: a field of the context.
     forget(&mut ends, unsafe { (*skb).hash });
     if may_be_the_kernels(ends.destination.protocol) && is_control_packet(skb) {
-        let known = if ends.destination.protocol == protocol::TCP && is_without_data(skb, 0) {
+        let known = if ends.destination.protocol == protocol::TCP && is_bare_acknowledgement(skb, 0)
+        {
             Decision::from_word(ended(in_force.generation, &ends))
         } else if keeps_link(skb, 0) {
             local(in_force)
@@ -262,7 +261,6 @@ fn without_slot(in_force: InForce, skb: *mut __sk_buff, ends: &Ends, bytes: u64)
     let source = if tag.is_null() {
         Source {
             cgroup_id: cgroup_of(skb),
-            uid: uid_of(skb),
             ..Source::NOBODY
         }
     } else {
@@ -498,7 +496,8 @@ fn tag_late(skb: *mut __sk_buff, socket: *mut bpf_sock) -> Option<*mut Socket> {
     unsafe {
         let owner = &raw mut (*tag).tracked.owner;
         (*owner).cgroup_id = cgroup_of(skb);
-        (*owner).uid = uid_of(skb);
+        // What a socket says of its user is said in the user namespace of whoever made it.
+        (*owner).uid = u32::MAX;
         (*owner).gid = u32::MAX;
         (*owner).loginuid = NOBODY_LOGGED_IN;
         (*owner).session = NOBODY_LOGGED_IN;
@@ -611,10 +610,4 @@ fn cookie_of(skb: *mut __sk_buff) -> u64 {
 fn cgroup_of(skb: *mut __sk_buff) -> u64 {
     // SAFETY: the helper takes the context.
     unsafe { bpf_skb_cgroup_id(skb) }
-}
-
-#[inline(always)]
-fn uid_of(skb: *mut __sk_buff) -> u32 {
-    // SAFETY: the helper takes the context.
-    unsafe { bpf_get_socket_uid(skb) }
 }

@@ -6,7 +6,7 @@
 //! | rule << 16`.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use trefoil_ebpf::abi::{MAX_QUESTIONS, QUESTION_MAY_STAY, QUESTION_OUTSIDE, Question};
+use trefoil_ebpf::abi::{MAX_QUESTIONS, QUESTION_MAY_STAY, Question};
 
 use crate::{
     judge::judge,
@@ -32,16 +32,12 @@ fn judge_question(ctx: TcContext) -> i32 {
         let Ok(question) = ctx.load::<Question>(offset) else {
             return number as i32;
         };
-        let source = match question.flags & QUESTION_OUTSIDE {
-            0 => Source {
-                exe_id: question.exe_id,
-                cgroup_id: question.cgroup_id,
-                uid: question.uid,
-                gid: question.gid,
-                session: question.session,
-                is_outside: false,
-            },
-            _ => Source::OUTSIDE,
+        let source = Source {
+            exe_id: question.exe_id,
+            cgroup_id: question.cgroup_id,
+            uid: question.uid,
+            gid: question.gid,
+            session: question.session,
         };
         let in_force = match question.flags & QUESTION_MAY_STAY {
             0 => in_force,

@@ -10,6 +10,7 @@ use aya_ebpf::{
     bindings::__sk_buff,
     helpers::generated::{
         bpf_get_hash_recalc, bpf_get_listener_sock, bpf_get_socket_cookie, bpf_sk_fullsock,
+        bpf_skb_pull_data,
     },
     macros::classifier,
     programs::TcContext,
@@ -19,12 +20,12 @@ use trefoil_ebpf::abi::*;
 use crate::{
     accounting::NOT_JUDGED,
     books::{Size, count, dropped, judged, not_ip},
-    control_packet::{is_empty_wireguard, is_without_data, keeps_link},
+    control_packet::{is_bare_acknowledgement, is_empty_wireguard, keeps_link},
     flows::{self, set_sender},
     frame::{Frame, NOT_IP, frame, is_plain_ethernet},
     in_flight::{self, Found},
     judge::{is_local, undetermined},
-    maps::{FRAME_ENDS, InForce, SOCKETS, WRITERS, in_force, is_entrance, is_new, lose, uplink},
+    maps::{FRAME_ENDS, InForce, PROCESSES, SOCKETS, WRITERS, in_force, is_new, lose, uplink},
     packet::{Bytes, Ends, Part, Route, ends_at, is_same_peer, plain_ends_at, protocol},
     remembered::{decision_of_beginning, ended, large, remember_beginning},
     route::{address_at, judge_listed},
@@ -59,21 +60,43 @@ fn uplink_egress(ctx: TcContext) -> i32 {
         Some(uplink) => uplink.header_bytes.into(),
         None => ETHERNET_HEADER,
     };
-    if header_bytes == ETHERNET_HEADER
-        && is_plain_ethernet(skb)
-        && let Some(ends) = plain_ends_at(skb, ETHERNET_HEADER)
-        && let Some(found) = in_flight::find(skb, ETHERNET_HEADER)
-    {
-        let known = let_pass(in_force.generation, &found, &ends);
-        if known.verdict != verdict::NONE {
-            in_flight::forget(skb);
-            count(size, judged(sender::SOCKET, known.verdict));
-            return NEXT;
+    let plain = match header_bytes == ETHERNET_HEADER && is_plain_ethernet(skb) {
+        true => plain_ends_at(skb, ETHERNET_HEADER),
+        false => None,
+    };
+    match &plain {
+        Some(ends) => {
+            if let Some(found) = in_flight::find(skb, ETHERNET_HEADER) {
+                let known = let_pass(in_force.generation, &found, ends);
+                if known.verdict != verdict::NONE {
+                    in_flight::forget(skb);
+                    count(size, judged(sender::SOCKET, known.verdict));
+                    return NEXT;
+                }
+            }
         }
+        None => hold_headers(skb),
     }
     match Frame::from_number(carried(skb, header_bytes)) {
         Frame::Ip(start) => packet(in_force, skb, start),
         Frame::Other(kind) => other_frame(in_force, skb, kind),
+    }
+}
+
+/// Has the kernel copy the headers of a frame, where they may be in memory that its sender can
+/// still write: in the ring of a packet socket. What is judged is then what leaves.
+///
+/// Not of an ordinary packet whose headers are where no process writes, which was read there.
+#[inline(always)]
+fn hold_headers(skb: *mut __sk_buff) {
+    const LONGEST: u32 = 1024;
+    // SAFETY: fields of the context and a helper that takes it; the verifier checks the access.
+    unsafe {
+        let (data, end) = ((*skb).data, (*skb).data_end);
+        let wanted = (*skb).len.min(LONGEST);
+        if end - data < wanted {
+            bpf_skb_pull_data(skb, wanted);
+        }
     }
 }
 
@@ -123,7 +146,10 @@ fn let_pass(generation: u32, found: &Found, ends: &Ends) -> Decision {
     // Stays on the host as far as its socket's hook knew; and here it leaves.
     let is_wrong = decision.verdict == verdict::LOCAL && found.has_owner();
     let is_old = decision.generation != generation && !may_be_older(generation);
-    if is_wrong || is_old {
+    // Known by the last of the addresses that it lists; who had it on the way may have changed the
+    // others.
+    let is_another = ends.route != Route::Direct && found.has_owner();
+    if is_wrong || is_old || is_another {
         return NOT_JUDGED;
     }
     decision
@@ -149,14 +175,14 @@ const NOWHERE: Peer = Peer {
     pad: [0; 5],
 };
 
-/// A frame that carries no IP: in enforce mode it passes if the link needs it, or if the kernel
-/// sends it by itself. Who else sends one has a flow, to no address.
+/// A frame that carries no IP: in enforce mode it passes if the link needs it. All others have a
+/// flow, to no address: that it has no socket does not make it the kernel's own.
 ///
 /// A global function to the kernel would take the policy as numbers; this is one way through.
 #[inline(always)]
 fn other_frame(in_force: InForce, skb: *mut __sk_buff, kind: u16) -> i32 {
     let size = size(skb);
-    if is_needed_by_link(skb, kind) || sender(skb) == sender::KERNEL {
+    if is_needed_by_link(skb, kind) {
         count(size, not_ip(kind));
         return NEXT;
     }
@@ -301,7 +327,7 @@ extern "C" fn judge_anew(skb: *mut __sk_buff, start: u32, generation: u32, flags
     }
     let tag = tag(skb, sender(skb));
     let owner = owner(skb, sender(skb), tag, sent(skb, start, tag));
-    let source = source(skb, sender(skb), owner);
+    let source = source(owner);
     let mut farthest = 0;
     let mut decision = judge_listed(in_force, &source, skb, start, ends, &mut farthest);
     if ends.route != Route::Direct {
@@ -359,10 +385,17 @@ extern "C" fn judge_frame(skb: *mut __sk_buff, start: u32, flags: u32, known: u6
     // SAFETY: a map value; the verifier checks the access. So below.
     if !owner.is_null() && unsafe { (*owner).pid } != 0 {
         let certainty = match who.quality {
+            // What has left before was somebody's.
+            quality::FORWARDED if unsafe { (*tracked).flow.counters.packets_out } != 0 => {
+                quality::INFERRED
+            }
             quality::FORWARDED => unsafe { (*owner).quality },
             quality => quality,
         };
         set_sender(tracked, owner, certainty);
+    } else if who.cookie == 0 && unsafe { (*tracked).owner.pid } != 0 {
+        // Whose the flow was it is not known to be any more.
+        unsafe { (*tracked).flow.decision.generation = 0 };
     }
     let bytes = size(skb).bytes;
     // SAFETY: a map value; the verifier checks the access.
@@ -512,7 +545,7 @@ fn known(generation: u32, skb: *mut __sk_buff, start: u32, ends: &Ends) -> u64 {
             return decision.to_word();
         }
     }
-    if ends.part != Part::Whole {
+    if ends.part != Part::Whole && ends.route == Route::Direct {
         let known = known_of_datagram(generation, skb, ends);
         if known.verdict != verdict::NONE {
             return known.to_word();
@@ -527,7 +560,7 @@ fn known(generation: u32, skb: *mut __sk_buff, start: u32, ends: &Ends) -> u64 {
         }
     }
     if sender == sender::KERNEL && is_nobodys(tag) {
-        if ends.destination.protocol == protocol::TCP && is_without_data(skb, start) {
+        if ends.destination.protocol == protocol::TCP && is_bare_acknowledgement(skb, start) {
             return ended(generation, ends);
         }
         if keeps_link(skb, start) {
@@ -723,21 +756,27 @@ fn owner(
     if sender == sender::FORWARDED {
         // SAFETY: a field of the context.
         let came_in_by = unsafe { (*skb).ingress_ifindex };
-        return WRITERS.get_ptr(&came_in_by).unwrap_or(core::ptr::null());
+        return writer_of(came_in_by).unwrap_or(core::ptr::null());
     }
     core::ptr::null()
 }
 
+/// Who writes into the tun device of this number, as long as that process lives.
+#[inline(always)]
+fn writer_of(interface: u32) -> Option<*const Owner> {
+    let writer = WRITERS.get_ptr(&interface)?;
+    // SAFETY: map values; the verifier checks the access.
+    let (pid, start_ns) = unsafe { ((*writer).pid, (*writer).start_ns) };
+    let process = unsafe { PROCESSES.get(&pid) }?;
+    (process.start_ns == start_ns).then_some(writer)
+}
+
 /// Where a frame of this owner comes from, which is null if unknown.
 #[inline(always)]
-fn source(skb: *mut __sk_buff, sender: u8, owner: *const Owner) -> Source {
-    match (owner.is_null(), sender) {
-        (false, _) => Source::of(owner),
-        // SAFETY: a field of the context.
-        (true, sender::FORWARDED) if is_entrance(unsafe { (*skb).ingress_ifindex }) => {
-            Source::OUTSIDE
-        }
-        (true, _) => Source::NOBODY,
+fn source(owner: *const Owner) -> Source {
+    match owner.is_null() {
+        false => Source::of(owner),
+        true => Source::NOBODY,
     }
 }
 

@@ -172,7 +172,6 @@ impl Judge<'_> {
             cgroup: holder.and_then(Holder::cgroup_for_rules),
             executable: executable.and_then(|executable| executable.for_rules()),
             is_foreign: executable.is_some_and(|executable| executable.foreign),
-            is_outside: false,
             uid: uid(connection, holder),
             gid: holder.and_then(|holder| holder.gid),
             interactive: holder.and_then(|holder| holder.interactive),

@@ -55,7 +55,7 @@ impl RollupKey {
             cgroup_id: owner.cgroup_id,
             uid: owner.uid,
             without_process: match owner.quality {
-                quality::KERNEL | quality::FORWARDED | quality::WITHIN => owner.quality,
+                quality::KERNEL | quality::FORWARDED => owner.quality,
                 _ => 0,
             },
             generation: flow.decision.generation,

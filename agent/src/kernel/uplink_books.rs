@@ -1,22 +1,19 @@
 //! The tables about uplinks: which are watched, and what left by each.
 
-use std::collections::BTreeSet;
-
 use aya::maps::{Map, MapError, PerCpuHashMap, PerCpuValues};
 use trefoil_ebpf::abi::{Uplink, UplinkBooks, UplinkTotals};
 
 use super::{
     KernelError, RouteSocket,
     pins::PinDir,
-    reader::{Hash, collect, failed, get, hash, is_full},
+    reader::{Hash, collect, failed, get, hash},
     wire::Wire,
 };
 use crate::uplinks::Look;
 
-/// Maps `UPLINKS`, `UPLINK_BOOKS` and `ENTRANCES`.
+/// Maps `UPLINKS` and `UPLINK_BOOKS`.
 pub struct UplinkTable {
     uplinks: Hash<u32, Uplink>,
-    entrances: Hash<u32, u32>,
     room: u32,
     books: PerCpuHashMap<aya::maps::MapData, Wire<u32>, Wire<UplinkBooks>>,
 }
@@ -31,7 +28,6 @@ impl UplinkTable {
             .max_entries();
         Ok(Self {
             uplinks: hash(pins, "UPLINKS")?,
-            entrances: hash(pins, "ENTRANCES")?,
             room,
             books: Map::PerCpuHashMap(pins.open_map("UPLINK_BOOKS")?)
                 .try_into()
@@ -72,28 +68,6 @@ impl UplinkTable {
         self.uplinks
             .insert(Wire(index), Wire(*uplink), 0)
             .map_err(|error| failed("UPLINKS", error))
-    }
-
-    /// Writes which interfaces are entrances, and no other is. What finds no room is none, so that
-    /// rules that deny hold for it.
-    pub fn set_entrances(&mut self, wanted: &BTreeSet<u32>) -> Result<(), KernelError> {
-        let failed = |error| failed("ENTRANCES", error);
-        let there = collect(&self.entrances, "ENTRANCES")?;
-        let there: BTreeSet<u32> = there.into_iter().map(|(index, _)| index).collect();
-        for index in &there - wanted {
-            match self.entrances.remove(&Wire(index)) {
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(error) => return Err(failed(error)),
-            }
-        }
-        for index in wanted - &there {
-            match self.entrances.insert(Wire(index), Wire(0), 0) {
-                Ok(()) => {}
-                Err(error) if is_full(&error) => break,
-                Err(error) => return Err(failed(error)),
-            }
-        }
-        Ok(())
     }
 
     /// Closes the books of an interface that is gone.

@@ -4,7 +4,6 @@
 //! Which interfaces these are is not for this file to say.
 
 use std::{
-    collections::BTreeSet,
     io,
     os::fd::{AsFd, OwnedFd},
 };
@@ -100,11 +99,6 @@ impl UplinkHook {
             self.table.set(link.index, &Uplink { flags, ..uplink })?;
         }
         Ok(uplink.after_bytes != NOT_KNOWN)
-    }
-
-    /// Has the program take these interfaces for those by which only what others send comes in.
-    pub fn set_entrances(&mut self, entrances: &BTreeSet<u32>) -> Result<(), KernelError> {
-        self.table.set_entrances(entrances)
     }
 
     /// Notes that the program counts by now what an interface sends: what is missing in its

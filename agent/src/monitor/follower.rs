@@ -75,8 +75,6 @@ pub struct Follower {
     changes: Changes,
     routes: RouteSocket,
     network: Network,
-    /// As the kernel was told; `None` before that.
-    entrances: Option<BTreeSet<u32>>,
     /// Those that are watched, with their names.
     watched: BTreeMap<u32, String>,
     /// Of uplinks, others at their exit, as was said.
@@ -100,7 +98,6 @@ impl Follower {
             changes: Changes::open()?,
             routes: RouteSocket::open()?,
             network: Network::default(),
-            entrances: None,
             watched: BTreeMap::new(),
             others: BTreeMap::new(),
             looked: Instant::now(),
@@ -131,7 +128,6 @@ impl Follower {
                 self.forget(index, false, news);
             }
         }
-        self.name_entrances()?;
         self.watch(news);
         // Those that are not to be watched any more.
         for (index, _) in self.hook.table().all()? {
@@ -232,7 +228,6 @@ impl Follower {
         if may_be_elsewhere {
             self.look_elsewhere(news);
         }
-        self.name_entrances()?;
         self.watch(news);
         // Of a program that is attached without a filter the kernel tells nobody.
         if traffic_changed || self.looked.elapsed() >= LOOK_INTERVAL {
@@ -253,16 +248,6 @@ impl Follower {
             {
                 self.hook.counts(link.index)?;
             }
-        }
-        Ok(())
-    }
-
-    /// Tells the kernel by which interfaces only what others send comes in.
-    fn name_entrances(&mut self) -> Result<(), KernelError> {
-        let entrances = self.network.entrances(&self.wanted);
-        if self.entrances.as_ref() != Some(&entrances) {
-            self.hook.set_entrances(&entrances)?;
-            self.entrances = Some(entrances);
         }
         Ok(())
     }

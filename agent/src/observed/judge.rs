@@ -249,7 +249,7 @@ struct Lacks {
 impl Lacks {
     fn of(policy: &Policy, source: &Source, target: &Target) -> Self {
         // Of whom the kernel knew nothing there was nothing to know.
-        let has_facts = source.without_facts.is_none();
+        let has_facts = !source.is_anybody;
         Self {
             // What no rule asks for need not be known.
             gid: has_facts

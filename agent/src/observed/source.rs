@@ -35,17 +35,8 @@ pub struct Source {
     pub user: Option<Arc<str>>,
     /// Whether somebody logged in to start the process.
     pub interactive: Option<bool>,
-    /// Who it can be of whom no fact is known.
-    pub without_facts: Option<WithoutFacts>,
-}
-
-/// A sender of whom the kernel knew nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum WithoutFacts {
-    /// Anybody of the host, or the kernel for somebody: a rule that denies some of them matches.
-    Anybody,
-    /// None of the host, which forwards what others send.
-    Outside,
+    /// The kernel knew nothing of it: it could be anybody.
+    pub is_anybody: bool,
 }
 
 /// A fact that rules ask for, as far as it is known.
@@ -83,7 +74,7 @@ impl Source {
             interactive: record
                 .number(Field::Pid)
                 .map(|_| record.number(Field::Session).is_some()),
-            without_facts: WithoutFacts::of(record),
+            is_anybody: is_anybodys(record),
         }
     }
 
@@ -106,7 +97,7 @@ impl Source {
             gid: self.gid.or(older.gid),
             user: either(&self.user, &older.user),
             interactive: self.interactive.or(older.interactive),
-            without_facts: self.without_facts,
+            is_anybody: self.is_anybody,
         };
         (filled != *self).then_some(filled)
     }
@@ -154,7 +145,6 @@ impl Source {
             cgroup: self.cgroup_for_rules().known().map(str::as_bytes),
             executable: executable.map(str::as_bytes),
             is_foreign,
-            is_outside: self.without_facts == Some(WithoutFacts::Outside),
             // The last number is no user's.
             uid: self.uid.unwrap_or(u32::MAX),
             gid: self.gid,
@@ -176,25 +166,20 @@ impl Source {
     }
 }
 
-impl WithoutFacts {
-    fn of(record: &Record) -> Option<Self> {
-        const FACTS: [Field; 5] = [
-            Field::Pid,
-            Field::Exe,
-            Field::Cgroup,
-            Field::Uid,
-            Field::User,
-        ];
-        let said = record.text(Field::Attribution)?;
-        if said == words::attribution(quality::FORWARDED) {
-            return Some(Self::Outside);
-        }
-        let is_nobodys = [quality::NONE, quality::KERNEL]
-            .into_iter()
-            .any(|quality| said == words::attribution(quality));
-        let has_none = FACTS.into_iter().all(|field| record.get(field).is_none());
-        (is_nobodys && has_none).then_some(Self::Anybody)
-    }
+/// True for a record of flows of which the kernel knew neither process nor user nor control group.
+fn is_anybodys(record: &Record) -> bool {
+    const FACTS: [Field; 5] = [
+        Field::Pid,
+        Field::Exe,
+        Field::Cgroup,
+        Field::Uid,
+        Field::User,
+    ];
+    let said = record.text(Field::Attribution);
+    let is_nobodys = [quality::NONE, quality::KERNEL, quality::FORWARDED]
+        .into_iter()
+        .any(|quality| said == Some(words::attribution(quality)));
+    is_nobodys && FACTS.into_iter().all(|field| record.get(field).is_none())
 }
 
 impl<T> Fact<T> {

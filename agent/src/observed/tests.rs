@@ -340,7 +340,7 @@ fn of_whom_the_kernel_knew_nothing_is_judged_as_there() {
         + "[[rules]]\nname = \"all else\"\nto = { networks = [\"203.0.113.0/24\"] }\n\
            verdict = \"approve\"\n";
     for (attribution, rule) in [
-        ("forwarded", "all else"),
+        ("forwarded", "by user"),
         ("none", "by user"),
         ("kernel", "by user"),
     ] {

@@ -274,6 +274,8 @@ fn tables(
         (login::UNKNOWN, None),
         (login::NONE, Some(false)),
         (login::SESSION, Some(true)),
+        // What is no case is as unknown as can be.
+        (login::N - 1, None),
     ] {
         let sets: Vec<_> = clauses
             .list
@@ -284,10 +286,6 @@ fn tables(
             .of_numbers(sets.iter().map(Option::as_ref))
             .map_err(as_a_whole)?;
     }
-    group_ranges[login::OUTSIDE].push(Range32 {
-        class: class::NONE,
-        ..Range32::default()
-    });
     let group_rows = groups.finish();
 
     let mut destinations = rows.dimension(&clauses, |test| test.destination.is_some());

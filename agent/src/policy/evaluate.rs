@@ -23,9 +23,6 @@ pub struct Question<'a> {
     pub executable: Option<&'a [u8]>,
     /// The path says nothing about the host's files: a user could have put anything there.
     pub is_foreign: bool,
-    /// Nothing of this host sends it: it came in by another interface. Nothing above or
-    /// below that is said of a sender is looked at then.
-    pub is_outside: bool,
     /// User id; the last number when not known.
     pub uid: u32,
     /// Group id; `None` when not known.
@@ -145,16 +142,6 @@ impl Compiled {
         };
         let gid = question.gid.unwrap_or(u32::MAX);
         classes[dimension::GROUP] = range_of(&self.groups[known], gid).class;
-        if question.is_outside {
-            for of_source in [
-                dimension::CGROUP,
-                dimension::EXECUTABLE,
-                dimension::USER,
-                dimension::GROUP,
-            ] {
-                classes[of_source] = class::NONE;
-            }
-        }
         classes[dimension::DESTINATION] = destination;
         let service = service::key(question.protocol, question.port);
         classes[dimension::SERVICE] = range_of(&self.services, service).class;

@@ -315,7 +315,7 @@ fields! {
     Attribution "attribution" Text "" ACTORS
         "`direct` (the kernel saw this process act on this socket), `inferred` (derived), `none`, \
          or that there is none on this host: `kernel` (sent by itself) or `forwarded` (came in by \
-         an interface by which others send); the worst of all in a rollup";
+         another interface); the worst of all in a rollup";
     Subject "subject" Text "" NEWS
         "what it is about: a hook, a counter of losses, a budget, an exception, a file";
     Reason "reason" Text "" NEWS

@@ -277,9 +277,7 @@ fn rollup_sum(rollup: &Rollup) -> Counters {
 pub(super) fn who(owner: &Owner, facts: &FlowFacts) -> String {
     match owner.quality {
         quality::KERNEL => return "the kernel".to_owned(),
-        quality::FORWARDED | quality::WITHIN => {
-            return "somebody whom this host forwards for".to_owned();
-        }
+        quality::FORWARDED => return "somebody whom this host forwards for".to_owned(),
         _ => {}
     }
     let name = match &facts.exe {
@@ -371,9 +369,7 @@ fn flow_message(report: &FlowReport, facts: &FlowFacts) -> String {
         format!("→ {peer}{country}")
     };
     let sender = match owner.quality {
-        quality::FORWARDED | quality::WITHIN => {
-            format!("{}, forwarded,", ip_address(&flow.local))
-        }
+        quality::FORWARDED => format!("{}, forwarded,", ip_address(&flow.local)),
         _ => who(owner, facts),
     };
     let mut message = format!(

@@ -27,7 +27,6 @@ pub fn attribution(quality: u8) -> &'static str {
         quality::INFERRED => "inferred",
         quality::KERNEL => "kernel",
         quality::FORWARDED => "forwarded",
-        // Also of quality::WITHIN: it may be a process of this host.
         _ => "none",
     }
 }

@@ -253,46 +253,6 @@ impl Network {
         &tunnels - &self.uplinks(wanted)
     }
 
-    /// The interfaces by which only what others send comes in: a process of this host sends by
-    /// none of them from another network namespace.
-    #[must_use]
-    pub fn entrances(&self, wanted: &Uplinks) -> BTreeSet<u32> {
-        let mut ways_out = self.leads_out.clone();
-        if let Uplinks::Named(_) = wanted {
-            ways_out.append(&mut self.uplinks(wanted));
-        }
-        let all = self.links.keys().copied();
-        all.filter(|index| self.is_entrance(*index, &ways_out, MAX_DEPTH))
-            .collect()
-    }
-
-    /// `ways_out` are those of which it was said that they lead out of the host.
-    fn is_entrance(&self, index: u32, ways_out: &BTreeSet<u32>, depth: usize) -> bool {
-        let Some(link) = self.links.get(&index).filter(|_| depth > 0) else {
-            return false;
-        };
-        if ways_out.contains(&index) || link.is_of_guest {
-            return true;
-        }
-        match link.nature() {
-            // Software of a kind that is not known here may be anything.
-            Nature::Out => link.is_device(),
-            Nature::Inside => false,
-            Nature::Elsewhere => link.hardware != Link::LOOPBACK,
-            // Of what is put side by side on one interface, the others may be a container's.
-            Nature::On(lower) => {
-                matches!(&*link.kind, "vlan" | "macsec")
-                    && self.is_entrance(lower, ways_out, depth - 1)
-            }
-            Nature::Parts | Nature::Bridge => {
-                let links = self.links.values();
-                let mut parts = links.filter(|part| part.master == Some(index)).peekable();
-                parts.peek().is_some()
-                    && parts.all(|part| self.is_entrance(part.index, ways_out, depth - 1))
-            }
-        }
-    }
-
     /// Adds the lowest interfaces that carry what is sent by this one.
     fn carriers(&self, index: u32, found: &mut BTreeSet<u32>, depth: usize) {
         let Some(link) = self.links.get(&index).filter(|_| depth > 0) else {

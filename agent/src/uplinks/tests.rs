@@ -57,35 +57,6 @@ fn tunnels_that_let_packets_wait_are_found_while_uplinks_are_watched() {
     }
 }
 
-#[test]
-fn what_processes_of_this_host_may_send_by_is_no_entrance() {
-    let network = network(&[
-        link(1, "eth0", ""),
-        on(1, link(2, "eth0.7", "vlan")),
-        on(1, link(3, "mac0", "macvlan")),
-        link(4, "docker0", "bridge"),
-        part_of(4, link(5, "veth1", "veth")),
-        link(6, "br-guests", "bridge"),
-        part_of(6, link(7, "tap1", "tun")),
-        link(8, "br-mixed", "bridge"),
-        part_of(8, link(9, "tap2", "tun")),
-        part_of(8, link(10, "veth2", "veth")),
-        link(11, "vxlan0", "vxlan"),
-        link(12, "bond0", "bond"),
-        part_of(12, link(13, "eth1", "")),
-        link(14, "br-empty", "bridge"),
-        Link {
-            hardware: Link::LOOPBACK,
-            ..link(15, "lo", "")
-        },
-        link(16, "new0", "of a kind that is not known"),
-    ]);
-    let entrances = network.entrances(&Uplinks::Named(Vec::new()));
-    assert_eq!(Vec::from_iter(entrances), [1, 2, 6, 7, 9, 11, 12, 13]);
-    let named = Uplinks::Named(vec!["veth1".into()]);
-    assert!(network.entrances(&named).contains(&5));
-}
-
 fn found(network: &Network) -> Vec<u32> {
     network.uplinks(&Uplinks::Auto).into_iter().collect()
 }

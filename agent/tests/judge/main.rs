@@ -23,8 +23,8 @@ use trefoil::{
 };
 use trefoil_ebpf::abi::{
     ClassCache, DECISION_LIMITED, Decision, EXECUTABLE_FOREIGN, EXECUTABLE_PATH,
-    EXECUTABLE_TRUNCATED, Executable, NO_RULE, NOBODY_LOGGED_IN, QUESTION_MAY_STAY,
-    QUESTION_OUTSIDE, Question, verdict,
+    EXECUTABLE_TRUNCATED, Executable, NO_RULE, NOBODY_LOGGED_IN, QUESTION_MAY_STAY, Question,
+    verdict,
 };
 
 /// How many pairs of a flow and a policy there are, if not [`N_PAIRS`].
@@ -167,8 +167,7 @@ fn kernel_evaluator_and_reader_decide_the_same() {
                         Some(false) => NOBODY_LOGGED_IN,
                         Some(true) => 1 + random.next_u64() as u32 % 1000,
                     },
-                    flags: (QUESTION_OUTSIDE * u32::from(question.is_outside))
-                        | (QUESTION_MAY_STAY * u32::from(question.may_stay)),
+                    flags: QUESTION_MAY_STAY * u32::from(question.may_stay),
                     pad: 0,
                 }
             })
@@ -271,8 +270,7 @@ fn an_executable_that_a_user_could_have_put_there_is_approved_by_no_path() {
 }
 
 /// What a `deny` with `from` asks for and nobody knows counts against the sender; what is
-/// known and does not match still excludes it; and what comes from outside of the host is
-/// no sender of it.
+/// known and does not match still excludes it.
 #[test]
 fn what_is_not_known_of_a_sender_does_not_undo_a_deny() {
     let mut kernel = Unattached::load(N_NAMES).unwrap();
@@ -419,13 +417,6 @@ fn what_is_not_known_of_a_sender_does_not_undo_a_deny() {
             denied(0),
         ),
         (all_unknown, denied(0)),
-        (
-            Question {
-                flags: QUESTION_OUTSIDE,
-                ..all_unknown
-            },
-            approved,
-        ),
     ];
     let questions = asked.map(|(question, _)| question);
     let (answers, _) = kernel.ask(&questions).unwrap();

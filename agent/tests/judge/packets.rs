@@ -274,7 +274,6 @@ fn packets_that_list_where_they_go_are_read_as_they_were_made() {
                 cgroup: None,
                 executable: None,
                 is_foreign: false,
-                is_outside: false,
                 uid: u32::MAX,
                 gid: None,
                 interactive: None,

@@ -186,7 +186,6 @@ impl Inquiry {
             cgroup: self.cgroup.as_deref().map(str::as_bytes),
             executable: self.executable.as_deref().map(str::as_bytes),
             is_foreign: false,
-            is_outside: false,
             uid: self.uid,
             gid: self.gid,
             interactive: Some(self.interactive),

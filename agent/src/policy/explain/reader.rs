@@ -267,15 +267,6 @@ impl<'a> Reader<'a> {
                 }
             });
         }
-        if question.is_outside {
-            for condition in &mut conditions {
-                condition.could = false;
-                condition.holds = false;
-                if self.says_why {
-                    condition.reason = "nothing of this host sends it".to_owned();
-                }
-            }
-        }
         if let Some(networks) = &rule.networks {
             conditions.push(self.one_of(
                 "to.networks",

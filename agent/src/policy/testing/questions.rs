@@ -17,8 +17,6 @@ pub struct OwnedQuestion {
     /// As in [`Question`].
     pub is_foreign: bool,
     /// As in [`Question`].
-    pub is_outside: bool,
-    /// As in [`Question`].
     pub uid: u32,
     /// As in [`Question`].
     pub gid: Option<u32>,
@@ -42,7 +40,6 @@ impl OwnedQuestion {
             cgroup: self.cgroup.as_deref(),
             executable: self.executable.as_deref(),
             is_foreign: self.is_foreign,
-            is_outside: self.is_outside,
             uid: self.uid,
             gid: self.gid,
             interactive: self.interactive,
@@ -217,7 +214,6 @@ impl Scene {
             cgroup: path(random, CGROUPS, CGROUP_PARTS),
             executable: path(random, EXECUTABLES, EXECUTABLE_PARTS),
             is_foreign: random.one_in(4),
-            is_outside: random.one_in(12),
             uid,
             gid,
             interactive,

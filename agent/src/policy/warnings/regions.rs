@@ -382,7 +382,7 @@ fn classes(compiled: &Compiled, at: usize) -> Vec<&Row> {
             classes.map(of).collect()
         }
         dimension::GROUP => {
-            let cases = [login::NONE, login::SESSION, login::OUTSIDE];
+            let cases = [login::NONE, login::SESSION];
             let ranges = cases.iter().flat_map(|&case| &compiled.groups[case]);
             let known = ranges.filter(|range| range.first < u32::MAX);
             known.map(|range| of(range.class)).collect()
