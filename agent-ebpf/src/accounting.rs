@@ -9,7 +9,7 @@ use trefoil_ebpf::abi::*;
 use crate::{
     atomic,
     globals::tcp_state_seen,
-    maps::{CHANGING, EMPTY, ENDED, EVENTS, TOTALS, lose},
+    maps::{CHANGING, EMPTY, ENDED, EVENTS, TOTALS, lose, lose_traffic},
     owner::{set_acting, set_nobody},
     packet::Ends,
     remembered::remember_ended,
@@ -151,6 +151,7 @@ pub fn tell_alone(owner: *const Owner, ends: &Ends, packet: &Alone) -> u32 {
         lose(LOSS_PACKETS_UNTOLD, 1);
         if !blocked {
             lose(LOSS_UNTOLD_BYTES, bytes);
+            lose_traffic(packet.decision.verdict, bytes, 1);
         }
         return 0;
     };
@@ -236,13 +237,13 @@ fn finish_later(tracked: *mut Tracked, owner: *const Owner, started_ns: u64) {
         copy(owner, unsafe { &raw mut (*handed_over).owner });
         return go_on_from(tracked, unsafe { &raw const (*handed_over).flow.counters });
     }
-    let before = unsafe { (*flow).base.bytes_out };
+    let before = unsafe { ((*flow).base.bytes_out, (*flow).base.packets_out) };
     go_on_from(tracked, unsafe { &raw const (*flow).counters });
+    let bytes = unsafe { (*flow).base.bytes_out }.wrapping_sub(before.0);
+    let packets = unsafe { (*flow).base.packets_out }.wrapping_sub(before.1);
     lose(LOSS_ENDED_FULL, 1);
-    lose(
-        LOSS_ENDED_BYTES,
-        unsafe { (*flow).base.bytes_out }.wrapping_sub(before),
-    );
+    lose(LOSS_ENDED_BYTES, bytes);
+    lose_traffic(decision_of(tracked).verdict, bytes, packets);
 }
 
 /// Has what comes next in a slot begin with these numbers.

@@ -173,6 +173,11 @@ pub static LOSSES: PerCpuArray<u64, { N_LOSSES as usize }> = PerCpuArray::new();
 #[btf_map]
 pub static TOTALS: PerCpuArray<Totals, { verdict::N as usize }> = PerCpuArray::new();
 
+/// Of these sums, what no event and no entry of `ENDED` tells of, for want of room. Written by
+/// whatever ends a flow; read by the agent, which tells it as lost.
+#[btf_map]
+pub static UNTOLD: PerCpuArray<Totals, { verdict::N as usize }> = PerCpuArray::new();
+
 /// Interfaces that are watched, by index. Written by the agent before it attaches
 /// `uplink_egress`, which reads it; the agent watches no more than fit, and says so.
 #[btf_map]
@@ -339,6 +344,19 @@ pub fn lose(loss: u32, amount: u64) {
     if let Some(counter) = LOSSES.get_ptr_mut(loss) {
         // A hook does not migrate, but another one may preempt it on its CPU.
         atomic::add(counter, amount);
+    }
+}
+
+/// Counts traffic that has left with this verdict and that nothing will tell of.
+#[inline(always)]
+pub fn lose_traffic(verdict: u8, bytes: u64, packets: u64) {
+    let Some(untold) = UNTOLD.get_ptr_mut(u32::from(verdict)) else {
+        return;
+    };
+    // SAFETY: a map value; the verifier checks the access.
+    unsafe {
+        atomic::add(&raw mut (*untold).bytes_out, bytes);
+        atomic::add(&raw mut (*untold).packets_out, packets);
     }
 }
 

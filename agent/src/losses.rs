@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::report::Record;
+use trefoil_ebpf::abi::{Totals, verdict};
+
+use crate::report::{Field, Record, words};
 
 /// Every counter of `trefoil_ebpf::abi::LOSSES`, and what it costs when it moves.
 pub const MEANINGS: &[(&str, &str)] = &[
@@ -93,6 +95,8 @@ pub fn is_harmless(counter: &str) -> bool {
 #[derive(Clone, Debug, Default)]
 pub struct Losses {
     reported: BTreeMap<String, u64>,
+    /// By verdict, bytes and packets that are in no event.
+    untold: BTreeMap<u8, (u64, u64)>,
 }
 
 impl Losses {
@@ -100,7 +104,38 @@ impl Losses {
     /// known of it, so that what was lost while nobody looked is reported now.
     #[must_use]
     pub fn since(reported: BTreeMap<String, u64>) -> Self {
-        Self { reported }
+        Self {
+            reported,
+            ..Self::default()
+        }
+    }
+
+    /// What was reported, as text of facts with these names.
+    #[must_use]
+    pub fn to_facts(&self) -> Vec<(String, String)> {
+        let counters = self.reported.iter();
+        let counters =
+            counters.map(|(name, total)| (format!("{COUNTER}{name}"), total.to_string()));
+        let untold = self.untold.iter().map(|(verdict, (bytes, packets))| {
+            (format!("{UNTOLD}{verdict}"), format!("{bytes} {packets}"))
+        });
+        counters.chain(untold).collect()
+    }
+
+    /// Takes in one of them; anything else is nothing that was reported.
+    pub fn restore(&mut self, name: &str, value: &str) {
+        if let Some(counter) = name.strip_prefix(COUNTER)
+            && let Ok(total) = value.parse()
+        {
+            self.reported.insert(counter.to_owned(), total);
+        }
+        if let Some(verdict) = name.strip_prefix(UNTOLD)
+            && let Some((bytes, packets)) = value.split_once(' ')
+            && let (Ok(verdict), Ok(bytes), Ok(packets)) =
+                (verdict.parse(), bytes.parse(), packets.parse())
+        {
+            self.untold.insert(verdict, (bytes, packets));
+        }
     }
 
     /// What was reported so far.
@@ -145,7 +180,36 @@ impl Losses {
         }
         news
     }
+
+    /// Records of traffic that the kernel programs found no room to tell of, by verdict.
+    pub fn untold_news(&mut self, now: &[Totals], time_us: u64) -> Vec<Record> {
+        let mut news = Vec::new();
+        for (sums, verdict) in now.iter().zip(0_u8..) {
+            let before = self.untold.entry(verdict).or_default();
+            // Somebody may have set them back.
+            let bytes = sums.bytes_out.saturating_sub(before.0);
+            let packets = sums.packets_out.saturating_sub(before.1);
+            *before = (sums.bytes_out, sums.packets_out);
+            if verdict == verdict::LOCAL || (bytes, packets) == (0, 0) {
+                continue;
+            }
+            let meaning = "the last numbers of flows found no room in the kernel's tables, and \
+                           these bytes are in no other record; raise tables.events_bytes and \
+                           tables.ended";
+            let total = sums.packets_out;
+            let mut record = Record::loss("packets-in-no-flow", packets, total, meaning, time_us);
+            record.set_known(Field::Verdict, words::verdict(verdict));
+            record.set(Field::BytesOut, bytes);
+            record.set(Field::PacketsOut, packets);
+            news.push(record);
+        }
+        news
+    }
 }
+
+/// Begin of the names of facts.
+const COUNTER: &str = "counter.";
+const UNTOLD: &str = "untold.";
 
 #[cfg(test)]
 mod tests {
@@ -185,6 +249,28 @@ mod tests {
             .map(|record| record.number(Field::Count))
             .collect();
         assert_eq!(counts, [Some(1)]);
+    }
+
+    #[test]
+    fn traffic_that_nobody_told_of_is_told_once_by_whichever_agent() {
+        let mut sums = [Totals::default(); verdict::N as usize];
+        sums[usize::from(verdict::LOCAL)].bytes_out = 9;
+        let approved = &mut sums[usize::from(verdict::APPROVED)];
+        (approved.bytes_out, approved.packets_out) = (700, 7);
+        let mut losses = Losses::default();
+        let news = losses.untold_news(&sums, 0);
+        let told: Vec<_> = news
+            .iter()
+            .map(|it| (it.text(Field::Verdict), it.number(Field::BytesOut)))
+            .collect();
+        assert_eq!(told, [(Some("approved"), Some(700))]);
+        let mut next = Losses::default();
+        for (name, value) in losses.to_facts() {
+            next.restore(&name, &value);
+        }
+        assert!(next.untold_news(&sums, 0).is_empty());
+        sums[usize::from(verdict::APPROVED)].bytes_out = 800;
+        assert_eq!(next.untold_news(&sums, 0).len(), 1);
     }
 
     #[test]

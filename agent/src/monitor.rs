@@ -24,7 +24,7 @@ use crate::{
     losses::Losses,
     names::Names,
     policy::{Compiled, Image},
-    report::{Coverage, FlowFacts, Heartbeat, Progress, Record, Reporter, Stall},
+    report::{Coverage, FlowFacts, Heartbeat, Origin, Progress, Record, Reporter, Stall},
     settings,
 };
 
@@ -32,6 +32,7 @@ mod cuts;
 mod cutter;
 mod follower;
 mod in_force;
+mod keeping;
 mod limits;
 mod pulse;
 mod sweep;
@@ -43,6 +44,7 @@ use cuts::Cuts;
 pub use cutter::Cutter;
 use follower::{Follower, UplinkNews};
 use in_force::PolicyInForce;
+use keeping::Keeping;
 use limits::Limits;
 pub use tampering::Standing;
 use tampering::Tampering;
@@ -51,6 +53,10 @@ use uplinks::Uplinks;
 
 /// Events that are taken before anything else gets its turn.
 const EVENTS_A_TURN: usize = 4_096;
+
+/// Events that are kept at once: what they amount to fits into the room that the spool has for
+/// certain.
+const EVENTS_A_BATCH: usize = 256;
 
 /// How long the last records may take to be handed over.
 const FAREWELL: std::time::Duration = std::time::Duration::from_secs(5);
@@ -106,6 +112,9 @@ pub struct Monitor {
     /// Frames are judged that go to a driver past traffic control.
     judges_direct: bool,
     unjudged: UnjudgedSockets,
+    keeping: Keeping,
+    /// What is in the kernel now nobody will find there.
+    is_at_end: bool,
 }
 
 /// What a monitor is made of besides the kernel side.
@@ -194,7 +203,16 @@ impl Monitor {
             stalled: None,
             aside: None,
             has_no_reader: false,
+            keeping: Keeping::default(),
+            is_at_end: false,
         };
+        monitor.restore();
+        if monitor.kernel.took_over() && *monitor.reporter.origin() == Origin::First {
+            let reason = "it is gone: what the agent before had not handed over is in no record, \
+                          and the numbers of records begin with 1 again";
+            let record = Record::tamper("the spool", reason, clock::unix_us());
+            monitor.reporter.emit(record);
+        }
         if monitor.kernel.took_over() {
             monitor
                 .table
@@ -253,24 +271,13 @@ impl Monitor {
     /// While the sinks are backed up nothing is taken: the kernel keeps it, and
     /// counts what it cannot keep.
     pub fn drain(&mut self) -> Result<(), KernelError> {
-        let mut n_taken = 0;
-        while n_taken < EVENTS_A_TURN && !self.reporter.is_backed_up() {
-            let Some(event) = self.events.next() else {
-                break;
-            };
-            n_taken += 1;
-            match event {
-                Some(event) => self.observe(&event)?,
-                None => self.unreadable_events += 1,
-            }
-            self.report()?;
-        }
+        self.drain_some(EVENTS_A_TURN)?;
         self.take_cuts()?;
         self.take_uplink_news()?;
         self.table.tick(clock::since_boot_ns(), &mut self.reports);
         self.report()?;
         self.hand_over();
-        Ok(())
+        self.release()
     }
 
     /// Says that the agent lives, and what the sums are.
@@ -296,6 +303,7 @@ impl Monitor {
     /// `is_asked`: then that is said as well.
     pub fn lost_attachment(&mut self, is_asked: bool) -> Result<(), KernelError> {
         // The tables are there as long as this agent holds them.
+        self.is_at_end = true;
         self.sweep()?;
         // With the pins, the kernel keeps open flows for the next agent.
         if self.kernel.is_attached() {
@@ -351,20 +359,35 @@ impl Monitor {
         self.aside.clone()
     }
 
-    /// Reports what is known by now; the kernel part goes on.
+    /// Reports what is known by now, and closes the books; the kernel part goes on.
     ///
-    /// Returns what was told of flows, unless some of it could not be handed over.
+    /// Returns what was told of flows, unless that could not be kept.
     pub fn leave(mut self) -> Result<Option<Told>, KernelError> {
         self.sweep()?;
         self.table.flush(clock::since_boot_ns(), &mut self.reports);
         self.report()?;
+        self.close_books(
+            "it was stopped; the programs go on counting and judging, and the next \
+                          agent tells what leaves from here on",
+        )?;
         self.hand_over_all();
-        Ok((self.reporter.pending() == 0).then(|| self.table.told()))
+        self.release()?;
+        Ok(self.persist().then(|| self.table.told()))
+    }
+
+    /// Says that this agent tells of nothing more, and what the sums are until then.
+    fn close_books(&mut self, reason: &str) -> Result<(), KernelError> {
+        self.beat()?;
+        let time_us = clock::unix_us();
+        let record = Record::coverage("this agent", Coverage::Uncovered, Some(reason), time_us);
+        self.reporter.emit(record);
+        Ok(())
     }
 
     /// Ends every flow and takes everything out of the kernel.
     pub fn detach(mut self) -> Result<(), KernelError> {
         self.kernel.stop_counting();
+        self.is_at_end = true;
         self.sweep()?;
         self.table
             .close_all(clock::since_boot_ns(), &mut self.reports);
@@ -380,15 +403,20 @@ impl Monitor {
     }
 
     fn hand_over(&mut self) {
+        self.persist();
         let progress = self.reporter.flush(clock::since_boot_ns());
         self.note(progress);
     }
 
     /// Hands over until nothing is left, or the sinks take no more.
     fn hand_over_all(&mut self) {
+        self.persist();
         let progress = self.reporter.finish(FAREWELL);
         if progress.pending > 0 {
-            tracing::error!("{} records could not be handed over", progress.pending);
+            tracing::warn!(
+                "{} records wait for the next agent to hand them over",
+                progress.pending
+            );
         }
         self.note(progress);
     }
@@ -404,15 +432,24 @@ impl Monitor {
     }
 
     fn drain_all(&mut self) -> Result<(), KernelError> {
-        while !self.reporter.is_backed_up() {
+        self.drain_some(usize::MAX)
+    }
+
+    fn drain_some(&mut self, max: usize) -> Result<(), KernelError> {
+        let mut n_taken = 0;
+        while n_taken < max && !self.is_backed_up() {
             let Some(event) = self.events.next() else {
                 break;
             };
+            n_taken += 1;
             match event {
                 Some(event) => self.observe(&event)?,
                 None => self.unreadable_events += 1,
             }
             self.report()?;
+            if n_taken.is_multiple_of(EVENTS_A_BATCH) {
+                self.persist();
+            }
         }
         Ok(())
     }

@@ -107,6 +107,8 @@ pub struct Tables {
     pub rollups: u32,
     /// In the agent: records that wait for the journal or a JSON file.
     pub pending: u32,
+    /// On /run: bytes of the spool, which has these records, and what is rolled up.
+    pub spool_bytes: u64,
 }
 
 impl Default for Settings {
@@ -152,6 +154,7 @@ impl Default for Tables {
             followed: 131_072,
             rollups: 4_096,
             pending: 16_384,
+            spool_bytes: 128 << 20,
         }
     }
 }

@@ -209,6 +209,21 @@ impl<'lab> AgentBuilder<'lab> {
 
     /// Starts it and waits until it says that it is ready.
     pub fn start(self) -> Result<Agent<'lab>> {
+        let (mut agent, socket) = self.begin()?;
+        agent.wait_until_ready(&socket)?;
+        agent.objects = Objects::held_by(agent.pid())?;
+        Ok(agent)
+    }
+
+    /// Starts it for the time until `end` returns, ready or not, and kills it. Returns its
+    /// records.
+    pub fn start_and_kill(self, end: impl FnOnce()) -> Result<Vec<Record>> {
+        let (agent, _socket) = self.begin()?;
+        end();
+        Ok(agent.stop(Signal::SIGKILL)?.1)
+    }
+
+    fn begin(self) -> Result<(Agent<'lab>, UnixDatagram)> {
         let run = next_run();
         let lab = self.lab;
         let (mut command, json) = self.command(run)?;
@@ -224,7 +239,7 @@ impl<'lab> AgentBuilder<'lab> {
             })
             .stderr(File::create(&errors)?);
         let child = command.spawn().context("start trefoil")?;
-        let mut agent = Agent {
+        let agent = Agent {
             lab,
             child,
             json: Tail::open(&json)?,
@@ -233,9 +248,7 @@ impl<'lab> AgentBuilder<'lab> {
             policy: lab.file("policy.toml"),
             objects: Objects::default(),
         };
-        agent.wait_until_ready(&socket)?;
-        agent.objects = Objects::held_by(agent.pid())?;
-        Ok(agent)
+        Ok((agent, socket))
     }
 
     /// Runs it where it is expected to refuse: to its end.

@@ -82,6 +82,21 @@ impl Journal {
         self.wait_until_it_writes()
     }
 
+    /// Lets it take nothing more: what is sent to it waits as far as the socket has room.
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets it go on after [`pause`](Self::pause).
+    pub fn go_on(&self) -> Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        kill(Pid::from_raw(child.id() as i32), signal).context("signal journald")
+    }
+
     fn wait_until_it_writes(&self) -> Result<()> {
         wait_for("journald has begun its journal", || {
             let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);

@@ -109,6 +109,11 @@ impl Lab {
         self.directory.join(name)
     }
 
+    /// Removes what agents of this lab have left for the next one outside of the kernel.
+    pub fn remove_agent_state(&self) -> Result<()> {
+        remove_agent_state(&self.directory)
+    }
+
     /// Where the agent pins what is to outlive it.
     pub fn pins(&self) -> PathBuf {
         self.directory.join("bpf/trefoil")

@@ -23,7 +23,7 @@ pub use tree::*;
 pub use uplink::*;
 
 /// Version of everything in this folder. Pins live in `<pin-dir>/v<ABI_VERSION>`.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// An IPv6 address in network byte order; IPv4 addresses are mapped into
 /// `::ffff:0:0/96`, so that one comparison serves both families.

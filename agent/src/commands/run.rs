@@ -432,7 +432,10 @@ fn reporter(settings: &Settings) -> Result<Reporter, Failure> {
         .of_instance(&settings.pin_dir);
     let reporter = ReporterSettings {
         max_pending: settings.tables.pending as usize,
-        ..ReporterSettings::new(dir.join("seq"))
+        // What counts is in one file, with as much that no longer does, and on its way to the
+        // other; a quarter is for what is rolled up.
+        max_pending_bytes: usize::try_from(settings.tables.spool_bytes / 4).unwrap_or(usize::MAX),
+        ..ReporterSettings::new(dir.join("spool"))
     };
     Reporter::open(reporter, context, sinks)
         .map_err(|error| Failure::Other(super::with_causes(&error)))

@@ -32,6 +32,7 @@
 
 mod closed;
 mod entry;
+mod kept;
 mod pace;
 mod rollup;
 mod table;
@@ -44,9 +45,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use trefoil_ebpf::abi::{Address, Counters, Flow, Peer, Tracked};
 
+pub use kept::Change;
 pub use rollup::{Rollup, RollupGroup, RollupKey};
 pub use table::{FlowTable, Sweep, may_become_a_session};
-pub use told::Told;
+pub use told::{Told, counters_text, number, parse_counters, parse_words, words_of};
 
 /// How flows that may leave are reported. Violations have a rate of their own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

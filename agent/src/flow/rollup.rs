@@ -1,12 +1,16 @@
 //! Many flows in one report.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use trefoil_ebpf::abi::{
     Counters, NO_RULE, NOBODY_LOGGED_IN, Owner, Peer, Tracked, direction, quality,
 };
 
-use super::{ReportKind, plus};
+use super::{
+    ReportKind,
+    kept::{self, Change, Kept},
+    plus,
+};
 use crate::geo::Country;
 
 /// What the flows of one rollup have in common.
@@ -173,6 +177,8 @@ fn in_common(key: &RollupKey, tracked: &Tracked) -> Tracked {
 pub(super) struct Rollups {
     kind: ReportKind,
     open: HashMap<RollupKey, Rollup>,
+    /// Those that have changed since [`Rollups::changes`] told of them.
+    changed: HashSet<RollupKey>,
     began_ns: u64,
     interval_ns: u64,
     max: usize,
@@ -184,6 +190,7 @@ impl Rollups {
         Self {
             kind,
             open: HashMap::new(),
+            changed: HashSet::new(),
             began_ns: 0,
             interval_ns,
             max,
@@ -231,6 +238,7 @@ impl Rollups {
     /// Ends the interval.
     pub(super) fn take(&mut self, now_ns: u64) -> Vec<Rollup> {
         let began_ns = std::mem::replace(&mut self.began_ns, now_ns);
+        self.changed.extend(self.open.keys());
         let mut rollups: Vec<_> = self.open.drain().map(|(_, rollup)| rollup).collect();
         // Largest first, and otherwise in an order that does not depend on chance.
         rollups.sort_by_key(|rollup| {
@@ -250,6 +258,28 @@ impl Rollups {
         rollups
     }
 
+    /// What has changed about the rollups, for an agent after this one.
+    pub(super) fn changes(&mut self) -> impl Iterator<Item = Change> {
+        let (open, began_ns) = (&self.open, self.began_ns);
+        self.changed.drain().map(move |key| {
+            let value = open.get(&key).map(|rollup| kept::value(rollup, began_ns));
+            (kept::name(&key), value)
+        })
+    }
+
+    /// Goes on with a rollup of an agent before this one.
+    pub(super) fn restore(&mut self, kept: &Kept) {
+        self.began_ns = match self.began_ns {
+            0 => kept.began_ns,
+            began_ns => began_ns.min(kept.began_ns),
+        };
+        let mut rollup = Rollup::of(kept.key, &kept.sample, self.kind);
+        rollup.closed = kept.closed;
+        rollup.counted = kept.counted;
+        rollup.new = kept.new;
+        self.open.insert(kept.key, rollup);
+    }
+
     fn rollup(&mut self, tracked: &Tracked, country: Option<Country>) -> &mut Rollup {
         let mut key = RollupKey::of(tracked, country);
         if self.open.len() >= self.max && !self.open.contains_key(&key) {
@@ -257,6 +287,7 @@ impl Rollups {
             key = RollupKey::merged(tracked);
         }
         let kind = self.kind;
+        self.changed.insert(key);
         let rollup = self
             .open
             .entry(key)

@@ -15,7 +15,9 @@ use super::{
     closed::Closed,
     counted,
     entry::{Entry, Origin, has_happened, is_only_refused, is_violation, kind_of},
-    ip_address, minus,
+    ip_address,
+    kept::{self, Change},
+    minus,
     pace::Pace,
     plus,
     rollup::Rollups,
@@ -267,9 +269,10 @@ impl FlowTable {
             }
             return;
         } else {
-            // The end of a flow is always told by an event; if only a sweep
-            // shows it, its record was made before this table began.
-            let is_history = origin == Origin::Sweep && flow.state & FLOW_ENDED != 0;
+            // The end of a flow is always told by an event of its own; if anything else shows
+            // it, its record was made before this table began, or comes yet.
+            let is_end = origin == Origin::Event && over.is_some();
+            let is_history = !is_end && flow.state & FLOW_ENDED != 0;
             let is_embryo = may_become_a_session(flow) && over.is_none();
             if !has_happened(&counted(flow)) || is_history || is_embryo {
                 return;
@@ -404,6 +407,35 @@ impl FlowTable {
                 .filter(|(_, told)| *told != nothing)
                 .collect(),
         )
+    }
+
+    /// What has changed about the rollups since the last call, for an agent after this one.
+    pub fn changes(&mut self) -> impl Iterator<Item = Change> {
+        let named = |kind: &'static str| move |(name, value)| (format!("{kind}{name}"), value);
+        let rollups = self.rollups.changes().map(named(kept::FLOWS));
+        rollups.chain(self.violations.changes().map(named(kept::VIOLATIONS)))
+    }
+
+    /// Goes on with a rollup of an agent before this one. False if it cannot be read.
+    pub fn restore(&mut self, name: &str, value: &str) -> bool {
+        let (rollups, name) = if let Some(name) = name.strip_prefix(kept::FLOWS) {
+            (&mut self.rollups, name)
+        } else if let Some(name) = name.strip_prefix(kept::VIOLATIONS) {
+            (&mut self.violations, name)
+        } else {
+            return false;
+        };
+        let kept = kept::parse(name, value);
+        kept.is_some_and(|kept| {
+            rollups.restore(&kept);
+            true
+        })
+    }
+
+    /// A flow that an agent before this one has taken for over, with these numbers. The kernel
+    /// may show it still.
+    pub fn remember_over(&mut self, id: FlowId, counted: Counters) {
+        self.closed.insert(id, counted);
     }
 
     /// Reports an open flow if it is time to.

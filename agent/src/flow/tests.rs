@@ -1006,3 +1006,68 @@ fn what_is_new_is_new_over_restarts_in_every_mode() {
         assert_eq!(new_bytes(&later), Some(200), "{mode:?}");
     }
 }
+
+/// An agent that goes on with what another has kept tells the same as that one would have.
+#[test]
+fn what_was_kept_of_rollups_is_told_by_the_next_agent() {
+    let settings = FlowSettings {
+        mode: FlowMode::Rollup,
+        max_rollups: 3,
+        ..settings()
+    };
+    let (mut first, mut out) = (table(settings), Vec::new());
+    let mut facts = std::collections::BTreeMap::new();
+    let mut keep = |table: &mut FlowTable| {
+        for (name, value) in table.changes() {
+            match value {
+                Some(value) => facts.insert(name, value),
+                None => facts.remove(&name),
+            };
+        }
+        facts.clone()
+    };
+    first.tick(START_NS, &mut out);
+    for cookie in 1..=9 {
+        // More groups than there is room for, and violations.
+        let verdict = match cookie % 3 {
+            0 => verdict::UNDETERMINED,
+            _ => verdict::APPROVED,
+        };
+        let mut tracked = state(cookie, verdict, cookie);
+        tracked.owner.exe_id = cookie % 5;
+        let now_ns = START_NS + cookie;
+        out.extend(observe(&mut first, reason::CLOSED, now_ns, tracked));
+        keep(&mut first);
+    }
+    let kept = keep(&mut first);
+    let mut next = table(settings);
+    for (name, value) in &kept {
+        assert!(next.restore(name, value), "{name} {value}");
+    }
+    assert!(!next.restore("flow.nonsense", "1"));
+    let end_ns = START_NS + SECOND_NS;
+    let (mut of_first, mut of_next) = (Vec::new(), Vec::new());
+    first.flush(end_ns, &mut of_first);
+    next.flush(end_ns, &mut of_next);
+    assert!(of_first.len() > 2);
+    assert_eq!(of_first, of_next);
+    assert!(
+        keep(&mut first).is_empty(),
+        "what was told is kept no longer"
+    );
+}
+
+/// An agent before has told of its end.
+#[test]
+fn a_state_of_a_flow_that_has_ended_begins_no_flow() {
+    let mut table = table(settings());
+    let mut tracked = state(1, verdict::APPROVED, 3);
+    tracked.flow.state = FLOW_ENDED;
+    for late in [reason::OPENED, reason::OWNER] {
+        assert_eq!(observe(&mut table, late, START_NS, tracked), []);
+    }
+    let taken_in = state(2, verdict::APPROVED, 3);
+    table.remember_over(FlowId::of(&taken_in.flow), counted(&taken_in.flow));
+    assert_eq!(observe(&mut table, reason::CLOSED, START_NS, taken_in), []);
+    assert_eq!(table.stats().open, 0);
+}

@@ -1,7 +1,7 @@
 //! What was told of flows that outlive an agent, from one to the next: so that what is new
-//! in a record is new in all records. Text, one flow a line.
+//! in a record is new in all records. Text, one flow a line or a word.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, str::FromStr};
 
 use trefoil_ebpf::abi::{Address, Counters, Peer};
 
@@ -19,26 +19,8 @@ impl Told {
     pub fn to_text(&self) -> String {
         let mut text = format!("{HEADER} {}\n", self.0.len());
         for (id, told) in &self.0 {
-            let FlowId {
-                cookie,
-                started_ns,
-                peer,
-            } = id;
-            let address = u128::from_be_bytes(peer.address.0);
-            let Counters {
-                bytes_out,
-                packets_out,
-                bytes_in,
-                packets_in,
-                blocked_bytes,
-                blocked_packets,
-                refused,
-            } = told;
-            text += &format!(
-                "{cookie} {started_ns} {address} {} {} {bytes_out} {packets_out} {bytes_in} \
-                 {packets_in} {blocked_bytes} {blocked_packets} {refused}\n",
-                peer.port, peer.protocol
-            );
+            text += &words_of(id, told);
+            text.push('\n');
         }
         text
     }
@@ -48,38 +30,77 @@ impl Told {
     pub fn parse(text: &str) -> Option<Self> {
         let (header, rest) = text.split_once('\n')?;
         let n_flows: usize = header.strip_prefix(HEADER)?.trim().parse().ok()?;
-        let mut told = HashMap::new();
-        for line in rest.lines() {
-            let mut words = line.split(' ');
-            let (cookie, started_ns) = (number(&mut words)?, number(&mut words)?);
-            let address: u128 = words.next()?.parse().ok()?;
-            let peer = Peer {
-                address: Address(address.to_be_bytes()),
-                port: u16::try_from(number(&mut words)?).ok()?,
-                protocol: u8::try_from(number(&mut words)?).ok()?,
-                ..Peer::default()
-            };
-            let id = FlowId {
-                cookie,
-                started_ns,
-                peer,
-            };
-            let counters = Counters {
-                bytes_out: number(&mut words)?,
-                packets_out: number(&mut words)?,
-                bytes_in: number(&mut words)?,
-                packets_in: number(&mut words)?,
-                blocked_bytes: number(&mut words)?,
-                blocked_packets: number(&mut words)?,
-                refused: number(&mut words)?,
-            };
-            told.insert(id, counters);
-        }
-        (told.len() == n_flows).then_some(Self(told))
+        let told: Option<HashMap<_, _>> = rest
+            .lines()
+            .map(|line| parse_words(&mut line.split(' ')))
+            .collect();
+        told.filter(|told| told.len() == n_flows).map(Self)
     }
 }
 
-fn number<'w>(words: &mut impl Iterator<Item = &'w str>) -> Option<u64> {
+/// A flow and its numbers, as words.
+pub fn words_of(id: &FlowId, told: &Counters) -> String {
+    let FlowId {
+        cookie,
+        started_ns,
+        peer,
+    } = id;
+    let address = u128::from_be_bytes(peer.address.0);
+    let (port, protocol) = (peer.port, peer.protocol);
+    let told = counters_text(told);
+    format!("{cookie} {started_ns} {address} {port} {protocol} {told}")
+}
+
+/// Reads what [`words_of`] has written.
+pub fn parse_words<'w>(words: &mut impl Iterator<Item = &'w str>) -> Option<(FlowId, Counters)> {
+    let (cookie, started_ns) = (number(words)?, number(words)?);
+    let address: u128 = number(words)?;
+    let peer = Peer {
+        address: Address(address.to_be_bytes()),
+        port: number(words)?,
+        protocol: number(words)?,
+        ..Peer::default()
+    };
+    let id = FlowId {
+        cookie,
+        started_ns,
+        peer,
+    };
+    Some((id, parse_counters(words)?))
+}
+
+/// Counters as words.
+pub fn counters_text(counters: &Counters) -> String {
+    let Counters {
+        bytes_out,
+        packets_out,
+        bytes_in,
+        packets_in,
+        blocked_bytes,
+        blocked_packets,
+        refused,
+    } = counters;
+    format!(
+        "{bytes_out} {packets_out} {bytes_in} {packets_in} {blocked_bytes} {blocked_packets} \
+         {refused}"
+    )
+}
+
+/// Reads what [`counters_text`] has written.
+pub fn parse_counters<'w>(words: &mut impl Iterator<Item = &'w str>) -> Option<Counters> {
+    Some(Counters {
+        bytes_out: number(words)?,
+        packets_out: number(words)?,
+        bytes_in: number(words)?,
+        packets_in: number(words)?,
+        blocked_bytes: number(words)?,
+        blocked_packets: number(words)?,
+        refused: number(words)?,
+    })
+}
+
+/// Reads one word.
+pub fn number<'w, N: FromStr>(words: &mut impl Iterator<Item = &'w str>) -> Option<N> {
     words.next()?.parse().ok()
 }
 

@@ -1,18 +1,20 @@
 //! Maps of the kernel seen as memory of this process.
+//!
+//! Elements of an array, or the pages of a ring buffer.
 
 use std::{
     io,
     num::NonZeroUsize,
     os::fd::BorrowedFd,
     ptr::NonNull,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::wire::Plain;
 
-/// An array map that is mapped writable.
+/// A part of a map that is mapped.
 pub struct Mapped {
     memory: NonNull<libc::c_void>,
     len: NonZeroUsize,
@@ -22,8 +24,22 @@ pub struct Mapped {
 unsafe impl Send for Mapped {}
 
 impl Mapped {
-    /// Maps `len` bytes of an array map that was made with `BPF_F_MMAPABLE`.
+    /// Maps `len` bytes of an array map that was made with `BPF_F_MMAPABLE`, writable.
     pub fn new(map: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
+        Self::map(map, 0, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
+    }
+
+    /// Maps `len` bytes from `offset` on, which is a multiple of a page, to be read.
+    pub fn read_only(map: BorrowedFd<'_>, offset: usize, len: usize) -> io::Result<Self> {
+        Self::map(map, offset, len, ProtFlags::PROT_READ)
+    }
+
+    fn map(
+        map: BorrowedFd<'_>,
+        offset: usize,
+        len: usize,
+        protection: ProtFlags,
+    ) -> io::Result<Self> {
         const PAGE: usize = 4096;
         let len = NonZeroUsize::new(len.next_multiple_of(PAGE)).unwrap_or(NonZeroUsize::MIN);
         // SAFETY: a new mapping at an address of the kernel's choice.
@@ -31,13 +47,30 @@ impl Mapped {
             mmap(
                 None,
                 len,
-                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+                protection,
                 MapFlags::MAP_SHARED,
                 map,
-                0,
+                offset as libc::off_t,
             )
         }?;
         Ok(Self { memory, len })
+    }
+
+    /// Reads half an aligned word.
+    pub fn half_word(&self, offset: usize) -> u32 {
+        assert!(offset.is_multiple_of(4) && offset < self.len.get());
+        let word = self.memory.as_ptr().wrapping_byte_add(offset);
+        // SAFETY: aligned, within the mapping, and mapped as long as `self`.
+        unsafe { AtomicU32::from_ptr(word.cast()) }.load(Ordering::SeqCst)
+    }
+
+    /// Copies a value, which nobody writes meanwhile.
+    pub fn read<T: Plain>(&self, offset: usize) -> T {
+        let end = offset.checked_add(size_of::<T>());
+        assert!(end.is_some_and(|end| end <= self.len.get()));
+        let value = self.memory.as_ptr().wrapping_byte_add(offset).cast::<T>();
+        // SAFETY: within the mapping; any bytes are a value; the caller knows that they are still.
+        unsafe { value.read_unaligned() }
     }
 
     /// Copies values to the beginning of the map. Elements of an array map lie

@@ -7,18 +7,18 @@ use std::{
     os::fd::AsFd,
 };
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use trefoil_ebpf::abi::{
-    Cgroup, EndedKey, Event, Executable, FlowKey, LOSSES, Policy, Totals, Tracked, UplinkFlowKey,
-    verdict,
+    Cgroup, EndedKey, Executable, FlowKey, LOSSES, Policy, Totals, Tracked, UplinkFlowKey, verdict,
 };
 
 use super::{
     KernelError, bpf_syscall,
+    events::Events,
     hooks::{SOCKET_FILES, SOCKETS},
     pins::PinDir,
     tables::{ControlWords, Enforcement},
-    wire::{Wire, value_of},
+    wire::Wire,
 };
 
 pub(super) type Hash<K, V> = HashMap<MapData, Wire<K>, Wire<V>>;
@@ -37,6 +37,7 @@ pub struct Reader {
     cuts: Hash<u64, u32>,
     losses: PerCpuArray<MapData, Wire<u64>>,
     totals: PerCpuArray<MapData, Wire<Totals>>,
+    untold: PerCpuArray<MapData, Wire<Totals>>,
     policies: Array<MapData, Wire<Policy>>,
     control: ControlWords,
     pins: PinDir,
@@ -68,6 +69,9 @@ impl Reader {
             totals: Map::PerCpuArray(pins.open_map("TOTALS")?)
                 .try_into()
                 .map_err(|error| failed("TOTALS", error))?,
+            untold: Map::PerCpuArray(pins.open_map("UNTOLD")?)
+                .try_into()
+                .map_err(|error| failed("UNTOLD", error))?,
             policies: Map::Array(pins.open_map("POLICIES")?)
                 .try_into()
                 .map_err(|error| failed("POLICIES", error))?,
@@ -78,9 +82,7 @@ impl Reader {
 
     /// The ring buffer of events. Only one reader may drain it.
     pub fn events(&self) -> Result<Events, KernelError> {
-        let ring = RingBuf::try_from(Map::RingBuf(self.pins.open_map("EVENTS")?))
-            .map_err(|error| failed("EVENTS", error))?;
-        Ok(Events { ring })
+        Events::open(&self.pins)
     }
 
     /// The header of the policy in force; `None` before there was one.
@@ -147,6 +149,11 @@ impl Reader {
         super::iterators::flows_of(program.as_fd(), SOCKETS, map)
     }
 
+    /// A flow of a socket with many peers.
+    pub fn many_peer_flow(&self, key: &FlowKey) -> Result<Option<Tracked>, KernelError> {
+        get(&self.flows, *key, "FLOWS")
+    }
+
     /// Takes a flow out of the table of sockets with many peers.
     pub fn take_flow(&self, key: &FlowKey) -> Result<Option<Tracked>, KernelError> {
         bpf_syscall::take(self.flows_map.fd().as_fd(), key)
@@ -158,24 +165,33 @@ impl Reader {
         collect(&self.uplink_flows, "UPLINK_FLOWS")
     }
 
+    /// A flow of the table of uplinks.
+    pub fn uplink_flow(&self, key: &UplinkFlowKey) -> Result<Option<Tracked>, KernelError> {
+        get(&self.uplink_flows, *key, "UPLINK_FLOWS")
+    }
+
     /// Takes a flow out of the table of uplinks.
     pub fn take_uplink_flow(&self, key: &UplinkFlowKey) -> Result<Option<Tracked>, KernelError> {
         bpf_syscall::take(self.uplink_flows_map.fd().as_fd(), key)
             .map_err(|error| KernelError::failed("take from map UPLINK_FLOWS", error))
     }
 
-    /// Takes all final states that found the ring buffer full.
-    pub fn take_ended(&mut self) -> Result<Vec<Tracked>, KernelError> {
-        let mut taken = Vec::new();
-        for (key, mut tracked) in collect(&self.ended, "ENDED")? {
+    /// All final states that found the ring buffer full.
+    pub fn ended(&self) -> Result<Vec<(EndedKey, Tracked)>, KernelError> {
+        let mut ended = collect(&self.ended, "ENDED")?;
+        for (key, tracked) in &mut ended {
             // The hook that ended it may not have written that yet.
             tracked.flow.started_ns = key.started_ns;
-            match self.ended.remove(&Wire(key)) {
-                Ok(()) | Err(MapError::KeyNotFound) => taken.push(tracked),
-                Err(error) => return Err(failed("ENDED", error)),
-            }
         }
-        Ok(taken)
+        Ok(ended)
+    }
+
+    /// Removes one of them.
+    pub fn remove_ended(&mut self, key: &EndedKey) -> Result<(), KernelError> {
+        match self.ended.remove(&Wire(*key)) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(error) => Err(failed("ENDED", error)),
+        }
     }
 
     /// The executable with this id.
@@ -282,52 +298,32 @@ impl Reader {
 
     /// Sums by verdict, indexed by verdict.
     pub fn totals(&self) -> Result<[Totals; verdict::N as usize], KernelError> {
-        let mut sums = [Totals::default(); verdict::N as usize];
-        for (sum, index) in sums.iter_mut().zip(0u32..) {
-            let values = self
-                .totals
-                .get(&index, 0)
-                .map_err(|error| failed("TOTALS", error))?;
-            for Wire(value) in values.iter() {
-                sum.bytes_out += value.bytes_out;
-                sum.packets_out += value.packets_out;
-                sum.blocked_bytes += value.blocked_bytes;
-                sum.blocked_packets += value.blocked_packets;
-                sum.refused += value.refused;
-            }
+        sums(&self.totals, "TOTALS")
+    }
+
+    /// Of them, what the programs found no room to tell of.
+    pub fn untold(&self) -> Result<[Totals; verdict::N as usize], KernelError> {
+        sums(&self.untold, "UNTOLD")
+    }
+}
+
+/// Sums over all processors.
+fn sums(
+    map: &PerCpuArray<MapData, Wire<Totals>>,
+    name: &str,
+) -> Result<[Totals; verdict::N as usize], KernelError> {
+    let mut sums = [Totals::default(); verdict::N as usize];
+    for (sum, index) in sums.iter_mut().zip(0u32..) {
+        let values = map.get(&index, 0).map_err(|error| failed(name, error))?;
+        for Wire(value) in values.iter() {
+            sum.bytes_out += value.bytes_out;
+            sum.packets_out += value.packets_out;
+            sum.blocked_bytes += value.blocked_bytes;
+            sum.blocked_packets += value.blocked_packets;
+            sum.refused += value.refused;
         }
-        Ok(sums)
     }
-}
-
-/// The consumer side of the ring buffer.
-pub struct Events {
-    ring: RingBuf<MapData>,
-}
-
-impl fmt::Debug for Events {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Events").finish_non_exhaustive()
-    }
-}
-
-impl Events {
-    /// The next event; `None` when there is none now.
-    ///
-    /// A record of another size than this version's is counted by the caller as
-    /// `Some(None)`.
-    #[expect(
-        clippy::should_implement_trait,
-        reason = "an iterator that has ended stays so; here the next event may come later"
-    )]
-    pub fn next(&mut self) -> Option<Option<Event>> {
-        let item = self.ring.next()?;
-        Some(if item.len() == size_of::<Event>() {
-            value_of(&item)
-        } else {
-            None
-        })
-    }
+    Ok(sums)
 }
 
 pub(super) fn hash<K: super::wire::Plain, V: super::wire::Plain>(

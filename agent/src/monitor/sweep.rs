@@ -7,7 +7,7 @@ use trefoil_ebpf::abi::{
     Event, FLOW_EMBRYONIC, FLOW_ENDED, FlowKey, Tracked, UplinkFlowKey, reason, verdict,
 };
 
-use super::Monitor;
+use super::{Monitor, keeping::Place};
 use crate::{
     clock,
     flow::{FlowId, Sweep, may_become_a_session},
@@ -21,13 +21,12 @@ const IDLE_NS: u64 = 60_000_000_000;
 impl Monitor {
     /// Reads the state of all live flows, and what found the ring buffer full.
     pub fn sweep(&mut self) -> Result<(), KernelError> {
-        if self.reporter.is_backed_up() {
+        self.release()?;
+        if self.is_backed_up() {
             return Ok(());
         }
         let began_ns = clock::since_boot_ns();
-        for tracked in self.reader.take_ended()? {
-            self.end(tracked, began_ns);
-        }
+        let ended = self.reader.ended()?;
         // In this order: a flow whose socket is not among those that are looked at
         // afterwards has none any more.
         let many_peer_flows = self.reader.many_peer_flows()?;
@@ -35,6 +34,15 @@ impl Monitor {
         let mut states = self.kernel.socket_flows()?;
         self.cut_unapproved(&states)?;
         let live: HashSet<u64> = states.iter().map(|tracked| tracked.flow.cookie).collect();
+        // What ended while this was read is in the ring buffer, which comes first; and of what is
+        // over, nothing may be left there that the next agent would take for another flow.
+        self.drain_all()?;
+        if self.is_backed_up() {
+            return Ok(());
+        }
+        for (key, tracked) in ended {
+            self.take_in(Place::Ended(key), &tracked, began_ns)?;
+        }
         states.retain(|tracked| tracked.flow.state & FLOW_ENDED == 0);
         for (key, tracked) in many_peer_flows {
             let is_over = match tracked.flow.state & FLOW_EMBRYONIC {
@@ -57,8 +65,6 @@ impl Monitor {
                 states.push(*tracked);
             }
         }
-        // What ended while this was read is in the ring buffer, which comes first.
-        self.drain_all()?;
         let sweep = Sweep {
             began_ns,
             complete: true,
@@ -83,31 +89,35 @@ impl Monitor {
         }
         self.report()?;
         self.report_limits();
-        for record in self.losses.news(&self.reader.losses()?, clock::unix_us()) {
-            self.reporter.emit(record);
-        }
+        self.report_losses()?;
         self.hand_over();
-        Ok(())
+        self.release()
     }
 
-    /// Takes a flow out of the kernel's table of sockets with many peers; what it
-    /// amounts to by then is final.
+    /// Ends a flow of the kernel's table of sockets with many peers.
     pub(super) fn take(&mut self, key: &FlowKey, time_ns: u64) -> Result<(), KernelError> {
-        if let Some(tracked) = self.reader.take_flow(key)? {
-            self.end(tracked, time_ns);
+        match self.reader.many_peer_flow(key)? {
+            // Its session may take the numbers over at any moment, or never.
+            Some(tracked) if tracked.flow.state & FLOW_EMBRYONIC != 0 => {
+                if let Some(tracked) = self.reader.take_flow(key)? {
+                    self.end(tracked, time_ns);
+                }
+                Ok(())
+            }
+            Some(tracked) => self.take_in(Place::ManyPeers(*key), &tracked, time_ns),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// As [`take`](Self::take), of the table of uplinks.
     fn take_from_uplink(&mut self, key: &UplinkFlowKey, time_ns: u64) -> Result<(), KernelError> {
-        if let Some(tracked) = self.reader.take_uplink_flow(key)? {
-            self.end(tracked, time_ns);
+        if let Some(tracked) = self.reader.uplink_flow(key)? {
+            self.take_in(Place::Uplinks(*key), &tracked, time_ns)?;
         }
         Ok(())
     }
 
-    fn end(&mut self, tracked: Tracked, time_ns: u64) {
+    pub(super) fn end(&mut self, tracked: Tracked, time_ns: u64) {
         let event = Event {
             time_ns,
             reason: reason::CLOSED,

@@ -139,6 +139,13 @@ const FLOWS: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation]);
 const ACTORS: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation, Kind::Coverage, Kind::Tamper]);
 const SPANS: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation, Kind::Coverage, Kind::Tamper]);
 const JUDGED: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation, Kind::Budget, Kind::Exception]);
+const VERDICTS: Kinds = Kinds::of(&[
+    Kind::Flow,
+    Kind::Violation,
+    Kind::Budget,
+    Kind::Exception,
+    Kind::Loss,
+]);
 const STATES: Kinds = Kinds::of(&[
     Kind::Flow,
     Kind::Violation,
@@ -165,7 +172,7 @@ const BYTES: Kinds = Kinds::of(&[
     Kind::Exception,
     Kind::Loss,
 ]);
-const PACKETS: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation, Kind::Exception]);
+const PACKETS: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation, Kind::Exception, Kind::Loss]);
 const LIMITS: Kinds = Kinds::of(&[Kind::Budget, Kind::Exception]);
 const BUDGET: Kinds = Kinds::of(&[Kind::Budget]);
 const EXCEPTION: Kinds = Kinds::of(&[Kind::Exception]);
@@ -229,7 +236,7 @@ fields! {
         "name by which the far end was looked up; reserved, this version does not know it";
     NameSource "name_source" Text "" FLOWS
         "where that name is from; reserved as well";
-    Verdict "verdict" Text "" JUDGED
+    Verdict "verdict" Text "" VERDICTS
         "`local`, `gateway`, `approved`, `exception`, `over-budget`, `denied`, `unapproved` or \
          `undetermined`";
     Rule "rule" Text "" JUDGED
@@ -239,7 +246,7 @@ fields! {
          `cut` (the connection was open)";
     BytesOut "bytes_out" Number "byte" BYTES
         "IP packets handed to the link, headers included, since the flow began; budget: within the \
-         window that ends now; exception: in all";
+         window that ends now; exception: in all; loss: of this verdict, and in no final record";
     PacketsOut "packets_out" Number "packet" PACKETS
         "packets that these bytes were in";
     BytesNew "bytes_new" Number "byte" FLOWS

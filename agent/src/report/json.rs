@@ -27,8 +27,8 @@ pub struct Json {
 impl Json {
     /// Appends to a file, which is made if it is not there.
     ///
-    /// A last line that a killed agent did not finish is removed: the sequence
-    /// file still has that record, and it is written again.
+    /// A last line that a killed agent did not finish is removed: the spool
+    /// still has that record, and it is written again.
     ///
     /// # Errors
     ///

@@ -2,21 +2,24 @@
 //!
 //! The rules of this stage:
 //!
-//! - A record gets its number when its turn has come, and its number is used up
-//!   when every sink has it ("report, then remember", see [`super::sequence`]).
-//!   So every sink sees every number, in order.
+//! - A record gets its number when it is emitted, is handed over once it is kept in the spool,
+//!   and leaves that when every sink has it ("report, then remember", see [`super::spool`]).
+//!   So every sink sees every number, in order, whatever becomes of the agent.
+//! - What a record was made of is kept with it: [`Reporter::set_fact`] and
+//!   [`Reporter::emit`] take effect together, with the next [`Reporter::keep`].
 //! - The first sink is the report of record. While it takes nothing, records
 //!   wait, [`Reporter::is_backed_up`] turns true, and the caller leaves events in
-//!   the kernel, where numbers are cumulative and nothing gets lost.
+//!   the kernel, where numbers are cumulative and nothing gets lost. The same if the spool
+//!   cannot be written.
 //! - Any other sink that fails for longer than
 //!   [`ReporterSettings::patience_ns`] is left aside, so that a full disk does
 //!   not silence the journal. A `loss` record says how many it misses: at once, each
 //!   minute, and when it takes records again; by the next agent, if this one ends before.
-//! - Records that find the queue full in spite of that are dropped, and a `loss`
-//!   record says how many they were, and how many bytes they told of last.
+//! - Records that find the spool full in spite of that are dropped, and `loss` records say
+//!   how many they were, and what they told of last, by verdict.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -24,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Field, Kind, Origin, Record, Sealed, SequenceError, Sink, sequence::Sequence};
+use super::{Field, Kind, Origin, Record, Sealed, Sink, SpoolError, spool::Spool};
 use crate::{clock, settings::DEFAULT_PIN_DIR};
 
 /// What belongs into every record.
@@ -76,27 +79,30 @@ impl Context {
     }
 }
 
-/// Where the reporter keeps its numbers, and how much it keeps waiting.
+/// Where the reporter keeps what waits, and how much.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReporterSettings {
-    /// The sequence file. Its directory must be on a file system that is empty
-    /// after a boot and not after a restart of the agent: with systemd,
+    /// Names the files of the spool, without `.0` and `.1`. Their directory must be on a file
+    /// system that is empty after a boot and not after a restart of the agent: with systemd,
     /// `RuntimeDirectoryPreserve=yes`.
-    pub sequence_file: PathBuf,
-    /// Most records that wait; about 2 kilobytes each. Backed up from half of
-    /// it on; the rest is for what comes from memory and not from the kernel.
+    pub spool: PathBuf,
+    /// Most records that wait. Backed up from half of it on; the rest is for what comes from
+    /// memory and not from the kernel.
     pub max_pending: usize,
+    /// Most bytes of them in the spool, likewise.
+    pub max_pending_bytes: usize,
     /// How long a sink, other than the first, may hold up the others.
     pub patience_ns: u64,
 }
 
 impl ReporterSettings {
-    /// Defaults, with this sequence file.
+    /// Defaults, with this spool.
     #[must_use]
-    pub fn new(sequence_file: impl Into<PathBuf>) -> Self {
+    pub fn new(spool: impl Into<PathBuf>) -> Self {
         Self {
-            sequence_file: sequence_file.into(),
+            spool: spool.into(),
             max_pending: 16_384,
+            max_pending_bytes: 32 << 20,
             patience_ns: 10_000_000_000,
         }
     }
@@ -105,7 +111,7 @@ impl ReporterSettings {
 /// Why records wait.
 #[derive(Debug)]
 pub struct Stall {
-    /// The sink that does not take them, or `sequence`.
+    /// The sink that does not take them, or `spool`.
     pub sink: &'static str,
     /// What it says.
     pub error: io::Error,
@@ -129,12 +135,20 @@ pub struct Reporter {
     settings: ReporterSettings,
     context: Context,
     sinks: Vec<Attached>,
-    sequence: Sequence,
+    spool: Spool,
     origin: Origin,
-    pending: VecDeque<Record>,
-    /// The record whose turn it is.
-    current: Option<Current>,
+    /// What not every sink has, in the order of numbers.
+    pending: VecDeque<Sealed>,
+    pending_bytes: usize,
+    /// How many of them are in the spool.
+    n_kept: usize,
+    /// Number of the next record.
+    next: u64,
+    /// Sinks that have the first of `pending`, in their order.
+    done: Vec<bool>,
     dropped: Dropped,
+    /// Why the spool could not be written the last time.
+    unkept: Option<io::Error>,
 }
 
 struct Attached {
@@ -142,74 +156,108 @@ struct Attached {
     failing_since_ns: Option<u64>,
     /// Why it is left aside.
     aside: Option<io::Error>,
-    /// Records that it missed while it was aside, and nobody was told of.
+    /// Records that it has missed while it was aside.
     missed: u64,
-    missed_total: u64,
+    /// Of them, those that somebody was told of.
+    missed_told: u64,
     told_ns: Option<u64>,
 }
 
 /// Time between two records about a sink that is left aside.
 const TELL_ASIDE_NS: u64 = 60_000_000_000;
 
-struct Current {
-    sealed: Sealed,
-    /// Written to the sequence file.
-    is_remembered: bool,
-    /// In the order of the sinks.
-    done: Vec<bool>,
+/// Names of facts.
+mod fact {
+    /// And the name of a sink: how many records that it missed somebody was told of.
+    pub(super) const MISSED: &str = "missed.";
+    /// Records that found no room so far.
+    pub(super) const DROPPED: &str = "dropped";
+    /// And a verdict: what they told of last, and nobody was told of.
+    pub(super) const DROPPED_OF: &str = "dropped.";
 }
 
+/// Records that found no room.
 #[derive(Default)]
 struct Dropped {
-    records: u64,
-    final_bytes: u64,
     total: u64,
+    /// By verdict; without one, those that were not the last about something.
+    untold: BTreeMap<String, Untold>,
+}
+
+/// What nobody was told of.
+#[derive(Clone, Copy, Default)]
+struct Untold {
+    records: u64,
+    bytes_out: u64,
+    packets_out: u64,
+}
+
+impl Untold {
+    fn to_fact(self) -> String {
+        let Self {
+            records,
+            bytes_out,
+            packets_out,
+        } = self;
+        format!("{records} {bytes_out} {packets_out}")
+    }
+
+    fn of_fact(fact: &str) -> Self {
+        let mut numbers = fact.split(' ').map(|it| it.parse().unwrap_or(0));
+        let mut number = || numbers.next().unwrap_or(0);
+        Self {
+            records: number(),
+            bytes_out: number(),
+            packets_out: number(),
+        }
+    }
 }
 
 impl Reporter {
-    /// Takes the numbers over from the agent before, and a record that it did
-    /// not finish handing over. The first sink is the report of record.
+    /// Takes over from the agent before its numbers, the records that it did not hand over, and
+    /// its facts. The first sink is the report of record.
     ///
     /// # Errors
     ///
-    /// When the sequence file cannot be used.
+    /// When the spool cannot be used.
     pub fn open(
         settings: ReporterSettings,
         context: Context,
         sinks: Vec<Box<dyn Sink>>,
-    ) -> Result<Self, SequenceError> {
-        let (sequence, origin, unfinished) =
-            Sequence::open(&settings.sequence_file, &context.boot_id)?;
+    ) -> Result<Self, SpoolError> {
+        let (spool, origin, left) = Spool::open(&settings.spool, &context.boot_id)?;
+        let number = |name: &str| spool.fact(name).and_then(|it| it.parse().ok()).unwrap_or(0);
         let attach = |sink: Box<dyn Sink>| Attached {
-            missed: sequence.missed(sink.name()),
+            missed: left.missed.get(sink.name()).copied().unwrap_or(0),
+            missed_told: number(&format!("{}{}", fact::MISSED, sink.name())),
             ..Attached::new(sink)
         };
         let sinks: Vec<_> = sinks.into_iter().map(attach).collect();
-        let current = unfinished.map(|unfinished| Current {
-            sealed: Sealed::new(unfinished.record, sequence.next()),
-            is_remembered: true,
-            done: sinks
-                .iter()
-                .map(|attached| {
-                    unfinished
-                        .done
-                        .iter()
-                        .any(|name| name == attached.sink.name())
-                })
+        let has_it = |it: &Attached| left.done.iter().any(|name| name == it.sink.name());
+        let untold = spool.facts(fact::DROPPED_OF);
+        let dropped = Dropped {
+            total: number(fact::DROPPED),
+            untold: untold
+                .map(|(verdict, fact)| (verdict.to_owned(), Untold::of_fact(fact)))
                 .collect(),
-        });
+        };
+        let last = left.pending.back().map(|sealed| sealed.seq() + 1);
         let mut reporter = Self {
+            done: sinks.iter().map(has_it).collect(),
+            next: last.unwrap_or(spool.first()),
+            pending_bytes: left.pending.iter().map(|it| it.line().len()).sum(),
+            n_kept: left.pending.len(),
+            pending: left.pending,
             settings,
             context,
             sinks,
-            sequence,
             origin,
-            pending: VecDeque::new(),
-            current,
-            dropped: Dropped::default(),
+            dropped,
+            unkept: None,
+            spool,
         };
         if let Origin::Damaged(reason) = &reporter.origin {
-            let path = reporter.settings.sequence_file.display().to_string();
+            let path = reporter.settings.spool.display().to_string();
             let reason = format!("{reason}; the numbers of records begin with 1 again");
             reporter.emit(Record::tamper(&path, &reason, clock::unix_us()));
         }
@@ -227,15 +275,65 @@ impl Reporter {
         &mut self.context
     }
 
-    /// Puts a record at the end of the queue.
+    /// Gives a record its number and puts it at the end of the queue.
     pub fn emit(&mut self, mut record: Record) {
-        if self.pending.len() >= self.settings.max_pending {
-            self.dropped.records += 1;
-            self.dropped.final_bytes += final_bytes(&record);
-            return;
-        }
         self.add_context(&mut record);
-        self.pending.push_back(record);
+        let sealed = Sealed::new(record, self.next);
+        let bytes = self.pending_bytes + sealed.line().len();
+        if self.pending.len() >= self.settings.max_pending
+            || bytes > self.settings.max_pending_bytes
+        {
+            return self.drop_record(sealed.record());
+        }
+        self.next += 1;
+        self.pending_bytes = bytes;
+        self.pending.push_back(sealed);
+    }
+
+    fn drop_record(&mut self, record: &Record) {
+        let verdict = record.text(Field::Verdict).filter(|_| is_final(record));
+        let untold = self
+            .dropped
+            .untold
+            .entry(verdict.unwrap_or_default().to_owned());
+        let untold = untold.or_default();
+        untold.records += 1;
+        if verdict.is_some() {
+            untold.bytes_out += record.number(Field::BytesOut).unwrap_or(0);
+            untold.packets_out += record.number(Field::PacketsOut).unwrap_or(0);
+        }
+        self.dropped.total += 1;
+        let name = format!("{}{}", fact::DROPPED_OF, verdict.unwrap_or_default());
+        self.spool.set(name, Some(untold.to_fact()));
+        let total = self.dropped.total.to_string();
+        self.spool.set(fact::DROPPED.to_owned(), Some(total));
+    }
+
+    /// A fact, of this agent or the one before.
+    #[must_use]
+    pub fn fact(&self, name: &str) -> Option<&str> {
+        self.spool.fact(name)
+    }
+
+    /// Facts whose names begin so; the rest of their names.
+    pub fn facts<'s>(&'s self, prefix: &'s str) -> impl Iterator<Item = (&'s str, &'s str)> {
+        self.spool.facts(prefix)
+    }
+
+    /// Remembers something beyond the life of this agent, or forgets it, together with the
+    /// records that are emitted before the next [`keep`](Self::keep).
+    pub fn set_fact(&mut self, name: String, value: Option<String>) {
+        self.spool.set(name, value);
+    }
+
+    /// Keeps what has been emitted and set since the last time: all of it, or nothing. False if
+    /// it could not be, and then it is tried again with the next call.
+    pub fn keep(&mut self) -> bool {
+        self.unkept = self.spool.keep(&self.pending, self.n_kept).err();
+        if self.unkept.is_none() {
+            self.n_kept = self.pending.len();
+        }
+        self.unkept.is_none()
     }
 
     fn add_context(&self, record: &mut Record) {
@@ -279,16 +377,13 @@ impl Reporter {
     pub fn flush(&mut self, now_ns: u64) -> Progress {
         let (mut handed_over, mut stalled) = (0, None);
         loop {
-            if self.current.is_none() {
-                self.tell_losses(now_ns);
-                let Some(record) = self.pending.pop_front() else {
-                    break;
-                };
-                self.current = Some(Current {
-                    sealed: Sealed::new(record, self.sequence.next()),
-                    is_remembered: false,
-                    done: vec![false; self.sinks.len()],
-                });
+            self.tell_losses(now_ns);
+            if self.n_kept == 0 && !self.keep() {
+                stalled = self.unkept.as_ref().map(|error| stall("spool", error));
+                break;
+            }
+            if self.n_kept == 0 {
+                break;
             }
             match self.hand_over(now_ns) {
                 Ok(()) => handed_over += 1,
@@ -309,10 +404,7 @@ impl Reporter {
     fn aside(&self) -> Option<Stall> {
         let aside = |attached: &Attached| {
             let error = attached.aside.as_ref()?;
-            Some(Stall {
-                sink: attached.sink.name(),
-                error: io::Error::new(error.kind(), error.to_string()),
-            })
+            Some(stall(attached.sink.name(), error))
         };
         self.sinks.iter().find_map(aside)
     }
@@ -330,94 +422,87 @@ impl Reporter {
     /// Records that wait.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.pending.len() + usize::from(self.current.is_some())
+        self.pending.len()
     }
 
     /// True when the caller should leave events where they are.
     #[must_use]
     pub fn is_backed_up(&self) -> bool {
-        self.pending.len() >= self.settings.max_pending / 2
+        self.unkept.is_some()
+            || self.pending.len() >= self.settings.max_pending / 2
+            || self.pending_bytes >= self.settings.max_pending_bytes / 2
     }
 
-    /// Hands the current record to those sinks that do not have it.
+    /// Hands the first record to those sinks that do not have it.
     fn hand_over(&mut self, now_ns: u64) -> Result<(), Stall> {
-        let Some(current) = &mut self.current else {
+        let Some(first) = self.pending.front() else {
             return Ok(());
         };
-        let of_sequence = |error| Stall {
-            sink: "sequence",
-            error,
-        };
-        if !current.is_remembered {
-            self.sequence
-                .begin(current.sealed.line())
-                .map_err(of_sequence)?;
-            current.is_remembered = true;
-        }
         let (mut stalled, mut moved) = (None, false);
-        let missed_before: u64 = self.sinks.iter().map(|attached| attached.missed).sum();
         for (index, attached) in self.sinks.iter_mut().enumerate() {
-            if current.done[index] {
+            if self.done[index] {
                 continue;
             }
-            match attached.try_hand_over(&current.sealed, index == 0, now_ns, &self.settings) {
+            match attached.try_hand_over(first, index == 0, now_ns, &self.settings) {
                 Ok(()) => {
-                    current.done[index] = true;
+                    self.done[index] = true;
                     moved = true;
                 }
-                Err(error) => {
-                    stalled = stalled.or(Some(Stall {
-                        sink: attached.sink.name(),
-                        error,
-                    }));
-                }
+                Err(error) => stalled = stalled.or(Some(stall(attached.sink.name(), &error))),
             }
         }
-        let missed: u64 = self.sinks.iter().map(|attached| attached.missed).sum();
-        if missed != missed_before {
-            self.sequence.set_missed(missed_of(&self.sinks));
-        }
+        let seq = first.seq();
+        let acknowledged = match &stalled {
+            None => self.acknowledge(seq + 1, false),
+            Some(_) if moved => self.acknowledge(seq, true),
+            Some(_) => Ok(()),
+        };
+        acknowledged.map_err(|error| stall("spool", &error))?;
         if let Some(stall) = stalled {
-            if moved {
-                let done: Vec<_> = self
-                    .sinks
-                    .iter()
-                    .zip(&current.done)
-                    .filter(|(_, done)| **done)
-                    .map(|(attached, _)| attached.sink.name())
-                    .collect();
-                self.sequence.note(&done.join(",")).map_err(of_sequence)?;
-            }
             return Err(stall);
         }
-        self.sequence.finish().map_err(of_sequence)?;
-        self.current = None;
+        self.pending_bytes -= self.pending.pop_front().map_or(0, |it| it.line().len());
+        self.n_kept -= 1;
+        self.done.fill(false);
         Ok(())
+    }
+
+    /// Notes that all sinks have what comes before record `first`, and some sinks that one.
+    fn acknowledge(&mut self, first: u64, has_some: bool) -> io::Result<()> {
+        let done = self.sinks.iter().zip(&self.done);
+        let done = done.filter(|(_, done)| has_some && **done);
+        let missed = self.sinks.iter().map(|it| (it.sink.name(), it.missed));
+        let done = done.map(|(attached, _)| attached.sink.name());
+        self.spool.acknowledge(first, done, missed)
     }
 
     /// Makes records of what was lost here, once there is room for them.
     fn tell_losses(&mut self, now_ns: u64) {
-        if self.pending.len() > self.settings.max_pending / 2 {
+        let time_us = clock::unix_us();
+        let half = self.settings.max_pending / 2;
+        let half_bytes = self.settings.max_pending_bytes / 2;
+        if self.pending.len() > half || self.pending_bytes > half_bytes {
             return;
         }
-        if self.dropped.records > 0 {
-            let total = self.dropped.total + self.dropped.records;
-            let Dropped {
-                records,
-                final_bytes,
-                ..
-            } = std::mem::replace(
-                &mut self.dropped,
-                Dropped {
-                    total,
-                    ..Dropped::default()
-                },
-            );
-            let meaning = "records of flows found no room in the queue to the sinks; \
-                           what they told of is in the sums of the next heartbeat";
-            let mut loss =
-                Record::loss("records-dropped", records, total, meaning, clock::unix_us());
-            loss.set(Field::BytesOut, final_bytes);
+        for (verdict, untold) in std::mem::take(&mut self.dropped.untold) {
+            let meaning = match verdict.is_empty() {
+                true => {
+                    "records that were not the last about something found no room; nothing                          that they told of is missing from the sums"
+                }
+                false => {
+                    "the last records of flows found no room; what they told of is in no                           other record"
+                }
+            };
+            let total = self.dropped.total;
+            let records = untold.records;
+            let mut loss = Record::loss("records-dropped", records, total, meaning, time_us);
+            if !verdict.is_empty() {
+                loss.set(Field::Verdict, verdict.as_str());
+                loss.set(Field::BytesOut, untold.bytes_out);
+                loss.set(Field::PacketsOut, untold.packets_out);
+            }
+            self.spool
+                .set(format!("{}{verdict}", fact::DROPPED_OF), None);
             self.emit(loss);
         }
         for index in 0..self.sinks.len() {
@@ -426,28 +511,33 @@ impl Reporter {
                 (Some(_), Some(told_ns)) => now_ns.saturating_sub(told_ns) >= TELL_ASIDE_NS,
                 _ => true,
             };
-            if attached.missed > 0 && is_due {
-                let missed = std::mem::take(&mut attached.missed);
-                attached.missed_total += missed;
-                attached.told_ns = Some(now_ns);
-                let subject = format!("records-{}", attached.sink.name());
-                let total = attached.missed_total;
-                let meaning = match &attached.aside {
-                    None => "this sink took no records for a while; the others have them".into(),
-                    Some(error) => format!(
-                        "this sink takes no records ({error}), and misses those that come until \
-                         it does; the others have them"
-                    ),
-                };
-                let time_us = clock::unix_us();
-                let mut loss = Record::loss(&subject, missed, total, &meaning, time_us);
-                self.add_context(&mut loss);
-                // The next to be written down, and that is when they count as told.
-                self.pending.push_front(loss);
-                self.sequence.set_missed(missed_of(&self.sinks));
-                return;
+            let missed = attached.missed - attached.missed_told.min(attached.missed);
+            if missed == 0 || !is_due {
+                continue;
             }
+            attached.missed_told = attached.missed;
+            attached.told_ns = Some(now_ns);
+            let name = attached.sink.name();
+            let total = attached.missed;
+            let meaning = match &attached.aside {
+                None => "this sink took no records for a while; the others have them".into(),
+                Some(error) => format!(
+                    "this sink takes no records ({error}), and misses those that come until \
+                     it does; the others have them"
+                ),
+            };
+            let subject = format!("records-{name}");
+            self.spool
+                .set(format!("{}{name}", fact::MISSED), Some(total.to_string()));
+            self.emit(Record::loss(&subject, missed, total, &meaning, time_us));
         }
+    }
+}
+
+fn stall(sink: &'static str, error: &io::Error) -> Stall {
+    Stall {
+        sink,
+        error: io::Error::new(error.kind(), error.to_string()),
     }
 }
 
@@ -458,7 +548,7 @@ impl Attached {
             failing_since_ns: None,
             aside: None,
             missed: 0,
-            missed_total: 0,
+            missed_told: 0,
             told_ns: None,
         }
     }
@@ -491,19 +581,10 @@ impl Attached {
     }
 }
 
-fn missed_of(sinks: &[Attached]) -> impl Iterator<Item = (&'static str, u64)> {
-    sinks.iter().map(|it| (it.sink.name(), it.missed))
-}
-
-/// Bytes that are in no record but this one.
-fn final_bytes(record: &Record) -> u64 {
-    let is_final = matches!(record.kind(), Kind::Flow | Kind::Violation)
-        && matches!(record.text(Field::State), Some("closed" | "rollup"));
-    if is_final {
-        record.number(Field::BytesOut).unwrap_or_default()
-    } else {
-        0
-    }
+/// True if what a record tells of is in no other that is final.
+fn is_final(record: &Record) -> bool {
+    matches!(record.kind(), Kind::Flow | Kind::Violation)
+        && matches!(record.text(Field::State), Some("closed" | "rollup"))
 }
 
 #[cfg(test)]

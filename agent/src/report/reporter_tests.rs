@@ -31,11 +31,18 @@ impl Shelf {
             .collect()
     }
 
-    /// Counts of the records about losses.
+    /// Counts of the records about what a sink missed.
     fn losses(&self) -> Vec<u64> {
+        self.losses_of("records-json")
+    }
+
+    fn losses_of(&self, subject: &str) -> Vec<u64> {
         let state = self.0.borrow();
         let losses = state.records.iter().filter(|it| it.kind() == Kind::Loss);
-        losses.filter_map(|it| it.number(Field::Count)).collect()
+        let of_subject = losses.filter(|it| it.text(Field::Subject) == Some(subject));
+        of_subject
+            .filter_map(|it| it.number(Field::Count))
+            .collect()
     }
 
     fn last(&self) -> Record {
@@ -79,7 +86,7 @@ impl World {
     fn reporter(&self) -> Reporter {
         let settings = ReporterSettings {
             max_pending: 10,
-            ..ReporterSettings::new(self.dir.path().join("agent.seq"))
+            ..ReporterSettings::new(self.dir.path().join("spool"))
         };
         let context = Context {
             host: "dc1".into(),
@@ -101,7 +108,9 @@ fn record() -> Record {
 fn closed(bytes_out: u64) -> Record {
     let mut record = Record::new(Kind::Flow, Priority::Info, 0, "over");
     record.set(Field::State, "closed");
+    record.set(Field::Verdict, "approved");
     record.set(Field::BytesOut, bytes_out);
+    record.set(Field::PacketsOut, 1_u64);
     record
 }
 
@@ -167,7 +176,7 @@ fn what_no_sink_takes_waits_and_turns_the_caller_away() {
 }
 
 #[test]
-fn what_had_to_be_dropped_is_told_exactly() {
+fn what_had_to_be_dropped_is_told_exactly_and_by_verdict() {
     let world = World::new();
     let mut reporter = world.reporter();
     world.journal.close(true);
@@ -178,15 +187,24 @@ fn what_had_to_be_dropped_is_told_exactly() {
         reporter.emit(closed(700));
         reporter.emit(record());
     }
+    // Also if the agent is killed before it can tell.
+    assert!(reporter.keep());
+    drop(reporter);
+    let mut reporter = world.reporter();
     world.journal.close(false);
     reporter.flush(0);
-    assert_eq!(world.journal.seqs(), (1..=11).collect::<Vec<_>>());
-    // In its place, not at the end: five records were still waiting.
-    let loss = world.journal.last();
-    assert_eq!(loss.kind(), Kind::Loss);
-    assert_eq!(loss.text(Field::Subject), Some("records-dropped"));
-    assert_eq!(loss.number(Field::Count), Some(4));
-    assert_eq!(loss.number(Field::BytesOut), Some(1_400));
+    assert_eq!(world.journal.seqs(), (1..=12).collect::<Vec<_>>());
+    let told = |field| -> Vec<Option<u64>> {
+        let state = world.journal.0.borrow();
+        let losses = state.records.iter().filter(|it| it.kind() == Kind::Loss);
+        losses.map(|it| it.number(field)).collect()
+    };
+    assert_eq!(told(Field::Count), [Some(2), Some(2)]);
+    assert_eq!(told(Field::BytesOut), [None, Some(1_400)]);
+    assert_eq!(told(Field::PacketsOut), [None, Some(2)]);
+    let last = world.journal.last();
+    assert_eq!(last.text(Field::Subject), Some("records-dropped"));
+    assert_eq!(last.text(Field::Verdict), Some("approved"));
     world.journal.close(true);
     for _ in 0..11 {
         reporter.emit(record());
@@ -198,6 +216,27 @@ fn what_had_to_be_dropped_is_told_exactly() {
         (loss.number(Field::Count), loss.number(Field::Total)),
         (Some(1), Some(5))
     );
+}
+
+/// The bound is in bytes as well.
+#[test]
+fn a_spool_that_is_full_takes_no_more() {
+    let world = World::new();
+    let settings = ReporterSettings {
+        max_pending_bytes: 1_000,
+        ..ReporterSettings::new(world.dir.path().join("spool"))
+    };
+    let sinks: Vec<Box<dyn Sink>> = vec![Box::new(Named("journal", world.journal.clone()))];
+    let mut reporter = Reporter::open(settings, Context::default(), sinks).unwrap();
+    world.journal.close(true);
+    for _ in 0..100 {
+        reporter.emit(closed(700));
+    }
+    assert!(reporter.is_backed_up());
+    world.journal.close(false);
+    reporter.flush(0);
+    let told: u64 = world.journal.losses_of("records-dropped").iter().sum();
+    assert_eq!(told + world.journal.seqs().len() as u64 - 1, 100);
 }
 
 #[test]
@@ -259,7 +298,7 @@ fn a_sink_that_is_left_aside_for_good_is_told_each_minute_and_at_the_end() {
 fn a_line_that_was_begun_hides_no_record_that_is_missed() {
     let world = World::new();
     let (mut reader, writer) = io::pipe().unwrap();
-    let settings = ReporterSettings::new(world.dir.path().join("agent.seq"));
+    let settings = ReporterSettings::new(world.dir.path().join("spool"));
     let lines = Lines::new(File::from(OwnedFd::from(writer))).unwrap();
     let sinks: Vec<Box<dyn Sink>> = vec![
         Box::new(Named("journal", world.journal.clone())),
@@ -304,7 +343,7 @@ fn what_a_sink_missed_of_an_agent_that_was_killed_the_next_one_tells() {
 }
 
 #[test]
-fn the_agent_after_this_one_goes_on_with_the_same_record() {
+fn the_agent_after_this_one_goes_on_with_the_records_of_this_one() {
     let world = World::new();
     let mut reporter = world.reporter();
     reporter.emit(record());
@@ -319,18 +358,35 @@ fn the_agent_after_this_one_goes_on_with_the_same_record() {
     assert_eq!(reporter.origin(), &Origin::Continued);
     reporter.emit(record());
     reporter.flush(0);
-    assert_eq!(world.journal.seqs(), [1, 2, 3]);
+    assert_eq!(world.journal.seqs(), [1, 2, 3, 4]);
     assert_eq!(
         world.json.seqs(),
-        [1, 2, 3],
+        [1, 2, 3, 4],
         "what it had already it does not get again"
     );
 }
 
+/// What was set and what was emitted is there together, or neither.
 #[test]
-fn a_damaged_sequence_file_is_itself_a_report() {
+fn what_was_not_kept_is_not_handed_over_and_forgotten_with_its_facts() {
     let world = World::new();
-    fs::write(world.dir.path().join("agent.seq"), "1234").unwrap();
+    let mut reporter = world.reporter();
+    reporter.emit(record());
+    reporter.set_fact("position".into(), Some("1".into()));
+    assert!(reporter.keep());
+    reporter.emit(record());
+    reporter.set_fact("position".into(), Some("2".into()));
+    drop(reporter);
+    let mut reporter = world.reporter();
+    assert_eq!(reporter.fact("position"), Some("1"));
+    reporter.flush(0);
+    assert_eq!(world.journal.seqs(), [1]);
+}
+
+#[test]
+fn a_damaged_spool_is_itself_a_report() {
+    let world = World::new();
+    fs::write(world.dir.path().join("spool.0"), "1234").unwrap();
     let mut reporter = world.reporter();
     reporter.flush(0);
     assert_eq!(world.journal.last().kind(), Kind::Tamper);

@@ -48,7 +48,7 @@ impl Sealed {
 
 /// Takes records, in order, one at a time. Never blocks.
 pub trait Sink {
-    /// Names the sink in reports and in the sequence file.
+    /// Names the sink in reports and in the spool.
     fn name(&self) -> &'static str;
 
     /// Hands a record over.

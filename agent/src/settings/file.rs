@@ -152,6 +152,17 @@ fn sizes(reader: &mut Reader<'_>, from: &DeTable<'_>, to: &mut Tables) {
     table.set("followed", &mut to.followed, entries);
     table.set("rollups", &mut to.rollups, entries);
     table.set("pending", &mut to.pending, entries);
+    table.set("spool_bytes", &mut to.spool_bytes, |value| {
+        const RANGE: RangeInclusive<u64> = 4 << 20..=1 << 40;
+        let bytes = bytes(value)?;
+        match RANGE.contains(&bytes) {
+            true => Ok(bytes),
+            false => Err(
+                Fault::new(format!("{bytes} bytes cannot be the size of the spool"))
+                    .help("write a size from `4 MiB` to `1 TiB`"),
+            ),
+        }
+    });
     table.finish();
 }
 

@@ -123,6 +123,7 @@ fn everything_can_be_set() {
         followed = 6
         rollups = 7
         pending = 8
+        spool_bytes = "9 MiB"
         "#,
     );
     assert_eq!(
@@ -161,6 +162,7 @@ fn everything_can_be_set() {
                 followed: 6,
                 rollups: 7,
                 pending: 8,
+                spool_bytes: 9 << 20,
             },
         }
     );

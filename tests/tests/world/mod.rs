@@ -4,6 +4,8 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub mod books;
+pub mod senders;
+pub mod told;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
