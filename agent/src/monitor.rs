@@ -18,7 +18,7 @@ use crate::{
     geo::Geo,
     kernel::{
         Damage, Enforcement, Events, HookStatus, Kernel, KernelError, LoadSettings, OwnProcess,
-        Reader, WayOut,
+        Reader, WayOut, is_in_first_pid_namespace,
     },
     limits::Said,
     losses::Losses,
@@ -34,6 +34,7 @@ mod follower;
 mod in_force;
 mod limits;
 mod pulse;
+mod room;
 mod sweep;
 mod tampering;
 mod unjudged;
@@ -44,6 +45,7 @@ pub use cutter::Cutter;
 use follower::{Follower, UplinkNews};
 use in_force::PolicyInForce;
 use limits::Limits;
+use room::Room;
 pub use tampering::Standing;
 use tampering::Tampering;
 use unjudged::UnjudgedSockets;
@@ -54,9 +56,6 @@ const EVENTS_A_TURN: usize = 4_096;
 
 /// How long the last records may take to be handed over.
 const FAREWELL: std::time::Duration = std::time::Duration::from_secs(5);
-
-/// How long the entry of a removed control group is kept for late packets.
-const REMOVED_CGROUP_KEPT_NS: u64 = 30_000_000_000;
 
 /// A policy that was compiled and is about to be put in force.
 pub struct Compilation {
@@ -96,8 +95,9 @@ pub struct Monitor {
     tampering: Tampering,
     /// Peers of open flows by socket, for those in the table of many peers.
     peers: HashMap<u64, Vec<Peer>>,
-    /// Control groups that are gone, and since when that is known.
-    removed_cgroups: HashMap<u64, u64>,
+    room: Room,
+    /// Process ids are those of the host.
+    sees_processes: bool,
     reports: Vec<Report>,
     unreadable_events: u64,
     stalled: Option<String>,
@@ -178,6 +178,7 @@ impl Monitor {
             tampering,
             judges_direct: kernel.judges_direct(parts.load),
             unjudged: UnjudgedSockets::new(&parts.load.cgroup),
+            room: Room::new(kernel.pins())?,
             kernel,
             reader,
             events,
@@ -188,7 +189,7 @@ impl Monitor {
             heartbeat_s: parts.heartbeat_s,
             places,
             peers: HashMap::new(),
-            removed_cgroups: HashMap::new(),
+            sees_processes: is_in_first_pid_namespace(),
             reports: Vec::new(),
             unreadable_events: 0,
             stalled: None,
@@ -289,7 +290,7 @@ impl Monitor {
         self.report_ways_out(&open)?;
         self.report_books();
         self.hand_over();
-        self.forget_cgroups()
+        Ok(())
     }
 
     /// Reports what was counted till the programs were taken out. By `trefoil detach`, if
@@ -538,28 +539,6 @@ impl Monitor {
             time_us,
         ));
         self.hand_over();
-        Ok(())
-    }
-
-    /// Removes control groups that are long gone and that no flow refers to.
-    fn forget_cgroups(&mut self) -> Result<(), KernelError> {
-        let now_ns = clock::since_boot_ns();
-        let in_use: HashSet<u64> = self
-            .table
-            .open()
-            .map(|tracked| tracked.owner.cgroup_id)
-            .collect();
-        for (id, cgroup) in self.reader.cgroups()? {
-            if cgroup.flags & trefoil_ebpf::abi::CGROUP_REMOVED == 0 {
-                continue;
-            }
-            let since_ns = *self.removed_cgroups.entry(id).or_insert(now_ns);
-            if since_ns + REMOVED_CGROUP_KEPT_NS < now_ns && !in_use.contains(&id) {
-                self.reader.remove_cgroup(id)?;
-                self.names.forget_cgroup(id);
-                self.removed_cgroups.remove(&id);
-            }
-        }
         Ok(())
     }
 }

@@ -11,6 +11,7 @@ pub mod flow;
 pub mod loss;
 pub mod owner;
 pub mod policy;
+pub mod room;
 pub mod tree;
 pub mod uplink;
 
@@ -19,11 +20,12 @@ pub use flow::*;
 pub use loss::*;
 pub use owner::*;
 pub use policy::*;
+pub use room::*;
 pub use tree::*;
 pub use uplink::*;
 
 /// Version of everything in this folder. Pins live in `<pin-dir>/v<ABI_VERSION>`.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// An IPv6 address in network byte order; IPv4 addresses are mapped into
 /// `::ffff:0:0/96`, so that one comparison serves both families.
@@ -245,6 +247,10 @@ pub struct Offsets {
     pub cred_user_ns: u32,
     /// `user_namespace.level`
     pub user_namespace_level: u32,
+    /// `user_namespace.parent`
+    pub user_namespace_parent: u32,
+    /// `user_namespace.owner`
+    pub user_namespace_owner: u32,
     /// `fs_struct.root`
     pub fs_root: u32,
     /// `socket.sk`

@@ -250,6 +250,10 @@ impl Rollups {
         rollups
     }
 
+    pub(super) fn samples(&self) -> impl Iterator<Item = &Tracked> {
+        self.open.values().map(|rollup| &rollup.sample)
+    }
+
     fn rollup(&mut self, tracked: &Tracked, country: Option<Country>) -> &mut Rollup {
         let mut key = RollupKey::of(tracked, country);
         if self.open.len() >= self.max && !self.open.contains_key(&key) {

@@ -16,10 +16,13 @@ use aya::{
     maps::MapData,
     programs::{Iter, Program, SchedClassifier},
 };
-use trefoil_ebpf::abi::{Cgroup, Control, Executable, Owner, Question, Tracked};
+use trefoil_ebpf::abi::{
+    Cgroup, Control, Executable, Owner, Question, ROOM_OF_CGROUPS, ROOM_OF_EXECUTABLES,
+    ROOM_OF_PROCESSES, ROOT, Room, Rooms, Tracked,
+};
 
 use super::{
-    KernelError, UplinkHook, cgroups, former,
+    ChargedTables, KernelError, UplinkHook, cgroups, former,
     hooks::{self, HOOKS, HookStatus, INET_SOCK_SET_STATE, JUDGE_QUESTION, UPLINK_EGRESS},
     iterators, offsets,
     pins::{MapLayout, PinDir},
@@ -81,6 +84,8 @@ pub struct Kernel {
     pub(super) control: ControlWords,
     pub(super) hooks: Vec<HookStatus>,
     pub(super) instance: u32,
+    /// What of the tables is for others than root.
+    pub(super) rooms: Rooms,
     pub(super) took_over: bool,
     /// Hooks that were found detached, though an agent before had attached them.
     pub(super) found_detached: Vec<(String, Option<Owner>)>,
@@ -152,6 +157,7 @@ impl Kernel {
         let namespace_inode = namespace_inode()?;
         let local_flows = u32::from(settings.local_flows);
         let uplinks_watched = u32::from(settings.watches_uplinks);
+        let rooms = rooms(&settings.tables);
         let paths: Vec<_> = map_names()
             .map(|name| (name.clone(), pins.map(&name)))
             .collect();
@@ -165,6 +171,7 @@ impl Kernel {
             .override_global("LOCAL_FLOWS", &local_flows, true)
             .override_global("UPLINKS_WATCHED", &uplinks_watched, true)
             .override_global("NAMESPACE_INODE", &namespace_inode, true)
+            .override_global("ROOMS", bytes_of(&rooms), true)
             .override_global("OFFSETS", bytes_of(&kernel_offsets), true);
         for (name, size) in &sizes {
             loader.map_max_entries(name, *size);
@@ -210,6 +217,7 @@ impl Kernel {
             control,
             hooks: statuses,
             instance,
+            rooms,
             took_over,
             replaces,
             written: RefCell::new(None),
@@ -302,6 +310,11 @@ impl Kernel {
         }
     }
 
+    /// Access to the tables with room by owner.
+    pub fn charged(&self) -> Result<ChargedTables, KernelError> {
+        ChargedTables::open(&self.pins)
+    }
+
     /// Access to the tables.
     pub fn reader(&self) -> Result<Reader, KernelError> {
         Reader::open(&self.pins)
@@ -339,13 +352,13 @@ impl Kernel {
 
     /// Adds an executable to the kernel's table. For tests and benchmarks.
     pub fn add_executable(&self, exe_id: u64, executable: &Executable) -> Result<(), KernelError> {
-        self.reader()?.add_executable(exe_id, executable)
+        self.charged()?.add_executable(exe_id, executable).map(drop)
     }
 
     /// Adds a control group to the kernel's table. For tests and benchmarks.
     pub fn add_cgroup(&self, id: u64, path: &str) -> Result<(), KernelError> {
-        let cgroup: Cgroup = cgroups::entry(path);
-        self.reader()?.add_cgroup(id, &cgroup).map(drop)
+        let cgroup: Cgroup = cgroups::entry(path, ROOT);
+        self.charged()?.add_cgroup(id, &cgroup).map(drop)
     }
 
     pub(super) fn iterator(&self, name: &str) -> Option<&Iter> {
@@ -397,6 +410,19 @@ fn sizes(tables: &TableSizes) -> [(&'static str, u32); 10] {
         ("EXECUTABLES", tables.executables),
         ("CGROUPS", tables.cgroups),
     ]
+}
+
+/// What of the tables is for others than root.
+fn rooms(tables: &TableSizes) -> Rooms {
+    let mut rooms = Rooms::default();
+    for (table, entries) in [
+        (ROOM_OF_PROCESSES, tables.processes),
+        (ROOM_OF_EXECUTABLES, tables.executables),
+        (ROOM_OF_CGROUPS, tables.cgroups),
+    ] {
+        rooms.rooms[table as usize] = Room::of(entries);
+    }
+    rooms
 }
 
 /// Names of the maps in the object, except those of its own data.

@@ -10,6 +10,7 @@ mod bpf_syscall;
 mod btf;
 mod budgets;
 mod cgroups;
+mod charged;
 mod clsact;
 mod deeds;
 mod error;
@@ -39,13 +40,14 @@ mod wire;
 
 pub use budgets::Budgets;
 pub use cgroups::{cgroup_path, cgroup2_root};
+pub use charged::{ChargedTables, Contents};
 pub use error::KernelError;
 pub use guard::{Damage, Guard};
 pub use hooks::{HOOKS, HookStatus, HookSupport, support};
 pub(crate) use load::with_causes;
 pub use load::{Kernel, LoadSettings, TableSizes};
 pub use others::Others;
-pub use own_process::OwnProcess;
+pub use own_process::{OwnProcess, is_in_first_pid_namespace};
 pub use pins::{PinDir, detach};
 #[cfg(any(test, feature = "testing"))]
 pub use questions::ask;

@@ -6,11 +6,12 @@
 //! by what is in force, so any mix of the two is right: also the one that is left if this
 //! agent is killed or fails in the middle, and so nothing is ever put back.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use aya::Ebpf;
-use trefoil_ebpf::abi::{Control, LOSS_CGROUPS_FULL};
+use trefoil_ebpf::abi::{Control, LOSS_CGROUPS_FULL, ROOM_OF_CGROUPS, ROOT};
 
 use super::{
     Kernel, KernelError, LoadSettings, PinDir, cgroups, former,
@@ -67,7 +68,10 @@ impl Kernel {
         // From here on the hooks see who comes, be they those of an instance before;
         // these are those who were there.
         self.run_iterator("iter_task")?;
-        self.adopt_cgroups()?;
+        let n_left = self.adopt_cgroups()?;
+        if n_left != 0 {
+            self.reader()?.lose(LOSS_CGROUPS_FULL, n_left)?;
+        }
         self.run_iterator("iter_task_file")?;
         // What counts as soon as it is in its place comes last.
         self.attach(cgroup.as_fd(), is_replaced)?;
@@ -115,23 +119,42 @@ impl Kernel {
         Ok(())
     }
 
-    /// Finds control groups that are older than the hooks.
-    fn adopt_cgroups(&self) -> Result<(), KernelError> {
+    /// Looks for processes, executables and control groups that are not in the tables, where there
+    /// may be room for them by now.
+    pub fn search(&self) -> Result<(), KernelError> {
+        self.run_iterator("iter_task")?;
+        self.adopt_cgroups().map(drop)
+    }
+
+    /// Finds control groups that no hook has seen. Returns for how many there was no room.
+    fn adopt_cgroups(&self) -> Result<u64, KernelError> {
         let Some(root) = cgroups::cgroup2_root() else {
-            return Ok(());
+            return Ok(0);
         };
-        let reader = self.reader()?;
+        let mut tables = self.charged()?;
+        let contents = tables.contents()?;
+        let known: HashSet<u64> = contents.cgroups.iter().map(|(id, _)| *id).collect();
+        let mut counted = contents.charges();
         // Those nearest to the root come first: what belongs to the system has its room.
         let mut n_left = 0;
-        for (id, cgroup) in cgroups::existing(&root) {
-            if !reader.add_cgroup(id, &cgroup)? {
-                n_left += 1;
+        let mut seen = HashSet::new();
+        let room = self.rooms.rooms[ROOM_OF_CGROUPS as usize];
+        cgroups::visit(&root, room.one + 1, |id, cgroup| {
+            let is_added = known.contains(&id)
+                || counted.charge(cgroup.charged, ROOM_OF_CGROUPS, &self.rooms)
+                    && tables.add_cgroup(id, &cgroup)?;
+            n_left += u64::from(!is_added);
+            seen.insert(id);
+            Ok::<_, KernelError>(is_added || cgroup.charged == ROOT)
+        })?;
+        tables.settle(&counted)?;
+        let sees_all = cgroups::is_first(&root);
+        for (id, cgroup) in contents.cgroups {
+            if sees_all && !seen.contains(&id) && cgroups::is_gone(&root, id, &cgroup) {
+                tables.mark_removed(id)?;
             }
         }
-        if n_left != 0 {
-            reader.lose(LOSS_CGROUPS_FULL, n_left)?;
-        }
-        Ok(())
+        Ok(n_left)
     }
 
     fn run_iterator(&self, name: &str) -> Result<(), KernelError> {

@@ -7,7 +7,7 @@ use trefoil_ebpf::abi::{
     Event, FLOW_EMBRYONIC, FLOW_ENDED, FlowKey, Tracked, UplinkFlowKey, reason, verdict,
 };
 
-use super::Monitor;
+use super::{Monitor, room::InUse};
 use crate::{
     clock,
     flow::{FlowId, Sweep, may_become_a_session},
@@ -33,6 +33,14 @@ impl Monitor {
         let many_peer_flows = self.reader.many_peer_flows()?;
         let uplink_flows = self.reader.uplink_flows()?;
         let mut states = self.kernel.socket_flows()?;
+        let mut in_use = InUse::default();
+        let is_room_due = self.room.is_due(began_ns);
+        if is_room_due {
+            let many_peers = many_peer_flows.iter().map(|(_, tracked)| tracked);
+            let at_uplinks = uplink_flows.iter().map(|(_, tracked)| tracked);
+            let all = states.iter().chain(many_peers).chain(at_uplinks);
+            all.for_each(|tracked| in_use.add(tracked));
+        }
         self.cut_unapproved(&states)?;
         let live: HashSet<u64> = states.iter().map(|tracked| tracked.flow.cookie).collect();
         states.retain(|tracked| tracked.flow.state & FLOW_ENDED == 0);
@@ -83,8 +91,12 @@ impl Monitor {
         }
         self.report()?;
         self.report_limits();
-        for record in self.losses.news(&self.reader.losses()?, clock::unix_us()) {
+        let losses = self.reader.losses()?;
+        for record in self.losses.news(&losses, clock::unix_us()) {
             self.reporter.emit(record);
+        }
+        if is_room_due {
+            self.make_room(in_use, &losses, began_ns)?;
         }
         self.hand_over();
         Ok(())
