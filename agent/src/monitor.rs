@@ -18,7 +18,7 @@ use crate::{
     geo::Geo,
     kernel::{
         Damage, Enforcement, Events, HookStatus, Kernel, KernelError, LoadSettings, OwnProcess,
-        Reader, WayOut, is_in_first_pid_namespace,
+        Reader, Remain, Remains, WayOut, is_in_first_pid_namespace,
     },
     limits::Said,
     losses::Losses,
@@ -95,6 +95,8 @@ pub struct Monitor {
     tampering: Tampering,
     /// Peers of open flows by socket, for those in the table of many peers.
     peers: HashMap<u64, Vec<Peer>>,
+    /// What is to be told from tables that had another size.
+    remains: Option<Remains>,
     room: Room,
     /// Process ids are those of the host.
     sees_processes: bool,
@@ -178,6 +180,7 @@ impl Monitor {
             tampering,
             judges_direct: kernel.judges_direct(parts.load),
             unjudged: UnjudgedSockets::new(&parts.load.cgroup),
+            remains: Some(kernel.remains()?),
             room: Room::new(kernel.pins())?,
             kernel,
             reader,
@@ -255,7 +258,10 @@ impl Monitor {
     /// counts what it cannot keep.
     pub fn drain(&mut self) -> Result<(), KernelError> {
         let mut n_taken = 0;
-        while n_taken < EVENTS_A_TURN && !self.reporter.is_backed_up() {
+        while n_taken < EVENTS_A_TURN && !self.reporter.is_backed_up() && self.take_remains()? {
+            n_taken += 1;
+        }
+        while self.remains.is_none() && n_taken < EVENTS_A_TURN && !self.reporter.is_backed_up() {
             let Some(event) = self.events.next() else {
                 break;
             };
@@ -404,8 +410,25 @@ impl Monitor {
         self.aside = progress.aside.map(told);
     }
 
+    /// Takes in one thing that an agent before, whose tables had another size, did not tell. False
+    /// if there is nothing any more.
+    fn take_remains(&mut self) -> Result<bool, KernelError> {
+        let Some(remains) = &mut self.remains else {
+            return Ok(false);
+        };
+        match remains.next()? {
+            Some(Remain::Event(Some(event))) => self.observe(&event)?,
+            Some(Remain::Event(None)) => self.unreadable_events += 1,
+            Some(Remain::Flow(tracked)) => self.end(tracked, clock::since_boot_ns()),
+            None => self.remains = None,
+        }
+        self.report()?;
+        Ok(self.remains.is_some())
+    }
+
     fn drain_all(&mut self) -> Result<(), KernelError> {
-        while !self.reporter.is_backed_up() {
+        while !self.reporter.is_backed_up() && self.take_remains()? {}
+        while self.remains.is_none() && !self.reporter.is_backed_up() {
             let Some(event) = self.events.next() else {
                 break;
             };

@@ -27,6 +27,7 @@ mod own_process;
 mod pins;
 mod questions;
 mod reader;
+mod resized;
 mod rtnetlink;
 mod sock_diag;
 mod tables;
@@ -52,6 +53,7 @@ pub use pins::{PinDir, detach};
 #[cfg(any(test, feature = "testing"))]
 pub use questions::ask;
 pub use reader::{Events, Reader};
+pub use resized::{Remain, Remains};
 pub use rtnetlink::{Change, Changes, RouteSocket, TxCounters};
 pub use sock_diag::SockDiag;
 pub use tables::Enforcement;

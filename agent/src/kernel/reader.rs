@@ -80,7 +80,7 @@ impl Reader {
     pub fn events(&self) -> Result<Events, KernelError> {
         let ring = RingBuf::try_from(Map::RingBuf(self.pins.open_map("EVENTS")?))
             .map_err(|error| failed("EVENTS", error))?;
-        Ok(Events { ring })
+        Ok(Events::new(ring))
     }
 
     /// The header of the policy in force; `None` before there was one.
@@ -273,6 +273,10 @@ impl fmt::Debug for Events {
 }
 
 impl Events {
+    pub(super) fn new(ring: RingBuf<MapData>) -> Self {
+        Self { ring }
+    }
+
     /// The next event; `None` when there is none now.
     ///
     /// A record of another size than this version's is counted by the caller as

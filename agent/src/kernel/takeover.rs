@@ -55,8 +55,12 @@ impl Kernel {
         enforcement: Enforcement,
         attach_more: impl FnOnce(&Self) -> Result<(), KernelError>,
     ) -> Result<Vec<u32>, KernelError> {
-        // Tells whose root directory is the host's before any hook wants to know.
-        self.run_iterator("iter_task")?;
+        // Tells whose root directory is the host's before any hook wants to know. An agent before
+        // has done so, and what it knows of processes is more than can be found out now.
+        let has_former = self.has_former();
+        if !has_former {
+            self.run_iterator("iter_task")?;
+        }
         let budgets = self.write_policy(policy, clock)?;
         let cgroup = File::open(&load.cgroup).map_err(|error| {
             let path = load.cgroup.display();
@@ -67,6 +71,9 @@ impl Kernel {
         self.attach(cgroup.as_fd(), |hook| !is_replaced(hook))?;
         // From here on the hooks see who comes, be they those of an instance before;
         // these are those who were there.
+        if has_former {
+            self.carry_over()?;
+        }
         self.run_iterator("iter_task")?;
         let n_left = self.adopt_cgroups()?;
         if n_left != 0 {
@@ -249,7 +256,10 @@ impl Kernel {
     /// in the kernel, its tables as well. What another version has there is left alone.
     pub(super) fn abandon(&self) {
         let done = if self.took_over {
-            self.pins.remove_links_of(self.instance)
+            let made_way = self.made_way.iter();
+            let swapped = made_way.map(|former| former.swap_back(&self.pins));
+            let swapped: Result<(), KernelError> = swapped.collect();
+            self.pins.remove_links_of(self.instance).and(swapped)
         } else {
             self.pins.remove_version()
         };

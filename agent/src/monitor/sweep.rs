@@ -21,7 +21,8 @@ const IDLE_NS: u64 = 60_000_000_000;
 impl Monitor {
     /// Reads the state of all live flows, and what found the ring buffer full.
     pub fn sweep(&mut self) -> Result<(), KernelError> {
-        if self.reporter.is_backed_up() {
+        while !self.reporter.is_backed_up() && self.take_remains()? {}
+        if self.reporter.is_backed_up() || self.remains.is_some() {
             return Ok(());
         }
         let began_ns = clock::since_boot_ns();
@@ -119,7 +120,7 @@ impl Monitor {
         Ok(())
     }
 
-    fn end(&mut self, tracked: Tracked, time_ns: u64) {
+    pub(super) fn end(&mut self, tracked: Tracked, time_ns: u64) {
         let event = Event {
             time_ns,
             reason: reason::CLOSED,
