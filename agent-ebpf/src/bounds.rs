@@ -19,6 +19,24 @@ pub fn masked<const MASK: usize>(mut value: usize) -> usize {
     value
 }
 
+/// The value, or `MOST` if that is less. What the compiler compares may be a copy of a value that it
+/// has put onto the stack, and verifiers before 6.3 or so know nothing of the other one then.
+#[inline(always)]
+pub fn clamped<const MOST: usize>(mut value: usize) -> usize {
+    // SAFETY: instructions on one register.
+    unsafe {
+        core::arch::asm!(
+            "if {value} > {most} goto +1",
+            "goto +1",
+            "{value} = {most}",
+            value = inout(reg) value,
+            most = const MOST,
+            options(pure, nomem, nostack)
+        );
+    }
+    value
+}
+
 /// Offset of an element `T` within `SIZE` bytes, a power of two as is its own: what
 /// is beyond, or not at a multiple of its size, leads to another element.
 #[inline(always)]

@@ -3,7 +3,9 @@
 
 use core::ptr;
 
-use trefoil_ebpf::abi::Offsets;
+use trefoil_ebpf::abi::{N_ROOMS, Offsets, Room, Rooms};
+
+use crate::bounds::masked;
 
 /// Number of this set of programs, see [`trefoil_ebpf::abi::Control::instance`].
 #[unsafe(no_mangle)]
@@ -38,6 +40,12 @@ static UPLINKS_WATCHED: u32 = 0;
 /// Inode number of the agent's network namespace.
 #[unsafe(no_mangle)]
 static NAMESPACE_INODE: u32 = 0;
+
+/// What of the tables is for others than root.
+#[unsafe(no_mangle)]
+static ROOMS: Rooms = Rooms {
+    rooms: [Room { one: 0, all: 0 }; N_ROOMS],
+};
 
 /// Where the fields are.
 #[unsafe(no_mangle)]
@@ -93,6 +101,14 @@ pub fn tcp_state_seen() -> bool {
 pub fn subflows_known() -> bool {
     // SAFETY: as above.
     unsafe { ptr::read_volatile(&SUBFLOWS_KNOWN) != 0 }
+}
+
+/// What of the table with this index is for others than root.
+#[inline(always)]
+pub fn room(table: u32) -> Room {
+    let index = masked::<{ N_ROOMS - 1 }>(table as usize);
+    // SAFETY: as above; the index is within.
+    unsafe { ptr::read_volatile((&raw const ROOMS.rooms).cast::<Room>().add(index)) }
 }
 
 /// The offset of one field, e.g. `offset!(task_tgid)`.

@@ -66,6 +66,8 @@ mod packet;
 #[cfg(target_arch = "bpf")]
 mod remembered;
 #[cfg(target_arch = "bpf")]
+mod room;
+#[cfg(target_arch = "bpf")]
 mod route;
 #[cfg(target_arch = "bpf")]
 mod sender;

@@ -136,8 +136,9 @@ pub static AGENT: Array<Agent, 1> = Array::new();
 pub static DEEDS: HashMap<DeedKey, Deed, 1024> = HashMap::new();
 
 /// Live processes by thread group id. Written by `fork`, `exec`, `exit` and, for
-/// processes older than the agent, `task`. When full: `processes-full`, and the
-/// process's flows have no executable.
+/// processes that no hook has seen, `task`; the agent removes those that have ended unseen. When
+/// full, or when its owner has no more room: `processes-full`, and the process's flows have no
+/// executable.
 #[btf_map]
 pub static PROCESSES: HashMap<u32, Process, 65536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
@@ -148,16 +149,25 @@ pub static PROCESSES: HashMap<u32, Process, 65536, { BPF_F_NO_PREALLOC as usize 
 pub static EPOCHS: Array<Epochs, 1> = Array::new();
 
 /// Executables by `exe_id`. Written by `exec` and `task`, read by the judge and
-/// the agent. When full: `executables-full`, as above.
+/// the agent, which removes those that nothing refers to any more. When full, or when its owner
+/// has no more room: `executables-full`, as above.
 #[btf_map]
 pub static EXECUTABLES: HashMap<u64, Executable, 16384, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
 
-/// Control groups by id. Written by `cgroup_mkdir` and, for older ones, by the
-/// agent; read by the judge and the agent. When full: `cgroups-full`, and rules
-/// that name a unit do not match.
+/// Control groups by id. Written by `cgroup_mkdir` and, for those that it has not seen, by the
+/// agent, which also removes those that are gone; read by the judge and the agent. When full, or
+/// when its owner has no more room: `cgroups-full`, and rules that approve a unit do not match,
+/// and rules that deny one do.
 #[btf_map]
 pub static CGROUPS: HashMap<u64, Cgroup, 16384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Entries of the three tables above by who has caused them. Written by the hooks that make and
+/// remove such entries, and by the agent, which counts anew. When full, there is no room for
+/// whoever is not in it.
+#[btf_map]
+pub static CHARGES: HashMap<u32, Charges, MAX_CHARGED, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
 
 /// Events for the agent. When full: `events-full`; nothing is marked as handed
 /// over, so that a later event, `ENDED` or a sweep brings the numbers. Of packets that found

@@ -6,20 +6,21 @@ use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
     generated::{
         bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_task,
-        bpf_probe_read_kernel,
+        bpf_ktime_get_boot_ns, bpf_probe_read_kernel,
     },
 };
 use trefoil_ebpf::{abi::*, siphash::SipHash};
 
 use crate::{
     atomic,
-    bounds::masked,
+    bounds::{clamped, masked},
     globals::offset,
     kernel_memory::{Kernel, follow, read},
     maps::{
         EPOCHS, EXECUTABLE_KEY, EXECUTABLE_SCRATCH, EXECUTABLES, ExecutableScratch, HOST_ROOT,
         PROCESSES, lose,
     },
+    room::{BPF_NOEXIST, EEXIST, charge, payer, release},
     words::differ,
 };
 
@@ -275,14 +276,79 @@ pub fn cgroup_id(cgroup: Kernel) -> Option<u64> {
     read::<u64>(node, offset!(kernfs_node_id))
 }
 
-/// Records the process of `task` under its present executable.
+/// Records that `task` has executed another file.
 ///
-/// `scratch` is the calling program's index in `EXECUTABLE_SCRATCH`. `insert`
-/// are the flags of the map update: `BPF_NOEXIST` for processes that are found
-/// rather than seen to start.
+/// `scratch` is the calling program's index in `EXECUTABLE_SCRATCH`.
 #[inline(always)]
-pub fn record_process(task: Kernel, scratch: u32, insert: u64) -> Option<()> {
+pub fn record_process(task: Kernel, scratch: u32) -> Option<()> {
     let pid = read::<u32>(task, offset!(task_tgid))?;
+    let charged = payer(task);
+    let process = Process {
+        exe_id: record_executable(task, scratch, charged, false).unwrap_or(0),
+        ..describe(task, pid, charged)?
+    };
+    // SAFETY: a map value that its writers only replace as a whole.
+    let is_charged = unsafe { PROCESSES.get(&pid) }.is_some_and(|before| {
+        differ(before.start_ns, process.start_ns) | differ(before.charged.into(), charged.into())
+            == 0
+    });
+    let is_recorded = match is_charged {
+        true => PROCESSES.insert(&pid, &process, 0).ok(),
+        false => add_process(pid, &process),
+    };
+    if is_recorded.is_none() {
+        lose(LOSS_PROCESSES_FULL, 1);
+    }
+    begin_epoch(pid);
+    Some(())
+}
+
+/// Records the process of `task`, which may be known: that one keeps what a hook has seen. What
+/// finds no room still has been counted before.
+#[inline(always)]
+pub fn find_process(task: Kernel, scratch: u32) -> Option<()> {
+    let pid = read::<u32>(task, offset!(task_tgid))?;
+    let leader = follow(task, offset!(task_group_leader))?;
+    let start_ns = read::<u64>(leader, offset!(task_start_boottime))?;
+    // Before its executable is read: if it executes another meanwhile, this entry is replaced.
+    let known = PROCESSES.get_ptr_mut(&pid);
+    // SAFETY: a map value; the verifier checks the access. So below.
+    let is_known = known.is_some_and(|known| unsafe { (*known).start_ns == start_ns });
+    if is_known && known.is_some_and(|known| unsafe { (*known).exe_id != 0 }) {
+        return Some(());
+    }
+    let charged = payer(task);
+    let exe_id = record_executable(task, scratch, charged, true).unwrap_or(0);
+    match known {
+        Some(known) if is_known => {
+            if exe_id == 0 {
+                return Some(());
+            }
+            unsafe {
+                if (*known).start_ns == start_ns && (*known).exe_id == 0 {
+                    (*known).exe_id = exe_id;
+                }
+            }
+        }
+        _ => {
+            let process = Process {
+                exe_id,
+                ..describe(task, pid, charged)?
+            };
+            if charge(charged, ROOM_OF_PROCESSES) != 0
+                && PROCESSES.insert(&pid, &process, BPF_NOEXIST).is_err()
+            {
+                release(charged, ROOM_OF_PROCESSES);
+            }
+        }
+    }
+    begin_epoch(pid);
+    Some(())
+}
+
+/// The entry of a process, but for its executable.
+#[inline(always)]
+fn describe(task: Kernel, pid: u32, charged: u32) -> Option<Process> {
     let leader = follow(task, offset!(task_group_leader))?;
     let parent = follow(leader, offset!(task_real_parent))?;
     let ppid = read::<u32>(parent, offset!(task_tgid)).unwrap_or(0);
@@ -292,23 +358,46 @@ pub fn record_process(task: Kernel, scratch: u32, insert: u64) -> Option<()> {
         Some(before) if before.parent_exe_id != 0 => before.parent_exe_id,
         _ => unsafe { PROCESSES.get(&ppid) }.map_or(0, |process| process.exe_id),
     };
-    let process = Process {
+    Some(Process {
         start_ns: read::<u64>(leader, offset!(task_start_boottime))?,
-        exe_id: record_executable(task, scratch, insert != 0).unwrap_or(0),
+        exe_id: 0,
         parent_exe_id,
         ppid,
-        pad: 0,
-    };
-    if PROCESSES.insert(&pid, &process, insert).is_err() && insert == 0 {
-        lose(LOSS_PROCESSES_FULL, 1);
+        charged,
+    })
+}
+
+/// Adds a process, in the place of what has its id: one whose end nobody has seen, or the same
+/// with another user. `None` if there is no room.
+#[inline(always)]
+pub fn add_process(pid: u32, process: &Process) -> Option<()> {
+    remove_process(pid);
+    if charge(process.charged, ROOM_OF_PROCESSES) == 0 {
+        return None;
     }
-    begin_epoch(pid);
-    Some(())
+    let added = PROCESSES.insert(&pid, process, BPF_NOEXIST);
+    if added.is_err() {
+        release(process.charged, ROOM_OF_PROCESSES);
+    }
+    added.ok()
+}
+
+/// Removes a process, if it is there.
+#[inline(always)]
+pub fn remove_process(pid: u32) {
+    // SAFETY: a map value that its writers only replace as a whole.
+    let charged = unsafe { PROCESSES.get(&pid) }.map(|process| process.charged);
+    // Of two that remove it, one does.
+    if let Some(charged) = charged
+        && PROCESSES.remove(&pid).is_ok()
+    {
+        release(charged, ROOM_OF_PROCESSES);
+    }
 }
 
 /// Interns the executable of `task` and returns its id. `found` as in [`read_executable`].
 #[inline(always)]
-fn record_executable(task: Kernel, scratch: u32, found: bool) -> Option<u64> {
+fn record_executable(task: Kernel, scratch: u32, charged: u32, found: bool) -> Option<u64> {
     // A task without memory of its own is the kernel's: no executable, no loss.
     let mm = follow(task, offset!(task_mm))?;
     let number = scratch;
@@ -317,18 +406,36 @@ fn record_executable(task: Kernel, scratch: u32, found: bool) -> Option<u64> {
         lose(LOSS_EXECUTABLES_UNREAD, 1);
         return None;
     }
-    // SAFETY: a map value; the verifier checks the access.
+    // SAFETY: a map value; the verifier checks the access. So below.
     let executable = unsafe { &raw mut (*scratch).executable };
     let id = hash(executable)?;
-    // SAFETY: only asked whether it is there.
-    if unsafe { EXECUTABLES.get(&id) }.is_none() {
+    // SAFETY: the helper has no conditions.
+    let now_ns = unsafe { bpf_ktime_get_boot_ns() };
+    if let Some(known) = EXECUTABLES.get_ptr_mut(&id) {
+        unsafe { (*known).used_ns = now_ns };
+        return Some(id);
+    }
+    unsafe {
+        (*executable).used_ns = now_ns;
+        (*executable).charged = charged;
+    }
+    if charge(charged, ROOM_OF_EXECUTABLES) != 0 {
         // SAFETY: the scratch entry is complete and ours.
-        if EXECUTABLES.insert(&id, unsafe { &*executable }, 0).is_err() {
-            lose(LOSS_EXECUTABLES_FULL, 1);
-            return None;
+        match EXECUTABLES.insert(&id, unsafe { &*executable }, BPF_NOEXIST) {
+            Ok(()) => return Some(id),
+            Err(error) => {
+                release(charged, ROOM_OF_EXECUTABLES);
+                // Another processor was faster.
+                if error == EEXIST {
+                    return Some(id);
+                }
+            }
         }
     }
-    Some(id)
+    if !found {
+        lose(LOSS_EXECUTABLES_FULL, 1);
+    }
+    None
 }
 
 /// Components and mounts that a path may have.
@@ -368,6 +475,7 @@ fn read_executable(
     }
     let start = walked & (2 * EXECUTABLE_PATH - 1);
     let len = masked::<{ 2 * EXECUTABLE_PATH - 1 }>(EXECUTABLE_PATH.wrapping_sub(start));
+    let len = clamped::<EXECUTABLE_PATH>(len);
     let start = masked::<{ 2 * EXECUTABLE_PATH - 1 }>(start);
     // SAFETY: a map value; the verifier checks every access through it. So below.
     unsafe {
@@ -380,12 +488,13 @@ fn read_executable(
         (*executable).device = read::<u32>(super_block, offset!(super_block_dev))?;
         (*executable).path_len = len as u16;
         (*executable).flags = flags;
+        (*executable).pad = 0;
         // The rest is zero, since the hash covers all of it.
         let words = (&raw mut (*executable).path).cast::<u64>();
         for i in 0..EXECUTABLE_PATH / 8 {
             ptr::write_volatile(words.add(i), 0);
         }
-        if start <= EXECUTABLE_PATH && len <= EXECUTABLE_PATH {
+        if start <= EXECUTABLE_PATH {
             let path = (&raw const (*scratch).walk).cast::<u8>();
             bpf_probe_read_kernel(
                 (&raw mut (*executable).path).cast::<c_void>(),

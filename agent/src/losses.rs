@@ -19,16 +19,17 @@ pub const MEANINGS: &[(&str, &str)] = &[
     ),
     (
         "processes-full",
-        "flows of some processes have no executable; raise tables.processes",
+        "there was no room, or none for one user: flows of some processes have no executable; raise \
+         tables.processes",
     ),
     (
         "executables-full",
-        "flows have no executable; raise tables.executables",
+        "there was no room, or none for one user: flows have no executable; raise tables.executables",
     ),
     (
         "cgroups-full",
-        "flows have no unit: rules that approve one do not match, and rules that deny one do; raise \
-         tables.cgroups",
+        "there was no room, or none for one user: flows have no unit, so rules that approve one do \
+         not match, and rules that deny one do; raise tables.cgroups",
     ),
     (
         "tags-failed",

@@ -18,7 +18,7 @@ use crate::{
     geo::Geo,
     kernel::{
         Damage, Enforcement, Events, HookStatus, Kernel, KernelError, LoadSettings, OwnProcess,
-        Reader, WayOut,
+        Reader, Remain, Remains, WayOut, is_in_first_pid_namespace,
     },
     limits::Said,
     losses::Losses,
@@ -35,6 +35,7 @@ mod in_force;
 mod keeping;
 mod limits;
 mod pulse;
+mod room;
 mod sweep;
 mod tampering;
 mod unjudged;
@@ -46,6 +47,7 @@ use follower::{Follower, UplinkNews};
 use in_force::PolicyInForce;
 use keeping::Keeping;
 use limits::Limits;
+use room::Room;
 pub use tampering::Standing;
 use tampering::Tampering;
 use unjudged::UnjudgedSockets;
@@ -60,9 +62,6 @@ const EVENTS_A_BATCH: usize = 256;
 
 /// How long the last records may take to be handed over.
 const FAREWELL: std::time::Duration = std::time::Duration::from_secs(5);
-
-/// How long the entry of a removed control group is kept for late packets.
-const REMOVED_CGROUP_KEPT_NS: u64 = 30_000_000_000;
 
 /// A policy that was compiled and is about to be put in force.
 pub struct Compilation {
@@ -102,8 +101,11 @@ pub struct Monitor {
     tampering: Tampering,
     /// Peers of open flows by socket, for those in the table of many peers.
     peers: HashMap<u64, Vec<Peer>>,
-    /// Control groups that are gone, and since when that is known.
-    removed_cgroups: HashMap<u64, u64>,
+    /// What is to be told from tables that had another size.
+    remains: Option<Remains>,
+    room: Room,
+    /// Process ids are those of the host.
+    sees_processes: bool,
     reports: Vec<Report>,
     unreadable_events: u64,
     stalled: Option<String>,
@@ -187,6 +189,8 @@ impl Monitor {
             tampering,
             judges_direct: kernel.judges_direct(parts.load),
             unjudged: UnjudgedSockets::new(&parts.load.cgroup),
+            remains: Some(kernel.remains()?),
+            room: Room::new(kernel.pins())?,
             kernel,
             reader,
             events,
@@ -197,7 +201,7 @@ impl Monitor {
             heartbeat_s: parts.heartbeat_s,
             places,
             peers: HashMap::new(),
-            removed_cgroups: HashMap::new(),
+            sees_processes: is_in_first_pid_namespace(),
             reports: Vec::new(),
             unreadable_events: 0,
             stalled: None,
@@ -271,7 +275,13 @@ impl Monitor {
     /// While the sinks are backed up nothing is taken: the kernel keeps it, and
     /// counts what it cannot keep.
     pub fn drain(&mut self) -> Result<(), KernelError> {
-        self.drain_some(EVENTS_A_TURN)?;
+        let mut n_taken = 0;
+        while n_taken < EVENTS_A_TURN && !self.is_backed_up() && self.take_remains()? {
+            n_taken += 1;
+        }
+        if self.remains.is_none() {
+            self.drain_some(EVENTS_A_TURN - n_taken)?;
+        }
         self.take_cuts()?;
         self.take_uplink_news()?;
         self.table.tick(clock::since_boot_ns(), &mut self.reports);
@@ -296,7 +306,7 @@ impl Monitor {
         self.report_ways_out(&open)?;
         self.report_books();
         self.hand_over();
-        self.forget_cgroups()
+        Ok(())
     }
 
     /// Reports what was counted till the programs were taken out. By `trefoil detach`, if
@@ -431,8 +441,29 @@ impl Monitor {
         self.aside = progress.aside.map(told);
     }
 
+    /// Takes in one thing that an agent before, whose tables had another size, did not tell. False
+    /// if there is nothing any more.
+    fn take_remains(&mut self) -> Result<bool, KernelError> {
+        let Some(remains) = &mut self.remains else {
+            return Ok(false);
+        };
+        match remains.next()? {
+            Some(Remain::Event(Some(event))) => self.observe(&event)?,
+            Some(Remain::Event(None)) => self.unreadable_events += 1,
+            Some(Remain::Flow(tracked)) => self.end(tracked, clock::since_boot_ns()),
+            None => self.remains = None,
+        }
+        self.report()?;
+        self.persist();
+        Ok(self.remains.is_some())
+    }
+
     fn drain_all(&mut self) -> Result<(), KernelError> {
-        self.drain_some(usize::MAX)
+        while !self.is_backed_up() && self.take_remains()? {}
+        match self.remains {
+            None => self.drain_some(usize::MAX),
+            Some(_) => Ok(()),
+        }
     }
 
     fn drain_some(&mut self, max: usize) -> Result<(), KernelError> {
@@ -575,28 +606,6 @@ impl Monitor {
             time_us,
         ));
         self.hand_over();
-        Ok(())
-    }
-
-    /// Removes control groups that are long gone and that no flow refers to.
-    fn forget_cgroups(&mut self) -> Result<(), KernelError> {
-        let now_ns = clock::since_boot_ns();
-        let in_use: HashSet<u64> = self
-            .table
-            .open()
-            .map(|tracked| tracked.owner.cgroup_id)
-            .collect();
-        for (id, cgroup) in self.reader.cgroups()? {
-            if cgroup.flags & trefoil_ebpf::abi::CGROUP_REMOVED == 0 {
-                continue;
-            }
-            let since_ns = *self.removed_cgroups.entry(id).or_insert(now_ns);
-            if since_ns + REMOVED_CGROUP_KEPT_NS < now_ns && !in_use.contains(&id) {
-                self.reader.remove_cgroup(id)?;
-                self.names.forget_cgroup(id);
-                self.removed_cgroups.remove(&id);
-            }
-        }
         Ok(())
     }
 }

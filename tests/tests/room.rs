@@ -579,3 +579,89 @@ fn a_deny_of_a_source_holds_with_every_table_full() -> Result<()> {
     }
     lab.close()
 }
+
+/// Tables of other sizes were refused, until `detach` had taken out what is enforced.
+#[test]
+fn tables_change_their_sizes_over_a_takeover() -> Result<()> {
+    const POLICY: &str = r#"
+mode = "enforce"
+[[rules]]
+name    = "one program of one service"
+from    = { unit = "kept.service", exe = "EXE" }
+to      = { networks = ["203.0.113.0/24"] }
+verdict = "approve"
+"#;
+    let lab = Lab::new()?;
+    let sink = UdpSink::new(&lab.foreign, PORT)?;
+    let exe = lab.copy_program(TRAFFIC, "kept")?;
+    let policy = POLICY.replace("EXE", exe.to_str().context("a path that is not UTF-8")?);
+    let settings = |entries: usize, many: usize, events: usize| {
+        format!(
+            "{OFTEN}[tables]\nevents_bytes = {events}\nflows = {entries}\n\
+             uplink_flows = {entries}\nended = {entries}\nremembered = {entries}\n\
+             uplinks = {entries}\nprocesses = {many}\nexecutables = {many}\n\
+             cgroups = {many}\n"
+        )
+    };
+    let sizes = [
+        settings(64, 2048, 1 << 20),
+        settings(100, 5000, 1 << 21),
+        settings(16, 1024, 1 << 20),
+        settings(64, 2048, 1 << 20),
+    ];
+    let start = |settings: &str| {
+        let agent = lab.agent().policy(&policy).settings(settings);
+        agent.flows("each").uplink("auto").start()
+    };
+    let mut agent = start(&sizes[0])?;
+    let mut kept = many(
+        lab.program_in("kept.service", &exe)?,
+        "203.0.113.1".parse()?,
+    )
+    .args(["--hold"])
+    .start()?;
+    kept.line()?;
+    let mut records = Vec::new();
+    let mut n_sent = 0;
+    for (number, settings) in sizes[1..].iter().enumerate() {
+        let mut send = || -> Result<()> {
+            n_sent += PACKETS;
+            kept.proceed()?;
+            kept.line()?;
+            sink.wait_for_packets(n_sent).map(drop)
+        };
+        send()?;
+        if number == 0 {
+            // One more with no agent there.
+            records.extend(agent.stop(Signal::SIGKILL)?.1);
+            send()?;
+        } else {
+            records.extend(agent.stop(Signal::SIGTERM)?.1);
+        }
+        agent = start(settings)?;
+    }
+    drop(kept);
+    records.extend(all_of(agent, &lab)?);
+    let finals = finals(&records);
+    let told = sums(&finals, "packets_out", "bytes_out")?;
+    let headers = UDP_HEADER + 20;
+    let arrived: Sums = sink
+        .by_destination()
+        .into_iter()
+        .map(|(to, sum)| (to, (sum.packets, sum.bytes + sum.packets * headers)))
+        .collect();
+    ensure!(told == arrived, "{told:?} {arrived:?}");
+    ensure!(arrived.len() as u64 == DESTINATIONS, "{arrived:?}");
+    for record in &finals {
+        let is_whole = record.is("verdict", "approved")
+            && record.is("unit", "kept.service")
+            && record.is("exe", exe.display().to_string());
+        ensure!(is_whole, "{record}");
+    }
+    ensure!(
+        records
+            .iter()
+            .all(|record| !record.is("event", "violation"))
+    );
+    lab.close()
+}

@@ -31,11 +31,11 @@ pub const LOSS_EVENTS_FULL: u32 = 0;
 /// Packets for which `FLOWS` or `UPLINK_FLOWS` had no room: each was handed over as a flow
 /// of its own ([`reason::ALONE`](super::reason::ALONE)).
 pub const LOSS_FLOWS_FULL: u32 = 1;
-/// `PROCESSES` had no room.
+/// `PROCESSES` had no room, or none for a user.
 pub const LOSS_PROCESSES_FULL: u32 = 2;
-/// `EXECUTABLES` had no room.
+/// `EXECUTABLES` had no room, or none for a user.
 pub const LOSS_EXECUTABLES_FULL: u32 = 3;
-/// `CGROUPS` had no room.
+/// `CGROUPS` had no room, or none for a user.
 pub const LOSS_CGROUPS_FULL: u32 = 4;
 /// No memory for a socket tag: packets were judged and are in `TOTALS`, but in no flow.
 pub const LOSS_TAGS_FAILED: u32 = 5;

@@ -11,6 +11,7 @@ pub mod flow;
 pub mod loss;
 pub mod owner;
 pub mod policy;
+pub mod room;
 pub mod tree;
 pub mod uplink;
 
@@ -19,6 +20,7 @@ pub use flow::*;
 pub use loss::*;
 pub use owner::*;
 pub use policy::*;
+pub use room::*;
 pub use tree::*;
 pub use uplink::*;
 
@@ -245,6 +247,10 @@ pub struct Offsets {
     pub cred_user_ns: u32,
     /// `user_namespace.level`
     pub user_namespace_level: u32,
+    /// `user_namespace.parent`
+    pub user_namespace_parent: u32,
+    /// `user_namespace.owner`
+    pub user_namespace_owner: u32,
     /// `fs_struct.root`
     pub fs_root: u32,
     /// `socket.sk`

@@ -90,8 +90,8 @@ pub struct Process {
     pub parent_exe_id: u64,
     /// As [`Owner::ppid`].
     pub ppid: u32,
-    /// Zero.
-    pub pad: u32,
+    /// User id that this entry is charged to, see [`super::room`].
+    pub charged: u32,
 }
 
 /// The path did not fit and was cut at the front: the last bytes are kept.
@@ -113,6 +113,8 @@ pub const EXECUTABLE_UNLINKED: u16 = 4;
 pub struct Executable {
     /// Class of the path under one policy generation, see [`super::ClassCache`].
     pub class: super::ClassCache,
+    /// When a process was last seen to execute it, nanoseconds since boot (suspend included).
+    pub used_ns: u64,
     /// Inode number.
     pub inode: u64,
     /// Device in the kernel's encoding, `major << 20 | minor`.
@@ -121,6 +123,10 @@ pub struct Executable {
     pub path_len: u16,
     /// `EXECUTABLE_*` bits.
     pub flags: u16,
+    /// As [`Process::charged`].
+    pub charged: u32,
+    /// Zero.
+    pub pad: u32,
     /// Absolute path in the mount namespace that the file was executed from, not terminated.
     pub path: [u8; EXECUTABLE_PATH],
 }
@@ -148,8 +154,8 @@ pub struct Cgroup {
     pub path_len: u16,
     /// `CGROUP_*` bits.
     pub flags: u16,
-    /// Zero.
-    pub pad: u32,
+    /// As [`Process::charged`].
+    pub charged: u32,
     /// Path from the root of the cgroup v2 hierarchy, with a leading `/`.
     pub path: [u8; CGROUP_PATH],
 }
@@ -191,6 +197,6 @@ const _: () = {
     assert!(size_of::<Agent>() == 224);
     assert!(size_of::<Owner>() == 88);
     assert!(size_of::<Process>() == 32);
-    assert!(size_of::<Executable>() == 24 + EXECUTABLE_PATH);
+    assert!(size_of::<Executable>() == 40 + EXECUTABLE_PATH);
     assert!(size_of::<Cgroup>() == 16 + CGROUP_PATH);
 };

@@ -7,16 +7,20 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    helpers::generated::bpf_probe_read_kernel_str, macros::btf_tracepoint,
+    helpers::generated::{bpf_get_current_task, bpf_probe_read_kernel_str},
+    macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
-use trefoil_ebpf::abi::{CGROUP_PATH, CGROUP_TRUNCATED, ClassCache, LOSS_CGROUPS_FULL};
+use trefoil_ebpf::abi::{
+    CGROUP_PATH, CGROUP_TRUNCATED, ClassCache, LOSS_CGROUPS_FULL, ROOM_OF_CGROUPS,
+};
 
 use crate::{
     globals::offset,
     kernel_memory::{Kernel, follow, read},
     maps::{CGROUP_SCRATCH, CGROUPS, lose},
     owner::cgroup_id,
+    room::{BPF_NOEXIST, EEXIST, charge, payer, release},
 };
 
 #[btf_tracepoint(function = "cgroup_mkdir")]
@@ -33,6 +37,12 @@ fn record(cgroup: Kernel, path: Kernel) -> Option<()> {
         return None;
     }
     let id = cgroup_id(cgroup)?;
+    // SAFETY: a helper without arguments.
+    let charged = payer(unsafe { bpf_get_current_task() });
+    if charge(charged, ROOM_OF_CGROUPS) == 0 {
+        lose(LOSS_CGROUPS_FULL, 1);
+        return None;
+    }
     let entry = CGROUP_SCRATCH.get_ptr_mut(0)?;
     // SAFETY: a value of a per-CPU array, and the tracepoint runs under a
     // spinlock; the verifier checks the access. So below.
@@ -55,10 +65,14 @@ fn record(cgroup: Kernel, path: Kernel) -> Option<()> {
         };
         (*entry).path_len = len;
         (*entry).flags = flags;
-        (*entry).pad = 0;
+        (*entry).charged = charged;
     }
-    if CGROUPS.insert(&id, unsafe { &*entry }, 0).is_err() {
-        lose(LOSS_CGROUPS_FULL, 1);
+    if let Err(error) = CGROUPS.insert(&id, unsafe { &*entry }, BPF_NOEXIST) {
+        release(charged, ROOM_OF_CGROUPS);
+        // In a takeover two of this program run.
+        if error != EEXIST {
+            lose(LOSS_CGROUPS_FULL, 1);
+        }
     }
     Some(())
 }

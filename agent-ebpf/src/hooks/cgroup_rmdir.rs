@@ -1,5 +1,5 @@
 //! A control group is removed. Sockets that were made in it may live on, so its
-//! entry stays, marked, until the agent removes it.
+//! entry stays, marked, until the agent removes it, and is charged until then.
 //!
 //! `void cgroup_rmdir(struct cgroup *cgrp, const char *path)`, tp_btf, 5.5.
 //! Without it `CGROUPS` fills up.

@@ -1,12 +1,11 @@
-//! In the place of [`super::iter_sockets`] where the kernel refuses that: the cumulative state of
-//! every flow that the tag of an open socket holds.
+//! In the place of [`super::iter_sockets`] where the kernel refuses that: the tag of every open
+//! socket.
 //!
 //! Iterator `task_file`, 5.8, with `bpf_sock_from_file`, 5.11. Its output is a sequence of
 //! `Tracked`; a socket that several processes hold is in it several times, and one that none
 //! holds any more, whose last data the kernel still sends, is not.
 
 use aya_ebpf::{bindings::socket, helpers::generated::bpf_sock_from_file};
-use trefoil_ebpf::abi::{SOCKET_HAS_FLOWS, SOCKET_HAS_PEER};
 
 use super::iter_task_file::Context;
 use crate::{globals::offset, iterator::write, maps::SOCKETS};
@@ -41,8 +40,5 @@ fn look(ctx: *const Context) -> Option<()> {
         return None;
     }
     let tag = SOCKETS.get(sock)?;
-    if unsafe { (*tag).flags } & (SOCKET_HAS_PEER | SOCKET_HAS_FLOWS) != 0 {
-        write(unsafe { (*ctx).meta }, unsafe { &raw const (*tag).tracked })?;
-    }
-    Some(())
+    write(unsafe { (*ctx).meta }, unsafe { &raw const (*tag).tracked })
 }

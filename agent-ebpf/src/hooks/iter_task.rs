@@ -1,4 +1,5 @@
-//! Processes that are older than the agent, read once at start.
+//! Processes that no hook has seen, or for which there was no room: read at start, and when there
+//! may be room again.
 //!
 //! Iterator `task`, 5.8. No fallback: without it older processes have no
 //! executable until they call exec.
@@ -9,12 +10,11 @@ use crate::{
     globals::offset,
     kernel_memory::{Kernel, follow, read},
     maps::HOST_ROOT,
-    owner::{record_process, root_of},
+    owner::{find_process, root_of},
 };
 
 /// Index of this program in `EXECUTABLE_SCRATCH`.
 const SCRATCH: u32 = 1;
-const BPF_NOEXIST: u64 = 1;
 
 /// `struct bpf_iter__task`
 #[repr(C)]
@@ -45,7 +45,7 @@ fn record(task: Kernel) -> Option<()> {
     if pid == 1 || HOST_ROOT.get(0)?.dentry == 0 {
         set_host_root(task);
     }
-    record_process(task, SCRATCH, BPF_NOEXIST)
+    find_process(task, SCRATCH)
 }
 
 /// Generations between a process and the first one that are looked at.

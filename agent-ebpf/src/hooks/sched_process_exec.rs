@@ -12,6 +12,6 @@ const SCRATCH: u32 = 0;
 
 #[btf_tracepoint(function = "sched_process_exec")]
 fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
-    record_process(ctx.arg::<u64>(0), SCRATCH, 0);
+    record_process(ctx.arg::<u64>(0), SCRATCH);
     0
 }

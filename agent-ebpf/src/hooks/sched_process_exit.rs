@@ -2,14 +2,14 @@
 //! whose they were.
 //!
 //! `void sched_process_exit(struct task_struct *p)` (6.16: and `bool group_dead`),
-//! tp_btf, 5.5. Without it `PROCESSES` fills up.
+//! tp_btf, 5.5. Without it the agent finds out, later.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
 use crate::{
     globals::offset,
     kernel_memory::{Kernel, follow, read},
-    maps::PROCESSES,
+    owner::remove_process,
 };
 
 #[btf_tracepoint(function = "sched_process_exit")]
@@ -24,7 +24,7 @@ fn forget(task: Kernel) -> Option<()> {
     // The count of live threads was lowered before this hook runs.
     if read::<u32>(signal, offset!(signal_live))? == 0 {
         let pid = read::<u32>(task, offset!(task_tgid))?;
-        let _ = PROCESSES.remove(&pid);
+        remove_process(pid);
     }
     Some(())
 }

@@ -10,7 +10,8 @@ use crate::{
     globals::offset,
     kernel_memory::{Kernel, follow, read},
     maps::{PROCESSES, lose},
-    owner::begin_epoch,
+    owner::{add_process, begin_epoch},
+    room::payer,
 };
 
 #[btf_tracepoint(function = "sched_process_fork")]
@@ -35,9 +36,9 @@ fn record(parent: Kernel, child: Kernel) -> Option<()> {
         exe_id,
         parent_exe_id: exe_id,
         ppid: read::<u32>(real_parent, offset!(task_tgid))?,
-        pad: 0,
+        charged: payer(child),
     };
-    if PROCESSES.insert(&pid, &process, 0).is_err() {
+    if add_process(pid, &process).is_none() {
         lose(LOSS_PROCESSES_FULL, 1);
     }
     begin_epoch(pid);

@@ -158,6 +158,9 @@ fn add_owner(kernel: &Unattached) {
     let mut path = [0; EXECUTABLE_PATH];
     path[..EXE.len()].copy_from_slice(EXE);
     let executable = Executable {
+        used_ns: 0,
+        charged: 0,
+        pad: 0,
         class: ClassCache::default(),
         inode: 0,
         device: 0,

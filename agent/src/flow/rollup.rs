@@ -280,6 +280,10 @@ impl Rollups {
         self.open.insert(kept.key, rollup);
     }
 
+    pub(super) fn samples(&self) -> impl Iterator<Item = &Tracked> {
+        self.open.values().map(|rollup| &rollup.sample)
+    }
+
     fn rollup(&mut self, tracked: &Tracked, country: Option<Country>) -> &mut Rollup {
         let mut key = RollupKey::of(tracked, country);
         if self.open.len() >= self.max && !self.open.contains_key(&key) {

@@ -227,6 +227,11 @@ impl FlowTable {
         self.flows.values().map(|entry| &entry.tracked)
     }
 
+    /// What was rolled up and is not told yet.
+    pub fn rolled_up(&self) -> impl Iterator<Item = &Tracked> {
+        self.rollups.samples().chain(self.violations.samples())
+    }
+
     /// What the table did so far.
     #[must_use]
     pub fn stats(&self) -> FlowStats {

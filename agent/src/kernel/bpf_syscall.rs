@@ -12,10 +12,12 @@ use std::{
     path::Path,
 };
 
-use super::wire::Plain;
+use super::wire::{Plain, bytes_of};
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
@@ -400,11 +402,16 @@ pub fn remove(map: BorrowedFd<'_>, index: u32) -> io::Result<()> {
 /// Takes an element out of a hash map; `None` if it is not there. Before Linux 5.14 that takes
 /// two calls, and what a program counts between them is lost with the element.
 pub fn take<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    take_raw(map, bytes_of(key))
+}
+
+/// The same by the bytes of its key, which are as many as the map's keys have.
+pub fn take_raw<V: Plain>(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<Option<V>> {
     let mut value = std::mem::MaybeUninit::<V>::uninit();
     let mut element = Element {
         map: map.as_raw_fd() as u32,
         pad: 0,
-        key: std::ptr::from_ref(key) as u64,
+        key: key.as_ptr() as u64,
         value: value.as_mut_ptr() as u64,
         flags: 0,
     };
@@ -422,4 +429,63 @@ pub fn take<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<Opti
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Bytes of a key and of a value of a map.
+fn sizes(map: BorrowedFd<'_>) -> io::Result<(usize, usize)> {
+    /// `struct bpf_map_info`, as far as it is needed here.
+    #[repr(C)]
+    #[derive(Default)]
+    struct MapInfo {
+        kind: u32,
+        id: u32,
+        key_size: u32,
+        value_size: u32,
+    }
+    let info: MapInfo = info(map)?;
+    Ok((info.key_size as usize, info.value_size as usize))
+}
+
+/// The key after this one, or the first; `None` behind the last. Of a hash map, if the key is not
+/// there any more, it is the first.
+pub fn next_key(map: BorrowedFd<'_>, key: Option<&[u8]>) -> io::Result<Option<Vec<u8>>> {
+    let mut next = vec![0; sizes(map)?.0];
+    let mut element = Element {
+        map: map.as_raw_fd() as u32,
+        pad: 0,
+        key: key.map_or(0, |key| key.as_ptr() as u64),
+        value: next.as_mut_ptr() as u64,
+        flags: 0,
+    };
+    match bpf(BPF_MAP_GET_NEXT_KEY, &mut element) {
+        Ok(_) => Ok(Some(next)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Copies the entries of a hash map into another with keys and values of the same sizes. What
+/// comes or goes meanwhile may be missed.
+pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+    let mut value = vec![0_u8; sizes(from)?.1];
+    let mut key = next_key(from, None)?;
+    while let Some(found) = key {
+        let mut element = Element {
+            map: from.as_raw_fd() as u32,
+            pad: 0,
+            key: found.as_ptr() as u64,
+            value: value.as_mut_ptr() as u64,
+            flags: 0,
+        };
+        match bpf(BPF_MAP_LOOKUP_ELEM, &mut element) {
+            Ok(_) => {
+                element.map = to.as_raw_fd() as u32;
+                bpf(BPF_MAP_UPDATE_ELEM, &mut element)?;
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(error) => return Err(error),
+        }
+        key = next_key(from, Some(&found))?;
+    }
+    Ok(())
 }

@@ -2,12 +2,14 @@
 
 use std::{
     collections::VecDeque,
+    ffi::OsStr,
     fs,
-    os::unix::fs::MetadataExt,
+    io::ErrorKind,
+    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
-use trefoil_ebpf::abi::{CGROUP_PATH, CGROUP_TRUNCATED, Cgroup, ClassCache};
+use trefoil_ebpf::abi::{CGROUP_PATH, CGROUP_REMOVED, CGROUP_TRUNCATED, Cgroup, ClassCache, ROOT};
 
 /// Where the cgroup v2 hierarchy is mounted.
 pub fn cgroup2_root() -> Option<PathBuf> {
@@ -70,37 +72,72 @@ fn unescaped(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// All control groups below the root, with their ids; those nearest to it first.
+/// Visits control groups from the root on, with their ids; those nearest to it first. What is below
+/// a directory that somebody else than root owns is charged to that one, as it was delegated.
+///
+/// `adopt` returns whether to go on below: who has made more groups than he has room for must not
+/// have the agent look at all of them. Nor are more than `most` looked at in a directory of his.
 ///
 /// One that is made or removed meanwhile is the `cgroup_mkdir` hook's.
-pub fn existing(root: &Path) -> Vec<(u64, Cgroup)> {
-    let mut found = Vec::new();
-    let mut todo = VecDeque::from([root.to_owned()]);
-    while let Some(dir) = todo.pop_front() {
-        if let Ok(metadata) = fs::metadata(&dir) {
-            let path = dir.strip_prefix(root).unwrap_or(&dir);
-            found.push((metadata.ino(), entry(&format!("/{}", path.display()))));
+pub fn visit<E>(
+    root: &Path,
+    most: u32,
+    mut adopt: impl FnMut(u64, Cgroup) -> Result<bool, E>,
+) -> Result<(), E> {
+    let mut todo = VecDeque::from([(root.to_owned(), ROOT)]);
+    while let Some((dir, mut charged)) = todo.pop_front() {
+        let Ok(metadata) = fs::metadata(&dir) else {
+            continue;
+        };
+        if charged == ROOT {
+            charged = metadata.uid();
+        }
+        let path = format!("/{}", dir.strip_prefix(root).unwrap_or(&dir).display());
+        if !adopt(metadata.ino(), entry(&path, charged))? {
+            continue;
         }
         let Ok(children) = fs::read_dir(&dir) else {
             continue;
         };
-        todo.extend(
-            children
-                .flatten()
-                .filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir()))
-                .map(|child| child.path()),
-        );
+        let children = children
+            .flatten()
+            .filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir()))
+            .map(|child| (child.path(), charged));
+        match charged {
+            ROOT => todo.extend(children),
+            _ => todo.extend(children.take(most as usize)),
+        }
     }
-    found
+    Ok(())
+}
+
+/// True if this is the first group of the hierarchy, and not that of a cgroup namespace: hooks know
+/// groups by their paths from there.
+pub fn is_first(root: &Path) -> bool {
+    const FIRST: u64 = 1;
+    fs::metadata(root).is_ok_and(|root| root.ino() == FIRST)
+}
+
+/// True if a control group that was there is not any more, though no hook has seen it go.
+pub fn is_gone(root: &Path, id: u64, cgroup: &Cgroup) -> bool {
+    let path = cgroup.path.get(1..usize::from(cgroup.path_len));
+    let path = path.map(OsStr::from_bytes);
+    cgroup.flags & (CGROUP_TRUNCATED | CGROUP_REMOVED) == 0
+        && path.is_some_and(|path| {
+            fs::metadata(root.join(path)).map_or_else(
+                |error| error.kind() == ErrorKind::NotFound,
+                |found| found.ino() != id,
+            )
+        })
 }
 
 /// The entry that `cgroup_mkdir` would have made.
-pub fn entry(path: &str) -> Cgroup {
+pub fn entry(path: &str, charged: u32) -> Cgroup {
     let mut cgroup = Cgroup {
         class: ClassCache::default(),
         path_len: 0,
         flags: 0,
-        pad: 0,
+        charged,
         path: [0; CGROUP_PATH],
     };
     // One byte less, as the kernel's copy ends with a zero.

@@ -6,10 +6,13 @@
 
 use std::{fmt, os::fd::AsFd};
 
+use aya::maps::MapData;
 use nix::unistd::{SysconfVar, sysconf};
 use trefoil_ebpf::abi::Event;
 
 use super::{KernelError, mapped::Mapped, pins::PinDir};
+
+const NAME: &str = "EVENTS";
 
 /// In the first word of an entry: a program is about to fill it in.
 const BUSY: u32 = 1 << 31;
@@ -49,9 +52,12 @@ impl fmt::Debug for Events {
 
 impl Events {
     pub(super) fn open(pins: &PinDir) -> Result<Self, KernelError> {
-        const NAME: &str = "EVENTS";
+        Self::of(&pins.open_map(NAME)?)
+    }
+
+    /// As [`open`](Self::open), of a table that was set aside.
+    pub(super) fn of(map: &MapData) -> Result<Self, KernelError> {
         let failed = |error| KernelError::failed(format!("map {NAME} into memory"), error);
-        let map = pins.open_map(NAME)?;
         let info = map
             .info()
             .map_err(|error| KernelError::failed(format!("ask about map {NAME}"), error))?;

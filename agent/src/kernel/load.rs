@@ -16,10 +16,13 @@ use aya::{
     maps::MapData,
     programs::{Iter, Program, SchedClassifier},
 };
-use trefoil_ebpf::abi::{Cgroup, Control, Executable, Owner, Question, Tracked};
+use trefoil_ebpf::abi::{
+    Cgroup, Control, Executable, Owner, Question, ROOM_OF_CGROUPS, ROOM_OF_EXECUTABLES,
+    ROOM_OF_PROCESSES, ROOT, Room, Rooms, Tracked,
+};
 
 use super::{
-    KernelError, UplinkHook, cgroups, former,
+    ChargedTables, KernelError, UplinkHook, cgroups, former,
     hooks::{
         self, HOOKS, HookStatus, INET_SOCK_SET_STATE, JUDGE_PACKET, JUDGE_QUESTION, UPLINK_EGRESS,
     },
@@ -27,6 +30,7 @@ use super::{
     pins::{MapLayout, PinDir},
     questions,
     reader::Reader,
+    resized::{self, Former},
     tables::{self, ControlWords, Written},
     wire::bytes_of,
 };
@@ -83,6 +87,8 @@ pub struct Kernel {
     pub(super) control: ControlWords,
     pub(super) hooks: Vec<HookStatus>,
     pub(super) instance: u32,
+    /// What of the tables is for others than root.
+    pub(super) rooms: Rooms,
     pub(super) took_over: bool,
     /// Hooks that were found detached, though an agent before had attached them.
     pub(super) found_detached: Vec<(String, Option<Owner>)>,
@@ -90,6 +96,8 @@ pub struct Kernel {
     pub(super) replaces: bool,
     /// The policy that was written last, which is in force soon afterwards.
     pub(super) written: RefCell<Option<Written>>,
+    /// Tables of another size that had the names of this agent's.
+    pub(super) made_way: Vec<Former>,
     /// Open for good: somebody may take the pin away.
     sockets: MapData,
     /// What it made is to outlive it.
@@ -114,26 +122,33 @@ impl Kernel {
         pins.create()?;
         let lock = lock(&pins)?;
         let took_over = !pins.pinned_links().is_empty();
-        let loaded = Self::load_into(pins.clone(), lock, settings, took_over, true);
-        match &loaded {
-            Ok(_) | Err(KernelError::PinMismatch { .. }) => {}
+        let mut made_way = Vec::new();
+        let mut loaded =
+            Self::load_into(pins.clone(), lock, settings, took_over, true, &mut made_way);
+        match &mut loaded {
+            Ok(kernel) => kernel.made_way = made_way,
+            Err(KernelError::PinMismatch { .. }) => {}
             // Nothing was there before, so nothing is to be left.
             Err(_) if !took_over => drop(pins.remove_version()),
-            Err(_) => {}
+            Err(_) => made_way
+                .iter()
+                .try_for_each(|former| former.put_back(&pins))?,
         }
         loaded
     }
 
-    /// `tcp_state_seen` says what the programs are told of `inet_sock_set_state`.
+    /// `tcp_state_seen` says what the programs are told of `inet_sock_set_state`; tables that make
+    /// way for others are added to `made_way`.
     fn load_into(
         pins: PinDir,
         lock: File,
         settings: &LoadSettings,
         took_over: bool,
         tcp_state_seen: bool,
+        made_way: &mut Vec<Former>,
     ) -> Result<Self, KernelError> {
-        let sizes = sizes(&settings.tables);
-        check_layouts(&pins, &sizes)?;
+        let mut sizes = sizes(&settings.tables);
+        let making_way = check_layouts(&pins, &mut sizes)?;
         let before =
             ControlWords::open(&pins).map_or_else(|_| Control::default(), |word| word.get());
         // One that was killed before it came into force has left pins, too.
@@ -154,6 +169,7 @@ impl Kernel {
         let namespace_inode = namespace_inode()?;
         let local_flows = u32::from(settings.local_flows);
         let uplinks_watched = u32::from(settings.watches_uplinks);
+        let rooms = rooms(&settings.tables);
         let paths: Vec<_> = map_names()
             .map(|name| (name.clone(), pins.map(&name)))
             .collect();
@@ -167,12 +183,16 @@ impl Kernel {
             .override_global("LOCAL_FLOWS", &local_flows, true)
             .override_global("UPLINKS_WATCHED", &uplinks_watched, true)
             .override_global("NAMESPACE_INODE", &namespace_inode, true)
+            .override_global("ROOMS", bytes_of(&rooms), true)
             .override_global("OFFSETS", bytes_of(&kernel_offsets), true);
         for (name, size) in &sizes {
             loader.map_max_entries(name, *size);
         }
         for (name, path) in &paths {
             loader.map_pin_path(name, path.as_path());
+        }
+        for name in making_way {
+            made_way.push(resized::set_aside(&pins, name)?);
         }
         let mut ebpf = loader
             .load(OBJECT)
@@ -190,7 +210,7 @@ impl Kernel {
                 // Only now is it known, and the constants of what is loaded say otherwise.
                 Err(_) if hook.name == INET_SOCK_SET_STATE && tcp_state_seen => {
                     drop(ebpf);
-                    return Self::load_into(pins, lock, settings, took_over, false);
+                    return Self::load_into(pins, lock, settings, took_over, false, made_way);
                 }
                 Err(error) if hook.without.is_some() => (None, Some(with_causes(&error))),
                 Err(error) => return Err(error),
@@ -212,9 +232,11 @@ impl Kernel {
             control,
             hooks: statuses,
             instance,
+            rooms,
             took_over,
             replaces,
             written: RefCell::new(None),
+            made_way: Vec::new(),
             sockets,
             is_kept: false,
             _lock: lock,
@@ -304,6 +326,11 @@ impl Kernel {
         }
     }
 
+    /// Access to the tables with room by owner.
+    pub fn charged(&self) -> Result<ChargedTables, KernelError> {
+        ChargedTables::open(&self.pins)
+    }
+
     /// Access to the tables.
     pub fn reader(&self) -> Result<Reader, KernelError> {
         Reader::open(&self.pins)
@@ -347,13 +374,13 @@ impl Kernel {
 
     /// Adds an executable to the kernel's table. For tests and benchmarks.
     pub fn add_executable(&self, exe_id: u64, executable: &Executable) -> Result<(), KernelError> {
-        self.reader()?.add_executable(exe_id, executable)
+        self.charged()?.add_executable(exe_id, executable).map(drop)
     }
 
     /// Adds a control group to the kernel's table. For tests and benchmarks.
     pub fn add_cgroup(&self, id: u64, path: &str) -> Result<(), KernelError> {
-        let cgroup: Cgroup = cgroups::entry(path);
-        self.reader()?.add_cgroup(id, &cgroup).map(drop)
+        let cgroup: Cgroup = cgroups::entry(path, ROOT);
+        self.charged()?.add_cgroup(id, &cgroup).map(drop)
     }
 
     pub(super) fn iterator(&self, name: &str) -> Option<&Iter> {
@@ -407,6 +434,19 @@ fn sizes(tables: &TableSizes) -> [(&'static str, u32); 10] {
     ]
 }
 
+/// What of the tables is for others than root.
+fn rooms(tables: &TableSizes) -> Rooms {
+    let mut rooms = Rooms::default();
+    for (table, entries) in [
+        (ROOM_OF_PROCESSES, tables.processes),
+        (ROOM_OF_EXECUTABLES, tables.executables),
+        (ROOM_OF_CGROUPS, tables.cgroups),
+    ] {
+        rooms.rooms[table as usize] = Room::of(entries);
+    }
+    rooms
+}
+
 /// Names of the maps in the object, except those of its own data.
 pub(super) fn map_names() -> impl Iterator<Item = String> {
     object()
@@ -419,24 +459,37 @@ fn object() -> aya_obj::Object {
     aya_obj::Object::parse(OBJECT).expect("the embedded object was parsed by the build's tests")
 }
 
-fn check_layouts(pins: &PinDir, sizes: &[(&str, u32)]) -> Result<(), KernelError> {
+/// Compares the pinned maps with those of the object, and settles how large each is to be. Returns
+/// those that make way for one of another size.
+fn check_layouts(
+    pins: &PinDir,
+    sizes: &mut [(&'static str, u32)],
+) -> Result<Vec<&'static str>, KernelError> {
+    /// The books of an uplink are sums that are not to begin anew.
+    const FIXED: [&str; 2] = ["UPLINKS", "UPLINK_BOOKS"];
+    let mut making_way = Vec::new();
     for (name, map) in object().maps {
         if name.starts_with('.') {
             continue;
         }
-        let max_entries = sizes
-            .iter()
-            .find(|(sized, _)| *sized == name)
-            .map_or_else(|| map.max_entries(), |(_, size)| *size);
         let wanted = MapLayout {
             kind: map.map_type(),
             key_size: map.key_size(),
             value_size: map.value_size(),
-            max_entries,
         };
-        pins.check_map(&name, &wanted)?;
+        let found = pins.check_map(&name, &wanted)?;
+        let size = sizes.iter_mut().find(|(sized, _)| *sized == name);
+        let (Some(found), Some((name, size))) = (found, size) else {
+            continue;
+        };
+        if found != *size && FIXED.contains(name) {
+            tracing::warn!("map {name} keeps its {found} entries until `trefoil detach`");
+            *size = found;
+        } else if found != *size {
+            making_way.push(*name);
+        }
     }
-    Ok(())
+    Ok(making_way)
 }
 
 /// Cookie of the caller's network namespace; 0 before Linux 5.14.

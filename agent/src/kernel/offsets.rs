@@ -76,6 +76,8 @@ pub fn resolve() -> Result<Offsets, KernelError> {
         cred_user_ns: of("cred", "user_ns")?,
         mnt_namespace_user_ns: of("mnt_namespace", "user_ns")?,
         user_namespace_level: of("user_namespace", "level")?,
+        user_namespace_parent: of("user_namespace", "parent")?,
+        user_namespace_owner: of("user_namespace", "owner")?,
         fs_root: of("fs_struct", "root")?,
         socket_sk: of("socket", "sk")?,
         sock_family: of("sock", "__sk_common")? + of("sock_common", "skc_family")?,

@@ -72,7 +72,8 @@ fn some(signalled: Signalled) -> Option<Signalled> {
     (signalled.signal != 0).then_some(signalled)
 }
 
-fn is_in_first_pid_namespace() -> bool {
+/// True if the calling process knows others by the numbers that the kernel programs do.
+pub fn is_in_first_pid_namespace() -> bool {
     // `PROC_PID_INIT_INO`, the same since Linux 3.8.
     const FIRST: u64 = 0xefff_fffc;
     fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == FIRST)

@@ -144,11 +144,12 @@ impl PinDir {
         open_map(&path)
     }
 
-    /// Compares pinned maps with what the agent is about to use.
-    pub fn check_map(&self, name: &str, wanted: &MapLayout) -> Result<(), KernelError> {
+    /// Compares a pinned map with what the agent is about to use. Returns how many entries it has,
+    /// if it is there.
+    pub fn check_map(&self, name: &str, wanted: &MapLayout) -> Result<Option<u32>, KernelError> {
         let path = self.map(name);
         if !path.exists() {
-            return Ok(());
+            return Ok(None);
         }
         let info = MapInfo::from_pin(&path).map_err(|error| {
             KernelError::failed(format!("open pinned map {}", path.display()), error)
@@ -157,10 +158,9 @@ impl PinDir {
             kind: info.map_type().map_or(0, |kind| kind as u32),
             key_size: info.key_size(),
             value_size: info.value_size(),
-            max_entries: info.max_entries(),
         };
         if found == *wanted {
-            return Ok(());
+            return Ok(Some(info.max_entries()));
         }
         Err(KernelError::PinMismatch {
             path,
@@ -253,8 +253,6 @@ pub struct MapLayout {
     pub key_size: u32,
     /// Bytes of a value.
     pub value_size: u32,
-    /// Number of entries, or bytes of a ring buffer.
-    pub max_entries: u32,
 }
 
 impl std::fmt::Display for MapLayout {
@@ -263,12 +261,8 @@ impl std::fmt::Display for MapLayout {
             kind,
             key_size,
             value_size,
-            max_entries,
         } = self;
-        write!(
-            f,
-            "type {kind}, key {key_size} B, value {value_size} B, {max_entries} entries"
-        )
+        write!(f, "type {kind}, key {key_size} B, value {value_size} B")
     }
 }
 
@@ -291,7 +285,7 @@ fn is_bpffs(path: &Path) -> bool {
     nix::sys::statfs::statfs(path).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC)
 }
 
-fn open_map(path: &Path) -> Result<MapData, KernelError> {
+pub(super) fn open_map(path: &Path) -> Result<MapData, KernelError> {
     MapData::from_pin(path)
         .map_err(|error| KernelError::failed(format!("open pinned map {}", path.display()), error))
 }

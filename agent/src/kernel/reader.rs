@@ -204,45 +204,6 @@ impl Reader {
         get(&self.cgroups, id, "CGROUPS")
     }
 
-    /// Adds a control group that is older than the hooks; one that a hook added
-    /// meanwhile is left alone. False if there is no room.
-    pub fn add_cgroup(&self, id: u64, cgroup: &Cgroup) -> Result<bool, KernelError> {
-        const BPF_NOEXIST: u64 = 1;
-        let mut cgroups: Hash<u64, Cgroup> = hash(&self.pins, "CGROUPS")?;
-        match cgroups.insert(Wire(id), Wire(*cgroup), BPF_NOEXIST) {
-            Err(MapError::SyscallError(error))
-                if error.io_error.raw_os_error() == Some(libc::EEXIST) =>
-            {
-                Ok(true)
-            }
-            Err(error) if is_full(&error) => Ok(false),
-            other => other
-                .map(|()| true)
-                .map_err(|error| failed("CGROUPS", error)),
-        }
-    }
-
-    /// Forgets a control group.
-    pub fn remove_cgroup(&mut self, id: u64) -> Result<(), KernelError> {
-        match self.cgroups.remove(&Wire(id)) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(error) => Err(failed("CGROUPS", error)),
-        }
-    }
-
-    /// All control groups.
-    pub fn cgroups(&self) -> Result<Vec<(u64, Cgroup)>, KernelError> {
-        collect(&self.cgroups, "CGROUPS")
-    }
-
-    /// Adds an executable.
-    pub fn add_executable(&self, exe_id: u64, executable: &Executable) -> Result<(), KernelError> {
-        let mut executables: Hash<u64, Executable> = hash(&self.pins, "EXECUTABLES")?;
-        executables
-            .insert(Wire(exe_id), Wire(*executable), 0)
-            .map_err(|error| failed("EXECUTABLES", error))
-    }
-
     /// Lets the resets of these sockets leave, and of no others.
     pub fn set_cuts(&mut self, cookies: &HashSet<u64>) -> Result<(), KernelError> {
         for (cookie, _) in collect(&self.cuts, "CUTS")? {
@@ -358,14 +319,6 @@ pub(super) fn collect<K: super::wire::Plain, V: super::wire::Plain>(
                 .map_err(|error| failed(name, error))
         })
         .collect()
-}
-
-/// True if a table had no room for an entry.
-pub(super) fn is_full(error: &MapError) -> bool {
-    matches!(
-        error,
-        MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::E2BIG)
-    )
 }
 
 pub(super) fn failed(name: &str, error: MapError) -> KernelError {

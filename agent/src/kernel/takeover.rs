@@ -6,11 +6,12 @@
 //! by what is in force, so any mix of the two is right: also the one that is left if this
 //! agent is killed or fails in the middle, and so nothing is ever put back.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use aya::Ebpf;
-use trefoil_ebpf::abi::{Control, LOSS_CGROUPS_FULL};
+use trefoil_ebpf::abi::{Control, LOSS_CGROUPS_FULL, ROOM_OF_CGROUPS, ROOT};
 
 use super::{
     Kernel, KernelError, LoadSettings, PinDir, cgroups, former,
@@ -54,8 +55,12 @@ impl Kernel {
         enforcement: Enforcement,
         attach_more: impl FnOnce(&Self) -> Result<(), KernelError>,
     ) -> Result<Vec<u32>, KernelError> {
-        // Tells whose root directory is the host's before any hook wants to know.
-        self.run_iterator("iter_task")?;
+        // Tells whose root directory is the host's before any hook wants to know. An agent before
+        // has done so, and what it knows of processes is more than can be found out now.
+        let has_former = self.has_former();
+        if !has_former {
+            self.run_iterator("iter_task")?;
+        }
         let budgets = self.write_policy(policy, clock)?;
         let cgroup = File::open(&load.cgroup).map_err(|error| {
             let path = load.cgroup.display();
@@ -66,8 +71,14 @@ impl Kernel {
         self.attach(cgroup.as_fd(), |hook| !is_replaced(hook))?;
         // From here on the hooks see who comes, be they those of an instance before;
         // these are those who were there.
+        if has_former {
+            self.carry_over()?;
+        }
         self.run_iterator("iter_task")?;
-        self.adopt_cgroups()?;
+        let n_left = self.adopt_cgroups()?;
+        if n_left != 0 {
+            self.reader()?.lose(LOSS_CGROUPS_FULL, n_left)?;
+        }
         self.run_iterator("iter_task_file")?;
         // What counts as soon as it is in its place comes last.
         self.attach(cgroup.as_fd(), is_replaced)?;
@@ -115,23 +126,42 @@ impl Kernel {
         Ok(())
     }
 
-    /// Finds control groups that are older than the hooks.
-    fn adopt_cgroups(&self) -> Result<(), KernelError> {
+    /// Looks for processes, executables and control groups that are not in the tables, where there
+    /// may be room for them by now.
+    pub fn search(&self) -> Result<(), KernelError> {
+        self.run_iterator("iter_task")?;
+        self.adopt_cgroups().map(drop)
+    }
+
+    /// Finds control groups that no hook has seen. Returns for how many there was no room.
+    fn adopt_cgroups(&self) -> Result<u64, KernelError> {
         let Some(root) = cgroups::cgroup2_root() else {
-            return Ok(());
+            return Ok(0);
         };
-        let reader = self.reader()?;
+        let mut tables = self.charged()?;
+        let contents = tables.contents()?;
+        let known: HashSet<u64> = contents.cgroups.iter().map(|(id, _)| *id).collect();
+        let mut counted = contents.charges();
         // Those nearest to the root come first: what belongs to the system has its room.
         let mut n_left = 0;
-        for (id, cgroup) in cgroups::existing(&root) {
-            if !reader.add_cgroup(id, &cgroup)? {
-                n_left += 1;
+        let mut seen = HashSet::new();
+        let room = self.rooms.rooms[ROOM_OF_CGROUPS as usize];
+        cgroups::visit(&root, room.one + 1, |id, cgroup| {
+            let is_added = known.contains(&id)
+                || counted.charge(cgroup.charged, ROOM_OF_CGROUPS, &self.rooms)
+                    && tables.add_cgroup(id, &cgroup)?;
+            n_left += u64::from(!is_added);
+            seen.insert(id);
+            Ok::<_, KernelError>(is_added || cgroup.charged == ROOT)
+        })?;
+        tables.settle(&counted)?;
+        let sees_all = cgroups::is_first(&root);
+        for (id, cgroup) in contents.cgroups {
+            if sees_all && !seen.contains(&id) && cgroups::is_gone(&root, id, &cgroup) {
+                tables.mark_removed(id)?;
             }
         }
-        if n_left != 0 {
-            reader.lose(LOSS_CGROUPS_FULL, n_left)?;
-        }
-        Ok(())
+        Ok(n_left)
     }
 
     fn run_iterator(&self, name: &str) -> Result<(), KernelError> {
@@ -226,7 +256,10 @@ impl Kernel {
     /// in the kernel, its tables as well. What another version has there is left alone.
     pub(super) fn abandon(&self) {
         let done = if self.took_over {
-            self.pins.remove_links_of(self.instance)
+            let made_way = self.made_way.iter();
+            let swapped = made_way.map(|former| former.swap_back(&self.pins));
+            let swapped: Result<(), KernelError> = swapped.collect();
+            self.pins.remove_links_of(self.instance).and(swapped)
         } else {
             self.pins.remove_version()
         };

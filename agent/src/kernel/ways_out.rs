@@ -38,10 +38,11 @@ impl Kernel {
         if found.is_empty() {
             return Ok(Vec::new());
         }
-        let watched: HashSet<u64> = cgroups::existing(&load.cgroup)
-            .into_iter()
-            .map(|(id, _)| id)
-            .collect();
+        let mut watched = HashSet::new();
+        cgroups::visit(&load.cgroup, u32::MAX, |id, _| {
+            watched.insert(id);
+            Ok::<_, KernelError>(true)
+        })?;
         let is_wanted = |way: &&abi::WayOut| {
             // Frames that nobody looks at may skip what they like.
             let is_looked_at = way.way != unseen::QUEUE || load.watches_uplinks;

@@ -149,6 +149,9 @@ impl Monitor {
         }
         if let Some(position) = self.reporter.fact(READ).and_then(parse_position) {
             self.events.skip_to(position);
+            if let Some(remains) = &mut self.remains {
+                remains.skip_to(position);
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use trefoil_ebpf::abi::{
     Event, FLOW_EMBRYONIC, FLOW_ENDED, FlowKey, Tracked, UplinkFlowKey, reason, verdict,
 };
 
-use super::{Monitor, keeping::Place};
+use super::{Monitor, keeping::Place, room::InUse};
 use crate::{
     clock,
     flow::{FlowId, Sweep, may_become_a_session},
@@ -22,7 +22,8 @@ impl Monitor {
     /// Reads the state of all live flows, and what found the ring buffer full.
     pub fn sweep(&mut self) -> Result<(), KernelError> {
         self.release()?;
-        if self.is_backed_up() {
+        while !self.is_backed_up() && self.take_remains()? {}
+        if self.is_backed_up() || self.remains.is_some() {
             return Ok(());
         }
         let began_ns = clock::since_boot_ns();
@@ -32,6 +33,14 @@ impl Monitor {
         let many_peer_flows = self.reader.many_peer_flows()?;
         let uplink_flows = self.reader.uplink_flows()?;
         let mut states = self.kernel.socket_flows()?;
+        let mut in_use = InUse::default();
+        let is_room_due = self.room.is_due(began_ns);
+        if is_room_due {
+            let many_peers = many_peer_flows.iter().map(|(_, tracked)| tracked);
+            let at_uplinks = uplink_flows.iter().map(|(_, tracked)| tracked);
+            let all = states.iter().chain(many_peers).chain(at_uplinks);
+            all.for_each(|tracked| in_use.add(tracked));
+        }
         self.cut_unapproved(&states)?;
         let live: HashSet<u64> = states.iter().map(|tracked| tracked.flow.cookie).collect();
         // What ended while this was read is in the ring buffer, which comes first; and of what is
@@ -89,7 +98,11 @@ impl Monitor {
         }
         self.report()?;
         self.report_limits();
+        let losses = self.reader.losses()?;
         self.report_losses()?;
+        if is_room_due {
+            self.make_room(in_use, &losses, began_ns)?;
+        }
         self.hand_over();
         self.release()
     }

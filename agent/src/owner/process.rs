@@ -87,6 +87,9 @@ mod tests {
 
     fn executable(path: &[u8], flags: u16) -> Executable {
         Executable {
+            used_ns: 0,
+            charged: 0,
+            pad: 0,
             class: ClassCache::default(),
             inode: 1,
             device: 1,
@@ -101,7 +104,7 @@ mod tests {
             class: ClassCache::default(),
             path_len: path.len() as u16,
             flags,
-            pad: 0,
+            charged: 0,
             path: padded::<CGROUP_PATH>(path),
         }
     }

@@ -55,6 +55,9 @@ fn executable(path: &[u8], flags: u16) -> Executable {
     let mut bytes = [0; EXECUTABLE_PATH];
     bytes[..path.len()].copy_from_slice(path);
     Executable {
+        used_ns: 0,
+        charged: 0,
+        pad: 0,
         class: ClassCache::default(),
         inode: 1,
         device: 1,

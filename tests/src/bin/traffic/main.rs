@@ -18,6 +18,7 @@ mod packet;
 mod raw;
 mod rounds;
 mod route;
+mod storm;
 mod tcp;
 mod tun;
 mod udp;
@@ -131,6 +132,10 @@ const USAGE: &str = "traffic COMMAND ...
       the first four
   relay PORT ADDR:PORT
       one datagram to that port of the loopback interface goes on
+  storm groups CGROUP|executables PROGRAM|processes --count N [--users N]
+      so many control groups, each removed at once; so many names of a program, each executed
+      once; or so many processes, all there until a line on standard input, with --users twice
+      as many, of so many users of a user namespace, for which it waits for a line before
   log SOCKET MESSAGE
       one entry for journald, and then waits for its standard input to end
 
@@ -249,6 +254,7 @@ fn run(arguments: &mut Arguments) -> Answer {
         "option" => option::set(arguments),
         "relay" => handed::relay(arguments),
         "workers" => workers::workers(arguments),
+        "storm" => storm::storm(arguments),
         "log" => log(arguments),
         other => Err(Failure::Usage(format!("no command {other:?}"))),
     }
