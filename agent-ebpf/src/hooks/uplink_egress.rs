@@ -51,8 +51,8 @@ fn uplink_egress(ctx: TcContext) -> i32 {
     let Some(in_force) = in_force() else {
         return NEXT;
     };
-    let size = size(skb);
-    let header_bytes = match uplink(size.interface) {
+    // SAFETY: a field of the context.
+    let header_bytes = match uplink(unsafe { (*skb).ifindex }) {
         Some(uplink) if u32::from(uplink.flags) & UPLINK_IS_TUNNEL != 0 => {
             stage(skb);
             return NEXT;
@@ -60,23 +60,19 @@ fn uplink_egress(ctx: TcContext) -> i32 {
         Some(uplink) => uplink.header_bytes.into(),
         None => ETHERNET_HEADER,
     };
-    let plain = match header_bytes == ETHERNET_HEADER && is_plain_ethernet(skb) {
-        true => plain_ends_at(skb, ETHERNET_HEADER),
-        false => None,
-    };
-    match &plain {
-        Some(ends) => {
-            if let Some(found) = in_flight::find(skb, ETHERNET_HEADER) {
-                let known = let_pass(in_force.generation, &found, ends);
-                if known.verdict != verdict::NONE {
-                    in_flight::forget(skb);
-                    count(size, judged(sender::SOCKET, known.verdict));
-                    return NEXT;
-                }
-            }
+    if header_bytes == ETHERNET_HEADER
+        && is_plain_ethernet(skb)
+        && let Some(ends) = plain_ends_at(skb, ETHERNET_HEADER)
+        && let Some(found) = in_flight::find(skb, ETHERNET_HEADER)
+    {
+        let known = let_pass(in_force.generation, &found, &ends);
+        if known.verdict != verdict::NONE {
+            in_flight::forget(skb);
+            count(size(skb), judged(sender::SOCKET, known.verdict));
+            return NEXT;
         }
-        None => hold_headers(skb),
     }
+    hold_headers(skb, header_bytes);
     match Frame::from_number(carried(skb, header_bytes)) {
         Frame::Ip(start) => packet(in_force, skb, start),
         Frame::Other(kind) => other_frame(in_force, skb, kind),
@@ -86,10 +82,16 @@ fn uplink_egress(ctx: TcContext) -> i32 {
 /// Has the kernel copy the headers of a frame, where they may be in memory that its sender can
 /// still write: in the ring of a packet socket. What is judged is then what leaves.
 ///
-/// Not of an ordinary packet whose headers are where no process writes, which was read there.
-#[inline(always)]
-fn hold_headers(skb: *mut __sk_buff) {
+/// Not of an ordinary packet whose headers are where no process writes.
+///
+/// A function of its own for the sake of the stack.
+#[inline(never)]
+fn hold_headers(skb: *mut __sk_buff, header_bytes: u32) -> u32 {
     const LONGEST: u32 = 1024;
+    let is_ordinary = header_bytes != ETHERNET_HEADER || is_plain_ethernet(skb);
+    if is_ordinary && plain_ends_at(skb, header_bytes).is_some() {
+        return 0;
+    }
     // SAFETY: fields of the context and a helper that takes it; the verifier checks the access.
     unsafe {
         let (data, end) = ((*skb).data, (*skb).data_end);
@@ -98,6 +100,7 @@ fn hold_headers(skb: *mut __sk_buff) {
             bpf_skb_pull_data(skb, wanted);
         }
     }
+    0
 }
 
 /// What a frame carries, as a number; what its headers say is then in `FRAME_ENDS`.
