@@ -26,7 +26,7 @@ use crate::{
     sender::sends,
     settle::check,
     source::Source,
-    subflow::inherit,
+    subflow::{inherit, mark},
     translation::may_translate,
     words::{differ, set_bit},
 };
@@ -68,6 +68,8 @@ pub fn name(ctx: &SockAddrContext, peer: Peer, purpose: Purpose) -> Option<i32> 
         set_current(owner);
         if unsafe { (*owner).pid } == 0 {
             inherit(tag, socket);
+        } else {
+            mark(tag, socket);
         }
     } else {
         sends(tag, false);

@@ -142,6 +142,41 @@ fn nothing_is_sent_by_what_an_approved_program_executes() -> Result<()> {
     lab.close()
 }
 
+/// By MPTCP another socket sends than the one that the process uses, and is judged as of whoever
+/// uses that one.
+#[test]
+fn who_has_changed_is_judged_as_what_it_is_now_by_mptcp() -> Result<()> {
+    let lab = Lab::new()?;
+    let sink = TcpSink::new(&lab.peer, 443)?;
+    let policy = "mode = \"enforce\"\n\
+                  [[rules]]\n\
+                  name = \"as it was\"\n\
+                  from = { user = 0 }\n\
+                  to = { networks = [\"198.51.100.0/24\"] }\n\
+                  verdict = \"approve\"\n";
+    let mut agent = lab.agent().policy(policy).start()?;
+    let sender = lab
+        .program(TRAFFIC)?
+        .args(["become", &at(places::PEER, 443), "--mptcp", "--twice"])
+        .args(["--bytes", MOST, "--uid", &USER.to_string()])
+        .start()?;
+    agent.wait_for("what it sends now is dropped", |records| {
+        records.iter().find(|record| {
+            is_about_a_flow(record)
+                && record.is("pid", sender.pid())
+                && record.is("uid", USER)
+                && record.is("verdict", "unapproved")
+        })?;
+        Some(())
+    })?;
+    // Where only what was sent is told of, that is one call later.
+    let sent = sink.bytes();
+    assert!((HELLO..=HELLO + 1).contains(&sent), "{sent} B arrived");
+    drop(sender);
+    all_of(agent, &lab)?;
+    lab.close()
+}
+
 #[test]
 fn who_has_changed_user_group_or_unit_is_judged_as_what_it_is_now() -> Result<()> {
     let lab = Lab::new()?;

@@ -150,6 +150,10 @@ pub const SOCKET_HAS_PEER: u32 = 4;
 /// calls set the others.
 pub const SOCKET_HAS_FLOWS: u32 = 1 << 8;
 
+/// A connection of TCP that carries one of MPTCP, whose socket processes use. In a byte of its own,
+/// likewise.
+pub const SOCKET_OF_MPTCP: u32 = 1 << 16;
+
 /// The socket belongs to the agent's own network namespace.
 pub const SOCKET_OWN_NAMESPACE: u32 = 16;
 

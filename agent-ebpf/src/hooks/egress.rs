@@ -34,7 +34,7 @@ use crate::{
     settle::{decide, decide_as, record},
     socket::{is_raw, is_tcp},
     source::Source,
-    subflow::inherit,
+    subflow::{follow, inherit, mark},
     words::{copy, forget, set_bit, zero},
 };
 
@@ -85,7 +85,8 @@ fn pass_known(in_force: InForce, skb: *mut __sk_buff, ends: &Ends) -> bool {
     };
     // SAFETY: a map value; the verifier checks the access. So below.
     let flags = unsafe { (*tag).flags };
-    if flags & (SOCKET_HAS_PEER | SOCKET_LISTENS) != SOCKET_HAS_PEER {
+    const SPECIAL: u32 = SOCKET_LISTENS | SOCKET_OF_MPTCP;
+    if flags & (SOCKET_HAS_PEER | SPECIAL) != SOCKET_HAS_PEER {
         return false;
     }
     let tracked = unsafe { &raw mut (*tag).tracked };
@@ -377,6 +378,7 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
             flags = flags & SOCKET_OWN_NAMESPACE | SOCKET_HAS_PEER;
             accept(skb, tracked, peer);
             unsafe { (*tag).flags = flags };
+            mark(tag, socket);
         } else if flags & SOCKET_HAS_PEER == 0 {
             // Older than the agent, or it sends with the connection request.
             flags |= SOCKET_HAS_PEER;
@@ -387,6 +389,7 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
             };
             begin(tracked, cookie_of(skb), peer, direction, NOT_JUDGED);
             set_bit(unsafe { &raw mut (*tag).flags }, SOCKET_HAS_PEER);
+            mark(tag, socket);
         }
     }
     if flags & SOCKET_HAS_PEER != 0
@@ -465,6 +468,14 @@ fn follow_sender(skb: *mut __sk_buff, tracked: *mut Tracked) -> u32 {
         flows::set_sender(tracked, owner, quality::DIRECT);
     }
     0
+}
+
+/// True for a packet of a subflow.
+#[inline(always)]
+fn is_of_mptcp(skb: *mut __sk_buff) -> bool {
+    let tag = tag_of(skb);
+    // SAFETY: a map value; the verifier checks the access.
+    !tag.is_null() && unsafe { (*tag).flags } & SOCKET_OF_MPTCP != 0
 }
 
 /// True for a packet whose destination no call has named: its socket is connected, or there is no
@@ -559,6 +570,8 @@ fn settle(
     let bytes = u64::from(unsafe { (*skb).len });
     if is_without_name(skb, ends) {
         follow_sender(skb, tracked);
+    } else if ends.destination.protocol == protocol::TCP && is_of_mptcp(skb) {
+        follow(skb, tracked);
     }
     if !is_current(tracked) {
         refresh(tracked);

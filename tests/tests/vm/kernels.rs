@@ -534,6 +534,20 @@ fn senders_are_known_before_they_send(vm: &mut Vm, is_spliced_seen: bool) -> Res
         let left = left_since(vm, before)?;
         ensure!(left.tx_packets == 0, "{left:?} has left by {turns}");
     }
+    // By MPTCP what sends is another socket than the one that the process uses.
+    const BYTES: u64 = 20_000;
+    let to = SocketAddr::new(FOREIGN, 443);
+    for protocol in ["", "--mptcp"] {
+        let before = counters(vm, "", "uplink")?;
+        vm.run(&format!(
+            "{TRAFFIC} become {to} {protocol} --silent --uid 65534 --bytes {BYTES}"
+        ))?;
+        let left = counters(vm, "", "uplink")?.since(before);
+        ensure!(
+            (1..BYTES / 10).contains(&left.tx_bytes),
+            "{left:?} has left by TCP {protocol}"
+        );
+    }
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use nix::unistd::{pipe, setgid, setuid, write as write_to};
 
 use crate::arguments::Arguments;
 use crate::udp::{family, own_port};
-use crate::{Answer, Named, Sent, tcp, told_to_proceed, udp};
+use crate::{Answer, Named, Sent, raw, tcp, told_to_proceed, udp};
 
 /// `traffic become`
 pub fn become_another(arguments: &mut Arguments) -> Answer {
@@ -28,9 +28,16 @@ pub fn become_another(arguments: &mut Arguments) -> Answer {
     let silent = arguments.flag("--silent");
     let hold = arguments.flag("--hold");
     let spliced = arguments.flag("--spliced");
+    let mptcp = arguments.flag("--mptcp");
+    let twice = arguments.flag("--twice");
     arguments.done()?;
     let socket = match datagrams {
         true => udp::open(peer, None)?,
+        false if mptcp => raw::open_of(
+            family(peer.ip()) as i32,
+            libc::SOCK_STREAM,
+            libc::IPPROTO_MPTCP,
+        )?,
         false => tcp::open(family(peer.ip()), None)?,
     };
     connect(socket.as_raw_fd(), &SockaddrStorage::from(peer)).named("connect")?;
@@ -50,6 +57,9 @@ pub fn become_another(arguments: &mut Arguments) -> Answer {
     }
     if let Some(user) = user {
         setuid(user.into()).named("setuid")?;
+    }
+    if twice {
+        send(socket.as_raw_fd(), b"x", MsgFlags::empty()).named("send")?;
     }
     match program {
         None if spliced => splice_once(&socket, bytes),

@@ -97,10 +97,10 @@ const USAGE: &str = "traffic COMMAND ...
       addresses in turn, until its input ends; a line for each address and way tells
       how many went, how many were refused, and how many failed otherwise
   become ADDR:PORT [--bytes N] [--cgroup DIRECTORY] [--gid N] [--uid N] [--program PATH]
-      [--datagrams] [--silent] [--hold] [--spliced]
+      [--datagrams|--mptcp] [--silent] [--hold] [--spliced] [--twice]
       connects and says hello, changes so, and sends N bytes in one call, from a pipe with
       --spliced; with --silent it says nothing before; with --hold it waits for a line on
-      standard input before it changes
+      standard input before it changes; with --twice it sends one byte before that
   pour BYTES
       on the connection that standard input is, in one call
   forge not|memory|root|pivoted|bound-inside|bound|bound-gone|tree PATH DIRECTORY ADDR:PORT
