@@ -50,7 +50,8 @@ const USAGE: &str = "traffic COMMAND ...
       datagrams in turn to N addresses from ADDR on, from one socket
   tcp ADDR:PORT [--from PORT] [--bytes N] [--hold socket|peer] [--fast-open|--fast-open-connect]
       [--wait] [--transport mptcp|sctp|dccp|smc] [--source ADDR] [--abandon]
-      with --abandon it ends while the kernel still has to send
+      [--reset]
+      with --abandon it ends while the kernel still has to send, with --reset by a reset
   serve PORT [--bytes N] [--wait] [--again] [--activated|--transport mptcp|sctp|dccp]
       accepts one connection and sends, with --again one after the other until it is
       killed; with --activated its standard input listens
@@ -79,9 +80,10 @@ const USAGE: &str = "traffic COMMAND ...
   begin ADDR:PORT
       asks for a connection, and does not wait for an answer
   route option|message|header ADDR:PORT --via ADDR ... [--kind N|loose|strict]
-      [--from ADDR:PORT] [--device NAME] [--connected] [--tcp]
+      [--from ADDR:PORT] [--device NAME] [--connected] [--tcp] [--finished]
       a datagram, or the beginning of a connection, by way of other addresses: as an
-      option of the socket says, a control message, or the sender's own header
+      option of the socket says, a control message, or the sender's own header; with
+      --finished its routing header of IPv6 has been followed already
   burst ADDR:PORT --count N --from PORT --program PATH [--program PATH ...]
       [--parallel N] [--size N]
       N processes, one datagram each, from ports PORT, PORT+1, ...

@@ -92,6 +92,7 @@ pub fn route(arguments: &mut Arguments) -> Answer {
     let to: SocketAddr = arguments.value("ADDR:PORT")?;
     let route = Route::of(arguments)?;
     let from: Option<SocketAddr> = arguments.option("--from")?;
+    let finished = arguments.flag("--finished");
     let device: Option<String> = arguments.option("--device")?;
     let connected = arguments.flag("--connected");
     let stream = arguments.flag("--tcp");
@@ -131,7 +132,11 @@ pub fn route(arguments: &mut Arguments) -> Answer {
         }
         "header" => {
             let from = from.ok_or_else(|| Failure::Usage("--from is missing".into()))?;
-            let packet = route.packet(from, to, PAYLOAD.len());
+            let mut packet = route.packet(from, to, PAYLOAD.len());
+            // Behind the header of IPv6: how many segments are left.
+            if finished && let Some(left) = packet.get_mut(43) {
+                *left = 0;
+            }
             let first = route.via.first().copied().unwrap_or(to.ip());
             let first = SockaddrStorage::from(SocketAddr::new(first, 0));
             message(&socket, Some(&first), &packet, None)?

@@ -97,6 +97,7 @@ pub fn connect(arguments: &mut Arguments) -> Answer {
     let abandon = arguments.flag("--abandon");
     let source: Option<IpAddr> = arguments.option("--source")?;
     let wait = arguments.flag("--wait");
+    let reset = arguments.flag("--reset");
     arguments.done()?;
     let hold = hold.as_deref();
 
@@ -111,6 +112,13 @@ pub fn connect(arguments: &mut Arguments) -> Answer {
     if fast_open_connect {
         let on = 1i32.to_ne_bytes();
         set_option(&socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, &on)?;
+    }
+    if reset {
+        let at_once = libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        setsockopt(&socket, sockopt::Linger, &at_once).named("setsockopt")?;
     }
     if abandon {
         setsockopt(&socket, sockopt::SndBuf, &(4 * bytes as usize)).named("setsockopt")?;
