@@ -95,7 +95,7 @@ fn copies_of_a_containers_frames_are_not_the_kernels_own() -> Result<()> {
     let far = far_link_address(FOREIGN_LINK);
     let neighbour = |kind: u8| {
         let content = [&[kind, 0, 0, 0][..], &[b'x'; 60]].concat();
-        let mut packet = ipv6(guest.v6.into(), abroad.into(), ICMPV6, &content);
+        let mut packet = ipv6(guest.v6, abroad.into(), ICMPV6, &content);
         // As neighbours have it.
         packet[7] = 255;
         frame(&far, OWN, IPV6, &packet)
