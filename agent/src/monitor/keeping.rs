@@ -139,7 +139,11 @@ impl Monitor {
             self.reporter.emit(record);
         }
         for (name, value) in losses {
-            self.losses.restore(&name, &value);
+            match self.kernel.took_over() {
+                true => self.losses.restore(&name, &value),
+                // The counters are new ones, and count from zero.
+                false => self.reporter.set_fact(format!("{LOSS}{name}"), None),
+            }
         }
         let over = self.reporter.fact(OVER).unwrap_or_default();
         self.keeping.kept = over.split(';').filter_map(Over::parse).collect();
