@@ -26,7 +26,9 @@ use crate::{
     in_flight::{self, Found},
     judge::{is_local, undetermined},
     maps::{FRAME_ENDS, InForce, PROCESSES, SOCKETS, WRITERS, in_force, is_new, lose, uplink},
-    packet::{Bytes, Ends, Part, Route, ends_at, is_same_peer, plain_ends_at, protocol},
+    packet::{
+        Bytes, Ends, MAX_EXTENSIONS, Part, Route, ends_at, is_same_peer, plain_ends_at, protocol,
+    },
     remembered::{decision_of_beginning, ended, large, remember_beginning},
     route::{address_at, judge_listed},
     settle::{decide_as, record},
@@ -87,7 +89,9 @@ fn uplink_egress(ctx: TcContext) -> i32 {
 /// A function of its own for the sake of the stack.
 #[inline(never)]
 fn hold_headers(skb: *mut __sk_buff, header_bytes: u32) -> u32 {
-    const LONGEST: u32 = 1024;
+    /// All that is followed: headers of the link, those of IP and TCP, and extensions of IPv6, of
+    /// 2 KiB at the most each.
+    const LONGEST: u32 = 512 + MAX_EXTENSIONS as u32 * 2048;
     let is_ordinary = header_bytes != ETHERNET_HEADER || is_plain_ethernet(skb);
     if is_ordinary && plain_ends_at(skb, header_bytes).is_some() {
         return 0;
@@ -388,7 +392,7 @@ extern "C" fn judge_frame(skb: *mut __sk_buff, start: u32, flags: u32, known: u6
     // SAFETY: a map value; the verifier checks the access. So below.
     if !owner.is_null() && unsafe { (*owner).pid } != 0 {
         let certainty = match who.quality {
-            // What has left before was somebody's.
+            // Packets that have left before were somebody's.
             quality::FORWARDED if unsafe { (*tracked).flow.counters.packets_out } != 0 => {
                 quality::INFERRED
             }
@@ -397,7 +401,7 @@ extern "C" fn judge_frame(skb: *mut __sk_buff, start: u32, flags: u32, known: u6
         };
         set_sender(tracked, owner, certainty);
     } else if who.cookie == 0 && unsafe { (*tracked).owner.pid } != 0 {
-        // Whose the flow was it is not known to be any more.
+        // The flow is not known to be its owner's any more.
         unsafe { (*tracked).flow.decision.generation = 0 };
     }
     let bytes = size(skb).bytes;
@@ -764,7 +768,7 @@ fn owner(
     core::ptr::null()
 }
 
-/// Who writes into the tun device of this number, as long as that process lives.
+/// The process that writes into the tun device of this number, as long as it lives.
 #[inline(always)]
 fn writer_of(interface: u32) -> Option<*const Owner> {
     let writer = WRITERS.get_ptr(&interface)?;
