@@ -25,7 +25,7 @@ pub fn keeps_link(skb: *mut __sk_buff, start: u32) -> bool {
     const NEIGHBOUR_DISCOVERY: [u8; 3] = [133, 135, 136];
     /// Query, report and done of MLD, and the report of its second version.
     const REPORTS: [u8; 4] = [130, 131, 132, 143];
-    /// What the kernel says to a neighbour is shorter, but for what a router redirects.
+    /// The kernel says no more than that to a neighbour.
     const LONGEST: u32 = 128;
     let Some(first) = skb.load::<u8>(start) else {
         return false;

@@ -5,7 +5,7 @@ use trefoil_ebpf::abi::ETHERNET_HEADER;
 
 use crate::{packet::Bytes, words::load_u16};
 
-/// What a frame carries.
+/// The content of a frame.
 pub enum Frame {
     /// A packet whose IP header is at this offset.
     Ip(u32),
@@ -26,7 +26,7 @@ impl Frame {
         }
     }
 
-    /// What [`number`](Self::number) has made.
+    /// From what [`number`](Self::number) has made.
     #[inline(always)]
     pub const fn from_number(number: u32) -> Self {
         match number & NOT_IP {

@@ -41,7 +41,7 @@ static UPLINKS_WATCHED: u32 = 0;
 #[unsafe(no_mangle)]
 static NAMESPACE_INODE: u32 = 0;
 
-/// What of the tables is for others than root.
+/// The parts of the tables that are for others than root.
 #[unsafe(no_mangle)]
 static ROOMS: Rooms = Rooms {
     rooms: [Room { one: 0, all: 0 }; N_ROOMS],
@@ -103,7 +103,7 @@ pub fn subflows_known() -> bool {
     unsafe { ptr::read_volatile(&SUBFLOWS_KNOWN) != 0 }
 }
 
-/// What of the table with this index is for others than root.
+/// The part of the table with this index that is for others than root.
 #[inline(always)]
 pub fn room(table: u32) -> Room {
     let index = masked::<{ N_ROOMS - 1 }>(table as usize);

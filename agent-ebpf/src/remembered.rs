@@ -66,7 +66,7 @@ impl RememberedKey {
     }
 }
 
-/// What was decided.
+/// A decision that is remembered.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Remembered {
@@ -75,14 +75,6 @@ pub struct Remembered {
     at_ns: u64,
     /// Of a connection: packets that were let pass since.
     n_passed: u64,
-}
-
-impl Remembered {
-    /// The decision.
-    #[inline(always)]
-    fn decision(&self) -> Decision {
-        self.decision
-    }
 }
 
 /// Names who sent a fragment, as long as its datagram is on its way: by its socket, or without
@@ -107,7 +99,7 @@ pub fn decision_of_beginning(skb: *mut __sk_buff, ends: &Ends, generation: u32) 
     let key = RememberedKey::of_datagram(ends, sender_of(skb), ends.datagram);
     // SAFETY: a map value that its writers replace as a whole.
     match unsafe { REMEMBERED.get(&key) } {
-        Some(known) if known.decision().generation == generation => known.decision().to_word(),
+        Some(known) if known.decision.generation == generation => known.decision.to_word(),
         _ => NOT_JUDGED.to_word(),
     }
 }
@@ -143,7 +135,7 @@ pub fn ended(generation: u32, ends: &Ends) -> u64 {
     };
     // SAFETY: a map value; the verifier checks the access.
     let (decision, at_ns, n_passed) =
-        unsafe { ((*known).decision(), (*known).at_ns, (*known).n_passed) };
+        unsafe { ((*known).decision, (*known).at_ns, (*known).n_passed) };
     let is_of_policy = decision.generation == generation || is_new(generation, LONGEST_END_NS);
     if !is_of_policy || n_passed >= MOST || now_ns() > at_ns + LONGEST_END_NS {
         return NOT_JUDGED.to_word();
@@ -173,7 +165,7 @@ fn remember(key: &RememberedKey, decision: &Decision) {
     // SAFETY: read only to be compared.
     let known = unsafe { REMEMBERED.get(key) };
     let is_of_datagram = key.source_port == 0;
-    if is_of_datagram && known.map(|known| known.decision().to_word()) == Some(decision.to_word()) {
+    if is_of_datagram && known.map(|known| known.decision.to_word()) == Some(decision.to_word()) {
         return;
     }
     let remembered = Remembered {

@@ -111,7 +111,7 @@ impl Losses {
         }
     }
 
-    /// What was reported, as text of facts with these names.
+    /// All that was reported, as text of facts with these names.
     #[must_use]
     pub fn to_facts(&self) -> Vec<(String, String)> {
         let counters = self.reported.iter();

@@ -101,7 +101,7 @@ pub struct Monitor {
     tampering: Tampering,
     /// Peers of open flows by socket, for those in the table of many peers.
     peers: HashMap<u64, Vec<Peer>>,
-    /// What is to be told from tables that had another size.
+    /// The rest of tables that had another size, to be told.
     remains: Option<Remains>,
     room: Room,
     /// Process ids are those of the host.
@@ -115,7 +115,7 @@ pub struct Monitor {
     judges_direct: bool,
     unjudged: UnjudgedSockets,
     keeping: Keeping,
-    /// What is in the kernel now nobody will find there.
+    /// Nobody will find what is in the kernel now.
     is_at_end: bool,
 }
 

@@ -1,5 +1,5 @@
-//! What becomes of a packet behind its socket's hook, and what only looks as if the kernel had sent
-//! it: the uplink takes neither for what it was or seems to be.
+//! Packets that are another behind their socket's hook, and those that only look as if the kernel
+//! had sent them: the uplink takes neither for what it was or seems to be.
 
 mod world;
 

@@ -28,7 +28,7 @@ fn burst(lab: &Lab, to: std::net::IpAddr, count: u64) -> Result<()> {
     outcome.success().map(drop)
 }
 
-/// What `trefoil status` says.
+/// The words of `trefoil status`.
 fn status(lab: &Lab) -> Result<Value> {
     let said = kernel_verb(lab, "status", &["--json"])?.stdout;
     serde_json::from_str(&said).with_context(|| said)
@@ -103,7 +103,7 @@ fn a_stopped_agent_leaves_what_a_stalled_sink_did_not_take_to_the_next() -> Resu
     ends_and_is_followed("each", "", true, Signal::SIGTERM)
 }
 
-/// What finds room neither in the spool nor in the kernel is lost, and that is told.
+/// Records that find room neither in the spool nor in the kernel are lost, and that is told.
 #[test]
 fn what_finds_no_room_while_a_sink_is_stalled_is_told_as_lost() -> Result<()> {
     const SETTINGS: &str = "[tables]\npending = 40\nevents_bytes = \"4 KiB\"\nended = 30\n";

@@ -17,7 +17,7 @@ use trefoil_lab::sink::UdpSink;
 use trefoil_lab::{Agent, Lab, Record, agent, places, wait_for};
 use world::{REFUSED, TRAFFIC, at};
 
-/// Who makes too much, and somebody else.
+/// Somebody who makes too much, and somebody else.
 const USER: u32 = 65534;
 const OTHER: u32 = 1;
 
@@ -196,7 +196,7 @@ fn control_groups_that_a_user_makes_take_no_room_of_others() -> Result<()> {
     let storm = storm.args(["--count", &count(600, 17_000)]);
     storm.run()?.success()?;
     let agent = world.hold(agent, "cgroups-full")?;
-    // What is gone has left, so there is room for more of his own.
+    // All that is gone has left, so there is room for more of his own.
     let mut number = 0;
     wait_for("a group of the user's is known again", || {
         number += 1;

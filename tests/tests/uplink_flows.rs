@@ -98,7 +98,7 @@ fn what_is_forwarded_is_told_by_both_its_ends() -> Result<()> {
     Ok(())
 }
 
-/// What comes in by another interface may be a process's of this host, in another network
+/// A packet that comes in by another interface may be a process's of this host, in another network
 /// namespace: a rule that denies some of them holds for all that are not known.
 #[test]
 fn a_deny_of_a_source_holds_for_what_is_forwarded() -> Result<()> {

@@ -31,7 +31,7 @@ pub struct Charges {
     pub entries: [i64; N_ROOMS],
 }
 
-/// What of a table is for others than root.
+/// The part of a table that is for others than root.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Room {

@@ -507,7 +507,7 @@ fn tag_late(skb: *mut __sk_buff, socket: *mut bpf_sock) -> Option<*mut Socket> {
     unsafe {
         let owner = &raw mut (*tag).tracked.owner;
         (*owner).cgroup_id = cgroup_of(skb);
-        // What a socket says of its user is said in the user namespace of whoever made it.
+        // A socket says who its user is in the user namespace of whoever made it.
         (*owner).uid = u32::MAX;
         (*owner).gid = u32::MAX;
         (*owner).loginuid = NOBODY_LOGGED_IN;

@@ -1,4 +1,4 @@
-//! Who really sends: a socket may be used by another process than the one that opened it
+//! The real sender: a socket may be used by another process than the one that opened it
 //! (accepted and handed on, inherited, passed over a UNIX socket), and the process may have
 //! changed its user, group, control group or executable.
 //!

@@ -1,4 +1,4 @@
-//! Who really sent, where `security_socket_sendmsg` cannot be watched or does not see all.
+//! The real sender once it has sent, where `security_socket_sendmsg` cannot be watched or does not see all.
 //!
 //! `void sock_send_length(struct sock *sk, int ret, int flags)`, tp_btf, 6.3. It
 //! runs after the data was sent, in the sender's context.

@@ -1,4 +1,4 @@
-//! Who is about to send by TCP, where `security_socket_sendmsg` cannot be watched: a process that has changed its user, group, control group or
+//! The sender that is about to send by TCP, where `security_socket_sendmsg` cannot be watched: a process that has changed its user, group, control group or
 //! executable since it sent last is known before its first byte.
 //!
 //! `void tcp_sendmsg_locked(const struct sock *sk, const struct msghdr *msg, const struct sk_buff

@@ -1,4 +1,4 @@
-//! What of the flow table outlives an agent that is killed: rollups that are being filled. Facts
+//! The part of the flow table that outlives an agent that is killed: rollups that are being filled. Facts
 //! with a name and a value, both text.
 
 use trefoil_ebpf::abi::{Counters, Decision, Flow, Owner, Tracked};
@@ -74,7 +74,7 @@ fn parse_name(name: &str) -> Option<RollupKey> {
     })
 }
 
-/// What a rollup has come to in the interval that began then.
+/// The sums of a rollup in the interval that began then.
 pub(super) fn value(rollup: &Rollup, began_ns: u64) -> String {
     let decision = rollup.sample.flow.decision;
     let new = rollup.new.as_ref();

@@ -258,7 +258,7 @@ impl Rollups {
         rollups
     }
 
-    /// What has changed about the rollups, for an agent after this one.
+    /// Changes of the rollups, for an agent after this one.
     pub(super) fn changes(&mut self) -> impl Iterator<Item = Change> {
         let (open, began_ns) = (&self.open, self.began_ns);
         self.changed.drain().map(move |key| {

@@ -227,7 +227,7 @@ impl FlowTable {
         self.flows.values().map(|entry| &entry.tracked)
     }
 
-    /// What was rolled up and is not told yet.
+    /// Flows that were rolled up and are not told yet.
     pub fn rolled_up(&self) -> impl Iterator<Item = &Tracked> {
         self.rollups.samples().chain(self.violations.samples())
     }
@@ -414,7 +414,7 @@ impl FlowTable {
         )
     }
 
-    /// What has changed about the rollups since the last call, for an agent after this one.
+    /// Changes of the rollups since the last call, for an agent after this one.
     pub fn changes(&mut self) -> impl Iterator<Item = Change> {
         let named = |kind: &'static str| move |(name, value)| (format!("{kind}{name}"), value);
         let rollups = self.rollups.changes().map(named(kept::FLOWS));

@@ -28,7 +28,7 @@ pub struct ChargedTables {
     charges: Hash<u32, Charges>,
 }
 
-/// What is in them.
+/// Their entries.
 #[derive(Default)]
 pub struct Contents {
     /// By thread group id.
@@ -40,7 +40,7 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// What is charged to whom.
+    /// The charges of each user.
     #[must_use]
     pub fn charges(&self) -> Counted {
         let mut counted = Counted::default();

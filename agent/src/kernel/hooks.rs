@@ -37,7 +37,7 @@ pub struct Hook {
     /// What is not known where the kernel lacks it; `None` if Trefoil does not
     /// run without it.
     pub without: Option<&'static str>,
-    /// What is used instead where the kernel has all that it needs.
+    /// The program that is used instead where the kernel has all that it needs.
     pub better: Option<&'static Better>,
     /// What is used where the kernel lacks it.
     pub fallback: Option<Fallback>,
@@ -69,7 +69,7 @@ pub struct Fallback {
 /// Socket storage for programs at tracepoints and functions, 5.11.
 const SOCKET_STORAGE: &str = "bpf_sk_storage_get_tracing";
 
-/// Who is about to send, by any protocol: known before the first byte, and for less than it costs
+/// The sender that is about to send, by any protocol: known before the first byte, and for less than it costs
 /// to ask before and after. What is spliced comes this way since 6.5.
 const SENDMSG: Better = Better {
     function: "security_socket_sendmsg",

@@ -87,7 +87,7 @@ pub struct Kernel {
     pub(super) control: ControlWords,
     pub(super) hooks: Vec<HookStatus>,
     pub(super) instance: u32,
-    /// What of the tables is for others than root.
+    /// The parts of the tables that are for others than root.
     pub(super) rooms: Rooms,
     pub(super) took_over: bool,
     /// Hooks that were found detached, though an agent before had attached them.
@@ -366,8 +366,8 @@ impl Kernel {
         questions::ask(self.judge(JUDGE_QUESTION)?, questions)
     }
 
-    /// What the judge in the kernel says of a packet of IP, under the policy in force, if nobody
-    /// knows who sent it; packed as of [`ask`](Self::ask).
+    /// The decision of the judge in the kernel about a packet of IP, under the policy in force, if
+    /// nobody knows who sent it; packed as of [`ask`](Self::ask).
     pub fn judge_packet(&mut self, packet: &[u8]) -> Result<u32, KernelError> {
         questions::judge_packet(self.judge(JUDGE_PACKET)?, packet)
     }
@@ -434,7 +434,7 @@ fn sizes(tables: &TableSizes) -> [(&'static str, u32); 10] {
     ]
 }
 
-/// What of the tables is for others than root.
+/// The parts of the tables that are for others than root.
 fn rooms(tables: &TableSizes) -> Rooms {
     let mut rooms = Rooms::default();
     for (table, entries) in [

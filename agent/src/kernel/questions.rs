@@ -50,7 +50,7 @@ pub fn ask(
     Ok((answers, duration))
 }
 
-/// What the program returns about a packet of IP.
+/// The answer of the program about a packet of IP.
 pub fn judge_packet(program: &SchedClassifier, packet: &[u8]) -> Result<u32, KernelError> {
     let frame = [&[0; LINK_HEADER], packet].concat();
     let run = program.test_run(TestRunOptions {

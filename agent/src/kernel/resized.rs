@@ -162,7 +162,7 @@ impl Kernel {
         Ok(entries)
     }
 
-    /// What is to be told from tables that have made way. To be asked once this instance is in
+    /// All that is to be told from tables that have made way. To be asked once this instance is in
     /// force: nobody writes there any more.
     pub fn remains(&self) -> Result<Remains, KernelError> {
         let mut remains = Remains::default();
@@ -216,7 +216,7 @@ impl Remains {
     )]
     pub fn next(&mut self) -> Result<Option<Remain>, KernelError> {
         while let Some(events) = self.events.front_mut() {
-            // What was taken before is kept by now.
+            // The event that was taken before is kept by now.
             events.release();
             if let Some(event) = events.next() {
                 return Ok(Some(Remain::Event(event)));

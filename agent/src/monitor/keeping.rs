@@ -1,4 +1,4 @@
-//! What is kept beyond this agent's life, and what is given back to the kernel after that.
+//! All that is kept beyond this agent's life, and what is given back to the kernel after that.
 //!
 //! An event, or a flow that is over, stays in the kernel until the records and rollups that it
 //! amounts to are in the spool. So an agent that is killed has taken in a thing together with
@@ -97,7 +97,7 @@ impl Over {
     }
 }
 
-/// What the kernel still has of what was taken in.
+/// Flows that were taken in and that the kernel still has.
 #[derive(Debug, Default)]
 pub(super) struct Keeping {
     /// Not kept yet.

@@ -48,7 +48,7 @@ impl InUse {
     }
 }
 
-/// What is about to leave, and what has left.
+/// Entries that are about to leave, and those that have left.
 pub(super) struct Room {
     tables: ChargedTables,
     looked_ns: u64,

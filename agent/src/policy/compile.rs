@@ -274,7 +274,7 @@ fn tables(
         (login::UNKNOWN, None),
         (login::NONE, Some(false)),
         (login::SESSION, Some(true)),
-        // What is no case is as unknown as can be.
+        // There is no such case, and it is as unknown as can be.
         (login::N - 1, None),
     ] {
         let sets: Vec<_> = clauses

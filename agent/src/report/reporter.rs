@@ -137,7 +137,7 @@ pub struct Reporter {
     sinks: Vec<Attached>,
     spool: Spool,
     origin: Origin,
-    /// What not every sink has, in the order of numbers.
+    /// Records that not every sink has, in the order of numbers.
     pending: VecDeque<Sealed>,
     pending_bytes: usize,
     /// How many of them are in the spool.
@@ -184,7 +184,7 @@ struct Dropped {
     untold: BTreeMap<String, Untold>,
 }
 
-/// What nobody was told of.
+/// Records and traffic that nobody was told of.
 #[derive(Clone, Copy, Default)]
 struct Untold {
     records: u64,
@@ -487,10 +487,12 @@ impl Reporter {
         for (verdict, untold) in std::mem::take(&mut self.dropped.untold) {
             let meaning = match verdict.is_empty() {
                 true => {
-                    "records that were not the last about something found no room; nothing                          that they told of is missing from the sums"
+                    "records that were not the last about something found no room; nothing \
+                     that they told of is missing from the sums"
                 }
                 false => {
-                    "the last records of flows found no room; what they told of is in no                           other record"
+                    "the last records of flows found no room; what they told of is in no \
+                     other record"
                 }
             };
             let total = self.dropped.total;

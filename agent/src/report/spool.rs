@@ -1,4 +1,4 @@
-//! What outlives the agent: records that not every sink has, and facts about what was taken in.
+//! All that outlives the agent: records that not every sink has, and facts about what was taken in.
 //!
 //! Two files on a file system that does not outlive the boot, of which one is in use. Records
 //! and facts are appended to it in batches: a batch is there as a whole or not at all, since it
@@ -9,7 +9,7 @@
 //! - each record that a sink may not have, to the last byte;
 //! - each fact as it was when the last batch was kept.
 //!
-//! What cannot be had is that a record never comes twice: nobody can see whether the agent was
+//! A record may come twice, which cannot be helped: nobody can see whether the agent was
 //! killed just before or just after the system call that hands it over. A record that comes
 //! twice is the same to the last byte, and (`boot_id`, `seq`) says so.
 //!
@@ -83,7 +83,7 @@ pub enum SpoolError {
     },
 }
 
-/// What an agent before this one has left.
+/// The rest that an agent before this one has left.
 #[derive(Debug, Default)]
 pub(super) struct Left {
     /// Records that not every sink has, as they were or would have been handed over.
@@ -110,7 +110,7 @@ pub(super) struct Spool {
     first: u64,
     /// As of the last batch.
     facts: BTreeMap<String, String>,
-    /// What the next batch changes about them.
+    /// Their changes in the next batch.
     changes: BTreeMap<String, Option<String>>,
 }
 
@@ -415,7 +415,7 @@ impl Header {
     }
 }
 
-/// What is kept at once: lines of records, of facts that are set (`+name value`) or forgotten
+/// A batch is kept at once: lines of records, of facts that are set (`+name value`) or forgotten
 /// (`-name`), and a last one with the file's generation and the place of the first.
 struct Batch {
     records: Vec<Record>,

@@ -102,6 +102,17 @@ fn packed(decision: &Decision) -> u32 {
     u32::from(decision.verdict) | u32::from(decision.flags) << 8 | u32::from(decision.rule) << 16
 }
 
+/// Has the kernel judge by the policy of a scene.
+fn put_in_force(kernel: &mut Unattached, scene: &Scene) -> Compiled {
+    let generation = kernel.next_generation();
+    let compiled = compile(&scene.policy, &scene.surroundings(), generation).unwrap();
+    // The flows happen now, whatever they think of the time.
+    let since_boot_us = clock::since_boot_ns() / 1_000;
+    let clock = BootClock::booted_at(NOW_US - since_boot_us);
+    kernel.judge_by(&compiled, &clock).unwrap();
+    compiled
+}
+
 /// How an explanation says it.
 fn named(verdict: u8) -> &'static str {
     trefoil::report::words::verdict(verdict).unwrap_or("none")
@@ -118,12 +129,7 @@ fn kernel_evaluator_and_reader_decide_the_same() {
     let (mut n_embedded, mut n_could) = (0, 0);
     for seed in 0..(n_pairs / N_QUESTIONS) as u64 {
         let scene = Scene::new(seed);
-        let generation = kernel.next_generation();
-        let compiled = compile(&scene.policy, &scene.surroundings(), generation).unwrap();
-        // The flows happen now, whatever they think of the time.
-        let since_boot_us = clock::since_boot_ns() / 1_000;
-        let clock = BootClock::booted_at(NOW_US - since_boot_us);
-        kernel.judge_by(&compiled, &clock).unwrap();
+        let compiled = put_in_force(&mut kernel, &scene);
         let mut random = Random::new(!seed);
         let asked: Vec<OwnedQuestion> = (0..N_QUESTIONS)
             .map(|_| scene.question(&mut random))

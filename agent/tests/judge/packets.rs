@@ -7,17 +7,15 @@ use std::{
 };
 
 use trefoil::{
-    clock::{self, BootClock},
     kernel::Unattached,
     policy::{
-        compile,
         evaluate::Question,
         testing::{NOW_US, Random, Scene},
     },
 };
 use trefoil_ebpf::abi::DECISION_LIMITED;
 
-use super::{Accounts, packed};
+use super::{Accounts, packed, put_in_force};
 
 const N_SCENES: u64 = 40;
 const N_PACKETS: usize = 500;
@@ -63,7 +61,7 @@ mod v4 {
     /// Of so many all are read.
     const MAX_ROUTES: usize = 2;
 
-    /// What the options mean.
+    /// Options and their meaning.
     struct Options {
         bytes: Vec<u8>,
         stops: Vec<IpAddr>,
@@ -210,7 +208,7 @@ mod v6 {
             };
             headers.push(header);
         }
-        // What is behind so many is not looked at.
+        // Nobody looks behind so many.
         let is_followed = headers.len() <= MAX_HEADERS;
         is_read &= is_followed && stops.len() <= MAX_STOPS;
         stops.truncate(MAX_STOPS);
@@ -251,11 +249,7 @@ fn packets_that_list_where_they_go_are_read_as_they_were_made() {
     let mut n_unread = 0;
     for seed in 0..N_SCENES {
         let scene = Scene::new(seed);
-        let generation = kernel.next_generation();
-        let compiled = compile(&scene.policy, &scene.surroundings(), generation).unwrap();
-        let since_boot_us = clock::since_boot_ns() / 1_000;
-        let clock = BootClock::booted_at(NOW_US - since_boot_us);
-        kernel.judge_by(&compiled, &clock).unwrap();
+        let compiled = put_in_force(&mut kernel, &scene);
         let mut random = Random::new(!seed);
         for _ in 0..N_PACKETS {
             let packet = match random.one_in(2) {

@@ -324,7 +324,7 @@ fn the_battery_where_the_kernel_has_more_modules() -> Result<()> {
         "-u trefoil TREFOIL_STATE=closed TREFOIL_POLICY={reporting}"
     ))?;
 
-    // What is in the tunnel no hook sees; what its process has named is told beside its end.
+    // No hook sees into the tunnel; the address that its process has named is told beside its end.
     let named = |record: &&Record| record.is("TREFOIL_DST_NAMED", format!("{FAR}.68"));
     let behind: Vec<_> = records.iter().filter(named).collect();
     ensure!(

@@ -513,7 +513,7 @@ to      = { networks = ["203.0.113.0/24"] }
 verdict = "approve"
 "#;
 
-/// Who has connected as root and is another by the time that it sends gets no byte out, of
+/// A process that has connected as root and is another when it sends gets no byte out, of
 /// datagrams neither.
 fn senders_are_known_before_they_send(vm: &mut Vm, is_spliced_seen: bool) -> Result<()> {
     put_in_force(vm, ROOT_MAY)?;

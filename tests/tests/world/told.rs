@@ -1,4 +1,4 @@
-//! What records of several agents tell in sum, by verdict, and what has left by that.
+//! The sums that records of several agents tell, by verdict, and what has left by that.
 
 use std::collections::BTreeMap;
 
@@ -29,7 +29,7 @@ pub fn numbered(records: &[Record]) -> Result<Vec<&Record>> {
     Ok(numbered.into_values().collect())
 }
 
-/// What is in final records and in `loss` records, by verdict.
+/// The sums of final records and of `loss` records, by verdict.
 pub fn told_by_verdict(records: &[Record]) -> Result<BTreeMap<String, Sum>> {
     let mut told: BTreeMap<String, Sum> = BTreeMap::new();
     for record in numbered(records)? {
@@ -44,7 +44,7 @@ pub fn told_by_verdict(records: &[Record]) -> Result<BTreeMap<String, Sum>> {
     Ok(told)
 }
 
-/// What is in `loss` records alone.
+/// The sums of `loss` records alone.
 pub fn lost(records: &[Record]) -> Result<Sum> {
     let mut lost = (0, 0);
     for record in numbered(records)? {
@@ -56,7 +56,7 @@ pub fn lost(records: &[Record]) -> Result<Sum> {
     Ok(lost)
 }
 
-/// What arrived at these places, each of which one verdict is about.
+/// The sums that arrived at these places, each of which one verdict is about.
 pub fn arrived(lab: &Lab, places: &[(&str, &Namespace)]) -> Result<BTreeMap<String, Sum>> {
     let mut arrived = BTreeMap::new();
     for (verdict, place) in places {
