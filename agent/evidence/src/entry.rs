@@ -1,0 +1,308 @@
+//! Records as they are read back: from lines of JSON that the agent wrote, from `journalctl -o json`, and
+//! from `journalctl -o export`.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, BufRead},
+};
+
+use serde_json::{Map, Value};
+
+use crate::{
+    digest::{OTHERS, PREFIX, RecordDigest, SALT, Salt, is_covered},
+    merkle::Hash,
+};
+
+/// Values of the field `event`, and the `MESSAGE_ID` of each, for good: a line of JSON has the former
+/// alone.
+pub const KINDS: [(&str, &str); 10] = [
+    ("flow", "13bbcd0831164a27b54fb75be676b0de"),
+    ("violation", "b286d1b1095e4b0182e8c6d8d4c79ffb"),
+    ("budget", "ab522d44c9e44d3e9f390ea4f0358740"),
+    ("exception", "e19098e5b8a4493db706ac70dcaa8afa"),
+    ("policy", "54ff5aaa18bd4fdfaeddc27bc075a1c8"),
+    ("coverage", "f87410fc44de4eaa8028e798cc6e8715"),
+    ("loss", "8ed575d44ab04876887adf85fb75844e"),
+    ("heartbeat", "d24eb07403e64783a331eae22ba68c28"),
+    ("tamper", "c8ea5cc1bcd64ac0873cdd0ebb75846e"),
+    ("checkpoint", "5a1f0c7d3d6f4a8ab0c5b53b8f0e7c42"),
+];
+
+/// The fields of a record that count for its digest, and its salt.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Entry {
+    /// By their names in the journal.
+    fields: BTreeMap<String, Vec<u8>>,
+}
+
+/// Why something is no record of the agent's.
+#[derive(Debug, thiserror::Error)]
+pub enum EntryError {
+    /// The file cannot be read.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// Neither an object of JSON nor an entry of the export format.
+    #[error("it is neither JSON nor an entry of the journal's export format")]
+    Form,
+    /// The longest entry that is read.
+    #[error("it has over {MOST_BYTES} bytes")]
+    Long,
+}
+
+/// Most bytes of an entry. The largest records are checkpoints, of 20 KiB.
+pub const MOST_BYTES: usize = 16 << 20;
+
+impl Entry {
+    /// A record of the agent's, from an object of JSON: its own line, or the journal's. `None` if it is
+    /// somebody else's entry.
+    #[must_use]
+    pub fn of_json(object: &Map<String, Value>) -> Option<Self> {
+        let mut entry = Self::default();
+        let is_own_line = object.contains_key("event");
+        for (name, value) in object {
+            let name = match name.as_str() {
+                _ if !is_own_line => name.clone(),
+                "message" => "MESSAGE".to_owned(),
+                "priority" => "PRIORITY".to_owned(),
+                name => format!("{PREFIX}{}", name.to_ascii_uppercase()),
+            };
+            if let Some(value) = bytes_of(value) {
+                entry.add(name, value);
+            }
+        }
+        if is_own_line {
+            let event = object.get("event")?.as_str()?;
+            let (_, id) = KINDS.iter().find(|(kind, _)| *kind == event)?;
+            entry.add("MESSAGE_ID".to_owned(), id.as_bytes().to_vec());
+        }
+        entry.get("TREFOIL_EVENT").is_some().then_some(entry)
+    }
+
+    fn add(&mut self, name: String, value: Vec<u8>) {
+        if is_covered(&name) || name == SALT {
+            self.fields.insert(name, value);
+        }
+    }
+
+    /// A field, by its name in the journal.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        self.fields.get(name).map(Vec::as_slice)
+    }
+
+    /// A field that is text, by its name in JSON.
+    #[must_use]
+    pub fn text(&self, name: &str) -> Option<&str> {
+        let name = match OTHERS.iter().find(|it| it.eq_ignore_ascii_case(name)) {
+            Some(name) => (*name).to_owned(),
+            None => format!("{PREFIX}{}", name.to_ascii_uppercase()),
+        };
+        str::from_utf8(self.fields.get(&name)?).ok()
+    }
+
+    /// A field that is a number, by its name in JSON.
+    #[must_use]
+    pub fn number(&self, name: &str) -> Option<u64> {
+        self.text(name)?.parse().ok()
+    }
+
+    /// The digest. `None` if the record has no salt: evidence was off when it was made.
+    #[must_use]
+    pub fn digest(&self) -> Option<Hash> {
+        let mut digest = RecordDigest::new(salt(self.get(SALT)?)?);
+        for (name, value) in self.fields.iter().filter(|(name, _)| *name != SALT) {
+            digest.add(name, value);
+        }
+        Some(digest.finish())
+    }
+}
+
+/// A value as bytes: journald writes one that is no text as an array of numbers. The agent sends no field
+/// twice, and none that is too large for `journalctl --all`.
+fn bytes_of(value: &Value) -> Option<Vec<u8>> {
+    match value {
+        Value::String(text) => Some(text.clone().into_bytes()),
+        Value::Number(number) => Some(number.to_string().into_bytes()),
+        Value::Array(bytes) => {
+            let byte = |it: &Value| it.as_u64().and_then(|it| u8::try_from(it).ok());
+            bytes.iter().map(byte).collect()
+        }
+        Value::Null | Value::Bool(_) | Value::Object(_) => None,
+    }
+}
+
+/// Reads 32 hexadecimal digits.
+fn salt(text: &[u8]) -> Option<Salt> {
+    let text = str::from_utf8(text).ok()?;
+    let is_hex = text.len() == 32 && text.bytes().all(|it| it.is_ascii_hexdigit());
+    let number = is_hex.then(|| u128::from_str_radix(text, 16).ok())??;
+    Some(number.to_be_bytes())
+}
+
+/// Writes a salt as its field has it.
+#[must_use]
+pub fn salt_text(salt: &Salt) -> String {
+    format!("{:032x}", u128::from_be_bytes(*salt))
+}
+
+/// Reads entries one after the other.
+#[derive(Debug)]
+pub struct Entries<R> {
+    source: R,
+    /// Number of the line that was read last.
+    line: u64,
+}
+
+impl<R: BufRead> Entries<R> {
+    /// Of this file, which is of one of the three formats.
+    #[must_use]
+    pub fn new(source: R) -> Self {
+        Self { source, line: 0 }
+    }
+
+    /// Number of the line that was read last, from 1.
+    #[must_use]
+    pub fn line(&self) -> u64 {
+        self.line
+    }
+
+    /// Reads the next record of the agent's, `None` at the end. Entries of others are passed over.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read, or what follows is no entry. The next call goes on behind it.
+    pub fn read(&mut self) -> Result<Option<Entry>, EntryError> {
+        loop {
+            let Some(line) = self.read_line()? else {
+                return Ok(None);
+            };
+            let entry = match line.first() {
+                None => continue,
+                Some(b'{') => {
+                    let object = serde_json::from_slice(&line).map_err(|_| EntryError::Form)?;
+                    Entry::of_json(&object)
+                }
+                Some(_) => self.read_export(line)?,
+            };
+            if let Some(entry) = entry {
+                return Ok(Some(entry));
+            }
+        }
+    }
+
+    /// Reads the rest of an entry of the export format.
+    fn read_export(&mut self, first: Vec<u8>) -> Result<Option<Entry>, EntryError> {
+        let (mut entry, mut line, mut n_bytes) = (Entry::default(), first, 0);
+        while !line.is_empty() {
+            let (name, value) = match line.iter().position(|byte| *byte == b'=') {
+                Some(at) => (line[..at].to_vec(), line[at + 1..].to_vec()),
+                None => (std::mem::take(&mut line), self.read_binary()?),
+            };
+            n_bytes += name.len() + value.len();
+            if n_bytes > MOST_BYTES {
+                return Err(EntryError::Long);
+            }
+            let name = String::from_utf8(name).map_err(|_| EntryError::Form)?;
+            entry.add(name, value);
+            line = self.read_line()?.unwrap_or_default();
+        }
+        Ok(entry.get("TREFOIL_EVENT").is_some().then_some(entry))
+    }
+
+    /// Reads a value with its length before it: u64, little endian.
+    fn read_binary(&mut self) -> Result<Vec<u8>, EntryError> {
+        let mut length = [0; 8];
+        self.source.read_exact(&mut length)?;
+        let length = usize::try_from(u64::from_le_bytes(length)).unwrap_or(usize::MAX);
+        if length > MOST_BYTES {
+            return Err(EntryError::Long);
+        }
+        let mut value = vec![0; length + 1];
+        self.source.read_exact(&mut value)?;
+        self.line += value.iter().filter(|byte| **byte == b'\n').count() as u64;
+        match value.pop() {
+            Some(b'\n') => Ok(value),
+            _ => Err(EntryError::Form),
+        }
+    }
+
+    /// Reads a line without its end, `None` at the end of the file.
+    fn read_line(&mut self) -> Result<Option<Vec<u8>>, EntryError> {
+        let mut line = Vec::new();
+        let mut limited = io::Read::take(&mut self.source, MOST_BYTES as u64);
+        let n_read = limited.read_until(b'\n', &mut line)?;
+        self.line += 1;
+        if n_read == 0 {
+            return Ok(None);
+        }
+        match line.pop_if(|last| *last == b'\n') {
+            None if n_read == MOST_BYTES => Err(EntryError::Long),
+            _ => Ok(Some(line)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SALT_TEXT: &str = "30313233343536373839616263646566";
+
+    fn entry_of(text: &[u8]) -> Entry {
+        Entries::new(text).read().unwrap().unwrap()
+    }
+
+    #[test]
+    fn the_three_formats_of_a_record_have_one_digest() {
+        let own = format!(
+            r#"{{"event":"flow","seq":3,"salt":"{SALT_TEXT}","exe":"/a\nb","priority":6,"message":"m"}}"#
+        );
+        let journal = format!(
+            "{{\"_PID\":\"1\",\"TREFOIL_SEQ\":\"3\",\"TREFOIL_EVENT\":\"flow\",\"PRIORITY\":\"6\",\
+             \"TREFOIL_SALT\":\"{SALT_TEXT}\",\"TREFOIL_EXE\":[47,97,10,98],\
+             \"MESSAGE_ID\":\"{}\",\"MESSAGE\":\"m\"}}",
+            KINDS[0].1
+        );
+        let mut export = format!(
+            "__CURSOR=x\nTREFOIL_SEQ=3\nTREFOIL_EVENT=flow\nPRIORITY=6\nTREFOIL_SALT={SALT_TEXT}\n\
+             MESSAGE_ID={}\nMESSAGE=m\nTREFOIL_EXE\n",
+            KINDS[0].1
+        )
+        .into_bytes();
+        export.extend(4_u64.to_le_bytes());
+        export.extend(b"/a\nb\n\n");
+        let entry = entry_of(own.as_bytes());
+        assert_eq!(entry, entry_of(journal.as_bytes()));
+        assert_eq!(entry, entry_of(&export));
+        assert!(entry.digest().is_some());
+        assert_eq!(
+            (entry.number("seq"), entry.text("message")),
+            (Some(3), Some("m"))
+        );
+        let without = own.replace("salt", "sal");
+        assert_eq!(entry_of(without.as_bytes()).digest(), None);
+    }
+
+    #[test]
+    fn what_is_no_record_is_told_and_passed_over() {
+        let others =
+            b"{\"MESSAGE\":\"x\"}\n\n_PID=1\nMESSAGE=y\n\n{\"event\":\"flow\",\"seq\":1}\n";
+        let mut entries = Entries::new(&others[..]);
+        assert_eq!(entries.read().unwrap().unwrap().number("seq"), Some(1));
+        assert!(entries.read().unwrap().is_none());
+        let mut broken =
+            Entries::new(&b"{\"event\nA\n\x05\0\0\0\0\0\0\0ab\n{\"event\":\"flow\"}\n"[..]);
+        assert!(matches!(broken.read(), Err(EntryError::Form)));
+        assert!(broken.read().is_err());
+        let mut long = Entries::new(&b"A\n\xff\xff\xff\xff\xff\xff\xff\xff"[..]);
+        assert!(matches!(long.read(), Err(EntryError::Long)));
+    }
+
+    #[test]
+    fn a_salt_survives_its_text() {
+        let bytes = *b"0123456789abcdef";
+        assert_eq!(salt_text(&bytes), SALT_TEXT);
+        assert_eq!(salt(SALT_TEXT.as_bytes()), Some(bytes));
+        assert_eq!(salt(b"+0313233343536373839616263646566"), None);
+    }
+}
