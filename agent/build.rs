@@ -1,6 +1,7 @@
-//! Builds the kernel programs and leaves the object where the agent embeds it.
+//! Builds the kernel programs and leaves the objects where the agent embeds them.
 //!
-//! The object is `$OUT_DIR/trefoil.o`. This script must not install anything
+//! `$OUT_DIR/trefoil.o` are the programs that decide, `$OUT_DIR/trace.o` those of `trefoil trace`,
+//! from the same sources. This script must not install anything
 //! and must not touch the directory in which the outer cargo builds.
 
 use std::{
@@ -12,6 +13,8 @@ use std::{
 #[allow(dead_code, reason = "included by two programs that each use a part")]
 #[path = "../xtask/src/bpf_toolchain.rs"]
 mod bpf_toolchain;
+
+use bpf_toolchain::Object;
 
 fn main() {
     let manifest_dir = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
@@ -40,18 +43,24 @@ fn main() {
         )),
     };
     println!("cargo::rerun-if-changed={}", toolchain.linker().display());
-    match toolchain.build(workspace, &bpf_target_dir(&out_dir)) {
-        Ok(object) => {
-            let embedded = out_dir.join("trefoil.o");
-            if let Err(error) = fs::copy(&object, &embedded) {
-                stop(&format!(
-                    "copy {} to {}: {error}",
-                    object.display(),
-                    embedded.display()
-                ));
+    let target_dir = bpf_target_dir(&out_dir);
+    for (object, name) in [
+        (Object::Deciding, "trefoil.o"),
+        (Object::Tracing, "trace.o"),
+    ] {
+        let embedded = out_dir.join(name);
+        match toolchain.build(workspace, &target_dir, object) {
+            Ok(object) => {
+                if let Err(error) = fs::copy(&object, &embedded) {
+                    stop(&format!(
+                        "copy {} to {}: {error}",
+                        object.display(),
+                        embedded.display()
+                    ));
+                }
             }
+            Err(error) => stop(&error.to_string()),
         }
-        Err(error) => stop(&error.to_string()),
     }
 }
 

@@ -9,7 +9,7 @@ use trefoil_ebpf::abi::*;
 use crate::{
     atomic,
     globals::tcp_state_seen,
-    maps::{CHANGING, EMPTY, ENDED, EVENTS, TOTALS, lose, lose_traffic},
+    maps::{CHANGING, ENDED, EVENTS, TOTALS, lose, lose_traffic},
     owner::{set_acting, set_nobody},
     packet::Ends,
     remembered::remember_ended,
@@ -140,10 +140,10 @@ pub struct Alone {
     pub quality: u8,
 }
 
-/// Hands over a packet for whose flow there is no room, as a flow that begins and ends with
-/// it. `owner` is null if nobody is known. What the ring buffer cannot take is counted, and
-/// does not wait in `ENDED`: many such packets would take the room of the last numbers of
-/// whole flows.
+/// Hands over a packet for whose flow there is no room, as a flow that begins and ends with it.
+/// `owner` is null if nobody is known. A packet that the ring buffer cannot take is counted, and
+/// does not wait in `ENDED`: many such packets would take the room of the last numbers of whole
+/// flows.
 #[inline(never)]
 pub fn tell_alone(owner: *const Owner, ends: &Ends, packet: &Alone) -> u32 {
     let (bytes, blocked) = (u64::from(packet.bytes), packet.decision.blocks());
@@ -459,73 +459,4 @@ pub fn count_total(decision: &Decision, bytes: u64, blocked: bool) {
     };
     atomic::add(byte_counter, bytes);
     atomic::add(packet_counter, 1);
-}
-
-/// Records a call that was refused. Each is an event of its own.
-///
-/// `owner` is only read. What the ring buffer cannot take waits in `ENDED`.
-#[inline(always)]
-pub fn refuse(owner: *const Owner, cookie: u64, peer: &Peer, decision: Decision) {
-    if let Some(totals) = TOTALS.get_ptr_mut(u32::from(decision.verdict)) {
-        // SAFETY: a map value; the verifier checks the access.
-        atomic::add(unsafe { &raw mut (*totals).refused }, 1);
-    }
-    let Some(mut entry) = EVENTS.reserve(0) else {
-        lose(LOSS_EVENTS_FULL, 1);
-        return refuse_later(owner, cookie, peer, decision);
-    };
-    let event: *mut Event = entry.as_mut_ptr();
-    let time_ns = now_ns();
-    // SAFETY: reserved memory of this size; the verifier checks `owner`.
-    unsafe {
-        zero(event);
-        (*event).time_ns = time_ns;
-        (*event).reason = reason::REFUSED;
-        fill_refusal(
-            &raw mut (*event).tracked,
-            owner,
-            cookie,
-            peer,
-            decision,
-            time_ns,
-        );
-    }
-    entry.submit(BPF_RB_NO_WAKEUP.into());
-}
-
-/// A refusal that the ring buffer had no room for waits in `ENDED`.
-#[inline(never)]
-fn refuse_later(owner: *const Owner, cookie: u64, peer: &Peer, decision: Decision) {
-    let started_ns = now_ns();
-    let key = EndedKey { cookie, started_ns };
-    let Some(empty) = EMPTY.get(0) else { return };
-    if ENDED.insert(&key, empty, 0).is_err() {
-        lose(LOSS_ENDED_FULL, 1);
-        return;
-    }
-    if let Some(tracked) = ENDED.get_ptr_mut(&key) {
-        fill_refusal(tracked, owner, cookie, peer, decision, started_ns);
-    }
-}
-
-#[inline(always)]
-fn fill_refusal(
-    tracked: *mut Tracked,
-    owner: *const Owner,
-    cookie: u64,
-    peer: &Peer,
-    decision: Decision,
-    started_ns: u64,
-) {
-    // SAFETY: the caller's memory; the verifier checks the access.
-    unsafe {
-        copy(owner, &raw mut (*tracked).owner);
-        (*tracked).flow.cookie = cookie;
-        (*tracked).flow.started_ns = started_ns;
-        (*tracked).flow.peer = *peer;
-        (*tracked).flow.direction = direction::OUTBOUND;
-        (*tracked).flow.state = FLOW_ENDED;
-        (*tracked).flow.decision = decision;
-        (*tracked).flow.counters.refused = 1;
-    }
 }

@@ -7,7 +7,7 @@ use crate::{
     maps::{UPLINK_BOOKS, lose},
 };
 
-/// What is counted about one frame.
+/// Interface and bytes of one frame, as the books count them.
 #[derive(Clone, Copy)]
 pub struct Size {
     pub interface: u32,

@@ -1,5 +1,5 @@
-//! What the compiler is not to see through: bounds for the verifier, and arithmetic in the
-//! place of branches.
+//! Operations that the compiler must not see through: bounds for the verifier, and arithmetic in
+//! the place of branches.
 
 /// `value & MASK`, kept even where the compiler can prove that it changes nothing.
 ///
@@ -19,8 +19,8 @@ pub fn masked<const MASK: usize>(mut value: usize) -> usize {
     value
 }
 
-/// The value, or `MOST` if that is less. What the compiler compares may be a copy of a value that it
-/// has put onto the stack, and verifiers before 6.3 or so know nothing of the other one then.
+/// The value, or `MOST` if that is less. The compiler may compare a copy of a value that it has put
+/// onto the stack; verifiers before 6.3 or so know nothing of the other one then.
 #[inline(always)]
 pub fn clamped<const MOST: usize>(mut value: usize) -> usize {
     // SAFETY: instructions on one register.

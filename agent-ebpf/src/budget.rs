@@ -6,7 +6,7 @@ use core::ptr;
 
 use trefoil_ebpf::abi::*;
 
-use crate::{accounting::now_ns, atomic, maps::BUDGETS};
+use crate::{accounting::now_ns, atomic, globals::ONLY_LOOKS, maps::BUDGETS};
 
 /// Charges a packet to a budget, `bytes << 1 | enforced`, and says whether it is within
 /// `limit_bytes`.
@@ -25,6 +25,9 @@ pub fn is_within(index: u32, limit_bytes: u64, charge: u64) -> bool {
 #[inline(never)]
 extern "C" fn charge_budget(index: u32, limit_bytes: u64, charge: u64) -> u32 {
     let (bytes, enforced) = (charge >> 1, charge & 1 != 0);
+    if ONLY_LOOKS {
+        return would_exceed(index, limit_bytes, bytes);
+    }
     let Some(budget) = BUDGETS.get_ptr_mut(index) else {
         return 1;
     };
@@ -73,4 +76,40 @@ extern "C" fn charge_budget(index: u32, limit_bytes: u64, charge: u64) -> u32 {
         atomic::add(unsafe { &raw mut (*budget).used_packets }, 1);
     }
     1
+}
+
+/// As [`charge_budget`], and nothing is charged.
+#[inline(always)]
+fn would_exceed(index: u32, limit_bytes: u64, bytes: u64) -> u32 {
+    let Some(budget) = BUDGETS.get_ptr(index) else {
+        return 1;
+    };
+    // SAFETY: a map value; the verifier checks the access. So below.
+    let (used, step_ns, last) = unsafe {
+        (
+            ptr::read_volatile(&raw const (*budget).used_bytes),
+            ptr::read_volatile(&raw const (*budget).step_ns),
+            ptr::read_volatile(&raw const (*budget).step),
+        )
+    };
+    let mark = match step_ns {
+        0 => 0,
+        _ => {
+            let first = (now_ns() / step_ns).saturating_sub(BUDGET_STEPS);
+            match first > last {
+                // All marks since are what has been used until now.
+                true => used,
+                false => {
+                    let marks = unsafe { (&raw const (*budget).marks).cast::<u64>() };
+                    let at = first as usize & (BUDGET_MARKS - 1);
+                    unsafe { ptr::read_volatile(marks.add(at)) }
+                }
+            }
+        }
+    };
+    let window = used.wrapping_sub(mark);
+    u32::from(match bytes {
+        0 => window >= limit_bytes,
+        _ => window + bytes > limit_bytes,
+    })
 }

@@ -2,7 +2,11 @@
 
 use aya_ebpf::bindings::__sk_buff;
 
-use crate::packet::{Bytes, HOP_BY_HOP, protocol};
+use crate::{
+    judge::{is_local, is_own},
+    packet::{Bytes, Ends, HOP_BY_HOP, protocol},
+    socket::is_of_own_namespace,
+};
 
 const RST: u8 = 4;
 
@@ -19,7 +23,7 @@ pub fn is_bare_acknowledgement(skb: *mut __sk_buff, start: u32) -> bool {
 /// True for a packet with which the kernel keeps the link: neighbour discovery of IPv6, and reports
 /// of groups, which no router forwards. Asked only of what no process sends.
 #[inline(never)]
-pub fn keeps_link(skb: *mut __sk_buff, start: u32) -> bool {
+pub fn keeps_link(generation: u32, skb: *mut __sk_buff, start: u32, ends: &Ends) -> bool {
     const IGMP: u8 = 2;
     /// Router solicitation, neighbour solicitation and advertisement: what the kernel sends.
     const NEIGHBOUR_DISCOVERY: [u8; 3] = [133, 135, 136];
@@ -34,6 +38,9 @@ pub fn keeps_link(skb: *mut __sk_buff, start: u32) -> bool {
         return false;
     }
     if first >> 4 == 4 {
+        if !is_multicast(ends) {
+            return false;
+        }
         let header = skb.load::<[u8; 2]>(start + 8);
         return header == Some([1, IGMP]);
     }
@@ -54,11 +61,38 @@ pub fn keeps_link(skb: *mut __sk_buff, start: u32) -> bool {
         // socket of its own, and a copy of somebody's has none.
         // SAFETY: a field of the context.
         Some(kind) if NEIGHBOUR_DISCOVERY.contains(&kind) => {
-            hop_limit == 255 && !unsafe { (*skb).__bindgen_anon_2.sk }.is_null()
+            hop_limit == 255
+                && !unsafe { (*skb).__bindgen_anon_2.sk }.is_null()
+                && is_of_neighbours(generation, skb, ends)
         }
-        Some(kind) if REPORTS.contains(&kind) => hop_limit == 1,
+        Some(kind) if REPORTS.contains(&kind) => hop_limit == 1 && is_multicast(ends),
         _ => false,
     }
+}
+
+/// True if a packet goes to a group.
+#[inline(always)]
+fn is_multicast(ends: &Ends) -> bool {
+    let first = match ends.destination.address.as_v4() {
+        Some(v4) => return v4 >> 28 == 0xe,
+        None => ends.destination.address.halves().0 >> 56,
+    };
+    first == 0xff
+}
+
+/// True if neighbour discovery goes to a neighbour: to the link's scope, or from an address of this
+/// host's to one of the same network. Whoever asks the kernel says where it answers to, and what of;
+/// and whoever is root of another network namespace gives himself the host's address.
+#[inline(always)]
+fn is_of_neighbours(generation: u32, skb: *mut __sk_buff, ends: &Ends) -> bool {
+    /// `fe80::/10`
+    const LINK_SCOPE: u64 = 0xfe80 >> 6;
+    let (network, _) = ends.destination.address.halves();
+    if network >> 54 == LINK_SCOPE || is_local(generation, &ends.destination) {
+        return true;
+    }
+    let (own_network, own_rest) = ends.source.halves();
+    own_network == network && is_own(generation, own_network, own_rest) && is_of_own_namespace(skb)
 }
 
 /// True for a packet of TCP that resets a connection and carries nothing else.

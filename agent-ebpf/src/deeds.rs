@@ -1,4 +1,4 @@
-//! Who does something to what the agent has in the kernel.
+//! Deeds: remembers which process does something to the agent's objects in the kernel.
 
 use core::ptr;
 

@@ -5,7 +5,9 @@ use trefoil_ebpf::abi::*;
 use crate::{
     accounting::{announce_owner, begin, set_state, succeed},
     maps::{EMPTY, FLOWS},
-    owner::{is_running, is_same, is_same_process, is_whole, set_current},
+    owner::{is_same, is_same_process, is_whole, set_current},
+    packet::{Ends, is_same_peer, protocol},
+    session::note_login,
     words::copy,
 };
 
@@ -13,6 +15,34 @@ use crate::{
 #[inline(always)]
 pub fn find(key: &FlowKey) -> Option<*mut Tracked> {
     FLOWS.get_ptr_mut(key).filter(is_complete)
+}
+
+/// The flow that an ordinary packet of a tagged socket goes on with: that of the socket's peer; of
+/// datagrams without a connection, one of those that their senders have named. For packets
+/// of flows that have begun.
+#[inline(always)]
+pub fn known(tag: *mut Socket, is_connected: bool, ends: &Ends) -> Option<*mut Tracked> {
+    const SPECIAL: u32 = SOCKET_LISTENS | SOCKET_OF_MPTCP;
+    // SAFETY: a map value; the verifier checks the access. So below.
+    let (flags, tracked) = unsafe { ((*tag).flags, &raw mut (*tag).tracked) };
+    if flags & SPECIAL != 0 {
+        return None;
+    }
+    let peer = unsafe { &raw const (*tracked).flow.peer };
+    if flags & SOCKET_HAS_PEER != 0 && is_same_peer(peer, &raw const ends.destination) {
+        return Some(tracked);
+    }
+    // Of others the tag alone says who sends.
+    let is_named = ends.destination.protocol == protocol::UDP && !is_connected;
+    if flags & SOCKET_HAS_FLOWS == 0 || !is_named {
+        return None;
+    }
+    let key = FlowKey {
+        cookie: unsafe { (*tracked).flow.cookie },
+        peer: ends.destination,
+    };
+    // From another port it is judged anew.
+    find(&key).filter(|flow| unsafe { (**flow).flow.local_port } == ends.source_port)
 }
 
 /// True unless another processor is about to fill in whose a flow is. A packet that leaves at that
@@ -32,9 +62,9 @@ pub fn find_for_sender(key: &FlowKey, sender: *const Owner) -> Option<*mut Track
     Some(tracked)
 }
 
-/// Takes in that the running process sends on a socket; 1 if it is another sender than the
-/// last, be it a process that has changed its user, group, control group or executable. If
-/// another one sent before, and the socket has many peers, what is told of it by itself is of
+/// Takes in that the running process sends on a socket, which is not known to be the one that sent
+/// last; 1 if it is another sender, be it a process that has changed its user, group, control group or
+/// executable. If another one sent before, and the socket has many peers, what is told of it by itself is of
 /// one of them, and not certain.
 ///
 /// A function of its own, so that what it needs of the stack is free again when the judge is
@@ -43,15 +73,13 @@ pub fn find_for_sender(key: &FlowKey, sender: *const Owner) -> Option<*mut Track
 pub fn set_running(tag: *mut Socket) -> u32 {
     // SAFETY: a map value; the verifier checks the access. So below.
     let (owner, flags) = unsafe { (&raw mut (*tag).tracked.owner, (*tag).flags) };
-    if unsafe { (*owner).quality } == quality::DIRECT && is_running(owner) {
-        return 0;
-    }
     let before = unsafe { *owner };
     set_current(owner);
     let is_same = is_same(owner, &raw const before);
     if is_same && is_whole(&raw const before) {
         return 0;
     }
+    note_login(tag, &raw const before);
     // A process has sent as what it was, and that is told so. Bytes of another are in one flow with
     // those of the one before.
     let is_itself = unsafe { (*owner).pid == before.pid && (*owner).start_ns == before.start_ns };
@@ -68,10 +96,10 @@ pub fn set_running(tag: *mut Socket) -> u32 {
     ANOTHER
 }
 
-/// What [`set_running`] returns if the process is the one that sent last, and has another user,
-/// group, control group or session since: it is judged as what it is now.
+/// Result of [`set_running`] if the process is the one that sent last, and has another user, group,
+/// control group or session since: it is judged by its present ones.
 pub const CHANGED: u32 = 1;
-/// What it returns if another process sends, or the same has executed another file.
+/// Result of [`set_running`] if another process sends, or the same has executed another file.
 pub const ANOTHER: u32 = 2;
 
 /// Takes in who sends on a flow. `first` is how certain it is that all of it is the
@@ -116,7 +144,12 @@ pub fn set_sender(tracked: *mut Tracked, sender: *const Owner, first: u8) -> u32
 /// Makes a flow; `None` if the table is full, or if another processor makes it at this moment. Then
 /// its packet is told of by itself where it leaves.
 #[inline(never)]
-pub fn create(key: &FlowKey, owner: *const Owner, decision: Decision) -> Option<*mut Tracked> {
+pub fn create(
+    key: &FlowKey,
+    owner: *const Owner,
+    direction: u8,
+    decision: Decision,
+) -> Option<*mut Tracked> {
     let empty = EMPTY.get(0)?;
     const BPF_NOEXIST: u64 = 1;
     // Another CPU may have been faster, and that is as good.
@@ -125,13 +158,7 @@ pub fn create(key: &FlowKey, owner: *const Owner, decision: Decision) -> Option<
     if inserted {
         // SAFETY: map values; the verifier checks the access.
         copy(owner, unsafe { &raw mut (*tracked).owner });
-        begin(
-            tracked,
-            key.cookie,
-            &key.peer,
-            direction::OUTBOUND,
-            decision,
-        );
+        begin(tracked, key.cookie, &key.peer, direction, decision);
     }
     Some(tracked).filter(is_complete)
 }

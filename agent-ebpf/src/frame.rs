@@ -104,8 +104,8 @@ pub fn frame(packet: impl Bytes, header_bytes: u32) -> Frame {
     Frame::Other(kind)
 }
 
-/// What a frame carries at `offset` that is called something else than IP: what begins as a packet
-/// of IP does, and is as long as that says, is one. Somebody on the link may take it for that.
+/// Returns the content of a frame at `offset` whose type is not that of IP. If it begins as an IP
+/// packet does, and is as long as that says, it is one: somebody on the link may take it for one.
 #[inline(always)]
 fn unless_ip(packet: impl Bytes, offset: u32, kind: u16, begins: [u8; 4]) -> Frame {
     let [first, _, c, d] = begins;

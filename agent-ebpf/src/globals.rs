@@ -7,6 +7,9 @@ use trefoil_ebpf::abi::{N_ROOMS, Offsets, Room, Rooms};
 
 use crate::bounds::masked;
 
+/// True in programs of `trefoil trace`: what they share with those that decide they only read.
+pub const ONLY_LOOKS: bool = cfg!(feature = "trace");
+
 /// Number of this set of programs, see [`trefoil_ebpf::abi::Control::instance`].
 #[unsafe(no_mangle)]
 static INSTANCE: u32 = 0;
@@ -24,6 +27,10 @@ static TCP_STATE_SEEN: u32 = 0;
 /// 1 if the kernel tells which socket of MPTCP a subflow belongs to (5.19); else 0.
 #[unsafe(no_mangle)]
 static SUBFLOWS_KNOWN: u32 = 0;
+
+/// 1 if programs of every kind may read the running task's structures (5.15); else 0.
+#[unsafe(no_mangle)]
+static TASK_READABLE: u32 = 0;
 
 /// Cookie of the agent's network namespace; 0 if this kernel does not tell.
 #[unsafe(no_mangle)]
@@ -101,6 +108,12 @@ pub fn tcp_state_seen() -> bool {
 pub fn subflows_known() -> bool {
     // SAFETY: as above.
     unsafe { ptr::read_volatile(&SUBFLOWS_KNOWN) != 0 }
+}
+
+#[inline(always)]
+pub fn task_readable() -> bool {
+    // SAFETY: as above.
+    unsafe { ptr::read_volatile(&TASK_READABLE) != 0 }
 }
 
 /// The part of the table with this index that is for others than root.

@@ -10,12 +10,15 @@
 //! - Where the packet still has its socket, that is the same. A socket's next packet has an
 //!   entry of its own before it can get anywhere.
 //! - Where it has lost its socket, its flow's hash is the same, which has a secret of the
-//!   kernel's in it. A packet without one is known by its length, for a tenth of a second.
+//!   kernel's in it. A packet without one, and one that a process wrote into a tun device, is known
+//!   by its length, for a second.
 //! - It has not come to an uplink before: there its entry is forgotten.
+//! - Where somebody else may have had it, that was for a second at the most, and a decision
+//!   holds only if the packet is no longer than it was.
 //! - Whatever else it is now, a decision holds only for the destination that it was made about.
 //!
-//! An entry that two packets write at once is nobody's: it is sealed by a sum of its words. What
-//! has no entry is judged as what it is.
+//! An entry that two packets write at once is nobody's: it is sealed by a sum of its words. A
+//! packet without an entry is judged by its own headers.
 
 use core::ptr;
 
@@ -26,7 +29,10 @@ use aya_ebpf::{
 use trefoil_ebpf::abi::*;
 
 use crate::{
+    accounting::NOT_JUDGED,
+    kernel_memory::Kernel,
     maps::{IN_FLIGHT, IN_FLIGHT_OWNERS},
+    owner::set_current,
     packet::{Bytes, Ends, Route},
     remembered::LARGE_BYTES,
     words::{copy, low_half},
@@ -47,7 +53,8 @@ pub struct InFlight {
     seal: u64,
     /// The decision; of verdict `NONE` if there is none yet.
     decision: Decision,
-    /// The destination that the socket's hook saw. In `pad[0]`, `HAS_OWNER` and `HAS_NO_HASH`.
+    /// The destination that the socket's hook saw. In `pad[0]`, `HAS_OWNER` and `HAS_NO_HASH`; behind
+    /// them the identification of its datagram, and when it was sent, see [`age_clock`].
     named: Peer,
     /// Its flow's hash; when it was sent, in the kernel's ticks, if it has none.
     hash: u32,
@@ -63,12 +70,32 @@ const HAS_NO_HASH: u8 = 2;
 /// is the first then.
 const HAS_DATAGRAM: u8 = 4;
 
+/// Stands in [`Peer::protocol`] for any, of a packet that was written into a tun device.
+const WRITTEN: u8 = 255;
+/// No destination.
+pub const NOWHERE: Peer = Peer {
+    address: Address([0; 16]),
+    port: 0,
+    protocol: 0,
+    pad: [0; 5],
+};
+
 const WORDS: usize = size_of::<InFlight>() / 8;
 const OWNER_WORDS: usize = size_of::<Owner>() / 8;
 /// Words of an entry that its seal covers as they are: those behind it.
 const FIRST_SEALED: usize = 3;
-/// Ticks after which a packet without a hash is nobody's any more: at 250 a second, a tenth of one.
-const LONGEST_WAY_TICKS: u32 = 25;
+/// Ticks after which a packet without a hash is nobody's any more: at 250 a second, a second.
+const LONGEST_WAY_TICKS: u32 = 250;
+
+/// Units of [`age_clock`] after which a packet is nobody's any more that has an owner.
+const LONGEST_WAY: u16 = 4;
+
+/// The kernel's ticks, 64 at a time: at 250 a second, a quarter of a second. Begins anew after hours.
+#[inline(always)]
+fn age_clock() -> u16 {
+    // SAFETY: the helper takes nothing.
+    (unsafe { bpf_jiffies64() } >> 6) as u16
+}
 
 /// Index of a packet's entry. Factor: that of Fibonacci hashing.
 #[inline(always)]
@@ -111,7 +138,12 @@ pub fn keep(skb: *mut __sk_buff, tag: *const Socket, named: &Peer, decision: Dec
                 }
             }
         }
-        unsafe { (*entry).named.pad[0] = has };
+        let [early, late] = age_clock().to_ne_bytes();
+        unsafe {
+            (*entry).named.pad[0] = has;
+            (*entry).named.pad[3] = early;
+            (*entry).named.pad[4] = late;
+        }
         let Some(of) = IN_FLIGHT_OWNERS.get_ptr_mut(number) else {
             return;
         };
@@ -125,6 +157,59 @@ pub fn keep(skb: *mut __sk_buff, tag: *const Socket, named: &Peer, decision: Dec
     }
     seal ^= sum_of_entry(entry);
     unsafe { (*entry).seal = seal };
+}
+
+/// Keeps that the running process has made a packet of `bytes`, which begins with `header`, by
+/// writing it into a tun device. A packet that a kernel thread writes is nobody's.
+#[inline(always)]
+pub fn keep_written(packet: Kernel, bytes: u32, header: &[u8; 40]) -> Option<()> {
+    let low_half = low_half(packet as *const u8);
+    let number = index(low_half);
+    let entry = IN_FLIGHT.get_ptr_mut(number)?;
+    let of = IN_FLIGHT_OWNERS.get_ptr_mut(number)?;
+    let [early, late] = age_clock().to_ne_bytes();
+    let named = Peer {
+        address: match header[0] >> 4 {
+            4 => Address::v4(u32::from_be_bytes([
+                header[16], header[17], header[18], header[19],
+            ])),
+            _ => Address(*header.last_chunk()?),
+        },
+        port: 0,
+        protocol: WRITTEN,
+        pad: [HAS_OWNER | HAS_NO_HASH, 0, 0, early, late],
+    };
+    // SAFETY: map values; the verifier checks the access. So below.
+    unsafe {
+        // Until it is whole.
+        (*entry).packet = 0;
+        let owner = &raw mut (*of).owner;
+        set_current(owner);
+        if (*owner).pid == 0 {
+            return None;
+        }
+        (*of).flow.cookie = cookie_of_writer(owner);
+        (*of).flow.peer = NOWHERE;
+        copy(&raw const named, &raw mut (*entry).named);
+        (*entry).decision = NOT_JUDGED;
+        (*entry).socket = 0;
+        (*entry).hash = bpf_jiffies64() as u32;
+        (*entry).bytes = bytes;
+        (*entry).seal = low_half << 32 ^ seal_of_owner(of) ^ sum_of_entry(entry);
+        (*entry).packet = packet;
+    }
+    Some(())
+}
+
+/// A number that stands for a process in the place of a socket's cookie.
+#[inline(always)]
+fn cookie_of_writer(owner: *const Owner) -> u64 {
+    // Multiplied by an odd number, as Fibonacci hashing does.
+    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+    // SAFETY: a map value; the verifier checks the access.
+    let (start_ns, pid) = unsafe { ((*owner).start_ns, (*owner).pid) };
+    let mixed = start_ns.wrapping_mul(FACTOR) ^ u64::from(pid);
+    COOKIE_OF_NO_SOCKET | mixed.wrapping_mul(FACTOR) >> 1
 }
 
 /// Sum of the words of an entry that need no other treatment.
@@ -164,7 +249,21 @@ pub fn forget(skb: *mut __sk_buff) {
     }
 }
 
-/// What is known of a packet from its socket.
+/// True if a packet that somebody else may have had was held back, or is longer than it was when its
+/// socket sent it: it may not leave any more, or there is more in it than was counted.
+#[inline(always)]
+pub fn is_late_or_longer(skb: *mut __sk_buff, start: u32) -> bool {
+    let Some(entry) = IN_FLIGHT.get_ptr(index(low_half(skb))) else {
+        return false;
+    };
+    // SAFETY: a field of the context and a map value; the verifier checks the access.
+    let (was, bytes) = unsafe { ((*entry).bytes, (*skb).len) };
+    let [has, _, _, early, late] = unsafe { (*entry).named.pad };
+    let age = age_clock().wrapping_sub(u16::from_ne_bytes([early, late]));
+    has & HAS_OWNER != 0 && (bytes > was + start || age > LONGEST_WAY)
+}
+
+/// Facts known of a packet from its socket.
 #[derive(Clone, Copy)]
 pub struct Found {
     entry: *const InFlight,
@@ -172,8 +271,8 @@ pub struct Found {
 }
 
 impl Found {
-    /// What was decided about this destination; of verdict `NONE` if it was another, or if
-    /// nothing was decided.
+    /// Returns the decision made about this destination; of verdict `NONE` if the decision is about
+    /// another, or if nothing was decided.
     #[inline(always)]
     pub fn decision_about(&self, ends: &Ends) -> Decision {
         // SAFETY: a map value; the verifier checks the access. So below.
@@ -181,7 +280,7 @@ impl Found {
         if self.names(named, ends) {
             unsafe { (*self.entry).decision }
         } else {
-            crate::accounting::NOT_JUDGED
+            NOT_JUDGED
         }
     }
 
@@ -211,14 +310,21 @@ impl Found {
         named.protocol == 0 || is_same
     }
 
+    /// Bytes of the packet when it was sent, from its IP header on.
+    #[inline(always)]
+    pub fn bytes(&self) -> u32 {
+        // SAFETY: a map value; the verifier checks the access.
+        unsafe { (*self.entry).bytes }
+    }
+
     /// True if the packet may have lost its socket.
     #[inline(always)]
     pub fn has_owner(&self) -> bool {
         unsafe { (*self.entry).named.pad[0] & HAS_OWNER != 0 }
     }
 
-    /// Whose it is, the cookie of its socket and the destination that the socket's hook saw, if
-    /// it [`has_owner`](Self::has_owner).
+    /// Returns the packet's owner, the cookie of its socket and the destination that the socket's
+    /// hook saw, if it [`has_owner`](Self::has_owner).
     #[inline(always)]
     pub fn sent(&self) -> *const Tracked {
         self.of

@@ -1,4 +1,4 @@
-//! What iterator programs write for whoever reads them.
+//! Output that iterator programs write for their readers.
 
 use aya_ebpf::{bindings::seq_file, helpers::generated::bpf_seq_write};
 

@@ -14,49 +14,58 @@ use crate::bounds::masked;
 use crate::budget::is_within;
 use crate::maps::{InForce, lose};
 use crate::packet::protocol;
-use crate::source::Source;
+use crate::source::{Source, group_class, near_class};
 use crate::tables::{Tables, entry, in_chunk};
 use crate::tree::{find_number, find128};
 
 /// Judges under the policy in force, which the caller read from `CONTROL` once, and
 /// charges a packet of `bytes` to the budget it needs, if it may leave. Before there is
-/// a packet, `bytes` is 0.
+/// a packet, `bytes` is 0. `near` is the near end, see [`trefoil_ebpf::abi::near`].
 ///
 /// Without a complete policy the answer is `undetermined`, and never a guess;
 /// nothing is blocked then, since no policy said to enforce.
 #[inline(always)]
-pub fn judge(in_force: InForce, source: &Source, peer: &Peer, bytes: u32) -> Decision {
-    let asked = Asked::new(in_force, source, peer, bytes);
+pub fn judge(in_force: InForce, source: &Source, near: u32, peer: &Peer, bytes: u32) -> Decision {
+    let asked = Asked::new(in_force, source, near, peer, bytes);
     let (high, low) = peer.address.halves();
-    in_force.flagged(judge_address(&asked, high, low))
+    let mut decision = judge_address(&asked, high, low);
+    decision.flags |= asked.limited;
+    in_force.flagged(decision)
 }
 
-/// What is asked about any address that a packet may go to.
+/// Question about any address that a packet may go to.
 #[derive(Clone, Copy)]
 pub struct Asked {
-    /// `generation << 32` with the classes of [`Source::classes`].
+    /// `generation << 32` with the classes of [`Source::paths`].
     pub policy: u64,
-    /// [`Source::who`].
+    /// `class of the group << 32 | user`.
     pub who: u64,
-    /// `bytes << 32 | enforced << 31 | may stay << 26 | login << 24 | protocol << 16 | port`.
+    /// `bytes << 44 | class of the near end << 28 | enforced << 27 | may stay << 26
+    /// | protocol << 16 | port`.
     pub packet: u64,
+    /// [`DECISION_LIMITED`] if another near end may be decided about otherwise, and the socket
+    /// has no port yet, or if another origin of the session may, and it has none yet; else 0.
+    pub limited: u8,
 }
 
 impl Asked {
     /// About a packet of `bytes`.
     #[inline(always)]
-    pub fn new(in_force: InForce, source: &Source, peer: &Peer, bytes: u32) -> Self {
+    pub fn new(in_force: InForce, source: &Source, near: u32, peer: &Peer, bytes: u32) -> Self {
         let generation = in_force.generation;
-        let (login, paths) = source.classes(generation);
+        let paths = source.paths(generation);
+        let group = group_class(generation, source.gid, source.session);
+        let near = near_class(generation, near);
         Self {
             policy: u64::from(generation) << 32 | u64::from(paths),
-            who: source.who(),
-            packet: u64::from(bytes) << 32
+            who: u64::from(group as u16) << 32 | u64::from(source.uid),
+            packet: u64::from(bytes.min(MOST_BYTES)) << BYTES_SHIFT
+                | u64::from(near as u16) << NEAR_SHIFT
                 | u64::from(in_force.flags & DECISION_ENFORCED) << ENFORCED_SHIFT
                 | u64::from(in_force.flags & MAY_STAY) << MAY_STAY_SHIFT
-                | (login as u64) << LOGIN_SHIFT
                 | u64::from(peer.protocol) << 16
                 | u64::from(peer.port),
+            limited: ((near | group) >> 16) as u8,
         }
     }
 }
@@ -69,6 +78,7 @@ pub fn judge_address(asked: &Asked, high: u64, low: u64) -> Decision {
         policy,
         who,
         packet,
+        ..
     } = *asked;
     let mut decision = Decision::from_word(judge_flow(policy, high, low, who, packet));
     if decision.flags & EMBEDS != 0 {
@@ -86,6 +96,12 @@ pub fn judge_address(asked: &Asked, high: u64, low: u64) -> Decision {
 pub fn is_local(generation: u32, peer: &Peer) -> bool {
     let (high, low) = peer.address.halves();
     fallback(destination(generation, high, low)) == verdict::LOCAL
+}
+
+/// True for an address of this host, by its halves.
+#[inline(always)]
+pub fn is_own(generation: u32, high: u64, low: u64) -> bool {
+    destination(generation, high, low) & Branch::OWN != 0
 }
 
 /// The decision about a packet that cannot be read.
@@ -187,19 +203,21 @@ extern "C" fn embedded(generation: u32, high: u64, low: u64, nth: u32) -> u64 {
     u64::from(v4) | if is_nowhere { NOWHERE } else { 0 }
 }
 
-/// Where [`DECISION_ENFORCED`] is in the last argument of [`judge_flow`].
-const ENFORCED_SHIFT: u32 = 31;
+/// Where the packet's bytes are in the last argument of [`judge_flow`], and how many there is room
+/// for. The kernel makes none of more than half as many.
+const BYTES_SHIFT: u32 = 44;
+const MOST_BYTES: u32 = (1 << (u64::BITS - BYTES_SHIFT)) - 1;
+/// Where the class of the near end is there.
+const NEAR_SHIFT: u32 = 28;
+/// Where [`DECISION_ENFORCED`] is there.
+const ENFORCED_SHIFT: u32 = 27;
 const _: () = assert!(DECISION_ENFORCED == 1);
-/// Where the case of [`login`] is there.
-const LOGIN_SHIFT: u32 = 24;
-const _: () = assert!(login::N.is_power_of_two());
 /// How far [`MAY_STAY`] is shifted there.
 const MAY_STAY_SHIFT: u32 = 23;
 const _: () = assert!((MAY_STAY as u32) << MAY_STAY_SHIFT == 1 << 26);
 
-/// Judges by `generation << 32` with the classes of [`Source::classes`], by the halves of
-/// the address, by [`Source::who`], and by `bytes << 32 | enforced << 31 | may stay << 26 |
-/// login << 24 | protocol << 16 | port`. Returns a `Decision`, as of a policy that enforces, with [`EMBEDS`].
+/// Judges by [`Asked::policy`], by the halves of the address, by [`Asked::who`], and by
+/// [`Asked::packet`]. Returns a `Decision`, as of a policy that enforces, with [`EMBEDS`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn judge_flow(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> u64 {
@@ -265,17 +283,14 @@ fn decide(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> Option<Dec
         protocol::UDP => small_class(udp_ports, packet),
         _ => number_class(header.services, packet as u32 & 0xff_ffff),
     };
-    let login = packet as usize >> LOGIN_SHIFT & (login::N - 1);
     let user = match (who as u32) >> N_SMALL.ilog2() {
         0 => small_class(small_users, who),
         _ => number_class(header.users, who as u32),
     };
-    let login = masked::<{ login::N - 1 }>(login);
-    // SAFETY: the index is masked, which the compiler cannot see.
-    let groups = unsafe { *header.groups.as_ptr().add(login) };
-    let group = number_class(groups, (who >> 32) as u32);
-    let row_bytes = u64::from(header.row_bytes);
-    let row = |dimension: usize, class: u64| u64::from(header.rows[dimension]) + class * row_bytes;
+    let row_bytes = header.row_bytes;
+    let row = |dimension: usize, class: u64| {
+        header.rows[dimension].wrapping_add((class as u32).wrapping_mul(row_bytes))
+    };
     let rows = Rows {
         first,
         slot,
@@ -283,20 +298,21 @@ fn decide(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> Option<Dec
         destination: row(dimension::DESTINATION, u64::from(found as u16)),
         service: row(dimension::SERVICE, service),
         user: row(dimension::USER, user),
-        group: row(dimension::GROUP, group),
+        group: row(dimension::GROUP, who >> 32),
         executable: row(dimension::EXECUTABLE, policy >> 16 & 0xffff),
         cgroup: row(dimension::CGROUP, policy & 0xffff),
+        packet,
     };
     // Words that can have a clause in common: mostly one or two.
     let mut candidates = rows.common(0) as u32;
-    let (mut best, mut limited) = (NO_CLAUSE, 0);
+    let (mut best, mut flags) = (NO_CLAUSE, embeds);
     for _ in 0..ROW_WORDS {
         if candidates == 0 {
             break;
         }
         let word = u64::from(candidates.trailing_zeros());
         candidates &= candidates - 1;
-        let clauses = rows.common((1 + word) * size_of::<u64>() as u64);
+        let clauses = rows.common((1 + word as u32) * size_of::<u64>() as u32);
         if clauses == 0 {
             continue;
         }
@@ -304,7 +320,7 @@ fn decide(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> Option<Dec
         let mut clause = clause_at(first, number);
         if clause.limits & CLAUSE_TIMED != 0 {
             let found = first_in_time(slot, word as u32, clauses);
-            limited |= (found >> FOUND_FLAGS_SHIFT) as u8 & DECISION_LIMITED;
+            flags |= (found >> FOUND_FLAGS_SHIFT) as u8 & DECISION_LIMITED;
             if found & NONE_IN_TIME != 0 {
                 continue;
             }
@@ -314,18 +330,18 @@ fn decide(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> Option<Dec
         best = best.min(u64::from(clause.rule) << NUMBER_BITS | number);
     }
     if best == NO_CLAUSE {
-        return Some(without_clause(fallback(found), limited | embeds));
+        return Some(without_clause(fallback(found), flags));
     }
     let clause = clause_at(first, best);
     let mut decision = Decision {
         generation,
         rule: clause.rule,
         verdict: clause.verdict,
-        flags: DECISION_ENFORCED | limited | embeds,
+        flags: DECISION_ENFORCED | flags,
     };
     if clause.limits & CLAUSE_COUNTED != 0 {
         decision.flags |= DECISION_LIMITED;
-        let charge = (packet >> 32) << 1 | packet >> ENFORCED_SHIFT & 1;
+        let charge = (packet >> BYTES_SHIFT) << 1 | packet >> ENFORCED_SHIFT & 1;
         if !is_within(clause.budget, clause.budget_bytes, charge) {
             decision.verdict = verdict::OVER_BUDGET;
         }
@@ -395,34 +411,55 @@ struct Rows {
     first: *const First,
     slot: u32,
     are_near: bool,
-    destination: u64,
-    service: u64,
-    user: u64,
-    group: u64,
-    executable: u64,
-    cgroup: u64,
+    destination: u32,
+    service: u32,
+    user: u32,
+    group: u32,
+    executable: u32,
+    cgroup: u32,
+    packet: u64,
 }
 
 impl Rows {
-    /// What the words at this offset have in common.
+    /// Returns the bits that the words at this offset have in common.
     #[inline(always)]
-    fn common(&self, offset: u64) -> u64 {
+    fn common(&self, offset: u32) -> u64 {
         if self.are_near {
             // SAFETY: within the chunk.
-            self.all(|row| unsafe { *in_chunk::<u64>(self.first.cast(), row + offset) })
+            self.all(|row| unsafe {
+                *in_chunk::<u64>(self.first.cast(), u64::from(row.wrapping_add(offset)))
+            })
         } else {
-            self.all(|row| far_word(self.slot, (row + offset) as u32))
+            self.all(|row| far_word(self.slot, row.wrapping_add(offset)))
         }
     }
 
     #[inline(always)]
-    fn all(&self, word: impl Fn(u64) -> u64) -> u64 {
+    fn all(&self, word: impl Fn(u32) -> u64) -> u64 {
         word(self.destination)
             & word(self.service)
             & word(self.user)
             & word(self.group)
             & word(self.executable)
             & word(self.cgroup)
+            & word(self.near())
+    }
+
+    /// The row of the near end: calculated anew for each word, since there is no room for it on the
+    /// stack.
+    #[inline(always)]
+    fn near(&self) -> u32 {
+        let class = (self.packet >> NEAR_SHIFT) as u16;
+        // SAFETY: a part of the first chunk; the verifier checks the access. Volatile, or the
+        // compiler would keep it.
+        let (first_row, row_bytes) = unsafe {
+            let header = &raw const (*self.first).header;
+            (
+                (&raw const (*header).rows[dimension::NEAR_END]).read_volatile(),
+                (&raw const (*header).row_bytes).read_volatile(),
+            )
+        };
+        first_row.wrapping_add(u32::from(class).wrapping_mul(row_bytes))
     }
 }
 

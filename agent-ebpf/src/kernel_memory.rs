@@ -30,6 +30,15 @@ pub fn read_into<T>(base: Kernel, offset: usize, value: &mut T) -> Option<()> {
     (error == 0).then_some(())
 }
 
+/// Reads two fields, in one call where one is behind the other.
+#[inline(always)]
+pub fn read_two<T: Copy>(base: Kernel, first: usize, second: usize) -> Option<[T; 2]> {
+    match second == first + size_of::<T>() {
+        true => read(base, first),
+        false => Some([read(base, first)?, read(base, second)?]),
+    }
+}
+
 /// Follows a pointer field; `None` if it is null or unreadable.
 #[inline(always)]
 pub fn follow(base: Kernel, offset: usize) -> Option<Kernel> {

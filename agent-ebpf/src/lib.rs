@@ -1,4 +1,4 @@
-//! What the kernel programs and the agent agree on.
+//! Definitions that the kernel programs and the agent share.
 //!
 //! This library is `no_std` and has no dependency: it is compiled once for the
 //! BPF target, into the programs, and once for the host, into the agent. It

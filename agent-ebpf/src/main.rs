@@ -5,9 +5,9 @@
 //! waits for user space.
 
 //! Nearly every line here is an unsafe access through a pointer that the kernel
-//! gave: to a context, a map value, reserved memory. Each is checked by the
-//! verifier, or the program does not load. That is the reason of every unsafe
-//! block that states no other.
+//! gave: to a context, a map value, reserved memory. The verifier checks each,
+//! or the program does not load. This is the reason of every unsafe block that
+//! states no other.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![allow(
@@ -16,6 +16,10 @@
     reason = "the verifier checks every access, see above"
 )]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+#![cfg_attr(
+    feature = "trace",
+    allow(dead_code, reason = "the programs of `trefoil trace` write nothing")
+)]
 #![allow(
     clippy::needless_borrows_for_generic_args,
     reason = "passed by value, a map's value would be copied onto a stack of 512 bytes"
@@ -32,11 +36,15 @@ mod bounds;
 #[cfg(target_arch = "bpf")]
 mod budget;
 #[cfg(target_arch = "bpf")]
+mod checksum;
+#[cfg(target_arch = "bpf")]
 mod control_packet;
 #[cfg(target_arch = "bpf")]
 mod deeds;
 #[cfg(target_arch = "bpf")]
 mod device;
+#[cfg(target_arch = "bpf")]
+mod direction;
 #[cfg(target_arch = "bpf")]
 mod family;
 #[cfg(target_arch = "bpf")]
@@ -45,7 +53,7 @@ mod flows;
 mod frame;
 #[cfg(target_arch = "bpf")]
 mod globals;
-#[cfg(target_arch = "bpf")]
+#[cfg(all(target_arch = "bpf", not(feature = "trace")))]
 mod hooks;
 #[cfg(target_arch = "bpf")]
 mod in_flight;
@@ -56,6 +64,8 @@ mod judge;
 #[cfg(target_arch = "bpf")]
 mod kernel_memory;
 #[cfg(target_arch = "bpf")]
+mod loopback;
+#[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod naming;
@@ -64,13 +74,19 @@ mod owner;
 #[cfg(target_arch = "bpf")]
 mod packet;
 #[cfg(target_arch = "bpf")]
+mod refusals;
+#[cfg(target_arch = "bpf")]
 mod remembered;
 #[cfg(target_arch = "bpf")]
 mod room;
 #[cfg(target_arch = "bpf")]
 mod route;
 #[cfg(target_arch = "bpf")]
+mod running;
+#[cfg(target_arch = "bpf")]
 mod sender;
+#[cfg(target_arch = "bpf")]
+mod session;
 #[cfg(target_arch = "bpf")]
 mod settle;
 #[cfg(target_arch = "bpf")]
@@ -81,6 +97,8 @@ mod source;
 mod subflow;
 #[cfg(target_arch = "bpf")]
 mod tables;
+#[cfg(all(target_arch = "bpf", feature = "trace"))]
+mod trace;
 #[cfg(target_arch = "bpf")]
 mod translation;
 #[cfg(target_arch = "bpf")]

@@ -77,6 +77,9 @@ impl SocketStorage {
     /// The tag of a socket, zeroed if it is new.
     #[inline(always)]
     pub fn get_or_create<T>(&self, socket: *mut T) -> Option<*mut Socket> {
+        if globals::ONLY_LOOKS {
+            return self.get(socket);
+        }
         let tag = self.find(socket, BPF_SK_STORAGE_GET_F_CREATE as u64);
         if tag.is_none() {
             lose(LOSS_TAGS_FAILED, 1);
@@ -124,14 +127,20 @@ pub static CHANGING: HashMap<FlowKey, u32, 1024, { BPF_F_NO_PREALLOC as usize }>
 #[btf_map]
 pub static CUTS: HashMap<u64, u32, MAX_CUTS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
+/// Origins of login sessions, by audit session, which the kernel gives once in a boot. Written by
+/// whatever sees who sends, and by the agent for sessions that are older; read by the agent. When
+/// full, the session that began first has no origin any more.
+#[btf_map]
+pub static SESSIONS: LruHashMap<u32, SessionOrigin, MAX_SESSIONS> = LruHashMap::new();
+
 /// The agent's own process. Written by the agent and by `signal_generate`, read by both.
 /// One entry.
 #[btf_map]
 pub static AGENT: Array<Agent, 1> = Array::new();
 
-/// What is looked after, and who did something to it last. Entries are made and removed by the
-/// agent, and written by `security_bpf` and `security_inode_unlink`. Of what finds no room
-/// nobody is named.
+/// Objects that are looked after, and the process that did something to each last. Entries are
+/// made and removed by the agent, and written by `security_bpf` and `security_inode_unlink`. An
+/// object without an entry has no process named.
 #[btf_map]
 pub static DEEDS: HashMap<DeedKey, Deed, 1024> = HashMap::new();
 
@@ -169,6 +178,21 @@ pub static CGROUPS: HashMap<u64, Cgroup, 16384, { BPF_F_NO_PREALLOC as usize }> 
 pub static CHARGES: HashMap<u32, Charges, MAX_CHARGED, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
 
+/// Refused calls by sender that are no events. Written by `connect` and `sendmsg`; read by the
+/// agent, which has made the entries of whoever finds no room here.
+#[btf_map]
+pub static REFUSALS: HashMap<
+    RefusedSender,
+    Refusals,
+    MAX_REFUSALS,
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
+
+/// Number that the agent adds to when it has taken in what there was: each sender's calls are
+/// events again. One entry.
+#[btf_map]
+pub static REFUSALS_TURN: Array<u64, 1> = Array::new();
+
 /// Events for the agent. When full: `events-full`; nothing is marked as handed
 /// over, so that a later event, `ENDED` or a sweep brings the numbers. Of packets that found
 /// no room for a flow nothing else does: `packets-untold` and `untold-bytes`.
@@ -193,14 +217,14 @@ pub static UNTOLD: PerCpuArray<Totals, { verdict::N as usize }> = PerCpuArray::n
 #[btf_map]
 pub static UPLINKS: HashMap<u32, Uplink, 64> = HashMap::new();
 
-/// What `uplink_egress` has read there, at the index's last digits. Written and read by it, and
-/// read by `egress`. An entry that another interface has overwritten is read anew.
+/// Entries of `UPLINKS` that `uplink_egress` has read, at the index's last digits. Written and
+/// read by it, and read by `egress`. An entry that another interface has overwritten is read anew.
 #[btf_map]
 pub static UPLINK_CACHE: Array<CachedUplink, N_CACHED_UPLINKS> = Array::new();
 
-/// What left by each of them. Entries are made and removed together with those of
-/// `UPLINKS`; written by `uplink_egress`, read by the agent. A frame without an entry
-/// counts as `uplinks-unknown`.
+/// Traffic that left by each uplink. Entries are made and removed together with those of
+/// `UPLINKS`; written by `uplink_egress`, read by the agent. A frame without an entry counts as
+/// `uplinks-unknown`.
 #[btf_map]
 pub static UPLINK_BOOKS: PerCpuHashMap<u32, UplinkBooks, 64> = PerCpuHashMap::new();
 
@@ -210,20 +234,14 @@ pub static UPLINK_BOOKS: PerCpuHashMap<u32, UplinkBooks, 64> = PerCpuHashMap::ne
 pub static UPLINK_FLOWS: HashMap<UplinkFlowKey, Tracked, 65536, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
 
-/// Who writes packets into tun and tap devices, by interface of the agent's namespace.
-/// Written by `netif_receive_skb_entry`, read by `uplink_egress`. The kernel drops what was
-/// not used for longest; without memory for an entry `writers-full` counts, and what comes
-/// out of that device has no process.
-#[btf_map]
-pub static WRITERS: LruHashMap<u32, Owner, 1024> = LruHashMap::new();
-
 /// Packets on their way from their socket to an uplink, see [`crate::in_flight`]. Written by
-/// `egress`, and by `uplink_egress` at the entrance of a tunnel; read by `uplink_egress`. A packet
+/// `egress`, by `uplink_egress` at the entrance of a tunnel, and by `netif_receive_skb_entry`; read by `uplink_egress`. A packet
 /// overwrites what is at its index; one that is not found is judged as what it is.
 #[btf_map]
 pub static IN_FLIGHT: Array<InFlight, N_PACKETS> = Array::new();
 
-/// Whose they are, at the same index: of each flow only its cookie and its far end.
+/// Owners of the packets in flight, at the same index: of each flow only its cookie and its far
+/// end.
 #[btf_map]
 pub static IN_FLIGHT_OWNERS: Array<Tracked, N_PACKETS> = Array::new();
 
@@ -251,8 +269,8 @@ pub static DIRECT: PerCpuArray<DirectFrame, 1> = PerCpuArray::new();
 #[btf_map]
 pub static REMEMBERED: LruHashMap<RememberedKey, Remembered, 65536> = LruHashMap::new();
 
-/// What the agent's verbs want to know of the two policy generations. This and the tables
-/// below are written by the agent in the slot that is not in force.
+/// Descriptions of the two policy generations, for the agent's verbs. This and the tables below
+/// are written by the agent in the slot that is not in force.
 #[btf_map]
 pub static POLICIES: Array<Policy, 2> = Array::new();
 
@@ -260,7 +278,7 @@ pub static POLICIES: Array<Policy, 2> = Array::new();
 #[btf_map]
 pub static TABLES: Chunks = Chunks::new();
 
-/// What has left by the rules that count. Entries are given out and taken back by the
+/// Bytes that have left by the rules that count. Entries are given out and taken back by the
 /// agent, which refuses a policy that would need more; written by the judge.
 #[btf_map]
 pub static BUDGETS: Array<Budget, MAX_BUDGETS, { BPF_F_MMAPABLE as usize }> = Array::new();
@@ -269,6 +287,10 @@ pub static BUDGETS: Array<Budget, MAX_BUDGETS, { BPF_F_MMAPABLE as usize }> = Ar
 /// the stack. Never written.
 #[btf_map]
 pub static EMPTY: Array<Tracked, 1> = Array::new();
+
+/// The same for entries of `REFUSALS`.
+#[btf_map]
+pub static EMPTY_REFUSALS: Array<Refusals, 1> = Array::new();
 
 /// Room in which `exec` and `task` build an executable's entry: index 0 and 1,
 /// so that each program has its own. Programs of this kind do not nest.
@@ -398,8 +420,8 @@ impl InForce {
         }
     }
 
-    /// True if a decision was made under this and holds. That something is local holds for
-    /// as long as it may stay.
+    /// True if a decision was made under this and holds. The verdict local holds for as long as a
+    /// packet may stay.
     #[inline(always)]
     pub fn made(&self, decision: &Decision) -> bool {
         // One that is limited has a flag of its own, so it is never the same.
@@ -409,7 +431,7 @@ impl InForce {
     }
 }
 
-/// What is in force, for hooks that judge; `None` as for [`in_place`].
+/// Returns the policy in force, for hooks that judge; `None` as for [`in_place`].
 #[inline(always)]
 pub fn in_force() -> Option<InForce> {
     let generation = in_place()?.generation;

@@ -6,8 +6,11 @@
 //! that of the first, and those to others are in `FLOWS`. In both hooks the kernel holds the lock
 //! of a socket for datagrams; `egress` runs meanwhile.
 
+use core::ptr;
+
 use aya_ebpf::{
     EbpfContext,
+    bindings::bpf_sock,
     helpers::{
         bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
         generated::{bpf_get_current_cgroup_id, bpf_get_socket_cookie},
@@ -17,12 +20,13 @@ use aya_ebpf::{
 use trefoil_ebpf::abi::*;
 
 use crate::{
-    accounting::{NOT_JUDGED, begin, end, refuse},
+    accounting::{NOT_JUDGED, begin, end},
     flows,
     judge::judge,
     maps::{PROCESSES, SOCKETS, in_force},
-    owner::set_current,
-    packet::is_same_peer,
+    owner::acts,
+    packet::{has_ports, is_same_peer},
+    refusals::refuse,
     sender::sends,
     settle::check,
     source::Source,
@@ -54,18 +58,26 @@ pub fn name(ctx: &SockAddrContext, peer: Peer, purpose: Purpose) -> Option<i32> 
     let in_force = in_force()?.may_stay();
     // SAFETY: fields of the context and map values; the verifier checks the access. So below.
     let (socket, kind) = unsafe { ((*ctx.sock_addr).__bindgen_anon_1.sk, (*ctx.sock_addr).type_) };
-    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let mut key = FlowKey { cookie: 0, peer };
+    let peer = &key.peer;
     let tag = SOCKETS.get_or_create(socket)?;
     let tracked = unsafe { &raw mut (*tag).tracked };
     let owner = unsafe { &raw mut (*tracked).owner };
     let connects = purpose == Purpose::Connection;
+    key.cookie = unsafe { (*tracked).flow.cookie };
+    // A connection's tag may have its listener's.
+    if key.cookie == 0 || connects {
+        key.cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    }
     if connects && kind != SOCK_DGRAM {
         // A connection that failed may be tried again.
         if unsafe { (*tag).flags } & SOCKET_HAS_PEER != 0 {
             end(tracked);
             unsafe { (*tag).flags &= !SOCKET_HAS_PEER };
         }
-        set_current(owner);
+        // It listens no more, and what it opens is not accepted.
+        unsafe { (*tag).flags &= !SOCKET_LISTENS };
+        acts(owner);
         if unsafe { (*owner).pid } == 0 {
             inherit(tag, socket);
         } else {
@@ -77,23 +89,25 @@ pub fn name(ctx: &SockAddrContext, peer: Peer, purpose: Purpose) -> Option<i32> 
             return Some(PASS); // A connected socket, and a message with options.
         }
         unsafe {
-            if !is_same_peer(&raw const (*tag).named, &raw const peer) {
+            if !is_same_peer(&raw const (*tag).named, peer) {
                 (*tag).translated.protocol = 0;
-                (*tag).named = peer;
+                (*tag).named = *peer;
             }
         }
     }
 
+    let near = near_end(socket, peer);
     let has_peer = unsafe { (*tag).flags } & SOCKET_HAS_PEER != 0;
     let is_first = connects && !has_peer;
-    let key = FlowKey { cookie, peer };
+    // No `Option`: the compiler may move the value of one that has none, and the verifier minds.
     let known = match has_peer {
-        true if is_same_peer(unsafe { &raw const (*tracked).flow.peer }, &raw const peer) => {
-            Some(tracked)
-        }
-        _ if is_first => None,
-        _ => flows::find_for_sender(&key, owner),
+        true if is_same_peer(unsafe { &raw const (*tracked).flow.peer }, peer) => tracked,
+        _ if is_first => ptr::null_mut(),
+        _ => flows::find_for_sender(&key, owner).unwrap_or(ptr::null_mut()),
     };
+    if !known.is_null() {
+        forget_moved(known, near as u16);
+    }
     let mut source = Source::of(owner);
     // Calls that send are told of without the socket's lock: another who uses it may have been
     // taken in meanwhile. A connection is nobody else's yet.
@@ -101,31 +115,33 @@ pub fn name(ctx: &SockAddrContext, peer: Peer, purpose: Purpose) -> Option<i32> 
     if !is_its {
         source = Source::NOBODY;
     }
-    let decision = match known {
-        Some(tracked)
-            if is_its
-                && in_force.made(unsafe { &(*tracked).flow.decision })
-                && unsafe { (*tracked).flow.state } & FLOW_SHARED == 0 =>
-        unsafe { (*tracked).flow.decision },
-        _ => judge(in_force, &source, &peer, 0),
+    let is_judged = is_its
+        && !known.is_null()
+        && in_force.made(unsafe { &(*known).flow.decision })
+        && unsafe { (*known).flow.state } & FLOW_SHARED == 0;
+    let decision = match is_judged {
+        true => unsafe { (*known).flow.decision },
+        false => judge(in_force, &source, near, peer, 0),
     };
     // Where it goes to is judged when it goes; so is what stays on the host, which is not a flow.
     let is_left = decision.verdict == verdict::LOCAL || decision.blocks();
-    if decision.blocks() && !may_translate(&peer.address) {
-        refuse(owner, cookie, &peer, decision);
+    if decision.blocks() && !may_translate(ctx, &peer.address) {
+        refuse(owner, key.cookie, peer, decision.to_word());
         return Some(REFUSE);
     }
     if is_first {
         let kept = if is_left { NOT_JUDGED } else { decision };
-        begin(tracked, cookie, &peer, direction::OUTBOUND, kept);
+        begin(tracked, key.cookie, peer, direction::OUTBOUND, kept);
+        set_near(tracked, near as u16);
         set_bit(unsafe { &raw mut (*tag).flags }, SOCKET_HAS_PEER);
         check(tracked, &source);
-    } else if known.is_none() && !connects && !is_left {
+    } else if known.is_null() && !connects && !is_left {
         if !has_peer {
             // By it the agent finds out whether the socket still lives, which may be older than it.
-            unsafe { (*tracked).flow.cookie = cookie };
+            unsafe { (*tracked).flow.cookie = key.cookie };
         }
-        if let Some(tracked) = flows::create(&key, owner, decision) {
+        if let Some(tracked) = flows::create(&key, owner, direction::OUTBOUND, decision) {
+            set_near(tracked, near as u16);
             check(tracked, &source);
         }
         set_bit(unsafe { &raw mut (*tag).flags }, SOCKET_HAS_FLOWS);
@@ -133,11 +149,43 @@ pub fn name(ctx: &SockAddrContext, peer: Peer, purpose: Purpose) -> Option<i32> 
     Some(PASS)
 }
 
+/// The near end, see [`trefoil_ebpf::abi::near`], of what a socket sends to a peer that is named.
+#[inline(always)]
+pub fn near_end(socket: *const bpf_sock, peer: &Peer) -> u32 {
+    const OUTBOUND: u32 = near::of(direction::OUTBOUND, 0, 0);
+    if !has_ports(peer.protocol) {
+        return OUTBOUND | near::of(0, peer.protocol, 0);
+    }
+    // SAFETY: a field of the socket; the verifier checks the access.
+    match unsafe { (*socket).src_port } as u16 {
+        0 => OUTBOUND | near::NO_PORT,
+        port => OUTBOUND | near::of(0, peer.protocol, port),
+    }
+}
+
+/// Notes which port of this host a decision is about, before a packet has left by it.
+#[inline(always)]
+fn set_near(tracked: *mut Tracked, near_port: u16) {
+    // SAFETY: a map value; the verifier checks the access.
+    unsafe { (*tracked).flow.local_port = near_port };
+}
+
+/// Forgets what was decided about packets of another port of this host: a socket for datagrams that
+/// was not bound to it has another one once its peer was taken away.
+#[inline(always)]
+fn forget_moved(tracked: *mut Tracked, near_port: u16) {
+    // SAFETY: a map value; the verifier checks the access. So below.
+    let before = unsafe { (*tracked).flow.local_port };
+    if before != 0 && before != near_port {
+        unsafe { (*tracked).flow.decision.generation = 0 };
+    }
+}
+
 /// True if what an owner says is what the running process is, be it that or another of the same.
 ///
 /// A function of its own for the sake of the stack.
 #[inline(never)]
-fn is_of_running(owner: *const Owner, source: &Source) -> bool {
+pub fn is_of_running(owner: *const Owner, source: &Source) -> bool {
     let running = (bpf_get_current_pid_tgid() >> 32) as u32;
     // SAFETY: a map value; the verifier checks the access.
     let pid = unsafe { (&raw const (*owner).pid).read_volatile() };

@@ -1,31 +1,25 @@
-//! Who acts: building `Owner`, `Process` and `Executable` from tasks.
+//! Identity of acting tasks: builds `Owner`, `Process` and `Executable` from them.
 
 use core::{ffi::c_void, ptr};
 
-use aya_ebpf::helpers::{
-    bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
-    generated::{
-        bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_task,
-        bpf_ktime_get_boot_ns, bpf_probe_read_kernel,
-    },
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_comm, bpf_get_current_task, bpf_ktime_get_boot_ns, bpf_probe_read_kernel,
 };
 use trefoil_ebpf::{abi::*, siphash::SipHash};
 
 use crate::{
     atomic,
     bounds::{clamped, masked},
-    globals::offset,
+    globals::{offset, task_readable},
     kernel_memory::{Kernel, follow, read},
     maps::{
         EPOCHS, EXECUTABLE_KEY, EXECUTABLE_SCRATCH, EXECUTABLES, ExecutableScratch, HOST_ROOT,
         PROCESSES, lose,
     },
     room::{BPF_NOEXIST, EEXIST, charge, payer, release},
+    running::{Facts, PF_KTHREAD, Running, start_ns_of},
     words::differ,
 };
-
-/// `task_struct.flags`: a thread of the kernel, not of a process.
-const PF_KTHREAD: u32 = 0x0020_0000;
 
 /// The number that says whether a process may be another by now.
 #[inline(always)]
@@ -55,21 +49,30 @@ fn slot(pid: u32) -> Option<*mut u64> {
 /// same.
 #[inline(always)]
 pub fn is_running(owner: *const Owner) -> bool {
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    let who = bpf_get_current_uid_gid();
-    // SAFETY: the caller's memory; the verifier checks the access. So below.
+    match task_readable() {
+        true => is(owner, Running::now()),
+        false => is_running_by_helpers(owner),
+    }
+}
+
+/// A function of its own for the sake of the stack.
+#[inline(never)]
+fn is_running_by_helpers(owner: *const Owner) -> bool {
+    is(owner, Running::now())
+}
+
+#[inline(always)]
+fn is(owner: *const Owner, task: Running) -> bool {
+    let pid = task.pid();
+    // SAFETY: the caller's memory; the verifier checks the access.
     unsafe {
-        if (*owner).pid != pid
-            || (*owner).epoch != epoch_of(pid)
-            || (*owner).uid != who as u32
-            || (*owner).gid != (who >> 32) as u32
-            || (*owner).comm[0] == 0
-            || (*owner).cgroup_id != bpf_get_current_cgroup_id()
-        {
-            return false;
-        }
-        let session = read::<u32>(bpf_get_current_task(), offset!(task_sessionid));
-        session.unwrap_or(NOBODY_LOGGED_IN) == (*owner).session && is_whole(owner)
+        (*owner).pid == pid
+            && (*owner).epoch == epoch_of(pid)
+            && (*owner).comm[0] != 0
+            && u64::from((*owner).gid) << 32 | u64::from((*owner).uid) == task.who()
+            && (*owner).cgroup_id == task.cgroup_id()
+            && (*owner).session == task.session()
+            && is_whole(owner)
     }
 }
 
@@ -80,10 +83,16 @@ fn seal_of(exe_id: u64, cgroup_id: u64, who: u64, session: u32) -> u64 {
     // An owner that nobody has written has no seal.
     const START: u64 = 0x9e37_79b9_7f4a_7c15;
     let mut seal = START;
-    for word in [exe_id, cgroup_id, who, u64::from(session)] {
+    for word in [cgroup_id, who, u64::from(session)] {
         seal = seal.rotate_left(13) ^ word;
     }
-    seal
+    sealed(seal, exe_id)
+}
+
+/// Adds the executable to the sum of all else, or takes it away again.
+#[inline(always)]
+const fn sealed(seal: u64, exe_id: u64) -> u64 {
+    seal ^ exe_id.rotate_left(39)
 }
 
 /// The same of an owner as it is now. Its seal is another if a second processor has written to it
@@ -136,43 +145,61 @@ pub fn is_same(a: *const Owner, b: *const Owner) -> bool {
 /// packets.
 #[inline(never)]
 pub fn set_current(owner: *mut Owner) -> u32 {
-    // SAFETY: helpers without arguments.
-    let task: Kernel = unsafe { bpf_get_current_task() };
-    // SAFETY: as above.
-    let cgroup_id = unsafe { bpf_get_current_cgroup_id() };
-    let uid_gid = bpf_get_current_uid_gid();
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    // SAFETY: a map value; the verifier checks the access. So below.
+    let task = Running::now();
+    if task.is_of_kernel() {
+        return set_kernel(owner);
+    }
+    let facts = task.facts();
+    let seal = set_facts(owner, &facts, quality::DIRECT);
+    let start_ns = task.start_ns();
+    // SAFETY: a map value; the verifier checks the access.
     unsafe {
-        (*owner).cgroup_id = cgroup_id;
-        (*owner).uid = uid_gid as u32;
-        (*owner).gid = (uid_gid >> 32) as u32;
+        (*owner).start_ns = start_ns;
+        (*owner).loginuid = task.loginuid();
         bpf_get_current_comm((&raw mut (*owner).comm).cast::<c_void>(), 16);
     }
-    set_task_facts(owner, task, (pid, cgroup_id, uid_gid), quality::DIRECT)
+    set_process(owner, facts.pid, start_ns, seal)
+}
+
+/// As [`set_current`], where `owner` may be that task already: then only the name of the thread is
+/// another.
+#[inline(never)]
+pub fn acts(owner: *mut Owner) -> u32 {
+    // SAFETY: a map value; the verifier checks the access. So below.
+    if unsafe { (*owner).quality } != quality::DIRECT || !is_running(owner) {
+        return set_current(owner);
+    }
+    unsafe { bpf_get_current_comm((&raw mut (*owner).comm).cast::<c_void>(), 16) as u32 }
 }
 
 /// Writes another task than the running one into `owner`, with quality `inferred`.
 #[inline(never)]
 pub fn set_holder(owner: *mut Owner, task: Kernel) -> u32 {
-    let pid = read::<u32>(task, offset!(task_tgid)).unwrap_or(0);
+    if read::<u32>(task, offset!(task_flags)).unwrap_or(0) & PF_KTHREAD != 0 {
+        return set_kernel(owner);
+    }
     let cred = follow(task, offset!(task_cred)).unwrap_or(0);
-    let cgroup_id = cgroup_of(task).unwrap_or(0);
     let uid = read::<u32>(cred, offset!(cred_uid)).unwrap_or(u32::MAX);
     let gid = read::<u32>(cred, offset!(cred_gid)).unwrap_or(u32::MAX);
-    // SAFETY: a map value; the verifier checks the access. So below.
+    let facts = Facts {
+        pid: read(task, offset!(task_tgid)).unwrap_or(0),
+        session: read(task, offset!(task_sessionid)).unwrap_or(NOBODY_LOGGED_IN),
+        who: u64::from(gid) << 32 | u64::from(uid),
+        cgroup_id: cgroup_of(task).unwrap_or(0),
+    };
+    let seal = set_facts(owner, &facts, quality::INFERRED);
+    let start_ns = start_ns_of(task);
+    // SAFETY: a map value; the verifier checks the access.
     unsafe {
-        (*owner).cgroup_id = cgroup_id;
-        (*owner).uid = uid;
-        (*owner).gid = gid;
+        (*owner).start_ns = start_ns;
+        (*owner).loginuid = read(task, offset!(task_loginuid)).unwrap_or(NOBODY_LOGGED_IN);
         bpf_probe_read_kernel(
             (&raw mut (*owner).comm).cast::<c_void>(),
             16,
             (task + offset!(task_comm) as u64) as *const c_void,
         );
     }
-    let who = u64::from(gid) << 32 | u64::from(uid);
-    set_task_facts(owner, task, (pid, cgroup_id, who), quality::INFERRED)
+    set_process(owner, facts.pid, start_ns, seal)
 }
 
 /// As [`set_current`], where the helpers that it uses are not to be had.
@@ -201,44 +228,49 @@ pub fn set_nobody(owner: *mut Owner) {
     seal(owner);
 }
 
-/// What both kinds of owner have in common. `facts` are the process, its control group, and
-/// `group << 32 | user`. All is sealed as it is known here, whatever others write meanwhile.
+/// Writes a thread of the kernel into `owner`: for whom it acts is not known, and it is nobody's that
+/// it is root's.
 #[inline(always)]
-fn set_task_facts(owner: *mut Owner, task: Kernel, facts: (u32, u64, u64), known: u8) -> u32 {
-    let (pid, cgroup_id, who) = facts;
-    let flags = read::<u32>(task, offset!(task_flags)).unwrap_or(0);
-    if flags & PF_KTHREAD != 0 {
-        // For whom it acts is not known, and it is nobody's that it is root's.
-        // SAFETY: a map value; the verifier checks the access. So below.
-        unsafe {
-            (*owner).pid = 0;
-            (*owner).start_ns = 0;
-            (*owner).exe_id = 0;
-            (*owner).cgroup_id = 0;
-            (*owner).uid = u32::MAX;
-            (*owner).gid = u32::MAX;
-            (*owner).loginuid = NOBODY_LOGGED_IN;
-            (*owner).session = NOBODY_LOGGED_IN;
-            (*owner).quality = quality::NONE;
-            (*owner).seal = seal_of(0, 0, u64::MAX, NOBODY_LOGGED_IN);
-        }
-        return 0;
-    }
-    // Before the rest: what changes meanwhile is learned anew.
-    let epoch = epoch_of(pid);
-    let leader = follow(task, offset!(task_group_leader)).unwrap_or(task);
-    let start_ns = read::<u64>(leader, offset!(task_start_boottime)).unwrap_or(0);
-    let session = read::<u32>(task, offset!(task_sessionid)).unwrap_or(NOBODY_LOGGED_IN);
+fn set_kernel(owner: *mut Owner) -> u32 {
+    // SAFETY: a map value; the verifier checks the access.
     unsafe {
-        (*owner).loginuid = read::<u32>(task, offset!(task_loginuid)).unwrap_or(NOBODY_LOGGED_IN);
-        (*owner).session = session;
-        (*owner).start_ns = start_ns;
-        (*owner).pid = pid;
-        (*owner).epoch = epoch;
+        (*owner).pid = 0;
+        (*owner).start_ns = 0;
+        (*owner).exe_id = 0;
+        (*owner).cgroup_id = 0;
+        (*owner).uid = u32::MAX;
+        (*owner).gid = u32::MAX;
+        (*owner).loginuid = NOBODY_LOGGED_IN;
+        (*owner).session = NOBODY_LOGGED_IN;
+        (*owner).quality = quality::NONE;
+        (*owner).seal = seal_of(0, 0, u64::MAX, NOBODY_LOGGED_IN);
+    }
+    0
+}
+
+/// Writes what a task says of itself into `owner`. Returns its seal without the executable: all is
+/// sealed as it is known here, whatever others write meanwhile.
+#[inline(always)]
+fn set_facts(owner: *mut Owner, facts: &Facts, known: u8) -> u64 {
+    // SAFETY: a map value; the verifier checks the access.
+    unsafe {
+        // Before its executable is looked up: one that it executes meanwhile is learned anew.
+        (*owner).epoch = epoch_of(facts.pid);
+        (*owner).pid = facts.pid;
+        (*owner).session = facts.session;
+        (*owner).uid = facts.who as u32;
+        (*owner).gid = (facts.who >> 32) as u32;
+        (*owner).cgroup_id = facts.cgroup_id;
         (*owner).quality = known;
     }
+    seal_of(0, facts.cgroup_id, facts.who, facts.session)
+}
+
+/// Writes what is known of a process into `owner`, and seals it. `seal` is as of [`set_facts`].
+#[inline(always)]
+fn set_process(owner: *mut Owner, pid: u32, start_ns: u64, seal: u64) -> u32 {
     let mut exe_id = 0;
-    // SAFETY: a map value that its writers only replace as a whole.
+    // SAFETY: a map value that its writers only replace as a whole. So below.
     match unsafe { PROCESSES.get(&pid) } {
         // The start time tells a process from an earlier one with its id.
         Some(process) if process.start_ns == start_ns => unsafe {
@@ -256,7 +288,7 @@ fn set_task_facts(owner: *mut Owner, task: Kernel, facts: (u32, u64, u64), known
     }
     unsafe {
         (*owner).exe_id = exe_id;
-        (*owner).seal = seal_of(exe_id, cgroup_id, who, session);
+        (*owner).seal = sealed(seal, exe_id);
     }
     pid
 }
@@ -303,8 +335,8 @@ pub fn record_process(task: Kernel, scratch: u32) -> Option<()> {
     Some(())
 }
 
-/// Records the process of `task`, which may be known: that one keeps what a hook has seen. What
-/// finds no room still has been counted before.
+/// Records the process of `task`, which may be known: that one keeps what a hook has seen. A
+/// process that finds no room still has been counted before.
 #[inline(always)]
 pub fn find_process(task: Kernel, scratch: u32) -> Option<()> {
     let pid = read::<u32>(task, offset!(task_tgid))?;

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes};
 use core::{ffi::c_void, mem::MaybeUninit, ptr};
-use trefoil_ebpf::abi::{Address, Peer};
+use trefoil_ebpf::abi::{Address, Peer, near};
 
 use crate::{
     bounds::masked,
@@ -25,7 +25,7 @@ pub const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
-const DESTINATION_OPTIONS: u8 = 60;
+pub const DESTINATION_OPTIONS: u8 = 60;
 const MOBILITY: u8 = 135;
 const HOST_IDENTITY: u8 = 139;
 const SHIM6: u8 = 140;
@@ -57,7 +57,7 @@ pub enum Route {
     Unread,
 }
 
-/// What a packet says about where it comes from and goes to.
+/// Origin and destination of a packet, by its headers.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
 pub struct Ends {
@@ -70,6 +70,14 @@ pub struct Ends {
     /// Of a datagram that was cut into fragments.
     pub part: Part,
     pub route: Route,
+}
+
+impl Ends {
+    /// The near end, see [`trefoil_ebpf::abi::near`], of a flow of this direction.
+    #[inline(always)]
+    pub const fn near(&self, direction: u8) -> u32 {
+        near::of(direction, self.destination.protocol, self.source_port)
+    }
 }
 
 /// True if both are the same far end.
@@ -238,8 +246,9 @@ pub fn plain_ends_at(skb: *mut __sk_buff, start: u32) -> Option<Ends> {
     Some(ends)
 }
 
+/// True for protocols whose packets begin with two ports.
 #[inline(always)]
-const fn has_ports(protocol: u8) -> bool {
+pub const fn has_ports(protocol: u8) -> bool {
     matches!(
         protocol,
         protocol::TCP | protocol::UDP | protocol::DCCP | protocol::SCTP | protocol::UDPLITE
@@ -247,7 +256,7 @@ const fn has_ports(protocol: u8) -> bool {
 }
 
 #[inline(always)]
-const fn is_extension(header: u8) -> bool {
+pub const fn is_extension(header: u8) -> bool {
     matches!(
         header,
         HOP_BY_HOP

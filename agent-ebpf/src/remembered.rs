@@ -12,18 +12,19 @@ use trefoil_ebpf::abi::*;
 use crate::{
     accounting::{NOT_JUDGED, now_ns},
     atomic::add,
+    globals::ONLY_LOOKS,
     maps::{LARGE_DATAGRAMS, REMEMBERED, is_new, lose},
     packet::{Ends, Part, protocol},
     words::low_half,
 };
 
-/// What a decision is about.
+/// Subject of a remembered decision.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct RememberedKey {
     /// The far end; without a port if it is about a datagram.
     peer: Peer,
-    /// The near end.
+    /// The near end; zero of a datagram that may be cut.
     source: Address,
     /// Of a datagram: its sender, see [`sender_of`].
     sender: u64,
@@ -36,7 +37,7 @@ pub struct RememberedKey {
 }
 
 impl RememberedKey {
-    /// A connection of TCP that is over. Who it belonged to is gone.
+    /// Makes the key of a connection of TCP that is over. Its owner is gone.
     #[inline(always)]
     fn of_connection(peer: &Peer, local: &Address, local_port: u16) -> Self {
         Self {
@@ -46,6 +47,16 @@ impl RememberedKey {
             datagram: 0,
             source_port: local_port,
             pad: 0,
+        }
+    }
+
+    /// Makes the key of a datagram that may be cut, by its flow's hash. The host that forwards it may
+    /// translate its source.
+    #[inline(always)]
+    fn of_large(ends: &Ends, hash: u32) -> Self {
+        Self {
+            source: Address([0; 16]),
+            ..Self::of_datagram(ends, hash.into(), 0)
         }
     }
 
@@ -73,7 +84,8 @@ pub struct Remembered {
     decision: Decision,
     /// When, in nanoseconds since boot.
     at_ns: u64,
-    /// Of a connection: packets that were let pass since.
+    /// Of a connection: packets that were let pass since. Of a datagram: bytes of its rest, counted
+    /// so that [`MOST_BYTES`] is reached when all of it has passed.
     n_passed: u64,
 }
 
@@ -88,26 +100,53 @@ fn sender_of(skb: *mut __sk_buff) -> u64 {
         return 1 << 63 | low_half(socket);
     }
     // Of fragments, the kernel takes the addresses alone where there was none.
-    let (hash, came_in_by) = unsafe { (bpf_get_hash_recalc(skb), (*skb).ingress_ifindex) };
+    let (hash, came_in_by) = match ONLY_LOOKS {
+        true => unsafe { ((*skb).hash, (*skb).ingress_ifindex) },
+        false => unsafe { (bpf_get_hash_recalc(skb), (*skb).ingress_ifindex) },
+    };
     u64::from(came_in_by) << 32 | u64::from(hash)
 }
 
-/// What was decided about the beginning of a fragment's datagram, under the policy in force; of
-/// verdict `NONE` if nothing was.
+/// Most bytes that a datagram has.
+pub const MOST_BYTES: u32 = 65_535;
+
+/// Returns the decision about the beginning of the datagram that a fragment at `start` belongs to,
+/// under the policy in force; of verdict `NONE` if there was none, or if the rest of the datagram
+/// has passed. A sender that makes fragments by hand can make any number.
 #[inline(never)]
-pub fn decision_of_beginning(skb: *mut __sk_buff, ends: &Ends, generation: u32) -> u64 {
+pub fn decision_of_beginning(skb: *mut __sk_buff, start: u32, ends: &Ends, generation: u32) -> u64 {
+    /// Nobody puts a datagram together for longer.
+    const LONGEST_NS: u64 = 60_000_000_000;
     let key = RememberedKey::of_datagram(ends, sender_of(skb), ends.datagram);
-    // SAFETY: a map value that its writers replace as a whole.
-    match unsafe { REMEMBERED.get(&key) } {
-        Some(known) if known.decision.generation == generation => known.decision.to_word(),
-        _ => NOT_JUDGED.to_word(),
+    let Some(known) = REMEMBERED.get_ptr_mut(&key) else {
+        return NOT_JUDGED.to_word();
+    };
+    // SAFETY: a map value; the verifier checks the access. So below.
+    let (decision, at_ns) = unsafe { ((*known).decision, (*known).at_ns) };
+    if decision.generation != generation || now_ns() > at_ns + LONGEST_NS {
+        return NOT_JUDGED.to_word();
+    }
+    let bytes = u64::from(fragment_bytes(skb, start, ends));
+    match spend(unsafe { &raw mut (*known).n_passed }, bytes) > u64::from(MOST_BYTES) {
+        true => NOT_JUDGED.to_word(),
+        false => decision.to_word(),
     }
 }
 
-/// Remembers for the rest of a datagram what was decided about its beginning. The rest of what
-/// may not leave is forgotten.
+/// Bytes of a datagram that are in a fragment of it.
+#[inline(always)]
+fn fragment_bytes(skb: *mut __sk_buff, start: u32, ends: &Ends) -> u32 {
+    /// Of IPv4; of IPv6, with the extension that each fragment has.
+    const HEADERS: [u32; 2] = [20, 48];
+    let headers = HEADERS[usize::from(ends.source.as_v4().is_none())];
+    // SAFETY: a field of the context.
+    unsafe { (*skb).len }.saturating_sub(start + headers)
+}
+
+/// Remembers for the rest of a datagram, which has `rest_bytes` at the most, what was decided about
+/// its beginning. The rest of what may not leave is forgotten.
 #[inline(never)]
-pub fn remember_beginning(skb: *mut __sk_buff, ends: &Ends, decision: u64) -> u32 {
+pub fn remember_beginning(skb: *mut __sk_buff, ends: &Ends, decision: u64, rest_bytes: u32) -> u32 {
     let key = RememberedKey::of_datagram(ends, sender_of(skb), ends.datagram);
     let mut decision = Decision::from_word(decision);
     // A budget is charged by the packet, and a time may be over: the rest is judged as what it is.
@@ -115,16 +154,21 @@ pub fn remember_beginning(skb: *mut __sk_buff, ends: &Ends, decision: u64) -> u3
     if decision.flags & LIMITED_HERE == LIMITED_HERE {
         decision = NOT_JUDGED;
     }
-    remember(&key, &decision);
+    remember(
+        &key,
+        &decision,
+        MOST_BYTES.saturating_sub(rest_bytes).into(),
+    );
     0
 }
 
 /// As [`decision_of_beginning`], about a connection of TCP that is over.
 ///
-/// Who it belonged to is gone, and it cannot be judged anew. So what was decided holds for as
-/// long as the kernel goes on with it, in FIN_WAIT2 and in TIME_WAIT, each for a minute; also what
-/// was decided before another policy came into force. What it sends then has no data. But whoever
-/// can have the kernel answer chooses its numbers, so that it holds for few packets.
+/// Returns the decision about a connection that is over. Its owner is gone, so that it cannot be
+/// judged anew: the decision holds for as long as the kernel goes on with the connection, in
+/// FIN_WAIT2 and in TIME_WAIT, each for a minute; also a decision made before another policy came
+/// into force. Packets that the kernel then sends have no data. But anybody who can have the kernel
+/// answer chooses their number, so the decision holds for few packets.
 #[inline(never)]
 pub fn ended(generation: u32, ends: &Ends) -> u64 {
     const LONGEST_END_NS: u64 = 120_000_000_000;
@@ -140,38 +184,34 @@ pub fn ended(generation: u32, ends: &Ends) -> u64 {
     if !is_of_policy || n_passed >= MOST || now_ns() > at_ns + LONGEST_END_NS {
         return NOT_JUDGED.to_word();
     }
-    add(unsafe { &raw mut (*known).n_passed }, 1);
+    if !ONLY_LOOKS {
+        add(unsafe { &raw mut (*known).n_passed }, 1);
+    }
     decision.to_word()
 }
 
-/// Remembers a connection of TCP that is over. What the kernel sends in its name carries no
+/// Remembers a connection of TCP that is over. Packets that the kernel sends in its name carry no
 /// data.
 #[inline(never)]
 pub fn remember_ended(flow: *const Flow) -> u32 {
     // SAFETY: a map value; the verifier checks the access.
     let flow = unsafe { &*flow };
     let key = RememberedKey::of_connection(&flow.peer, &flow.local, flow.local_port);
-    remember(&key, &flow.decision);
+    remember(&key, &flow.decision, 0);
     0
 }
 
-/// Remembers a decision. That something may not leave is as good as nothing.
+/// Remembers a decision. A decision that blocks is as good as none.
 #[inline(always)]
-fn remember(key: &RememberedKey, decision: &Decision) {
+fn remember(key: &RememberedKey, decision: &Decision, n_passed: u64) {
     if decision.blocks() || decision.verdict == verdict::NONE {
         let _ = REMEMBERED.remove(key);
-        return;
-    }
-    // SAFETY: read only to be compared.
-    let known = unsafe { REMEMBERED.get(key) };
-    let is_of_datagram = key.source_port == 0;
-    if is_of_datagram && known.map(|known| known.decision.to_word()) == Some(decision.to_word()) {
         return;
     }
     let remembered = Remembered {
         decision: *decision,
         at_ns: now_ns(),
-        n_passed: 0,
+        n_passed,
     };
     if REMEMBERED.insert(key, &remembered, 0).is_err() {
         lose(LOSS_REMEMBERED_FULL, 1);
@@ -193,14 +233,23 @@ pub fn keep_large(skb: *mut __sk_buff, tag: *const Socket, ends: &Ends, decision
         && hash != 0
         && ends.destination.protocol != protocol::TCP;
     if is_kept {
-        insert_large(hash, tag, ends, decision.to_word());
+        insert_large(skb, tag, ends, decision.to_word());
     }
 }
 
 #[inline(never)]
-fn insert_large(hash: u32, tag: *const Socket, ends: &Ends, decision: u64) -> u32 {
-    let key = RememberedKey::of_datagram(ends, hash.into(), 0);
-    // SAFETY: map values; the verifier checks the access. So below.
+fn insert_large(skb: *mut __sk_buff, tag: *const Socket, ends: &Ends, decision: u64) -> u32 {
+    // SAFETY: fields of the context and map values; the verifier checks the access. So below.
+    let (bytes, hash) = unsafe { ((*skb).len, (*skb).hash) };
+    let key = RememberedKey::of_large(ends, hash);
+    // Those before may still be on their way.
+    let (sent, passed) = match LARGE_DATAGRAMS.get_ptr(&key) {
+        Some(before) => unsafe {
+            let counters = &(*before).flow.counters;
+            (counters.bytes_out, counters.bytes_in)
+        },
+        None => (0, 0),
+    };
     if LARGE_DATAGRAMS
         .insert(&key, unsafe { &(*tag).tracked }, 0)
         .is_err()
@@ -212,22 +261,47 @@ fn insert_large(hash: u32, tag: *const Socket, ends: &Ends, decision: u64) -> u3
         unsafe {
             (*kept).flow.peer = ends.destination;
             (*kept).flow.decision = Decision::from_word(decision);
+            (*kept).flow.counters.bytes_out = sent + u64::from(bytes);
+            (*kept).flow.counters.bytes_in = passed;
         }
     }
     0
 }
 
-/// What [`keep_large`] kept about the datagram of a packet that has lost its socket: whose it is,
-/// its destination and decision. Null if it kept nothing.
+/// Takes in that a fragment of a large datagram passes as that was decided. False if more would
+/// have passed than was sent: root of a container copies and changes what it has sent.
+#[inline(always)]
+pub fn passes(large: *mut Tracked, skb: *mut __sk_buff, start: u32, ends: &Ends) -> bool {
+    // SAFETY: a map value; the verifier checks the access.
+    let counters = unsafe { &raw mut (*large).flow.counters };
+    let bytes = u64::from(fragment_bytes(skb, start, ends));
+    spend(unsafe { &raw mut (*counters).bytes_in }, bytes) <= unsafe { (*counters).bytes_out }
+}
+
+/// Adds to a counter, and returns what it is then, whoever else has added meanwhile.
+#[inline(always)]
+fn spend(counter: *mut u64, bytes: u64) -> u64 {
+    // SAFETY: a map value; the verifier checks the access.
+    if ONLY_LOOKS {
+        return unsafe { counter.read_volatile() } + bytes;
+    }
+    add(counter, bytes);
+    unsafe { counter.read_volatile() }
+}
+
+/// Finds the facts that [`keep_large`] kept about the datagram of a packet that has lost its
+/// socket: owner, destination and decision. Null if it kept none.
 #[inline(never)]
-pub fn large(skb: *mut __sk_buff, ends: &Ends) -> *const Tracked {
+pub fn large(skb: *mut __sk_buff, ends: &Ends) -> *mut Tracked {
     // SAFETY: fields of the context; the verifier checks the access.
     let (socket, hash) = unsafe { ((*skb).__bindgen_anon_2.sk, (*skb).hash) };
     if !socket.is_null() || hash == 0 || ends.part == Part::Whole {
-        return core::ptr::null();
+        return core::ptr::null_mut();
     }
-    let key = RememberedKey::of_datagram(ends, hash.into(), 0);
-    LARGE_DATAGRAMS.get_ptr(&key).unwrap_or(core::ptr::null())
+    let key = RememberedKey::of_large(ends, hash);
+    LARGE_DATAGRAMS
+        .get_ptr_mut(&key)
+        .unwrap_or(core::ptr::null_mut())
 }
 
 const _: () = assert!(size_of::<RememberedKey>() == 64 - 8);

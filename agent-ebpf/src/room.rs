@@ -22,11 +22,11 @@ pub const EEXIST: i32 = -17;
 /// The kernel's limit of user namespaces within each other, and the first.
 const MAX_USER_NAMESPACES: usize = 34;
 
-/// Whom to charge for what a task causes: its user; for one of a user namespace, who made the
-/// outermost, since users within are his to name. For a namespace of root's making these are the
-/// users that root gave it.
+/// Returns the user to charge for what a task causes: the task's own; for a task in a user
+/// namespace, the user who made the outermost, since users within are his to name. If root made
+/// that namespace, the task's own user is charged, one of those that root gave it.
 ///
-/// The login user id does not count: who has none may say that he is anybody, root as well.
+/// The login user id does not count: a user without one may say that he is anybody, root as well.
 #[inline(always)]
 pub fn payer(task: Kernel) -> u32 {
     follow(task, offset!(task_cred)).map_or(NOBODY_CHARGED, |cred| user_charged(cred))

@@ -28,6 +28,7 @@ const MAX_STOPS: u32 = 17;
 pub fn judge_listed(
     in_force: InForce,
     source: &Source,
+    near: u32,
     skb: *mut __sk_buff,
     start: u32,
     ends: &Ends,
@@ -39,7 +40,8 @@ pub fn judge_listed(
         policy,
         who,
         packet,
-    } = Asked::new(in_force, source, &ends.destination, bytes);
+        ..
+    } = Asked::new(in_force, source, near, &ends.destination, bytes);
     let mut decision = match ends.route {
         Route::Unread => UNREAD.to_word(),
         _ => NOTHING,

@@ -1,5 +1,5 @@
-//! Who sends on a socket that is tagged, where the running task is the one that does; and
-//! whether whoever sent has become another since.
+//! Sender on a tagged socket, where the running task is the sender; and whether that sender has
+//! become another since.
 
 use trefoil_ebpf::abi::*;
 
@@ -27,7 +27,7 @@ fn take_in(tag: *mut Socket, has_sent: bool) -> Option<()> {
     let (owner, flow) = unsafe { (&raw mut (*tracked).owner, &raw mut (*tracked).flow) };
     let (flags, state) = unsafe { ((*tag).flags, (*flow).state) };
     let is_certain = unsafe { (*owner).quality } == quality::DIRECT || state & FLOW_SHARED != 0;
-    // Who has changed since is another sender, too.
+    // A process that has changed since is another sender, too.
     let change = match is_certain && is_running(owner) {
         true => 0,
         false => set_running(tag),
@@ -52,7 +52,7 @@ fn take_in(tag: *mut Socket, has_sent: bool) -> Option<()> {
     if flags & SOCKET_HAS_PEER == 0 {
         return None;
     }
-    // Who has connected and handed the socket on without a word has sent nothing.
+    // A process that has connected and handed the socket on without a word has sent nothing.
     let is_shared = is_certain && change == ANOTHER && state & (FLOW_SENT | FLOW_SHARED) != 0;
     if is_shared {
         // Two senders, one flow: whose bytes are whose is not known.

@@ -12,20 +12,36 @@ use crate::{
     source::Source,
 };
 
-/// What the policy in force says about a packet that goes straight to its destination. Another
-/// verdict than the flow has had is another flow, of the same senders.
+/// Asks the policy in force about a packet that goes straight to its destination. Another verdict
+/// than the flow has had makes another flow, of the same senders.
 #[inline(always)]
 pub fn decide(in_force: InForce, tracked: *mut Tracked, ends: &Ends, bytes: u32) -> Decision {
     let mut decision = decision_of(tracked);
-    if !in_force.made(&decision) {
-        // SAFETY: a map value; the verifier checks the access.
+    let has_moved = has_moved(tracked, ends);
+    if has_moved || !in_force.made(&decision) {
+        // SAFETY: a map value; the verifier checks the access. So below.
         let source = Source::of(unsafe { &raw const (*tracked).owner });
-        decision = judge(in_force, &source, &ends.destination, bytes);
+        let near = ends.near(unsafe { (*tracked).flow.direction });
+        decision = judge(in_force, &source, near, &ends.destination, bytes);
         take_in(tracked, decision);
         check(tracked, &source);
     }
     set_local(tracked, ends);
     decision
+}
+
+/// True if the packets before were from another port of this host, as raw ones may be: what was
+/// decided about these says nothing of it.
+#[inline(always)]
+fn has_moved(tracked: *mut Tracked, ends: &Ends) -> bool {
+    // SAFETY: a map value; the verifier checks the access. So below.
+    let port = unsafe { &raw mut (*tracked).flow.local_port };
+    let before = unsafe { *port };
+    if before == 0 || before == ends.source_port {
+        return false;
+    }
+    unsafe { *port = ends.source_port };
+    true
 }
 
 /// Forgets what was decided about a flow if another than this has begun to send meanwhile.
@@ -70,7 +86,7 @@ fn set_local(tracked: *mut Tracked, ends: &Ends) {
     }
 }
 
-/// Counts the packet, and tells the agent of its flow if it has not heard of it. What comes after
+/// Counts the packet, and tells the agent of its flow if it has not heard of it. A packet after
 /// the end is a flow of its own.
 #[inline(always)]
 pub fn record(tracked: *mut Tracked, decision: &Decision, bytes: u64, blocked: bool) {

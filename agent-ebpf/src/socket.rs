@@ -1,8 +1,12 @@
-//! What kind of socket it is.
+//! Kind of a socket: TCP, raw, the kernel's own.
 
-use aya_ebpf::bindings::bpf_sock;
+use aya_ebpf::bindings::{__sk_buff, bpf_sock};
 
-use crate::packet::protocol;
+use crate::{
+    globals::{namespace_inode, offset},
+    kernel_memory::{Kernel, follow, read},
+    packet::protocol,
+};
 
 /// True for a TCP socket, and not for one that only sends packets of TCP.
 #[inline(always)]
@@ -17,4 +21,36 @@ pub fn is_tcp(socket: *const bpf_sock) -> bool {
 pub fn is_raw(socket: *const bpf_sock) -> bool {
     const SOCK_RAW: u32 = 3;
     unsafe { (*socket).type_ == SOCK_RAW }
+}
+
+/// True if the kernel has made the socket of a packet for itself, and no process has it. To be
+/// asked of a whole socket.
+///
+/// A function of its own for the sake of the stack.
+#[inline(never)]
+pub fn is_kernels(skb: *mut __sk_buff) -> bool {
+    // Unknown, it is a process's.
+    let Some(socket) = follow(skb as Kernel, offset!(sk_buff_sk)) else {
+        return false;
+    };
+    match read::<u8>(socket, offset!(sock_kern_sock)) {
+        Some(byte) => byte >> (offset!(sock_kern_sock_shift) & 7) & 1 != 0,
+        None => false,
+    }
+}
+
+/// True if the socket of a packet is of the agent's own network namespace. To be asked of a whole
+/// socket.
+#[inline(always)]
+pub fn is_of_own_namespace(skb: *mut __sk_buff) -> bool {
+    let Some(socket) = follow(skb as Kernel, offset!(sk_buff_sk)) else {
+        return false;
+    };
+    let Some(network) = follow(socket, offset!(sock_net)) else {
+        return false;
+    };
+    match read::<u32>(network, offset!(net_ns_inum)) {
+        Some(inode) => inode == namespace_inode(),
+        None => false,
+    }
 }

@@ -8,13 +8,15 @@ use trefoil_ebpf::abi::*;
 
 use crate::{
     bounds::masked,
-    maps::{CGROUPS, EXECUTABLES, lose},
+    globals::ONLY_LOOKS,
+    maps::{CGROUPS, EXECUTABLES, SESSIONS, lose},
     owner::sum,
-    tables::{Tables, in_chunk},
+    tables::{Tables, entry, in_chunk},
+    tree::{find_number, find128},
     words::differ,
 };
 
-/// What the judge needs to know about the source.
+/// Facts about the source that the judge needs.
 #[derive(Clone, Copy)]
 pub struct Source {
     pub exe_id: u64,
@@ -42,8 +44,8 @@ impl Source {
         // SAFETY: a map value; the verifier checks the access.
         let owner = unsafe { &*owner };
         let broken = differ(sum(owner), owner.seal);
-        // Without a process, the control group alone is known: that of the socket. What else it
-        // says of itself is said in a user namespace of somebody's.
+        // Without a process, the control group alone is known: that of the socket. Every other
+        // id of the socket is one of somebody's user namespace.
         let no_process = broken | !differ(owner.pid.into(), 0);
         Self {
             exe_id: owner.exe_id & !no_process,
@@ -71,14 +73,9 @@ impl Source {
         u64::from(self.gid) << 32 | u64::from(self.uid)
     }
 
-    /// The case of [`login`], and the classes under a policy: `executable << 16 | cgroup`.
+    /// The classes of both paths under a policy: `executable << 16 | cgroup`.
     #[inline(always)]
-    pub fn classes(&self, generation: u32) -> (usize, u32) {
-        let login = match self.session {
-            0 => login::UNKNOWN,
-            NOBODY_LOGGED_IN => login::NONE,
-            _ => login::SESSION,
-        };
+    pub fn paths(&self, generation: u32) -> u32 {
         let executable = match self.exe_id {
             0 => UNKNOWN,
             id => executable_class(id, generation),
@@ -87,7 +84,7 @@ impl Source {
             0 => UNKNOWN,
             id => cgroup_class(id, generation),
         };
-        (login, executable << 16 | cgroup)
+        executable << 16 | cgroup
     }
 }
 
@@ -174,6 +171,93 @@ extern "C" fn cgroup_class(cgroup_id: u64, generation: u32) -> u32 {
     automaton.finish(generation, state, false, cache)
 }
 
+/// The class of a group and a login session, with [`DECISION_LIMITED`] above it as in
+/// [`limited`](crate::judge::Asked::limited).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn group_class(generation: u32, gid: u32, session: u32) -> u32 {
+    const BRANCH_SHIFT: u32 = size_of::<Branch>().ilog2();
+    let slot = generation & 1;
+    let Some(tables) = Tables::of(slot) else {
+        return UNKNOWN;
+    };
+    let header = tables.header();
+    let mut limited = 0;
+    let mut branch = match session {
+        0 => header.groups[login::UNKNOWN],
+        NOBODY_LOGGED_IN => header.groups[login::NONE],
+        _ => header.groups[login::SESSION],
+    };
+    let is_session = session != 0 && session != NOBODY_LOGGED_IN;
+    if is_session && header.origin_groups != 0 {
+        let found = origin(slot, session);
+        // It may become known.
+        limited = found & NO_ORIGIN;
+        let place = (found & (NO_ORIGIN - 1)) << BRANCH_SHIFT;
+        if let Some(of_origin) = entry::<Branch>(slot, header.origin_groups.wrapping_add(place)) {
+            branch = *of_origin;
+        }
+    }
+    let class = match branch.kind() {
+        Branch::VALUE => branch.0,
+        _ => find_number(slot, branch.0, gid),
+    };
+    limited | class & 0xffff
+}
+
+/// In what [`origin`] returns: none is known yet. Where [`DECISION_LIMITED`] is in what
+/// [`group_class`] returns.
+const NO_ORIGIN: u32 = (DECISION_LIMITED as u32) << 16;
+
+/// The case of where a login session came from, as [`Header::origins_v4`] has it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn origin(slot: u32, session: u32) -> u32 {
+    let Some(origin) = SESSIONS.get_ptr(&session) else {
+        return NO_ORIGIN;
+    };
+    // SAFETY: a map value of integers; the verifier checks the access. So below.
+    let (known, address) = unsafe { ((*origin).quality, (*origin).peer.address) };
+    // A connection that exists says who holds it now, and not who logged in by it.
+    if known != quality::DIRECT {
+        return UNKNOWN;
+    }
+    let Some(tables) = Tables::of(slot & 1) else {
+        return UNKNOWN;
+    };
+    let header = tables.header();
+    let (branch, high, low) = match address.as_v4() {
+        Some(v4) => (header.origins_v4, u64::from(v4) << 32, 0),
+        None => {
+            let (high, low) = address.halves();
+            (header.origins_v6, high, low)
+        }
+    };
+    find128(&tables, branch, high, low) & 0xffff
+}
+
+/// The class of a near end, with [`DECISION_LIMITED`] above it as in [`limited`](crate::judge::Asked::limited).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn near_class(generation: u32, near: u32) -> u32 {
+    const KEY: u32 = (1 << near::SHIFT) - 1;
+    let Some(tables) = Tables::of(generation & 1) else {
+        return class::UNKNOWN.into();
+    };
+    let direction = masked::<{ near::N - 1 }>((near >> near::SHIFT) as usize);
+    // SAFETY: the index is masked, which the compiler cannot see.
+    let branch = unsafe { *tables.header().near_ends.as_ptr().add(direction) };
+    if branch.kind() == Branch::VALUE {
+        return u32::from(branch.0 as u16);
+    }
+    let class = find_number(generation & 1, branch.0, near & KEY) as u16;
+    let limited = match near & KEY {
+        near::NO_PORT => DECISION_LIMITED,
+        _ => 0,
+    };
+    u32::from(limited) << 16 | u32::from(class)
+}
+
 #[inline(always)]
 fn cached(cache: *mut ClassCache, generation: u32) -> Option<u32> {
     // SAFETY: an aligned word of a map value; one read sees one state.
@@ -187,7 +271,7 @@ fn cached(cache: *mut ClassCache, generation: u32) -> Option<u32> {
     }
 }
 
-/// What [`next_state`] returns if the tables cannot be read.
+/// Result of [`next_state`] if the tables cannot be read.
 const NO_STATE: u32 = u32::MAX;
 
 /// The state that a byte of a path leads to. A function of its own: the verifier goes
@@ -234,6 +318,9 @@ impl Automaton {
                 false => classes.class,
             })
         });
+        if ONLY_LOOKS {
+            return class;
+        }
         let filled = ClassCache { generation, class };
         // SAFETY: `ClassCache` is two u32 in 8 bytes without padding.
         let word = unsafe { core::mem::transmute::<ClassCache, u64>(filled) };

@@ -1,6 +1,6 @@
-//! Subflows of MPTCP: connections of TCP for a socket that a process uses. What it does with that
-//! one, it does with none of them: who sends is known of the former. Some the kernel opens by
-//! itself, in a thread of its own.
+//! Subflows of MPTCP: connections of TCP for a socket that a process uses. The process uses that
+//! socket and none of its subflows, so the sender is known of the socket. Some subflows the
+//! kernel opens by itself, in a thread of its own.
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
@@ -55,14 +55,20 @@ pub fn inherit(tag: *mut Socket, socket: *mut bpf_sock) -> bool {
     }
 }
 
-/// Notes in the tag of a connection whether it is a subflow.
+/// Notes in the tag of a connection whether it is a subflow. One that the far end has opened belongs
+/// to a session that this host has opened, unless its socket was made by a listener.
 ///
 /// A function of its own for the sake of the stack.
 #[inline(never)]
 pub fn mark(tag: *mut Socket, socket: *mut bpf_sock) -> u32 {
-    if of_connection(socket).is_some() {
-        // SAFETY: a map value; the verifier checks the access.
+    if let Some(of) = of_connection(socket) {
+        // SAFETY: map values; the verifier checks the access. So below.
         set_bit(unsafe { &raw mut (*tag).flags }, SOCKET_OF_MPTCP);
+        let flow = unsafe { &raw mut (*tag).tracked.flow };
+        if unsafe { (*of).flags & SOCKET_LISTENS == 0 && (*flow).direction == direction::ACCEPTED }
+        {
+            unsafe { (*flow).direction = direction::CLAIMED };
+        }
     }
     0
 }

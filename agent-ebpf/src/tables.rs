@@ -21,7 +21,7 @@ pub type Chunk = [u64; CHUNK_BYTES / size_of::<u64>()];
 #[derive(Clone, Copy)]
 pub struct Tables {
     slot: u32,
-    /// What most decisions read.
+    /// First chunk: the part that most decisions read.
     pub first: *const First,
 }
 

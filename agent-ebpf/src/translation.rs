@@ -7,7 +7,7 @@
 //! another destination into a packet are not looked for: there a call is refused for the address
 //! that is named.
 
-use aya_ebpf::helpers::generated::bpf_get_current_task;
+use aya_ebpf::{bindings::bpf_sock_addr, programs::SockAddrContext};
 use trefoil_ebpf::abi::Address;
 
 use crate::{
@@ -22,28 +22,28 @@ const MAX_HOOKS: usize = 24;
 /// `NF_IP_PRI_MANGLE` and `NF_IP_PRI_FILTER`: in between, destinations are rewritten.
 const BETWEEN: core::ops::Range<i32> = -149..0;
 
-/// True if what the running process sends to this address may go to another. By its own network
-/// namespace, which is mostly that of its sockets.
+/// True if packets that the socket of a call sends to this address may go to another, by the rules
+/// of its network namespace: that of the process may be one of its own making.
 #[inline(always)]
-pub fn may_translate(address: &Address) -> bool {
+pub fn may_translate(ctx: &SockAddrContext, address: &Address) -> bool {
     let is_v4 = u32::from(address.as_v4().is_some());
-    may_translate_family(is_v4) != 0
+    may_translate_family(ctx.sock_addr, is_v4) != 0
 }
 
 /// A global function to the kernel, as those of the judge.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn may_translate_family(is_v4: u32) -> u32 {
-    // What cannot be read is refused, as without translation.
-    u32::from(has_translation(is_v4 != 0).unwrap_or(false))
+extern "C" fn may_translate_family(call: *mut bpf_sock_addr, is_v4: u32) -> u32 {
+    // If the hooks cannot be read, a call is refused, as without translation.
+    u32::from(has_translation(call as Kernel, is_v4 != 0).unwrap_or(false))
 }
 
 #[inline(always)]
-fn has_translation(is_v4: bool) -> Option<bool> {
-    // SAFETY: a helper without arguments.
-    let task: Kernel = unsafe { bpf_get_current_task() };
-    let namespaces = follow(task, offset!(task_nsproxy))?;
-    let network = follow(namespaces, offset!(nsproxy_net_ns))?;
+fn has_translation(call: Kernel, is_v4: bool) -> Option<bool> {
+    /// `bpf_sock_addr_kern.sk`
+    const SOCKET: usize = 0;
+    let socket = follow(call, SOCKET)?;
+    let network = follow(socket, offset!(sock_net))?;
     let hooks = match is_v4 {
         true => offset!(net_hooks_ipv4),
         false => offset!(net_hooks_ipv6),

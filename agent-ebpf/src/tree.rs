@@ -45,7 +45,7 @@ fn find(tables: &Tables, mut branch: Branch, high: u64, low: u64) -> Option<u32>
             return Some(branch.0);
         }
         rest <<= bits;
-        // What is behind a branch is mostly in the same chunk.
+        // The target of a branch is mostly in the same chunk.
         let next = branch.place() >> CHUNK_SHIFT;
         if next != number {
             number = next;

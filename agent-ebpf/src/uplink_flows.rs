@@ -13,7 +13,7 @@ use crate::{
     packet::Ends,
 };
 
-/// Who sent a frame.
+/// Sender of a frame.
 #[derive(Clone, Copy)]
 pub struct Who {
     /// Of the socket whose data is in it; 0 if none is known.
@@ -44,15 +44,7 @@ fn find_or_create(
     who: &Who,
     ends: &Ends,
 ) -> Option<*mut Tracked> {
-    let key = UplinkFlowKey {
-        cookie: who.cookie,
-        peer: ends.destination,
-        source: ends.source,
-        source_port: ends.source_port,
-        sender: who.sender,
-        quality: if who.cookie == 0 { who.quality } else { 0 },
-        came_in_by: if who.cookie == 0 { who.came_in_by } else { 0 },
-    };
+    let key = key(who, ends);
     if !tag.is_null() && who.sender == sender::PACKET {
         // SAFETY: a map value; the verifier checks the access.
         let last = unsafe { &mut (*tag).tracked.flow };
@@ -64,6 +56,35 @@ fn find_or_create(
         Some(tracked) => Some(tracked),
         None if is_local(generation, &key.peer) => None,
         None => create(&key, who.quality),
+    }
+}
+
+#[inline(always)]
+fn key(who: &Who, ends: &Ends) -> UplinkFlowKey {
+    UplinkFlowKey {
+        cookie: who.cookie,
+        peer: ends.destination,
+        source: ends.source,
+        source_port: ends.source_port,
+        sender: who.sender,
+        quality: if who.cookie == 0 { who.quality } else { 0 },
+        came_in_by: if who.cookie == 0 { who.came_in_by } else { 0 },
+    }
+}
+
+/// The flow that a frame belongs to, as [`slot`], if there is one.
+#[inline(always)]
+pub fn known_flow(who: &Who, ends: &Ends) -> Option<*mut Tracked> {
+    find(&key(who, ends))
+}
+
+/// As [`known_flow`]; null if there is none yet.
+#[cfg(feature = "trace")]
+#[inline(never)]
+pub fn known_slot(who: &Who, ends: &Ends) -> *const Tracked {
+    match find(&key(who, ends)) {
+        Some(tracked) => tracked,
+        None => ptr::null(),
     }
 }
 
@@ -94,20 +115,14 @@ fn create(key: &UplinkFlowKey, quality: u8) -> Option<*mut Tracked> {
             0 => cookie_of_no_socket(&key.source, key.source_port, key.sender, key.quality),
             cookie => cookie,
         };
-        begin(
-            tracked,
-            cookie,
-            &key.peer,
-            direction_of(key.sender),
-            NOT_JUDGED,
-        );
+        begin(tracked, cookie, &key.peer, direction::UNKNOWN, NOT_JUDGED);
     }
     Some(tracked).filter(is_complete)
 }
 
 /// Tells of a packet of `bytes` by itself, for whose flow there is no room; the rest as in
-/// [`slot`]. Whose the first frame of a packet socket is stays unknown then: that is known
-/// when it was sent, and nothing waits for it.
+/// [`slot`]. The owner of a packet socket's first frame stays unknown then: it is known once
+/// the frame was sent, and nothing waits for it.
 #[inline(always)]
 pub fn tell(
     tag: *const Socket,
@@ -137,18 +152,10 @@ pub fn tell(
         cookie,
         decision,
         bytes,
-        direction: direction_of(who.sender),
+        direction: direction::UNKNOWN,
         quality: known,
     };
     tell_alone(named, ends, &packet);
-}
-
-#[inline(always)]
-fn direction_of(sender: u8) -> u8 {
-    match sender {
-        sender::PACKET => direction::OUTBOUND,
-        _ => direction::UNKNOWN,
-    }
 }
 
 /// A number that differs for all that differs in these, and is no socket's cookie. With the

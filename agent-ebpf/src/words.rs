@@ -113,14 +113,14 @@ pub fn differ(a: u64, b: u64) -> u64 {
     ones
 }
 
-/// Has the verifier forget what it knows of a value on the stack, which stays as it is. What many
-/// ways lead to, with a number here or there that the verifier knows, is one state to it then, and
-/// what comes after is verified once. `any` is a number that it knows nothing of.
+/// Has the verifier forget its bounds of a value on the stack, which stays as it is. A place that
+/// many paths lead to, each with another known number, is one state to the verifier then, and the
+/// code behind it is verified once. `any` is a number of which the verifier knows nothing.
 #[inline(always)]
 pub fn forget<T>(value: &mut T, any: u32) {
     const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() == 8) };
     let zero: u64;
-    // SAFETY: instructions on registers. That both are the same number, the verifier does not see.
+    // SAFETY: instructions on registers. The verifier does not see that both are the same number.
     unsafe {
         asm!(
             "{zero} = {any}",

@@ -1,4 +1,4 @@
-//! The command line as it is typed. What it means is decided by the verbs.
+//! The command line as it is typed. The verbs decide its meaning.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ use crate::flow::FlowMode;
     after_help = "Exit status: 0 fine, 1 findings, 2 usage, 77 no permission, 78 bad configuration."
 )]
 pub struct Cli {
-    /// What to do.
+    /// Verb to run.
     #[command(subcommand)]
     pub verb: Verb,
 }
@@ -32,8 +32,13 @@ pub enum Verb {
     Learn(LearnArgs),
     /// Say which of the flows that were seen two policies judge differently
     Diff(DiffArgs),
+    /// Hold records of the past against a gateway's own log
+    Query(QueryArgs),
     /// List the flows that are open now, from the kernel's tables
     Flows(FlowsArgs),
+    /// Say of each packet and call what a hook finds and why it decides so, for a while; decides
+    /// nothing itself
+    Trace(TraceArgs),
     /// Say whether everything is as it should be; exit status 1 if not
     Status(StatusArgs),
     /// Have the running agent read policy and country data anew, and wait until it has
@@ -137,11 +142,21 @@ pub struct CheckArgs {
     pub json: bool,
 }
 
+/// `--direction`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DirectionArg {
+    /// The far end, which connected to a service of this host
+    Accepted,
+    /// This host, which named the destination
+    Outbound,
+}
+
 /// `trefoil explain`
 #[derive(Args, Clone, Debug)]
 pub struct ExplainArgs {
-    /// Destination, such as 192.0.2.1:443 or 2001:db8::1
-    #[arg(long, value_name = "ADDR[:PORT]")]
+    /// Destination, such as 192.0.2.1:443, 192.0.2.1:53/udp or 2001:db8::1; of a session that was
+    /// accepted, the client
+    #[arg(long, value_name = "ADDR[:PORT][/P]")]
     pub to: String,
     /// tcp, udp, icmp, ... or a number [default: tcp]
     #[arg(long, value_name = "P")]
@@ -167,6 +182,15 @@ pub struct ExplainArgs {
     /// From a process that somebody logged in to start
     #[arg(long)]
     pub interactive: bool,
+    /// The same, and the address that he logged in from [default: not known]
+    #[arg(long, value_name = "ADDR")]
+    pub session_addr: Option<String>,
+    /// Which end opened it [default: outbound]
+    #[arg(long, value_enum)]
+    pub direction: Option<DirectionArg>,
+    /// This host's port; of a session that it accepted, the service's
+    #[arg(long, value_name = "PORT")]
+    pub from_port: Option<u16>,
     /// Policy file [default: as for run]
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
@@ -215,6 +239,30 @@ pub struct DiffArgs {
     pub json: bool,
 }
 
+/// `trefoil query`
+#[derive(Args, Clone, Debug)]
+pub struct QueryArgs {
+    /// Records, as JSON of `trefoil run --json` or `journalctl -o json`; `-` is standard input
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+    /// Hold them against this log of a gateway: Zeek's conn.log, or JSON lines; may be repeated
+    #[arg(long, value_name = "FILE", required = true)]
+    pub gateway_log: Vec<PathBuf>,
+    /// The gateway of the policy whose log it is [default: all of them]
+    #[arg(long, value_name = "NAME")]
+    pub gateway: Option<String>,
+    /// Policy file that has the gateway [default: as for run]
+    #[arg(long, value_name = "FILE", requires = "gateway")]
+    pub policy: Option<PathBuf>,
+    /// Settings file, with the names of the log's fields [default: /etc/trefoil/trefoil.toml, if it
+    /// exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// For programs
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `trefoil flows`
 #[derive(Args, Clone, Debug)]
 pub struct FlowsArgs {
@@ -232,12 +280,52 @@ pub struct FlowsArgs {
     pub follow: bool,
 }
 
+/// `trefoil trace`
+#[derive(Args, Clone, Debug)]
+pub struct TraceArgs {
+    /// Of this process alone
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub pid: Option<u32>,
+    /// Of this unit alone: a component of a control group's path, such as ssh.service, or its
+    /// beginning, such as /system.slice
+    #[arg(long, value_name = "UNIT")]
+    pub unit: Option<String>,
+    /// To this destination alone, such as 192.0.2.1:443, 2001:db8::/32 or :53
+    #[arg(long, value_name = "ADDR[/PREFIX][:PORT]")]
+    pub to: Option<String>,
+    /// How long, such as 10s; an hour at most [default: 30s]
+    #[arg(
+        long = "for",
+        value_name = "TIME",
+        default_value = "30s",
+        hide_default_value = true
+    )]
+    pub duration: String,
+    /// Most lines in a second for each processor, 10,000 at most [default: 500]
+    #[arg(long, hide_default_value = true, value_name = "LINES", default_value_t = 500,
+          value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub rate: u32,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields have them")]
+    pub pins: Pins,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields have them")]
+    pub sources: Sources,
+    /// For programs: one object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `trefoil status`
 #[derive(Args, Clone, Debug)]
 pub struct StatusArgs {
     #[command(flatten)]
     #[allow(missing_docs, reason = "its fields have them")]
     pub pins: Pins,
+    /// Take note of what got lost until now and of what this kernel lacks: no finding any more,
+    /// and a record says who did so
+    #[arg(long)]
+    pub acknowledge: bool,
     /// Settings file [default: /etc/trefoil/trefoil.toml, if it exists]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,

@@ -147,7 +147,7 @@ pub fn rfc3339(unix_us: u64) -> String {
 }
 
 /// Microseconds since 1970 of any time of RFC 3339: with an offset, with or without a
-/// fraction, in lower case, with a blank for the `T`. What is beyond microseconds is cut
+/// fraction, in lower case, with a blank for the `T`. Digits beyond microseconds are cut
 /// off. `None` for anything else, and for times before 1970.
 #[must_use]
 pub fn unix_us_of(rfc3339: &str) -> Option<u64> {

@@ -5,12 +5,15 @@
 
 #![deny(unsafe_code)]
 
+pub mod acknowledged;
 pub mod bounded;
 pub mod cli;
 pub mod clock;
 pub mod commands;
 pub mod connections;
+pub mod evidence;
 pub mod flow;
+pub mod gateway_log;
 pub mod geo;
 pub mod kernel;
 pub mod learn;
@@ -24,8 +27,10 @@ pub mod owner;
 pub mod policy;
 pub mod privileges;
 pub mod quantity;
+pub mod refusals;
 pub mod report;
 pub mod settings;
 pub mod state;
+pub mod trace;
 pub mod trial;
 pub mod uplinks;

@@ -1,4 +1,4 @@
-//! What there is to say about budgets and exceptions: each thing once.
+//! News about budgets and exceptions: each thing is said once.
 //!
 //! Pure: counts and a clock in, news out. The kernel counts and stops; nothing here
 //! decides about a packet.
@@ -10,7 +10,7 @@ use crate::policy::Budget;
 /// How long before the end of an exception it is told that it ends.
 const NOTICE_US: u64 = 86_400_000_000;
 
-/// What has become of a budget or an exception.
+/// Stage of a budget or an exception.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize, serde::Serialize,
 )]
@@ -48,7 +48,7 @@ impl Stage {
     }
 }
 
-/// What the kernel has counted of a budget.
+/// Counts of a budget in the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Used {
     /// Bytes within the window that ends now.
@@ -57,14 +57,14 @@ pub struct Used {
     pub packets: u64,
 }
 
-/// What was said already, by the budget's id; what an agent before has said is not said
-/// again.
+/// Stages that were reported already, by the budget's id. A stage that an agent before has
+/// reported is not reported again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(transparent)]
 pub struct Said(BTreeMap<u64, BTreeSet<Stage>>);
 
 impl Said {
-    /// What is new about a budget at this moment, in microseconds since 1970.
+    /// Returns the new stages of a budget at this moment, in microseconds since 1970.
     pub fn news(&mut self, budget: &Budget, used: Used, time_us: u64) -> Vec<Stage> {
         let said = self.0.entry(budget.id).or_default();
         let mut news = Vec::new();

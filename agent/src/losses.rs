@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
 use trefoil_ebpf::abi::{Totals, verdict};
 
 use crate::report::{Field, Record, words};
@@ -74,8 +75,9 @@ pub const MEANINGS: &[(&str, &str)] = &[
         "later fragments, and answers for connections that are over, were judged by themselves",
     ),
     (
-        "writers-full",
-        "packets out of a tun device were forwarded, and the process that wrote them is not told",
+        "headers-unheld",
+        "the kernel had no memory to copy headers that their sender may still change; such frames were \
+         judged undetermined",
     ),
     (
         "packets-untold",
@@ -92,10 +94,21 @@ pub fn is_harmless(counter: &str) -> bool {
     counter == "sockets-untagged"
 }
 
+/// When a counter was seen to have moved, microseconds since 1970.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Span {
+    /// For the first time.
+    pub first_us: u64,
+    /// For the last time.
+    pub last_us: u64,
+}
+
 /// Remembers what was reported.
 #[derive(Clone, Debug, Default)]
 pub struct Losses {
     reported: BTreeMap<String, u64>,
+    /// When that was.
+    spans: BTreeMap<String, Span>,
     /// By verdict, bytes and packets that are in no event.
     untold: BTreeMap<u8, (u64, u64)>,
 }
@@ -120,7 +133,11 @@ impl Losses {
         let untold = self.untold.iter().map(|(verdict, (bytes, packets))| {
             (format!("{UNTOLD}{verdict}"), format!("{bytes} {packets}"))
         });
-        counters.chain(untold).collect()
+        let spans = self.spans.iter().map(|(name, span)| {
+            let Span { first_us, last_us } = span;
+            (format!("{SPAN}{name}"), format!("{first_us} {last_us}"))
+        });
+        counters.chain(untold).chain(spans).collect()
     }
 
     /// Takes in one of them; anything else is nothing that was reported.
@@ -129,6 +146,13 @@ impl Losses {
             && let Ok(total) = value.parse()
         {
             self.reported.insert(counter.to_owned(), total);
+        }
+        if let Some(counter) = name.strip_prefix(SPAN)
+            && let Some((first_us, last_us)) = value.split_once(' ')
+            && let (Ok(first_us), Ok(last_us)) = (first_us.parse(), last_us.parse())
+        {
+            let span = Span { first_us, last_us };
+            self.spans.insert(counter.to_owned(), span);
         }
         if let Some(verdict) = name.strip_prefix(UNTOLD)
             && let Some((bytes, packets)) = value.split_once(' ')
@@ -139,16 +163,34 @@ impl Losses {
         }
     }
 
-    /// What was reported so far.
+    /// Returns the losses that were reported so far.
     #[must_use]
     pub fn reported(&self) -> &BTreeMap<String, u64> {
         &self.reported
+    }
+
+    /// When each of them was seen to have moved.
+    #[must_use]
+    pub fn spans(&self) -> &BTreeMap<String, Span> {
+        &self.spans
     }
 
     /// Sum of all that was reported.
     #[must_use]
     pub fn sum(&self) -> u64 {
         self.reported.values().sum()
+    }
+
+    /// By verdict, bytes and packets that were told of what the programs found no room for.
+    #[must_use]
+    pub fn untold(&self, verdict: u8) -> (u64, u64) {
+        self.untold.get(&verdict).copied().unwrap_or_default()
+    }
+
+    /// An agent before has told of so much, or of more.
+    pub fn restore_untold(&mut self, verdict: u8, told: (u64, u64)) {
+        let known = self.untold.entry(verdict).or_default();
+        *known = (known.0.max(told.0), known.1.max(told.1));
     }
 
     /// Somebody has set counters back: what they count from here on is reported again.
@@ -177,6 +219,11 @@ impl Losses {
                     time_us,
                 ));
                 self.reported.insert((*counter).to_owned(), *total);
+                let span = self.spans.entry((*counter).to_owned()).or_insert(Span {
+                    first_us: time_us,
+                    last_us: time_us,
+                });
+                span.last_us = time_us;
             }
         }
         news
@@ -211,6 +258,7 @@ impl Losses {
 /// Begin of the names of facts.
 const COUNTER: &str = "counter.";
 const UNTOLD: &str = "untold.";
+const SPAN: &str = "span.";
 
 #[cfg(test)]
 mod tests {
@@ -250,6 +298,23 @@ mod tests {
             .map(|record| record.number(Field::Count))
             .collect();
         assert_eq!(counts, [Some(1)]);
+    }
+
+    #[test]
+    fn when_something_was_lost_is_remembered_by_whichever_agent() {
+        let mut losses = Losses::default();
+        for (total, time_us) in [(0, 10), (1, 20), (1, 30), (2, 40), (2, 50)] {
+            losses.news(&BTreeMap::from([("flows-full", total)]), time_us);
+        }
+        let mut next = Losses::default();
+        for (name, value) in losses.to_facts() {
+            next.restore(&name, &value);
+        }
+        let span = Span {
+            first_us: 20,
+            last_us: 40,
+        };
+        assert_eq!(next.spans().get("flows-full"), Some(&span));
     }
 
     #[test]

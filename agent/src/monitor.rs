@@ -5,36 +5,43 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
+    collections::{BTreeMap, HashSet},
     rc::Rc,
     sync::Arc,
 };
 
-use trefoil_ebpf::abi::{COOKIE_OF_NO_SOCKET, Event, FlowKey, Peer, Tracked, reason};
+use trefoil_ebpf::abi::Tracked;
 
 use crate::{
     clock::{self, BootClock},
-    flow::{FlowSettings, FlowStats, FlowTable, Report, Told},
+    flow::{FlowSettings, FlowStats, FlowTable, Report},
     geo::Geo,
     kernel::{
-        Damage, Enforcement, Events, HookStatus, Kernel, KernelError, LoadSettings, OwnProcess,
-        Reader, Remain, Remains, WayOut, is_in_first_pid_namespace,
+        Damage, Enforcement, Events, HeldPage, HookStatus, Kernel, KernelError, LoadSettings,
+        OwnProcess, Reader, RefusalTable, Remains, WayOut, is_in_first_pid_namespace,
     },
     limits::Said,
-    losses::Losses,
+    losses::{Losses, Span},
     names::Names,
     policy::{Compiled, Image},
+    refusals::RefusalsTold,
     report::{Coverage, FlowFacts, Heartbeat, Origin, Progress, Record, Reporter, Stall},
     settings,
 };
 
 mod cuts;
 mod cutter;
+mod ended_flow;
 mod follower;
 mod in_force;
+mod intake;
 mod keeping;
 mod limits;
+mod logins;
+mod many_peers;
 mod pulse;
+mod refusals;
+mod rest;
 mod room;
 mod sweep;
 mod tampering;
@@ -47,7 +54,10 @@ use follower::{Follower, UplinkNews};
 use in_force::PolicyInForce;
 use keeping::Keeping;
 use limits::Limits;
+use many_peers::ManyPeers;
+pub use rest::Rest;
 use room::Room;
+use sweep::Sweeps;
 pub use tampering::Standing;
 use tampering::Tampering;
 use unjudged::UnjudgedSockets;
@@ -96,11 +106,12 @@ pub struct Monitor {
     /// Country data, shared with the flow table.
     places: Rc<RefCell<Arc<Geo>>>,
     losses: Losses,
+    refusals: (RefusalTable, RefusalsTold),
     limits: Limits,
     uplinks: Uplinks,
     tampering: Tampering,
-    /// Peers of open flows by socket, for those in the table of many peers.
-    peers: HashMap<u64, Vec<Peer>>,
+    many_peers: ManyPeers,
+    sweeps: Sweeps,
     /// The rest of tables that had another size, to be told.
     remains: Option<Remains>,
     room: Room,
@@ -113,17 +124,21 @@ pub struct Monitor {
     has_no_reader: bool,
     /// Frames are judged that go to a driver past traffic control.
     judges_direct: bool,
+    watches_uplinks: bool,
+    /// Bytes of the file that says what was acknowledged, when it was read.
+    acknowledged_bytes: u64,
     unjudged: UnjudgedSockets,
     keeping: Keeping,
+    held: HeldPage,
     /// Nobody will find what is in the kernel now.
     is_at_end: bool,
 }
 
-/// What a monitor is made of besides the kernel side.
+/// Parts of a monitor besides the kernel side.
 pub struct Parts<'a> {
-    /// What the kernel side was loaded with.
+    /// Settings that the kernel side was loaded with.
     pub load: &'a LoadSettings,
-    /// What the flow table may hold and how often it may speak.
+    /// Limits of the flow table: how much it may hold and how often it may speak.
     pub flow_settings: FlowSettings,
     /// The interfaces to watch.
     pub uplinks: &'a settings::Uplinks,
@@ -137,10 +152,8 @@ pub struct Parts<'a> {
     pub heartbeat_s: u64,
     /// Losses that an agent before has reported.
     pub reported_losses: BTreeMap<String, u64>,
-    /// What an agent before has said of budgets and exceptions.
+    /// Messages of an agent before about budgets and exceptions.
     pub said: Said,
-    /// What an agent before has told of flows, if it said so.
-    pub told: Option<Told>,
     /// When an agent before was last seen, microseconds since 1970.
     pub last_seen_us: Option<u64>,
 }
@@ -177,6 +190,8 @@ impl Monitor {
         reader.set_cuts(&HashSet::new())?;
         let events = reader.events()?;
         let (process, killed) = OwnProcess::watch(kernel.pins())?;
+        // Before it is looked after.
+        let held = HeldPage::open(kernel.pins())?;
         let tampering = Tampering::new(kernel.guard(&parts.load.cgroup)?, process);
         let places = Rc::new(RefCell::new(Arc::clone(geo)));
         let of_table = Rc::clone(&places);
@@ -188,9 +203,13 @@ impl Monitor {
             uplinks: Uplinks::follow(&kernel, follower, &uplink_news)?,
             tampering,
             judges_direct: kernel.judges_direct(parts.load),
+            watches_uplinks: parts.load.watches_uplinks,
+            acknowledged_bytes: 0,
             unjudged: UnjudgedSockets::new(&parts.load.cgroup),
             remains: Some(kernel.remains()?),
             room: Room::new(kernel.pins())?,
+            held,
+            refusals: (RefusalTable::open(kernel.pins())?, RefusalsTold::default()),
             kernel,
             reader,
             events,
@@ -200,7 +219,8 @@ impl Monitor {
             reporter: parts.reporter,
             heartbeat_s: parts.heartbeat_s,
             places,
-            peers: HashMap::new(),
+            many_peers: ManyPeers::default(),
+            sweeps: Sweeps::default(),
             sees_processes: is_in_first_pid_namespace(),
             reports: Vec::new(),
             unreadable_events: 0,
@@ -210,18 +230,12 @@ impl Monitor {
             keeping: Keeping::default(),
             is_at_end: false,
         };
+        // Without a spool, nobody knows what of it was told.
+        let is_unknown = monitor.kernel.took_over() && *monitor.reporter.origin() == Origin::First;
+        monitor.restore_refusals(is_unknown)?;
         monitor.restore();
-        if monitor.kernel.took_over() && *monitor.reporter.origin() == Origin::First {
-            let reason = "it is gone: what the agent before had not handed over is in no record, \
-                          and the numbers of records begin with 1 again";
-            let record = Record::tamper("the spool", reason, clock::unix_us());
-            monitor.reporter.emit(record);
-        }
-        if monitor.kernel.took_over() {
-            monitor
-                .table
-                .go_on_after(parts.told, clock::since_boot_ns());
-        }
+        monitor.tell_of_spool();
+        monitor.tell_of_others()?;
         monitor.in_force(policy, enforcement);
         monitor.limit(policy, budgets, clock)?;
         if let Some(killed) = killed {
@@ -229,6 +243,7 @@ impl Monitor {
         }
         monitor.report_coverage(parts.last_seen_us)?;
         monitor.report_ways_out(&ways_out)?;
+        monitor.add_older_logins()?;
         monitor.report_uplinks(parts.uplinks, uplink_news)?;
         Ok(monitor)
     }
@@ -268,26 +283,6 @@ impl Monitor {
     /// Puts a record at the end of the queue.
     pub fn emit(&mut self, record: Record) {
         self.reporter.emit(record);
-    }
-
-    /// Takes events from the ring buffer and reports what they amount to.
-    ///
-    /// While the sinks are backed up nothing is taken: the kernel keeps it, and
-    /// counts what it cannot keep.
-    pub fn drain(&mut self) -> Result<(), KernelError> {
-        let mut n_taken = 0;
-        while n_taken < EVENTS_A_TURN && !self.is_backed_up() && self.take_remains()? {
-            n_taken += 1;
-        }
-        if self.remains.is_none() {
-            self.drain_some(EVENTS_A_TURN - n_taken)?;
-        }
-        self.take_cuts()?;
-        self.take_uplink_news()?;
-        self.table.tick(clock::since_boot_ns(), &mut self.reports);
-        self.report()?;
-        self.hand_over();
-        self.release()
     }
 
     /// Says that the agent lives, and what the sums are.
@@ -339,12 +334,24 @@ impl Monitor {
         self.kernel.hooks().iter().filter_map(of).collect()
     }
 
+    /// Hooks that this kernel does not have, and without which a promise does not hold.
+    pub fn promised(&self) -> Vec<String> {
+        let hooks = self.kernel.hooks().iter();
+        let broken = hooks.filter(|hook| hook.breaks_promise(self.watches_uplinks));
+        broken.map(|hook| hook.name.to_owned()).collect()
+    }
+
     /// Losses that were reported so far.
     pub fn reported_losses(&self) -> &BTreeMap<String, u64> {
         self.losses.reported()
     }
 
-    /// What the flow table did so far.
+    /// When they were seen.
+    pub fn loss_spans(&self) -> &BTreeMap<String, Span> {
+        self.losses.spans()
+    }
+
+    /// Returns the flow table's statistics so far.
     pub fn flow_stats(&self) -> FlowStats {
         self.table.stats()
     }
@@ -370,9 +377,9 @@ impl Monitor {
     }
 
     /// Reports what is known by now, and closes the books; the kernel part goes on.
-    ///
-    /// Returns what was told of flows, unless that could not be kept.
-    pub fn leave(mut self) -> Result<Option<Told>, KernelError> {
+    pub fn leave(mut self) -> Result<(), KernelError> {
+        // The last sweep is due whatever those before it took.
+        self.sweeps = Sweeps::default();
         self.sweep()?;
         self.table.flush(clock::since_boot_ns(), &mut self.reports);
         self.report()?;
@@ -382,7 +389,8 @@ impl Monitor {
         )?;
         self.hand_over_all();
         self.release()?;
-        Ok(self.persist().then(|| self.table.told()))
+        self.persist();
+        Ok(())
     }
 
     /// Says that this agent tells of nothing more, and what the sums are until then.
@@ -415,6 +423,7 @@ impl Monitor {
     fn hand_over(&mut self) {
         self.persist();
         let progress = self.reporter.flush(clock::since_boot_ns());
+        self.hold();
         self.note(progress);
     }
 
@@ -428,6 +437,7 @@ impl Monitor {
                 progress.pending
             );
         }
+        self.hold();
         self.note(progress);
     }
 
@@ -439,103 +449,6 @@ impl Monitor {
         let told = |stall: Stall| format!("{}: {}", stall.sink, stall.error);
         self.stalled = progress.stalled.map(told);
         self.aside = progress.aside.map(told);
-    }
-
-    /// Takes in one thing that an agent before, whose tables had another size, did not tell. False
-    /// if there is nothing any more.
-    fn take_remains(&mut self) -> Result<bool, KernelError> {
-        let Some(remains) = &mut self.remains else {
-            return Ok(false);
-        };
-        match remains.next()? {
-            Some(Remain::Event(Some(event))) => self.observe(&event)?,
-            Some(Remain::Event(None)) => self.unreadable_events += 1,
-            Some(Remain::Flow(tracked)) => self.end(tracked, clock::since_boot_ns()),
-            None => self.remains = None,
-        }
-        self.report()?;
-        self.persist();
-        Ok(self.remains.is_some())
-    }
-
-    fn drain_all(&mut self) -> Result<(), KernelError> {
-        while !self.is_backed_up() && self.take_remains()? {}
-        match self.remains {
-            None => self.drain_some(usize::MAX),
-            Some(_) => Ok(()),
-        }
-    }
-
-    fn drain_some(&mut self, max: usize) -> Result<(), KernelError> {
-        let mut n_taken = 0;
-        while n_taken < max && !self.is_backed_up() {
-            let Some(event) = self.events.next() else {
-                break;
-            };
-            n_taken += 1;
-            match event {
-                Some(event) => self.observe(&event)?,
-                None => self.unreadable_events += 1,
-            }
-            self.report()?;
-            if n_taken.is_multiple_of(EVENTS_A_BATCH) {
-                self.persist();
-            }
-        }
-        Ok(())
-    }
-
-    fn observe(&mut self, event: &Event) -> Result<(), KernelError> {
-        const TCP: u8 = 6;
-        let flow = &event.tracked.flow;
-        match event.reason {
-            reason::SOCKET_GONE => {
-                for peer in self.peers.remove(&flow.cookie).unwrap_or_default() {
-                    self.take(
-                        &FlowKey {
-                            cookie: flow.cookie,
-                            peer,
-                        },
-                        event.time_ns,
-                    )?;
-                }
-                return Ok(());
-            }
-            reason::UNSEEN => {
-                let (way, owner) = (flow.local_port, &event.tracked.owner);
-                if !self.unjudged.is_news(way, owner) {
-                    return Ok(());
-                }
-                let facts = self.facts(&event.tracked)?;
-                if !self.unjudged.is_watched(way, &facts) {
-                    return Ok(());
-                }
-                let clock = BootClock::read();
-                let record = Record::unseen(event, self.judges_direct, &facts, &clock);
-                self.reporter.emit(record);
-                return Ok(());
-            }
-            // TCP has one peer, and its flows end by themselves.
-            reason::OPENED
-                if flow.peer.protocol != TCP && flow.cookie & COOKIE_OF_NO_SOCKET == 0 =>
-            {
-                let peers = self.peers.entry(flow.cookie).or_default();
-                if !peers.contains(&flow.peer) {
-                    peers.push(flow.peer);
-                }
-            }
-            reason::CLOSED => {
-                if let Entry::Occupied(mut peers) = self.peers.entry(flow.cookie) {
-                    peers.get_mut().retain(|peer| *peer != flow.peer);
-                    if peers.get().is_empty() {
-                        peers.remove();
-                    }
-                }
-            }
-            _ => {}
-        }
-        self.table.observe(event, &mut self.reports);
-        Ok(())
     }
 
     /// Gives names to what the flow table has to say, and hands it on.

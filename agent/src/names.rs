@@ -21,13 +21,16 @@ use crate::{
         process::{cgroup_path, executable_path, logged_in, placement},
         users::Logins,
     },
+    policy::network::Network,
     report::FlowFacts,
 };
 
 mod policies;
+mod sessions;
 
 use policies::Policies;
 pub use policies::RuleNames;
+use sessions::Sessions;
 
 /// Executables and control groups that are remembered. Beyond it all are
 /// forgotten and looked up anew: the kernel's tables have them.
@@ -40,6 +43,7 @@ pub struct Names {
     logins: Logins,
     hashes: Option<Hashes>,
     policies: Policies,
+    sessions: Sessions,
     geo: Arc<Geo>,
 }
 
@@ -66,6 +70,7 @@ impl Names {
             logins,
             hashes,
             policies: Policies::default(),
+            sessions: Sessions::default(),
             geo,
         }
     }
@@ -73,6 +78,11 @@ impl Names {
     /// Adds the rules of a policy that comes into force.
     pub fn add_policy(&mut self, rules: RuleNames) {
         self.policies.add(rules);
+    }
+
+    /// Replaces the networks from which gateways open sessions, with the gateways' names.
+    pub fn set_gateways(&mut self, clients: &[(Network, String)]) {
+        self.sessions.set_gateways(clients);
     }
 
     /// Uses other country data from now on.
@@ -110,6 +120,7 @@ impl Names {
             facts.login = logged_in(owner.loginuid)
                 .and_then(|uid| self.logins.name(uid))
                 .map(Into::into);
+            facts.session = self.sessions.facts(reader, owner.session)?;
         }
         (facts.rule, facts.policy) = self.policies.names(&flow.decision);
         Ok(facts)

@@ -6,7 +6,7 @@
 
 use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 
-/// What a thread does from now on.
+/// Duty of a thread from now on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Duty {
     /// Reads and writes tables, makes new ones for a reload.
@@ -39,7 +39,7 @@ impl Duty {
 /// Gives up, in the calling thread and for good, all capabilities but those that
 /// its duty needs and that it has.
 ///
-/// That it cannot is no reason not to watch, so it is only logged.
+/// A failure is only logged: it is no reason not to watch.
 pub fn keep_only(duty: Duty) {
     if let Err(error) = reduce(duty) {
         tracing::warn!("give up capabilities that {duty:?} does not need: {error}");
@@ -54,7 +54,7 @@ fn reduce(duty: Duty) -> Result<(), CapsError> {
         .copied()
         .filter(|needed| has.contains(needed))
         .collect();
-    // What is in effect has to be permitted, so it goes first.
+    // Effective capabilities have to be permitted ones, so the effective set comes first.
     caps::set(None, CapSet::Effective, &keeps)?;
     caps::set(None, CapSet::Permitted, &keeps)
 }

@@ -18,6 +18,7 @@ pub use values::{Uplinks, ValueError};
 
 use crate::bounded;
 use crate::flow::FlowMode;
+use crate::gateway_log::Mapping;
 use crate::policy::{LinkLocal, Problems};
 use crate::quantity;
 
@@ -53,6 +54,8 @@ pub struct Settings {
     pub journal_object_pid: bool,
     /// File that JSON lines go to besides, `-` for standard output.
     pub json: Option<PathBuf>,
+    /// Directory of the log of digests that proves what was reported; `None` for no evidence.
+    pub evidence: Option<PathBuf>,
     /// How flows that may leave are reported.
     pub flows: FlowMode,
     /// New flows a second that are reported one by one with `flows = "auto"`.
@@ -61,7 +64,7 @@ pub struct Settings {
     pub violations_rate: u32,
     /// Report flows that never leave the host or the link, too.
     pub local_flows: bool,
-    /// What is made of unicast to the link's scope.
+    /// Treatment of unicast to the link's scope.
     pub link_local: LinkLocal,
     /// Least time between two records of one open flow.
     pub update_interval: Duration,
@@ -77,6 +80,8 @@ pub struct Settings {
     pub sha256_max_bytes: u64,
     /// Sizes of tables.
     pub tables: Tables,
+    /// Fields of a gateway's own log.
+    pub gateway_log: Mapping,
 }
 
 /// Sizes of tables. When one is full, a counter of losses says so.
@@ -123,6 +128,7 @@ impl Default for Settings {
             journal: Some(DEFAULT_JOURNAL.into()),
             journal_object_pid: false,
             json: None,
+            evidence: None,
             flows: FlowMode::Auto,
             flows_rate: 200,
             violations_rate: 1_000,
@@ -135,6 +141,7 @@ impl Default for Settings {
             confirm_within: Duration::ZERO,
             sha256_max_bytes: 256 << 20,
             tables: Tables::default(),
+            gateway_log: Mapping::default(),
         }
     }
 }
@@ -167,7 +174,7 @@ pub enum SettingsError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// Error from the system.
         source: io::Error,
     },
     /// The file has mistakes: all of them.
@@ -175,7 +182,7 @@ pub enum SettingsError {
     Problems(Problems),
 }
 
-/// What was said on the command line; what was not is `None` or empty.
+/// Settings from the command line; those not given are `None` or empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Flags {
     /// `--policy`

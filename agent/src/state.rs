@@ -1,6 +1,6 @@
-//! What the running agent leaves for verbs that look in from outside: names
-//! that the kernel's tables do not have. One small file on a file system that is
-//! empty after a boot, replaced as a whole.
+//! Facts that the running agent leaves for verbs that look in from outside:
+//! names that the kernel's tables do not have. One small file on a file system
+//! that is empty after a boot, replaced as a whole.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{limits::Said, names::RuleNames, settings::DEFAULT_PIN_DIR};
+use crate::{limits::Said, losses::Span, names::RuleNames, settings::DEFAULT_PIN_DIR};
 
 /// Contents of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -42,10 +42,10 @@ pub struct State {
     /// now, nanoseconds since boot.
     #[serde(default)]
     pub read_ns: u64,
-    /// What was wrong with what it read last; `None` if it is in force.
+    /// Mistake in the policy that it read last; `None` if that policy is in force.
     #[serde(default)]
     pub refused: Option<String>,
-    /// What names the policy in records.
+    /// Identity of the policy in records.
     pub policy: String,
     /// Where the policy is from.
     pub policy_source: String,
@@ -62,10 +62,25 @@ pub struct State {
     pub unwatched: Vec<(String, String)>,
     /// Flows whose owner is direct, inferred, unknown.
     pub owners: [u64; 3],
+    /// Of them, hooks without which a promise does not hold.
+    #[serde(default)]
+    pub promised: Vec<String>,
     /// Losses that were reported, by counter.
     #[serde(default)]
     pub losses: BTreeMap<String, u64>,
-    /// What was said of budgets and exceptions.
+    /// When each of them was seen to have moved.
+    #[serde(default)]
+    pub spans: BTreeMap<String, Span>,
+    /// The journal's socket that it writes records to.
+    #[serde(default)]
+    pub journal: Option<PathBuf>,
+    /// The file that it writes them to.
+    #[serde(default)]
+    pub json: Option<PathBuf>,
+    /// Inode number of the network namespace that the agent runs in.
+    #[serde(default)]
+    pub namespace: u64,
+    /// Messages about budgets and exceptions.
     #[serde(default)]
     pub said: Said,
     /// Records that wait for the journal.
@@ -112,7 +127,7 @@ impl State {
         serde_json::from_slice(&fs::read(Self::file(pin_dir)).ok()?).ok()
     }
 
-    /// What its policy calls its rules.
+    /// Returns the names that its policy gives to rules.
     pub fn rule_names(&self) -> RuleNames {
         RuleNames {
             generation: self.generation,

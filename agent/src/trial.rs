@@ -1,8 +1,8 @@
 //! Enforcement on trial: it ends by itself unless somebody confirms it in time.
 //!
 //! Owns the rule that says how long a policy is enforced, and the small file that
-//! remembers it over a reboot. That the trial ends is up to the kernel, which has
-//! the deadline in a table; nothing here has to run for that.
+//! remembers it over a reboot. The kernel ends the trial by a deadline in a
+//! table; nothing here has to run for that.
 
 use std::{
     fs, io,
@@ -37,12 +37,12 @@ impl Moment {
     }
 }
 
-/// What is known about the last policy that was on trial; contents of the file.
+/// State of the last policy that was on trial; contents of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Standing {
     /// Names the policy, as records do.
     pub policy: String,
-    /// What became of it.
+    /// Stage that it has reached.
     pub stage: Stage,
 }
 
@@ -57,7 +57,7 @@ pub enum Stage {
     },
     /// It is enforced without an end.
     Confirmed {
-        /// Who said so.
+        /// User who said so.
         by: String,
         /// When, microseconds since 1970.
         at_us: u64,
@@ -124,8 +124,8 @@ impl Trials {
                     stage: Stage::Confirmed { .. },
                     ..
                 }) => return Enforcement::Always,
-                // What is left of a trial that a reboot interrupted; of one that is
-                // over, nothing.
+                // The time left of a trial that a reboot interrupted; none of a trial that is
+                // over.
                 Some(Standing {
                     stage: Stage::OnTrial { until_us },
                     ..
@@ -170,7 +170,7 @@ impl Trials {
         })
     }
 
-    /// Who confirmed this policy, if somebody did.
+    /// Returns who confirmed this policy, if somebody did.
     #[must_use]
     pub fn confirmed_by(&self, policy: &str) -> Option<String> {
         match self.read()? {

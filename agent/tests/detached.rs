@@ -1,4 +1,4 @@
-//! What an agent does when somebody runs `trefoil detach` in the middle of it.
+//! Behaviour of an agent when somebody runs `trefoil detach` in the middle of it.
 
 use trefoil::kernel::{Enforcement, Unattached};
 

@@ -124,7 +124,7 @@ fn every_fact_arrives_as_it_was_sent() {
         Some(entry.text("TREFOIL_CGROUP").as_str()),
         record.text(Field::Cgroup)
     );
-    // What journalctl cannot show as text it shows as a list of bytes.
+    // A value that journalctl cannot show as text is shown as a list of bytes.
     let (_, exe) = entry
         .facts()
         .find(|(name, _)| *name == "TREFOIL_EXE")

@@ -88,7 +88,7 @@ impl World {
         Self { v4, v6 }
     }
 
-    /// What the list says.
+    /// Looks the verdict up in the list.
     fn verdict(&self, address: IpAddr) -> u8 {
         match self.country(address).as_ref().map(Country::as_str) {
             Some("IE" | "DE") => verdict::APPROVED,

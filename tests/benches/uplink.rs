@@ -1,5 +1,5 @@
-//! What a packet costs at an uplink: one that its socket's hooks have judged, one that the
-//! host forwards, one of a packet socket.
+//! Cost of a packet at an uplink: one that its socket's hooks have judged, one that the host
+//! forwards, one of a packet socket.
 //!
 //! Two labs stand beside each other, and in one of them the agent watches the uplinks. The
 //! same senders send in both in turn, so that the differences hold where absolute figures do

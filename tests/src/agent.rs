@@ -20,7 +20,8 @@ use nix::unistd::Pid;
 
 use crate::kernel::Objects;
 use crate::lab::Lab;
-use crate::program::{Outcome, pass_on};
+use crate::namespace::Namespace;
+use crate::program::{Outcome, pass_on, pass_on_as_root};
 use crate::record::Record;
 use crate::terminal::Terminal;
 use crate::wait::{PATIENCE, wait_for};
@@ -58,6 +59,7 @@ pub struct AgentBuilder<'lab> {
     flows: &'static str,
     terminal: Option<&'lab Terminal>,
     arguments: Vec<&'static str>,
+    variables: Vec<(&'static str, &'static str)>,
     uplinks: Vec<String>,
     records: PathBuf,
     json: Option<PathBuf>,
@@ -69,6 +71,7 @@ pub struct AgentBuilder<'lab> {
 pub struct Agent<'lab> {
     lab: &'lab Lab,
     child: Child,
+    file: PathBuf,
     json: Tail,
     records: Vec<Record>,
     errors: PathBuf,
@@ -86,6 +89,7 @@ impl<'lab> AgentBuilder<'lab> {
             flows: "each",
             terminal: None,
             arguments: Vec::new(),
+            variables: Vec::new(),
             uplinks: Vec::new(),
             records: lab.file(""),
             json: None,
@@ -148,6 +152,12 @@ impl<'lab> AgentBuilder<'lab> {
         self
     }
 
+    /// With this variable in its environment.
+    pub fn variable(mut self, name: &'static str, value: &'static str) -> Self {
+        self.variables.push((name, value));
+        self
+    }
+
     /// The command line. Writes the files that it names.
     fn command(&self, run: u32) -> Result<(Command, PathBuf)> {
         let lab = self.lab;
@@ -188,6 +198,7 @@ impl<'lab> AgentBuilder<'lab> {
             .arg(lab.pins())
             .args(["--flows", self.flows])
             .args(&self.arguments)
+            .envs(self.variables.iter().copied())
             .stdin(match self.terminal {
                 Some(terminal) => terminal.stream()?,
                 None => Stdio::null(),
@@ -243,6 +254,7 @@ impl<'lab> AgentBuilder<'lab> {
             lab,
             child,
             json: Tail::open(&json)?,
+            file: json,
             records: Vec::new(),
             errors,
             policy: lab.file("policy.toml"),
@@ -289,12 +301,17 @@ impl Agent<'_> {
         self.child.id()
     }
 
+    /// The file that it writes records to.
+    pub fn records_file(&self) -> &Path {
+        &self.file
+    }
+
     /// The BPF objects that it held when it was ready.
     pub fn objects(&self) -> &Objects {
         &self.objects
     }
 
-    /// What it wrote on standard error so far.
+    /// Returns the output on standard error so far.
     pub fn errors(&self) -> String {
         fs::read_to_string(&self.errors).unwrap_or_default()
     }
@@ -359,12 +376,12 @@ impl Agent<'_> {
 
     /// As [`ended`](Self::ended), and what is pinned stays.
     pub fn ended_and_left(mut self) -> Result<Option<i32>> {
-        // What is pinned is the caller's from here on.
+        // Pinned objects are the caller's from here on.
         self.objects = Objects::default();
         self.ended()
     }
 
-    /// Stops it by `signal` and waits for its end. What is pinned stays. Returns
+    /// Stops it by `signal` and waits for its end. Pinned objects stay. Returns
     /// the exit code, if it has one, and all records.
     pub fn stop(mut self, signal: Signal) -> Result<(Option<i32>, Vec<Record>)> {
         self.signal(signal)?;
@@ -372,7 +389,7 @@ impl Agent<'_> {
             .with_context(|| self.errors())?;
         self.records()?;
         let records = std::mem::take(&mut self.records);
-        // What is pinned is the caller's from here on.
+        // Pinned objects are the caller's from here on.
         self.objects = Objects::default();
         Ok((status.code(), records))
     }
@@ -426,6 +443,14 @@ pub fn verb(lab: &Lab, arguments: &[&str]) -> Result<Outcome> {
     run_to_end(command)
 }
 
+/// The same in another network namespace of the lab.
+pub fn verb_in(namespace: &Namespace, arguments: &[&str]) -> Result<Outcome> {
+    let mut command = Command::new(trefoil()?);
+    command.args(arguments).stdin(Stdio::null());
+    pass_on_as_root(&mut command, namespace)?;
+    run_to_end(command)
+}
+
 /// Runs a program that is expected to end by itself, and kills it if it does not.
 fn run_to_end(mut command: Command) -> Result<Outcome> {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -455,7 +480,7 @@ fn run_to_end(mut command: Command) -> Result<Outcome> {
 fn read_all(pipe: Option<impl Read>) -> String {
     let mut bytes = Vec::new();
     if let Some(mut pipe) = pipe {
-        // What was read before an error is worth showing.
+        // Output that was read before an error is worth showing.
         let _ = pipe.read_to_end(&mut bytes);
     }
     String::from_utf8_lossy(&bytes).into_owned()
@@ -468,6 +493,11 @@ pub fn kernel_verb(lab: &Lab, verb_name: &str, arguments: &[&str]) -> Result<Out
     let mut all = vec![verb_name, "--pin-dir", pins];
     all.extend(arguments);
     verb(lab, &all)
+}
+
+/// Has `trefoil status` take note of what this kernel lacks, and of what is lost by now.
+pub fn acknowledge(lab: &Lab) -> Result<()> {
+    kernel_verb(lab, "status", &["--acknowledge"]).map(drop)
 }
 
 /// Takes the lab's agent out of the kernel.

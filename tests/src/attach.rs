@@ -99,7 +99,7 @@ impl Attachment {
         })
     }
 
-    /// What the kernel says of its program.
+    /// Returns the kernel's information about its program.
     pub fn info(&self) -> Result<ProgramInfo> {
         ProgramInfo::read(&self.program)
     }

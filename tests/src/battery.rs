@@ -69,7 +69,7 @@ impl fmt::Display for Grades {
     }
 }
 
-/// What the final record of a flow tells.
+/// Facts that the final record of a flow tells.
 #[derive(Clone, Copy, Debug)]
 pub struct Told {
     /// Bytes that left.

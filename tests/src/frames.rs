@@ -2,7 +2,8 @@
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use nix::Result;
+use anyhow::{Context, Result};
+
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 
@@ -15,7 +16,7 @@ pub struct PacketSocket {
 
 impl PacketSocket {
     /// Opens one. It tells the kernel that its frames are of this ethertype, whatever they are.
-    pub fn open(interface: &str, ethertype: u16) -> Result<Self> {
+    pub fn open(interface: &str, ethertype: u16) -> nix::Result<Self> {
         let index = if_nametoindex(interface)?;
         // SAFETY: socket(2) with numbers reads no memory. Protocol 0: it receives nothing.
         let descriptor =
@@ -38,8 +39,39 @@ impl PacketSocket {
         &self.socket
     }
 
+    /// Has each frame that is sent begin with a `struct virtio_net_hdr`, of ten bytes.
+    pub fn describe_frames(&self) -> nix::Result<()> {
+        const PACKET_VNET_HDR: libc::c_int = 15;
+        let on: libc::c_int = 1;
+        // SAFETY: the kernel reads a number, of this size.
+        let set = unsafe {
+            libc::setsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_PACKET,
+                PACKET_VNET_HDR,
+                (&raw const on).cast(),
+                size_of_val(&on) as libc::socklen_t,
+            )
+        };
+        Errno::result(set).map(drop)
+    }
+
+    /// Has it receive what the interface sends and receives, of the ethertype that it was opened for.
+    pub fn listen(&self) -> nix::Result<()> {
+        let length = size_of_val(&self.address) as libc::socklen_t;
+        // SAFETY: the kernel reads the address, of this length.
+        let bound = unsafe {
+            libc::bind(
+                self.socket.as_raw_fd(),
+                std::ptr::from_ref(&self.address).cast(),
+                length,
+            )
+        };
+        Errno::result(bound).map(drop)
+    }
+
     /// Sends a frame.
-    pub fn send(&self, frame: &[u8]) -> Result<()> {
+    pub fn send(&self, frame: &[u8]) -> nix::Result<()> {
         // SAFETY: a frame and an address with their sizes.
         let sent = unsafe {
             libc::sendto(
@@ -55,8 +87,18 @@ impl PacketSocket {
     }
 }
 
+/// A frame of Ethernet between two link addresses.
+pub fn ethernet(to: &str, from: &str, ethertype: u16, content: &[u8]) -> Result<Vec<u8>> {
+    let address = |text: &str| -> Result<Vec<u8>> {
+        let bytes = text.split(':').map(|part| u8::from_str_radix(part, 16));
+        bytes.collect::<Result<_, _>>().context("a link address")
+    };
+    let kind = ethertype.to_be_bytes();
+    Ok([&address(to)?[..], &address(from)?, &kind, content].concat())
+}
+
 /// Number of frames that a packet socket had no room for. The kernel begins anew with each answer.
-pub fn lost(socket: &OwnedFd) -> Result<u32> {
+pub fn lost(socket: &OwnedFd) -> nix::Result<u32> {
     // SAFETY: a struct of integers, for which zero is a value.
     let mut statistics: libc::tpacket_stats = unsafe { std::mem::zeroed() };
     let mut length = size_of_val(&statistics) as libc::socklen_t;

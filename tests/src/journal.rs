@@ -66,8 +66,8 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Stops it, as an update of systemd would. What it wrote stays, and what is
-    /// sent to it waits.
+    /// Stops it, as an update of systemd would. Entries that it wrote stay, and
+    /// those that are sent to it wait.
     pub fn stop(&self) -> Result<()> {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
         kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).context("stop journald")?;
@@ -111,7 +111,7 @@ impl Journal {
         })
     }
 
-    /// What `journalctl --namespace` calls it.
+    /// Returns the name for `journalctl --namespace`.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -130,7 +130,7 @@ impl Journal {
         command
     }
 
-    /// What `journalctl` prints with these arguments.
+    /// Returns the output of `journalctl` with these arguments.
     pub fn text(&self, arguments: &[&str]) -> Result<String> {
         let output = self
             .command()

@@ -1,4 +1,4 @@
-//! What of the agent is in the kernel, found from outside: the BPF objects that
+//! Objects of the agent in the kernel, found from outside: the BPF objects that
 //! its descriptors name, and whether they still exist.
 //!
 //! On a machine that others use, ids are asked for one by one and never compared
@@ -38,7 +38,7 @@ const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 /// Commands of bpf(2) that open an object by its id.
 const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
-const BPF_MAP_GET_FD_BY_ID: libc::c_int = 14;
+pub(crate) const BPF_MAP_GET_FD_BY_ID: libc::c_int = 14;
 const BPF_LINK_GET_FD_BY_ID: libc::c_int = 30;
 
 /// Ids of BPF objects.
@@ -53,7 +53,7 @@ pub struct Objects {
 }
 
 impl Objects {
-    /// What process `pid` holds descriptors of.
+    /// Returns the objects that process `pid` holds descriptors of.
     pub fn held_by(pid: u32) -> Result<Self> {
         let mut objects = Self::default();
         let directory = format!("/proc/{pid}/fdinfo");
@@ -135,7 +135,7 @@ impl Runs {
         Ok(runs)
     }
 
-    /// What has run since `earlier`.
+    /// Returns the runs since `earlier`.
     #[must_use]
     pub fn since(self, earlier: Self) -> Self {
         Self {
@@ -145,7 +145,7 @@ impl Runs {
     }
 }
 
-/// What the kernel says of a program.
+/// Information of the kernel about a program.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProgramInfo {
     /// Number of the program.
@@ -194,7 +194,7 @@ impl ProgramInfo {
     }
 }
 
-/// What the kernel says of a map.
+/// Information of the kernel about a map.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MapInfo {
     /// Its first 15 letters.
@@ -336,7 +336,7 @@ fn of_element(map: &OwnedFd, index: &u32, value: *mut u8) -> [u32; 8] {
     ]
 }
 
-fn halves(address: u64) -> [u32; 2] {
+pub(crate) fn halves(address: u64) -> [u32; 2] {
     [address as u32, (address >> 32) as u32]
 }
 
@@ -347,7 +347,7 @@ fn exists(command: libc::c_int, id: u32) -> Result<bool> {
 
 /// The object with this id, if there is one. A link that is being made has an id and
 /// cannot be opened yet.
-fn open(command: libc::c_int, id: u32) -> Result<Option<OwnedFd>> {
+pub(crate) fn open(command: libc::c_int, id: u32) -> Result<Option<OwnedFd>> {
     // The part of union bpf_attr that these commands read: id, next id, flags.
     let mut attributes: [u32; 4] = [id, 0, 0, 0];
     match bpf(command, &mut attributes) {

@@ -2,7 +2,7 @@
 //! away again.
 //!
 //! Each instance has names of its own (`trefoil-lab-<pid>-<n>`), so several run
-//! side by side. What a killed instance left is taken away by the next one.
+//! side by side. The next instance takes away the remains of a killed one.
 
 use std::fs::{self, Permissions};
 use std::io::ErrorKind;
@@ -109,6 +109,11 @@ impl Lab {
         self.directory.join(name)
     }
 
+    /// Directories of what agents of this lab have left for the next one outside of the kernel.
+    pub fn agent_state(&self) -> Vec<PathBuf> {
+        agent_state(&self.directory)
+    }
+
     /// Removes what agents of this lab have left for the next one outside of the kernel.
     pub fn remove_agent_state(&self) -> Result<()> {
         remove_agent_state(&self.directory)
@@ -192,7 +197,7 @@ impl Lab {
         AgentBuilder::new(self)
     }
 
-    /// What the host's link towards `place` has counted.
+    /// Reads the counters of the host's link towards `place`.
     pub fn link_to(&self, place: &Namespace) -> Result<LinkCounters> {
         LinkCounters::read(&self.host, &link_name(place))
     }
@@ -213,7 +218,7 @@ impl Lab {
         Ok(copy)
     }
 
-    /// What the agent has pinned, directories included.
+    /// Lists the agent's pins, directories included.
     pub fn pinned(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut directories = vec![self.directory.join("bpf")];
@@ -239,7 +244,7 @@ impl Lab {
         found
     }
 
-    /// What is there of this lab. Empty after [`close`](Self::close).
+    /// Lists all that exists of this lab. Empty after [`close`](Self::close).
     pub fn leftovers(&self) -> Result<Vec<String>> {
         let mut found = Vec::new();
         let cgroups = self.cgroup.exists() && !self.cgroup.as_os_str().is_empty();
@@ -406,8 +411,8 @@ impl Instance {
     }
 }
 
-/// Takes away what labs left that were killed. The first lab of a process does
-/// this. What does not work out is for the next one: it must not keep this lab
+/// Takes away the remains of labs that were killed. The first lab of a process
+/// does this. Failures are left to the next lab: they must not keep this one
 /// from being built.
 pub fn sweep_abandoned() {
     let Ok(entries) = fs::read_dir(std::env::temp_dir()) else {

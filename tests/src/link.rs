@@ -1,8 +1,33 @@
-//! What an interface has counted, to hold against what records say.
+//! Counters of an interface, to hold against what records say; and work that it does by itself.
+
+use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result};
+use nix::errno::Errno;
 
 use crate::namespace::Namespace;
+
+/// Has the kernel write the checksums of what leaves by an interface, as where the device cannot.
+pub fn leave_checksums_to_the_kernel(namespace: &Namespace, interface: &str) -> Result<()> {
+    const SIOCETHTOOL: libc::Ioctl = 0x8946;
+    const ETHTOOL_STXCSUM: u32 = 0x17;
+    namespace.enter(|| {
+        // struct ethtool_value: the command, and off.
+        let mut value = [ETHTOOL_STXCSUM, 0];
+        // SAFETY: a struct of which all bits may be zero.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
+            *to = from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_data = value.as_mut_ptr().cast();
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        // SAFETY: the kernel reads and writes the request and the value, which live.
+        let set = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
+        Errno::result(set).with_context(|| format!("leave checksums of {interface}"))?;
+        Ok(())
+    })
+}
 
 /// Bytes of an Ethernet header, which interfaces count and records do not.
 const ETHERNET_HEADER: u64 = 14;
@@ -56,7 +81,7 @@ impl LinkCounters {
         })
     }
 
-    /// What was counted since `earlier`.
+    /// Returns the counts since `earlier`.
     pub fn since(self, earlier: Self) -> Self {
         Self {
             rx_bytes: self.rx_bytes - earlier.rx_bytes,

@@ -21,7 +21,7 @@ const SUBORDINATE: u32 = 200_000;
 /// A network namespace.
 #[derive(Clone, Debug)]
 pub struct Namespace {
-    /// What the lab calls it.
+    /// Name that the lab gives it.
     pub name: &'static str,
     file: Arc<File>,
     /// The user namespace that it belongs to, if it is not the machine's.

@@ -103,6 +103,7 @@ pub fn helper_name(number: u32) -> String {
         132 => "ringbuf_submit",
         133 => "ringbuf_discard",
         134 => "ringbuf_query",
+        158 => "get_current_task_btf",
         162 => "sock_from_file",
         _ => return format!("helper {number}"),
     };

@@ -19,6 +19,10 @@ pub const ETHERTYPE_PPPOE: u16 = 0x8864;
 pub const ROUTING: u8 = 43;
 /// Control messages of IPv4.
 pub const ICMP: u8 = 1;
+/// Control messages of IPv6.
+pub const ICMPV6: u8 = 58;
+/// Connections.
+pub const TCP: u8 = 6;
 /// User datagrams.
 pub const UDP: u8 = 17;
 /// Loose source route of IPv4.
@@ -68,6 +72,21 @@ pub fn ipv4(from: IpAddr, to: IpAddr, protocol: u8, options: &[u8], payload: &[u
     packet.resize(words * 4, 0);
     set_checksum(&mut packet);
     packet.extend(payload);
+    packet
+}
+
+/// A later fragment of the datagram with this identification: `payload` is behind its first 1,480
+/// bytes, and not its last.
+#[must_use]
+pub fn later_fragment(from: IpAddr, to: IpAddr, identification: u16, payload: &[u8]) -> Vec<u8> {
+    const MORE: u16 = 0x2000;
+    let mut packet = ipv4(from, to, UDP, &[], payload);
+    if let Some(fields) = packet.get_mut(4..8) {
+        let [a, b] = identification.to_be_bytes();
+        let [c, d] = (MORE | (1480 / 8)).to_be_bytes();
+        fields.copy_from_slice(&[a, b, c, d]);
+    }
+    set_checksum(&mut packet);
     packet
 }
 
@@ -168,6 +187,96 @@ pub fn checksum(packet: &[u8]) -> u16 {
         .sum();
     let folded = (sum & 0xffff) + (sum >> 16);
     !((folded & 0xffff) + (folded >> 16)) as u16
+}
+
+/// Sets the checksum of what a packet of IP without options carries: datagrams of UDP, segments of
+/// TCP, messages of ICMPv6.
+pub fn set_inner_checksum(packet: &mut [u8]) {
+    let is_v6 = packet.first().is_some_and(|byte| byte >> 4 == 6);
+    let (start, addresses, protocol) = match is_v6 {
+        true => (40, 8..40, packet.get(6)),
+        false => (20, 12..20, packet.get(9)),
+    };
+    let (protocol, offset) = match protocol {
+        Some(&UDP) => (UDP, 6),
+        Some(&TCP) => (TCP, 16),
+        Some(&ICMPV6) if is_v6 => (ICMPV6, 2),
+        _ => return,
+    };
+    let at = start + offset;
+    if let Some(field) = packet.get_mut(at..at + 2) {
+        field.fill(0);
+    }
+    let content = packet.get(start..).unwrap_or_default();
+    let pseudo = [
+        packet.get(addresses).unwrap_or_default(),
+        &(content.len() as u32).to_be_bytes(),
+        &u32::from(protocol).to_be_bytes(),
+        content,
+    ]
+    .concat();
+    let sum = checksum(&pseudo).to_be_bytes();
+    if let Some(field) = packet.get_mut(at..at + 2) {
+        field.copy_from_slice(&sum);
+    }
+}
+
+/// A packet of IP without options or extensions in two fragments; the first carries `cut` bytes, a
+/// multiple of eight.
+#[must_use]
+pub fn in_pieces(packet: &[u8], identification: u16, cut: usize) -> [Vec<u8>; 2] {
+    const MORE_V4: u16 = 0x2000;
+    const FRAGMENT: u8 = 44;
+    let is_v6 = packet.first().is_some_and(|byte| byte >> 4 == 6);
+    let (header, content) = packet.split_at(if is_v6 { 40 } else { 20 }.min(packet.len()));
+    let (first, rest) = content.split_at(cut.min(content.len()));
+    [(first, 0_u16, true), (rest, cut as u16, false)].map(|(content, offset, more)| {
+        let mut piece = header.to_vec();
+        if is_v6 {
+            let next = piece.get(6).copied().unwrap_or_default();
+            let place = (offset | u16::from(more)).to_be_bytes();
+            let [a, b] = identification.to_be_bytes();
+            let extension = [next, 0, place[0], place[1], 0, 0, a, b];
+            let len = ((extension.len() + content.len()) as u16).to_be_bytes();
+            if let Some(fields) = piece.get_mut(4..7) {
+                fields.copy_from_slice(&[len[0], len[1], FRAGMENT]);
+            }
+            return [&piece[..], &extension, content].concat();
+        }
+        let [a, b] = ((piece.len() + content.len()) as u16).to_be_bytes();
+        let [c, d] = identification.to_be_bytes();
+        let place = (offset / 8) | if more { MORE_V4 } else { 0 };
+        let [e, f] = place.to_be_bytes();
+        if let Some(fields) = piece.get_mut(2..8) {
+            fields.copy_from_slice(&[a, b, c, d, e, f]);
+        }
+        set_checksum(&mut piece);
+        [&piece[..], content].concat()
+    })
+}
+
+/// A frame behind a `struct virtio_net_hdr`, which says where the kernel is to put a checksum of all from `start` on:
+/// two bytes at the end make that come out as `word`.
+#[must_use]
+pub fn with_checksum(mut frame: Vec<u8>, start: usize, at: usize, word: u16) -> Vec<u8> {
+    const NEEDS_CHECKSUM: u8 = 1;
+    frame.extend([0, 0]);
+    let rest = checksum(frame.get(start..).unwrap_or_default());
+    // In one's complement: what is missing from the sum of all to that of the word.
+    let missing = match u32::from(!word) {
+        wanted if wanted >= u32::from(!rest) => wanted - u32::from(!rest),
+        wanted => wanted + 0xffff - u32::from(!rest),
+    };
+    let end = frame.len() - 2;
+    if let Some(free) = frame.get_mut(end..) {
+        free.copy_from_slice(&(missing as u16).to_be_bytes());
+    }
+    // struct virtio_net_hdr
+    let mut whole = vec![NEEDS_CHECKSUM, 0, 0, 0, 0, 0];
+    whole.extend((start as u16).to_le_bytes());
+    whole.extend(((at - start) as u16).to_le_bytes());
+    whole.extend(frame);
+    whole
 }
 
 /// Between the addresses of a frame and a packet of IP: the packet's own ethertype.

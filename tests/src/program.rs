@@ -65,7 +65,7 @@ fn enter_and_become(
     };
     let parent = std::process::id();
     let enter = move || {
-        // What the parent blocks for itself must not be blocked here.
+        // Signals that the parent blocks for itself must not be blocked here.
         nix::sys::signal::SigSet::empty().thread_set_mask()?;
         if let Some(procs) = &procs {
             // "0" stands for whoever writes it.

@@ -39,7 +39,7 @@ fn when_free<T>(port: &str, mut bind: impl FnMut() -> std::io::Result<T>) -> Res
     })
 }
 
-/// What arrived in datagrams.
+/// Datagrams that arrived.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Arrived {
     /// Number of datagrams.
@@ -111,12 +111,12 @@ impl UdpSink {
         self.read(|counts| counts.all)
     }
 
-    /// What has arrived from each source port.
+    /// Returns the datagrams that have arrived from each source port.
     pub fn by_source_port(&self) -> BTreeMap<u16, Arrived> {
         self.read(|counts| counts.by_source_port.clone())
     }
 
-    /// What has arrived at each address of this place.
+    /// Returns the datagrams that have arrived at each address of this place.
     pub fn by_destination(&self) -> BTreeMap<IpAddr, Arrived> {
         self.read(|counts| counts.by_destination.clone())
     }

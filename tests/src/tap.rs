@@ -1,34 +1,23 @@
-//! What packets look like when they arrive at a far place.
+//! Packets as they look on arrival at a far place.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 
-use anyhow::{Context, Result};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt,
-};
+use anyhow::Result;
 
-use crate::frames;
 use crate::namespace::Namespace;
 use crate::sink::Arrived;
+use crate::watch::{ETHERNET_HEADER, Watch};
 
-const ETHERNET_HEADER: usize = 14;
-const LOOK_ROUND_MS: u16 = 50;
-const RECEIVE_BUFFER: usize = 64 << 20;
 const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
 const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 
 /// How the link addresses begin that frames come from.
 const HOSTS_OWN: [u8; 5] = [0x02, 0, 0, 0, 0x01];
 
-/// What an IP header says that does not depend on timing: no identification, no
-/// flow label, no checksum, and no length either, since a stream may be cut into
-/// packets at any place.
+/// Fields of an IP header that do not depend on timing: no identification, no
+/// flow label, no checksum, and no length either, since a stream may be cut
+/// into packets at any place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Header {
     /// 4 or 6.
@@ -51,149 +40,99 @@ struct Seen {
     by_destination: BTreeMap<IpAddr, Arrived>,
     as_sent: BTreeMap<IpAddr, Arrived>,
     acknowledgements: BTreeMap<IpAddr, Arrived>,
+    datagrams: BTreeMap<IpAddr, BTreeSet<u16>>,
 }
 
 /// Looks at every packet that arrives at a place from the host.
 #[derive(Debug)]
-pub struct Tap {
-    socket: Arc<OwnedFd>,
-    seen: Arc<Mutex<Seen>>,
-    end: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
+pub struct Tap(Watch<Seen>);
 
 impl Tap {
     /// Begins to look.
     pub fn new(place: &Namespace) -> Result<Self> {
-        let socket = place.enter(|| {
-            let socket = socket(
-                AddressFamily::Packet,
-                SockType::Raw,
-                SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-                SockProtocol::EthAll,
-            )
-            .context("open a packet socket")?;
-            setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
-            Ok(Arc::new(socket))
-        })?;
-        let seen = Arc::new(Mutex::new(Seen::default()));
-        let end = Arc::new(AtomicBool::new(false));
-        let thread = std::thread::spawn({
-            let (socket, seen, end) = (socket.clone(), seen.clone(), end.clone());
-            move || look(&socket, &seen, &end)
-        });
-        Ok(Self {
-            socket,
-            seen,
-            end,
-            thread: Some(thread),
-        })
+        Watch::new(place, take).map(Self)
     }
 
     /// Number of packets so far.
     pub fn packets(&self) -> u64 {
-        self.seen
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .packets
+        self.0.read(|seen| seen.packets)
     }
 
     /// Number of frames from the host so far, whatever is in them.
     pub fn frames(&self) -> u64 {
-        self.read(|seen| seen.frames)
+        self.0.read(|seen| seen.frames)
     }
 
     /// Number of frames that there was no room for, since this was last asked.
     pub fn lost(&self) -> Result<u32> {
-        frames::lost(&self.socket).context("ask a packet socket")
+        self.0.lost()
     }
 
     /// Packets so far by where they go, as [`to`](Self::to).
     pub fn destinations(&self) -> BTreeMap<IpAddr, Arrived> {
-        self.read(|seen| seen.by_destination.clone())
+        self.0.read(|seen| seen.by_destination.clone())
     }
 
     /// As [`destinations`](Self::destinations), resets and all, and without the headers that
     /// each fragment has of its own: in bytes as sockets sent them.
     pub fn as_sent(&self) -> BTreeMap<IpAddr, Arrived> {
-        self.read(|seen| seen.as_sent.clone())
+        self.0.read(|seen| seen.as_sent.clone())
     }
 
     /// Of these, what acknowledges or ends a connection of TCP and carries nothing.
     pub fn acknowledgements(&self) -> BTreeMap<IpAddr, Arrived> {
-        self.read(|seen| seen.acknowledgements.clone())
+        self.0.read(|seen| seen.acknowledgements.clone())
     }
 
-    fn read<T>(&self, look: impl FnOnce(&Seen) -> T) -> T {
-        look(&self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Identifications of the datagrams of IPv4 to an address that have arrived in fragments.
+    pub fn datagrams(&self, address: IpAddr) -> BTreeSet<u16> {
+        self.0
+            .read(|seen| seen.datagrams.get(&address).cloned().unwrap_or_default())
     }
 
     /// Packets to an address so far, in bytes headers included. Resets of TCP that
     /// carry nothing are left out: that is how a connection is cut.
     pub fn to(&self, address: IpAddr) -> Arrived {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.by_destination
-            .get(&address)
-            .copied()
+        self.0
+            .read(|seen| seen.by_destination.get(&address).copied())
             .unwrap_or_default()
     }
 
     /// Headers seen so far, each once.
     pub fn headers(&self) -> BTreeSet<Header> {
-        self.seen
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .headers
-            .clone()
+        self.0.read(|seen| seen.headers.clone())
     }
 }
 
-impl Drop for Tap {
-    fn drop(&mut self) {
-        self.end.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+fn take(seen: &mut Seen, start: &[u8], length: usize) {
+    if start.get(6..11) == Some(&HOSTS_OWN) {
+        seen.frames += 1;
+    }
+    let Some(header) = header_from_host(start) else {
+        return;
+    };
+    let packet = start.get(ETHERNET_HEADER..).unwrap_or_default();
+    seen.packets += 1;
+    seen.headers.insert(header);
+    let Some(to) = destination(packet) else {
+        return;
+    };
+    let bytes = length - ETHERNET_HEADER;
+    let whole = bytes.saturating_sub(cut_overhead(packet));
+    seen.as_sent.entry(to).or_default().add(whole);
+    if let Some(identification) = identification(packet) {
+        seen.datagrams.entry(to).or_default().insert(identification);
+    }
+    if is_acknowledgement(packet) {
+        seen.acknowledgements.entry(to).or_default().add(whole);
+    }
+    if !is_bare_reset(packet) {
+        seen.by_destination.entry(to).or_default().add(bytes);
     }
 }
 
-fn look(socket: &OwnedFd, seen: &Mutex<Seen>, end: &AtomicBool) {
-    let mut frame = [0; 128];
-    while !end.load(Ordering::Relaxed) {
-        let mut wanted = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut wanted, PollTimeout::from(LOOK_ROUND_MS)).is_err() {
-            continue;
-        }
-        while let Ok(length) = recv(socket.as_raw_fd(), &mut frame, MsgFlags::MSG_TRUNC) {
-            let start = frame.get(..length.min(frame.len())).unwrap_or_default();
-            if start.get(6..11) == Some(&HOSTS_OWN) {
-                seen.lock().unwrap_or_else(PoisonError::into_inner).frames += 1;
-            }
-            let Some(header) = header_from_host(start) else {
-                continue;
-            };
-            let packet = start.get(ETHERNET_HEADER..).unwrap_or_default();
-            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-            seen.packets += 1;
-            seen.headers.insert(header);
-            let Some(to) = destination(packet) else {
-                continue;
-            };
-            let bytes = length - ETHERNET_HEADER;
-            let whole = bytes.saturating_sub(cut_overhead(packet));
-            seen.as_sent.entry(to).or_default().add(whole);
-            if is_acknowledgement(packet) {
-                seen.acknowledgements.entry(to).or_default().add(whole);
-            }
-            if !is_bare_reset(packet) {
-                seen.by_destination.entry(to).or_default().add(bytes);
-            }
-        }
-    }
-}
-
-/// The IP header of a frame that came from the host. What this place sends is
-/// seen as well, and passed over.
+/// The IP header of a frame that came from the host. Frames that this place
+/// sends are seen as well, and passed over.
 fn header_from_host(frame: &[u8]) -> Option<Header> {
     let (ethernet, packet) = frame.split_at_checked(ETHERNET_HEADER)?;
     if ethernet.get(6..11)? != HOSTS_OWN {
@@ -228,9 +167,21 @@ fn destination(packet: &[u8]) -> Option<IpAddr> {
     Some(octets.into())
 }
 
+/// Of a fragment of IPv4.
+fn identification(packet: &[u8]) -> Option<u16> {
+    /// More fragments follow, or some were before.
+    const IN_PIECES: u16 = 0x3fff;
+    let word = |at: usize| Some(u16::from_be_bytes([*packet.get(at)?, *packet.get(at + 1)?]));
+    let is_fragment = packet.first()? >> 4 == 4 && word(6)? & IN_PIECES != 0;
+    is_fragment.then(|| word(4)).flatten()
+}
+
 /// Bytes that are in a packet because it is a fragment.
 fn cut_overhead(packet: &[u8]) -> usize {
+    const HOP_BY_HOP: u8 = 0;
+    const ROUTING: u8 = 43;
     const FRAGMENT: u8 = 44;
+    const DESTINATION_OPTIONS: u8 = 60;
     let byte = |at: usize| packet.get(at).copied().unwrap_or(0);
     if byte(0) >> 4 == 4 {
         let is_later = u16::from_be_bytes([byte(6) & 0x1f, byte(7)]) > 0;
@@ -240,9 +191,14 @@ fn cut_overhead(packet: &[u8]) -> usize {
             0
         };
     }
-    match (byte(6), u16::from_be_bytes([byte(42), byte(43)]) >> 3) {
+    // Extensions before that of the fragment are in each of them.
+    let (mut kind, mut at) = (byte(6), 40);
+    while [HOP_BY_HOP, ROUTING, DESTINATION_OPTIONS].contains(&kind) && at < packet.len() {
+        (kind, at) = (byte(at), at + 8 + usize::from(byte(at + 1)) * 8);
+    }
+    match (kind, u16::from_be_bytes([byte(at + 2), byte(at + 3)]) >> 3) {
         (FRAGMENT, 0) => 8,
-        (FRAGMENT, _) => 48,
+        (FRAGMENT, _) => at + 8,
         _ => 0,
     }
 }

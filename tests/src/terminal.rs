@@ -12,7 +12,7 @@ use nix::pty::openpty;
 
 use crate::wait::wait_for;
 
-/// A pseudo-terminal. What is written to it is read at once, so that nobody waits.
+/// A pseudo-terminal. Output to it is read at once, so that nobody waits.
 #[derive(Debug)]
 pub struct Terminal {
     inner: OwnedFd,
@@ -54,7 +54,7 @@ impl Terminal {
 
     /// All that was written to it so far, with plain ends of lines.
     pub fn text(&self) -> Result<String> {
-        // What was written before this byte has been read when this byte has.
+        // Output that was written before this byte has been read when this byte has.
         let n_marks = self.n_marks.fetch_add(1, Ordering::SeqCst) + 1;
         nix::unistd::write(&self.inner, &[MARK]).context("write to the terminal")?;
         let shown = wait_for("what the terminal shows", || {

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 /// How long a condition may take on a machine that has much else to do. It is
 /// a bound for hopeless cases and no expectation: a test that has to wait this
 /// long has failed.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(240);
 
 const PAUSE: Duration = Duration::from_millis(5);
 

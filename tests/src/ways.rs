@@ -35,6 +35,45 @@ pub enum Kind {
     Header,
     /// A packet socket; for containers.
     Packet,
+    /// The ring of a packet socket, in which the frame changes while it is sent; for containers.
+    TxRing,
+    /// A tun device that packets are written into.
+    Tun,
+}
+
+impl Kind {
+    /// True if the sender writes whole packets of IP.
+    pub fn is_whole(self) -> bool {
+        matches!(self, Self::Header | Self::Packet | Self::TxRing | Self::Tun)
+    }
+}
+
+/// Fragments that a sender makes by hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pieces {
+    /// All of a datagram.
+    Both,
+    /// The beginning.
+    First,
+    /// All but the beginning.
+    Later,
+    /// The beginning goes to the first place and the rest, of the same number, to the second.
+    Mixed,
+}
+
+/// Content of a whole packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// A request for an echo.
+    Echo,
+    /// The beginning of a connection.
+    Syn,
+    /// Neighbour discovery: a question about an own address.
+    Neighbour,
+    /// Neighbour discovery: an answer.
+    Answer,
+    /// Neighbour discovery: a question for routers.
+    Router,
 }
 
 /// Where something is sent to.
@@ -130,6 +169,26 @@ pub enum Extra {
     NetworkNamespace,
     /// Datagrams that do not fit into one packet.
     Large,
+    /// The kernel is to cut as early as it can.
+    SmallPackets,
+    /// A mark, by which the container's own network sends it to the foreign place; for containers.
+    Mark,
+    /// A whole packet comes from there, as far as it says.
+    From(Place),
+    /// A whole packet has this in it, and no datagram.
+    Content(Content),
+    /// A whole packet is sent in fragments.
+    Fragments(Pieces),
+    /// Tags and the like around a packet, by a number.
+    Wrapped(u8),
+    /// A checksum is missing, and goes to one of several places (PACKET_VNET_HDR, IFF_VNET_HDR).
+    Checksum(u8),
+    /// The packet is to be cut into segments of one of several kinds (likewise).
+    Segmented(u8),
+    /// Another packet socket reads along, and spreads what it reads by flow (PACKET_FANOUT).
+    Fanout,
+    /// TPACKET_V3
+    Version3,
 }
 
 /// Others that use the socket meanwhile.
@@ -162,18 +221,29 @@ pub struct Case {
     pub then: Place,
     /// The call that sends.
     pub call: Call,
-    /// What goes with it.
+    /// Extras that go with it.
     pub extras: Vec<Extra>,
-    /// Who else uses the socket.
+    /// Others that use the socket.
     pub race: Race,
 }
 
 impl Case {
-    /// True if its packets list destinations: what becomes of their bytes at each is not to be
-    /// told from the outside.
-    pub fn has_lists(&self) -> bool {
-        let is_list = |extra: &Extra| matches!(extra, Extra::Route(_) | Extra::RouteMessage(_));
+    /// True if its whole packets list destinations.
+    pub fn is_list(&self) -> bool {
+        let is_list = |extra: &Extra| matches!(extra, Extra::Route(_));
         self.extras.iter().any(is_list)
+    }
+
+    /// False if what becomes of its bytes is not to be told from the outside: its packets list
+    /// destinations, change while they are on their way, or are cut by headers of their own.
+    pub fn is_told_by_address(&self) -> bool {
+        let is_other = |extra: &Extra| {
+            matches!(
+                extra,
+                Extra::Route(_) | Extra::RouteMessage(_) | Extra::Segmented(_)
+            )
+        };
+        self.kind != Kind::TxRing && !self.extras.iter().any(is_other)
     }
 
     /// Draws the case with this number.
@@ -203,21 +273,27 @@ impl Case {
                 Kind::Tcp,
                 Kind::Mptcp,
                 Kind::Ping,
+                Kind::Tun,
             ],
             true => &[
                 Kind::Udp,
                 Kind::Udp,
                 Kind::Tcp,
+                Kind::Mptcp,
                 Kind::Ping,
                 Kind::Raw,
                 Kind::Header,
                 Kind::Packet,
+                Kind::Packet,
+                Kind::TxRing,
+                Kind::Tun,
             ],
         };
         let count = draw.below(5);
+        let kind = draw.one_of(kinds);
         Self {
             family: draw.one_of(&[Family::V4, Family::V6, Family::V6, Family::Mapped]),
-            kind: draw.one_of(kinds),
+            kind,
             first: draw.one_of(&PLACES),
             then: draw.one_of(&PLACES),
             call: draw.one_of(&[
@@ -231,7 +307,12 @@ impl Case {
                 Call::Ring,
                 Call::RingMessage,
             ]),
-            extras: (0..count).map(|_| draw.extra(&PLACES)).collect(),
+            extras: (0..count)
+                .map(|_| match kind.is_whole() {
+                    true => draw.extra_of_packet(&PLACES),
+                    false => draw.extra(&PLACES),
+                })
+                .collect(),
             race: draw.one_of(&[
                 Race::None,
                 Race::None,
@@ -316,7 +397,7 @@ impl Draw {
     }
 
     fn extra(&mut self, places: &[Place]) -> Extra {
-        let (place, device) = (self.one_of(places), self.below(4) as u8);
+        let (place, device) = (self.one_of(places), self.below(8) as u8);
         self.one_of(&[
             Extra::Route(place),
             Extra::Route(Place::Router),
@@ -342,6 +423,41 @@ impl Draw {
             Extra::UserNamespace,
             Extra::NetworkNamespace,
             Extra::Large,
+            Extra::SmallPackets,
+            Extra::Mark,
+        ])
+    }
+
+    /// Draws what goes with a whole packet of IP.
+    fn extra_of_packet(&mut self, places: &[Place]) -> Extra {
+        const PIECES: [Pieces; 4] = [Pieces::Both, Pieces::First, Pieces::Later, Pieces::Mixed];
+        const CONTENTS: [Content; 5] = [
+            Content::Echo,
+            Content::Syn,
+            Content::Neighbour,
+            Content::Answer,
+            Content::Router,
+        ];
+        let (place, number) = (self.one_of(places), self.below(8) as u8);
+        let (pieces, content) = (self.one_of(&PIECES), self.one_of(&CONTENTS));
+        self.one_of(&[
+            Extra::Route(place),
+            Extra::Transparent,
+            Extra::From(place),
+            Extra::From(Place::Foreign),
+            Extra::Content(content),
+            Extra::Content(content),
+            Extra::Fragments(pieces),
+            Extra::Fragments(pieces),
+            Extra::Wrapped(number),
+            Extra::Checksum(number),
+            Extra::Segmented(number),
+            Extra::Device(number),
+            Extra::Device(number),
+            Extra::Fanout,
+            Extra::Version3,
+            Extra::Large,
+            Extra::Mark,
         ])
     }
 }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use trefoil_lab::program::{Program, Running};
 use trefoil_lab::{Agent, Lab, Record, places, wait_for};
-use world::{TRAFFIC, at, enforcing, is_final, reporting, told, traffic_in};
+use world::{TRAFFIC, all_of, at, enforcing, is_final, reporting, told, traffic_in};
 
 const PORT: u16 = 8080;
 const TEN_MEGABYTES: u64 = 10_000_000;
@@ -248,5 +248,43 @@ fn a_client_that_is_not_approved_gets_no_session_and_that_is_told_at_once() -> R
     if lab.pins().exists() {
         trefoil_lab::agent::detach(&lab)?;
     }
+    lab.close()
+}
+
+/// Nobody takes up what it answers, so that no session comes of it; the listener is open when the
+/// programs are taken out.
+#[test]
+fn answers_of_the_last_minute_are_told() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.foreign.nft(
+        "table ip deaf {\nchain input {\ntype filter hook input priority 0;\n\
+         tcp sport 8080 drop\n}\n}\n",
+    )?;
+    let agent = lab.agent().policy(&reporting()).uplink("auto").start()?;
+    let before = lab.link_to(&lab.foreign)?;
+    let server = server(&lab, &["serve"])?;
+    for _ in 0..3 {
+        let client = Program::new(TRAFFIC, &lab.foreign, None, None)?;
+        client
+            .args(["begin", &at(places::HOST, PORT)])
+            .run()?
+            .success()?;
+    }
+    let answered = wait_for("each is answered", || {
+        let sent = lab.link_to(&lab.foreign)?.since(before).tx_packets;
+        Ok((sent >= 3).then_some(sent))
+    })?;
+    let records = all_of(agent, &lab)?;
+    let answers = records
+        .iter()
+        .filter(|record| is_final(record) && record.is("src_port", PORT));
+    let told: u64 = answers
+        .map(|record| record.number("packets_out"))
+        .sum::<Result<_>>()?;
+    ensure!(
+        told >= answered,
+        "{answered} have left, and {told} are told: {records:#?}"
+    );
+    drop(server);
     lab.close()
 }

@@ -20,7 +20,7 @@ const USER: u32 = 65534;
 const TURNS: usize = 3;
 
 /// Sent by a user of the host.
-const OF_A_USER: [&str; 13] = [
+const OF_A_USER: [&str; 18] = [
     "udp 203.0.113.20:9 --count 20",
     "udp [2001:db8:3::21]:9 --count 20 --connected",
     "udp 203.0.113.22:9 --size 4000",
@@ -34,15 +34,24 @@ const OF_A_USER: [&str; 13] = [
     "ping 203.0.113.28",
     "route option [2001:db8:2::10]:9 --via 2001:db8:1::20 --via 2001:db8:3::29",
     "udp 198.51.100.40:9 --count 20",
+    "udp [64:ff9b::cb00:711f]:9 --count 5",
+    "udp 203.0.113.32:9 --lite --count 5",
+    "udp [2001:db8:3::33]:9 --size 4000",
+    "tcp 203.0.113.34:443 --transport mptcp --bytes 50000",
+    "udp [2001:db8:3::101]:9 --count 5",
 ];
 
 /// Sent by root of a container that is routed through the host.
-const OF_A_CONTAINER: [&str; 5] = [
+const OF_A_CONTAINER: [&str; 9] = [
     "udp 203.0.113.50:9 --count 20",
     "tcp 203.0.113.51:443 --bytes 100000",
     "udp 203.0.113.101:9 --count 5",
     "packet to-host 02:00:00:00:03:15 203.0.113.52:9 --from 192.0.2.121:4000 --count 20",
     "raw 203.0.113.53 --own-header --protocol 17",
+    "udp [2001:db8:3::101]:9 --count 5",
+    "ping 203.0.113.55",
+    "udp 203.0.113.56:9 --size 4000 --connected --count 3",
+    "udp [2001:db8:3::57]:9 --size 4000 --count 3",
 ];
 
 fn words(line: &str) -> impl Iterator<Item = &str> {
@@ -63,8 +72,17 @@ fn books_balance_and_records_have_what_arrived() -> Result<()> {
          chain prerouting {\ntype nat hook prerouting priority -100; policy accept;\n\
          ip daddr 203.0.113.101 dnat to 203.0.113.102\n}\n\
          chain postrouting {\ntype nat hook postrouting priority 100; policy accept;\n\
-         ip saddr 192.0.2.121 masquerade\n}\n}\n",
+         ip saddr 192.0.2.121 masquerade\n}\n}\n\
+         table ip6 services {\n\
+         chain output {\ntype nat hook output priority -100; policy accept;\n\
+         ip6 daddr 2001:db8:3::101 dnat to 2001:db8:3::102\n}\n\
+         chain prerouting {\ntype nat hook prerouting priority -100; policy accept;\n\
+         ip6 daddr 2001:db8:3::101 dnat to 2001:db8:3::102\n}\n}\n",
     )?;
+    lab.host.ip(&format!(
+        "route add 64:ff9b::/96 via {} dev to-foreign onlink\n",
+        places::FOREIGN6
+    ))?;
     // Masquerading takes an address of the interface, and the lab's have none.
     lab.host.ip(&format!(
         "address add {host}/32 dev to-foreign\naddress add {host}/32 dev {LINK}\n"
@@ -83,7 +101,7 @@ fn books_balance_and_records_have_what_arrived() -> Result<()> {
         .settings(OFTEN)
         .uplink("auto")
         .start()?;
-    // What was sent before was not seen by the agent, nor told.
+    // Packets that were sent before were not seen by the agent, nor told.
     let before = tap.as_sent();
     let frame = format!(
         "packet to-foreign {} 203.0.113.60:9 --from {host}:4000 --count 20",
@@ -92,7 +110,10 @@ fn books_balance_and_records_have_what_arrived() -> Result<()> {
     let tagged = format!(
         "packet {LINK} {ROUTER_MAC} 203.0.113.61:9 --from {host}:4000 --wrap qinq --count 20"
     );
-    let of_root = [frame.as_str(), tagged.as_str()];
+    let labelled = format!(
+        "packet {LINK} {ROUTER_MAC} 203.0.113.62:9 --from {host}:4000 --wrap mpls --count 20"
+    );
+    let of_root = [frame.as_str(), tagged.as_str(), labelled.as_str()];
     for _ in 0..TURNS {
         let mut running: Vec<Running> = Vec::new();
         let unit = lab.unit("container.service")?;

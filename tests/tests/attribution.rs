@@ -1,5 +1,5 @@
-//! Whose is it: processes that live for a moment, units and executables that are
-//! new, sockets that are older than the agent.
+//! Owners of flows: processes that live for a moment, units and executables
+//! that are new, sockets that are older than the agent.
 
 mod world;
 
@@ -57,7 +57,7 @@ fn who_asks_a_resolver_on_this_host_is_told() -> Result<()> {
     };
     let told = finals.iter().map(about).collect::<Result<BTreeSet<_>>>()?;
     ensure!(told == askers, "{told:?} for {askers:?}");
-    // Who asked ends before the resolver does.
+    // The asker ends before the resolver does.
     let outside = agent.wait_for("what the resolvers sent", |records| {
         all_finals(records, 9, askers.len())
     })?;
@@ -342,7 +342,7 @@ fn sockets_older_than_the_agent_are_named_and_judged() -> Result<()> {
     lab.close()
 }
 
-/// What the record says of a socket to which a shell does this, as descriptor 3.
+/// Returns the record of a socket to which a shell does this, as descriptor 3.
 fn handed_on(script: &str, packets: u64) -> Result<Record> {
     let lab = Lab::new()?;
     let sink = UdpSink::new(&lab.foreign, 9)?;

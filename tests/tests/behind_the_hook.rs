@@ -5,27 +5,18 @@ mod world;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use anyhow::{Context, Result, ensure};
-use trefoil_lab::frames::PacketSocket;
+use anyhow::{Result, ensure};
+use trefoil_lab::frames::{PacketSocket, ethernet};
 use trefoil_lab::namespace::Namespace;
-use trefoil_lab::packets::{ipv4, ipv6};
-use trefoil_lab::places::{FOREIGN, HOST, PEER6};
+use trefoil_lab::packets::{self, ipv4, ipv6};
+use trefoil_lab::places::{FOREIGN, HOST, PEER, PEER6};
 use trefoil_lab::program::Program;
 use trefoil_lab::sink::TcpSink;
+use trefoil_lab::tap::Tap;
 use trefoil_lab::wiring::{container, far_link_address};
-use trefoil_lab::{Lab, wait_for};
+use trefoil_lab::{Lab, Record, wait_for};
 use world::books::FOREIGN_LINK;
-use world::{TRAFFIC, all_of, at, enforcing};
-
-/// A frame of Ethernet.
-fn frame(to: &str, from: &str, ethertype: u16, content: &[u8]) -> Result<Vec<u8>> {
-    let address = |text: &str| -> Result<Vec<u8>> {
-        let bytes = text.split(':').map(|part| u8::from_str_radix(part, 16));
-        bytes.collect::<Result<_, _>>().context("a link address")
-    };
-    let kind = ethertype.to_be_bytes();
-    Ok([&address(to)?[..], &address(from)?, &kind, content].concat())
-}
+use world::{TRAFFIC, all_of, at, enforcing, is_final};
 
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
@@ -98,12 +89,12 @@ fn copies_of_a_containers_frames_are_not_the_kernels_own() -> Result<()> {
         let mut packet = ipv6(guest.v6, abroad.into(), ICMPV6, &content);
         // As neighbours have it.
         packet[7] = 255;
-        frame(&far, OWN, IPV6, &packet)
+        ethernet(&far, OWN, IPV6, &packet)
     };
     let frames = [
         (IPV6, neighbour(ROUTER_ADVERTISEMENT)?),
         (IPV6, neighbour(NEIGHBOUR_SOLICITATION)?),
-        (EXPERIMENT, frame(&far, OWN, EXPERIMENT, &[b'x'; 1000])?),
+        (EXPERIMENT, ethernet(&far, OWN, EXPERIMENT, &[b'x'; 1000])?),
     ];
     guest.place.enter(|| {
         for (ethertype, frame) in &frames {
@@ -112,7 +103,7 @@ fn copies_of_a_containers_frames_are_not_the_kernels_own() -> Result<()> {
         Ok(())
     })?;
     agent.wait_for("each kind is told of", |records| {
-        let dropped = |record: &&trefoil_lab::Record| record.is("outcome", "dropped");
+        let dropped = |record: &&Record| record.is("outcome", "dropped");
         let packets = records.iter().filter(dropped);
         let abroad = packets
             .clone()
@@ -157,7 +148,7 @@ verdict = "approve"
     const ASKED: u32 = 5;
     let asks = (0..ASKED).map(|number| tcp_ack(foreign, host, PORT, number));
     let asks: Vec<Vec<u8>> = asks
-        .map(|packet| frame("02:00:00:00:03:15", "02:00:00:00:04:15", IPV4, &packet))
+        .map(|packet| ethernet("02:00:00:00:03:15", "02:00:00:00:04:15", IPV4, &packet))
         .collect::<Result<_>>()?;
     guest.place.enter(|| {
         let socket = PacketSocket::open("to-host", IPV4)?;
@@ -193,7 +184,51 @@ fn tcp_ack(from: Ipv4Addr, to: Ipv4Addr, port: u16, number: u32) -> Vec<u8> {
         &header,
     ]
     .concat();
-    let sum = trefoil_lab::packets::checksum(&pseudo).to_be_bytes();
+    let sum = packets::checksum(&pseudo).to_be_bytes();
     header[16..18].copy_from_slice(&sum);
     ipv4(from.into(), to.into(), TCP, &[], &header)
+}
+
+/// Headers in memory that their sender still writes are copied before they are judged: what was
+/// judged is what leaves.
+#[test]
+fn headers_in_a_ring_are_held_before_they_are_judged() -> Result<()> {
+    const N_FRAMES: u64 = 20_000;
+    let lab = Lab::new()?;
+    let guest = container(&lab.host, "container", 21)?;
+    lab.host.ip(&format!(
+        "link add link to-foreign name own address {OWN} netns {} type macvlan mode bridge\n",
+        guest.place.path()
+    ))?;
+    guest
+        .place
+        .ip("link set own addrgenmode none\nlink set own up\n")?;
+    let tap = Tap::new(&lab.foreign)?;
+    let agent = lab.agent().policy(&enforcing()).uplink("auto").start()?;
+    let unit = lab.unit("container.service")?;
+    let far = far_link_address(FOREIGN_LINK);
+    Program::new(TRAFFIC, &guest.place, Some(&unit), None)?
+        .args(["ring", "own", &far, &at(PEER, 9), &FOREIGN.to_string()])
+        .args(["--from", &at(guest.v4, 4000)])
+        .args(["--count", &N_FRAMES.to_string()])
+        .run()?
+        .success()?;
+    let records = all_of(agent, &lab)?;
+    // Also of frames that were written to in the middle of an address.
+    let dropped: u64 = records
+        .iter()
+        .filter(|record| is_final(record))
+        .filter_map(|record| record.number("blocked_packets").ok())
+        .sum();
+    let (good, abroad) = (tap.to(PEER).packets, tap.to(FOREIGN).packets);
+    ensure!(
+        abroad == 0,
+        "{abroad} frames have arrived abroad, {dropped} were dropped"
+    );
+    ensure!(
+        good > 0 && dropped > 0,
+        "{good} frames have arrived, {dropped} were dropped"
+    );
+    ensure!(good + dropped == N_FRAMES, "{good} and {dropped} frames");
+    lab.close()
 }

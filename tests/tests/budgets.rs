@@ -1,6 +1,6 @@
-//! What the kernel programs may take, by `tests/budgets.txt`: how many instructions the
-//! verifier goes through on this kernel, places at which helpers are called, bytes of object,
-//! code, stack and tag. The agent's own size is compared by `cargo xtask package`, which makes it.
+//! Budgets of the kernel programs, by `tests/budgets.txt`: how many instructions the verifier goes
+//! through on this kernel, places at which helpers are called, bytes of object, code, stack and
+//! tag. The agent's own size is compared by `cargo xtask package`, which makes it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -41,7 +41,8 @@ fn programs_call_no_more_helpers_than_their_budgets_allow() -> Result<()> {
 #[test]
 fn programs_need_no_more_stack_than_any_kernel_gives() -> Result<()> {
     const MOST: u64 = 512;
-    let programs = object::programs(&object()?)?;
+    let mut programs = object::programs(&object()?)?;
+    programs.extend(object::programs(&tracing_object()?)?);
     let deepest = programs
         .iter()
         .map(|(name, calls)| (calls.stack, name))
@@ -52,6 +53,37 @@ fn programs_need_no_more_stack_than_any_kernel_gives() -> Result<()> {
         (1..=MOST).contains(&stack),
         "{name} needs {stack} bytes of stack"
     );
+    Ok(())
+}
+
+/// Those that only look have an object of their own, and nothing of it is in what decides.
+#[test]
+fn the_programs_that_decide_have_nothing_of_a_trace() -> Result<()> {
+    let (deciding, tracing) = (object()?, tracing_object()?);
+    for name in ["AYA_LOG", "TRACE_", "trace_"] {
+        let is_in = |object: &[u8]| {
+            let mut windows = object.windows(name.len());
+            windows.any(|bytes| bytes == name.as_bytes())
+        };
+        ensure!(is_in(&tracing), "{name} is not in the programs of a trace");
+        ensure!(!is_in(&deciding), "{name} is in the programs that decide");
+    }
+    Ok(())
+}
+
+#[test]
+fn programs_of_a_trace_call_nothing_that_changes_what_others_see() -> Result<()> {
+    /// Update and deletion of a map's element; writing into a packet, the hash of its flow,
+    /// changing and pulling its data.
+    const CHANGES: [u32; 6] = [2, 3, 9, 34, 38, 39];
+    let programs = object::programs(&tracing_object()?)?;
+    ensure!(programs.len() == 6, "{:?}", programs.keys());
+    for (name, calls) in &programs {
+        let mut helpers = calls.helpers.keys();
+        let changing = helpers.find(|number| CHANGES.contains(number));
+        let changing = changing.map(|number| helper_name(*number));
+        ensure!(changing.is_none(), "{name} calls {changing:?}");
+    }
     Ok(())
 }
 
@@ -76,9 +108,19 @@ fn what_the_kernel_makes_of_the_programs_is_within_its_budget() -> Result<()> {
 
 /// The object that the agent under test has in it.
 fn object() -> Result<Vec<u8>> {
+    object_in("bpf")
+}
+
+/// The object of `trefoil trace`, which it has in it as well.
+fn tracing_object() -> Result<Vec<u8>> {
+    object_in("bpf/trace")
+}
+
+fn object_in(directory: &str) -> Result<Vec<u8>> {
     let agent = agent::trefoil()?;
     let target = agent.ancestors().nth(2).context("no target directory")?;
-    let path = target.join("bpf/bpfel-unknown-none/release/trefoil-ebpf");
+    let path = target.join(directory);
+    let path = path.join("bpfel-unknown-none/release/trefoil-ebpf");
     fs::read(&path).with_context(|| format!("read {}", path.display()))
 }
 

@@ -14,7 +14,7 @@ use trefoil_lab::tap::Tap;
 use trefoil_lab::{Lab, Record, places, wait_for};
 use world::{all_finals, all_of, approving, at, gapless, is_final, reporting, told, traffic};
 
-/// What a program sends in the TCP test.
+/// Bytes that a program sends in the TCP test.
 const HUNDRED_MEGABYTES: u64 = 100_000_000;
 /// IPv4 or IPv6 header and UDP header.
 const UDP_HEADERS: u64 = 28;

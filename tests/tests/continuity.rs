@@ -122,7 +122,7 @@ fn agents_come_and_go_and_no_packet_is_judged_by_none() -> Result<()> {
     let before = lab.link_to(&lab.foreign)?;
     let mut records = Vec::new();
     let mut agent = lab.agent().policy(&enforcing()).start()?;
-    // What only `egress` sees and judges.
+    // Packets that only `egress` sees and judges.
     let mut sender = traffic(&lab)?
         .args(["raw-flood", &places::FOREIGN.to_string()])
         .start()?;

@@ -1,4 +1,4 @@
-//! What the kernel sends in the name of a connection of TCP whose socket is gone goes the way of
+//! Packets that the kernel sends in the name of a TCP connection whose socket is gone go the way of
 //! the connection.
 
 mod world;

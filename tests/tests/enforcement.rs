@@ -1,5 +1,5 @@
-//! What may not leave does not leave, by whatever call it is tried; what may is
-//! left alone.
+//! Traffic that may not leave does not leave, by whatever call it is tried;
+//! traffic that may is left alone.
 
 mod world;
 
@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use trefoil_lab::sink::{TcpSink, UdpSink};
 use trefoil_lab::{Lab, Record, places, wait_for};
-use world::{REFUSED, TRAFFIC, all_finals, at, enforcing, mapped_at, told, traffic};
+use world::{REFUSED, TRAFFIC, all_finals, all_of, at, enforcing, mapped_at, told, traffic};
 
 /// A place on the way to which everything is tried.
 struct Way {
@@ -271,5 +271,28 @@ fn who_goes_on_with_a_connected_socket_is_judged_as_who_that_is() -> Result<()> 
     }
     agent.stop(Signal::SIGTERM)?;
     trefoil_lab::agent::detach(&lab)?;
+    lab.close()
+}
+
+/// Segments of over 64 KiB (BIG TCP) have a header of options, and their checksum is still to be
+/// written.
+#[test]
+fn segments_of_over_64_kibibytes_leave_where_their_connection_may() -> Result<()> {
+    const BYTES: u64 = 20_000_000;
+    let lab = Lab::new()?;
+    let sink = TcpSink::new(&lab.peer, TCP_PORT)?;
+    lab.host.ip("link set dev to-peer gso_max_size 200000\n")?;
+    let agent = lab.agent().policy(&enforcing()).uplink("auto").start()?;
+    let (to, bytes) = (at(places::PEER6, TCP_PORT), BYTES.to_string());
+    traffic(&lab)?
+        .args(["tcp", &to, "--bytes", &bytes])
+        .run()?
+        .success()?;
+    wait_for("all bytes arrive", || {
+        Ok((sink.bytes() == BYTES).then_some(()))
+    })?;
+    for record in all_of(agent, &lab)? {
+        ensure!(record.text("blocked_packets").is_empty(), "{record}");
+    }
     lab.close()
 }

@@ -1,5 +1,4 @@
-//! Who sends the first bytes: a socket that an approved program connects, and another one
-//! sends on.
+//! Sender of the first bytes: an approved program connects a socket, and another one sends on it.
 
 mod world;
 

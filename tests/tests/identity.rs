@@ -1,4 +1,4 @@
-//! Who a sender is, whatever a user without privileges does to look like another.
+//! Identity of a sender, whatever a user without privileges does to look like another.
 
 mod world;
 
@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use trefoil_lab::sink::TcpSink;
+use trefoil_lab::sink::{TcpSink, UdpSink};
 use trefoil_lab::{Lab, places};
 use world::{REFUSED, TRAFFIC, all_of, at, is_about_a_flow, lacks_hook, other_root};
 
@@ -221,6 +221,42 @@ fn who_has_changed_user_group_or_unit_is_judged_as_what_it_is_now() -> Result<()
         })?;
         assert_eq!(sink.bytes(), HELLO, "{from}");
         drop(sender);
+        all_of(agent, &lab)?;
+    }
+    lab.close()
+}
+
+/// The flow of the datagrams is known by then, and goes on as it has for whoever has not changed.
+#[test]
+fn a_datagrams_sender_that_has_changed_is_judged_as_what_it_is_now() -> Result<()> {
+    let lab = Lab::new()?;
+    let (user, other) = (USER.to_string(), lab.unit("other.service")?);
+    let unit = other.to_str().context("a path")?;
+    for (from, change) in [
+        ("user = 0", ["--uid", &user]),
+        ("group = 0", ["--gid", &user]),
+        ("unit = \"lab.service\"", ["--cgroup", unit]),
+    ] {
+        let sink = UdpSink::new(&lab.peer, 53)?;
+        let policy = format!(
+            "mode = \"enforce\"\n\
+             [[rules]]\n\
+             name = \"as it was\"\n\
+             from = {{ {from} }}\n\
+             to = {{ networks = [\"198.51.100.0/24\"] }}\n\
+             verdict = \"approve\"\n"
+        );
+        let agent = lab.agent().policy(&policy).start()?;
+        let sender = || {
+            let become_another = lab.program(TRAFFIC)?;
+            let peer = at(places::PEER, 53);
+            anyhow::Ok(become_another.args(["become", &peer, "--unconnected", "--bytes", "7"]))
+        };
+        sender()?.args(["--twice"]).run()?.success()?;
+        let outcome = sender()?.args(change).run()?;
+        ensure!(outcome.code == REFUSED, "{from}: {outcome:?}");
+        // Two greetings, and what the first says after its own.
+        assert_eq!(sink.wait_for_packets(4)?.bytes, 2 * HELLO + 1 + 7, "{from}");
         all_of(agent, &lab)?;
     }
     lab.close()

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
-use trefoil_lab::agent::{Agent, detach, kernel_verb};
+use trefoil_lab::agent::{Agent, acknowledge, detach, kernel_verb};
 use trefoil_lab::kernel::stand_at_exit;
 use trefoil_lab::namespace::Namespace;
 use trefoil_lab::program::{Program, pass_on};
@@ -32,6 +32,7 @@ fn an_interface_that_leads_out_and_is_not_named_is_told_while_it_is_up() -> Resu
     let agent = lab.agent().policy(&reporting()).settings(OFTEN);
     let mut agent = agent.uplink("to-foreign").start()?;
     let status = || kernel_verb(&lab, "status", &[]);
+    acknowledge(&lab)?;
     // From the start.
     for link in ["to-peer", "to-gateway"] {
         let reason = told(&mut agent, &format!("uplink {link}"), "uncovered")?;
@@ -128,6 +129,7 @@ fn others_behind_the_hook_are_told_when_they_come_and_when_they_go() -> Result<(
             Ok(is_it.then_some(()))
         })
     };
+    acknowledge(&lab)?;
     status(0, "\"behind_hook\":[]")?;
     let other = lab.host.enter(|| stand_at_exit("to-foreign"))?;
     let reason = told(&mut agent, "uplink to-foreign", "partly")?;

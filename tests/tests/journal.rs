@@ -10,7 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use trefoil_lab::agent::kernel_verb;
+use trefoil_lab::agent::{acknowledge, kernel_verb};
 use trefoil_lab::{Agent, Lab, Record, places, wait_for};
 use world::{TRAFFIC, at, reporting, traffic_in};
 
@@ -185,6 +185,7 @@ fn records_wait(
 ) -> Result<()> {
     // More than the queue of a socket holds, which is 512 at most.
     const DATAGRAMS: usize = 400;
+    acknowledge(lab)?;
     away()?;
     traffic_in(lab, "shop.service")?
         .args(["burst", &at(places::FOREIGN, 9), "--program", TRAFFIC])

@@ -1,21 +1,26 @@
-//! What an agent held when it was killed, or when it ended before its sinks took it, the next
-//! one tells: once, or as lost, to the byte.
+//! Flows and records that an agent held when it was killed, or when it ended before its sinks took
+//! them, are told by the next one: once, or as lost, to the byte.
 
 mod world;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use trefoil_lab::agent::kernel_verb;
+use trefoil_lab::agent::{Agent, AgentBuilder, detach, kernel_verb};
 use trefoil_lab::sink::{TcpSink, UdpSink};
 use trefoil_lab::{Lab, Record, places, wait_for};
-use world::senders::while_sending;
-use world::told::{arrived, lost, numbered, told_by_verdict};
-use world::{TRAFFIC, approving, at, reporting, traffic};
+use world::chance::{Chance, number_of};
+use world::senders::while_sending_every;
+use world::told::{
+    Sum, arrived, lost, numbered, told_as_new, told_by_verdict, wait_until_nothing_waits,
+};
+use world::{REFUSED, TRAFFIC, approving, at, reporting, traffic};
 
 /// Processes that send a datagram each.
 const MANY: u64 = 500;
@@ -126,6 +131,46 @@ fn what_finds_no_room_while_a_sink_is_stalled_is_told_as_lost() -> Result<()> {
     lab.close()
 }
 
+/// A flow that is open all the time: what is new in each record adds up to what left.
+#[test]
+fn what_is_new_is_new_over_kills() -> Result<()> {
+    let lab = Lab::new()?;
+    let sink = UdpSink::new(&lab.foreign, 9)?;
+    let words = ["udp", &at(places::FOREIGN, 9), "--connected", "--hold"];
+    let mut records = Vec::new();
+    let settings = "rollup_interval = \"1s\"\n";
+    let start = |flows| {
+        lab.agent()
+            .policy(&approving())
+            .settings(settings)
+            .flows(flows)
+            .start()
+    };
+    let mut agent = start("each")?;
+    let mut sender = traffic(&lab)?.args(words).args(["--count", "7"]).start()?;
+    sender.line()?;
+    for (round, flows) in (1..).zip(["rollup", "each", "rollup", "auto"]) {
+        sender.proceed()?;
+        sender.line()?;
+        sink.wait_for_packets(7 * round)?;
+        let mut told = 0;
+        agent.wait_for("it has told of the flow", |records| {
+            let about = |it: &&Record| it.is("event", "flow") && it.number("bytes_new").is_ok();
+            told = records.iter().filter(about).count();
+            (told > 0).then_some(())
+        })?;
+        records.extend(agent.stop(Signal::SIGKILL)?.1);
+        agent = start(flows)?;
+    }
+    sender.proceed()?;
+    sender.finish()?.success()?;
+    records.extend(agent.stop(Signal::SIGINT)?.1);
+    is_told(&lab, &records)?;
+    let left = arrived(&lab, &[("approved", &lab.foreign)])?;
+    assert_eq!(Some(&told_as_new(&records)?), left.get("approved"));
+    lab.close()
+}
+
 #[test]
 fn an_agent_that_is_stopped_closes_the_books() -> Result<()> {
     let lab = Lab::new()?;
@@ -144,7 +189,7 @@ fn an_agent_that_is_stopped_closes_the_books() -> Result<()> {
         last.is("event", "coverage") && last.is("subject", "this agent"),
         "{last}"
     );
-    trefoil_lab::agent::detach(&lab)?;
+    detach(&lab)?;
     lab.close()
 }
 
@@ -161,107 +206,332 @@ fn a_spool_that_somebody_has_removed_is_told() -> Result<()> {
     lab.close()
 }
 
-/// Numbers that differ from run to run, or are those of `TREFOIL_SEED`: splitmix64.
-struct Chance(u64);
-
-impl Chance {
-    fn new() -> Self {
-        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-        let seed = number_of("TREFOIL_SEED", now.as_nanos() as u64);
-        eprintln!("TREFOIL_SEED={seed}");
-        Self(seed)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ mixed >> 31) % end
-    }
-
-    fn pause(&mut self, end_ms: u64) {
-        std::thread::sleep(Duration::from_millis(self.below(end_ms)));
-    }
+/// Rollups are in the spool alone.
+fn is_told_as_lost(take_away: impl Fn(&Lab) -> Result<()>) -> Result<()> {
+    let lab = Lab::new()?;
+    let sink = UdpSink::new(&lab.foreign, 9)?;
+    let start = || lab.agent().policy(&approving()).flows("rollup").start();
+    let agent = start()?;
+    burst(&lab, places::FOREIGN, MANY)?;
+    sink.wait_for_packets(MANY)?;
+    wait_until_taken_in(&lab, MANY)?;
+    let mut records = agent.stop(Signal::SIGKILL)?.1;
+    take_away(&lab)?;
+    let agent = start()?;
+    burst(&lab, places::FOREIGN, 3)?;
+    sink.wait_for_packets(MANY + 3)?;
+    records.extend(agent.stop(Signal::SIGINT)?.1);
+    let is_told = |it: &Record| it.is("event", "tamper") && it.is("subject", "the spool");
+    ensure!(records.iter().any(is_told), "{records:?}");
+    let left = arrived(&lab, &[("approved", &lab.foreign)])?;
+    assert_eq!(told_by_verdict(&records)?, left);
+    ensure!(lost(&records)?.1 > MANY / 2, "{:?}", lost(&records)?);
+    lab.close()
 }
 
-fn number_of(variable: &str, otherwise: u64) -> u64 {
-    let set = std::env::var(variable).ok();
-    set.and_then(|it| it.parse().ok()).unwrap_or(otherwise)
+#[test]
+fn what_was_in_a_spool_that_somebody_has_removed_is_told_as_lost() -> Result<()> {
+    is_told_as_lost(Lab::remove_agent_state)
 }
+
+#[test]
+fn what_was_in_a_spool_that_somebody_has_cut_is_told_as_lost() -> Result<()> {
+    is_told_as_lost(|lab| {
+        let dirs = lab.agent_state().into_iter();
+        for file in dirs.flat_map(|dir| [dir.join("spool.0"), dir.join("spool.1")]) {
+            if file.exists() {
+                // The header, and a part of the first batch.
+                fs::OpenOptions::new()
+                    .write(true)
+                    .open(file)?
+                    .set_len(300)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Nobody tells but `trefoil detach` itself, with the sinks that the agent had.
+#[test]
+fn detach_without_an_agent_tells_what_no_agent_has_told() -> Result<()> {
+    for flows in ["each", "rollup"] {
+        let lab = Lab::new()?;
+        let sink = UdpSink::new(&lab.foreign, 9)?;
+        let agent = lab.agent().policy(&approving()).flows(flows).start()?;
+        // One that goes on, one that is over and taken in, and those that no agent sees.
+        let words = ["udp", &at(places::FOREIGN, 9), "--connected", "--hold"];
+        let mut open = traffic(&lab)?.args(words).args(["--count", "7"]).start()?;
+        open.line()?;
+        open.proceed()?;
+        open.line()?;
+        burst(&lab, places::FOREIGN, 20)?;
+        wait_until_taken_in(&lab, 21)?;
+        let file = agent.records_file().to_owned();
+        let n_before = agent.stop(Signal::SIGKILL)?.1.len();
+        burst(&lab, places::FOREIGN, 30)?;
+        open.proceed()?;
+        open.line()?;
+        sink.wait_for_packets(7 + 20 + 30 + 7)?;
+        let said = kernel_verb(&lab, "detach", &[])?.success()?;
+        ensure!(
+            said.stdout.contains("what none had told is in records now"),
+            "{said:?}"
+        );
+        let text = fs::read_to_string(&file)?;
+        let records = text
+            .lines()
+            .map(Record::parse)
+            .collect::<Result<Vec<_>>>()?;
+        ensure!(records.len() > n_before, "{text}");
+        is_told(&lab, &records)?;
+        let named = |it: &&Record| it.is("exe", TRAFFIC) && it.is("rule", "anywhere");
+        ensure!(records.iter().filter(named).count() > 0, "{text}");
+        drop(open);
+        lab.close()?;
+    }
+    Ok(())
+}
+
+/// A change of sizes gives tables another name, and then makes new ones.
+#[test]
+fn an_agent_that_is_killed_in_the_middle_of_a_change_of_sizes_loses_nothing() -> Result<()> {
+    const NAMES: [&str; 7] = [
+        "EVENTS",
+        "FLOWS",
+        "ENDED",
+        "PROCESSES",
+        "EXECUTABLES",
+        "CGROUPS",
+        "REMEMBERED",
+    ];
+    for n_renamed in [1, 4, NAMES.len()] {
+        let lab = Lab::new()?;
+        let sink = UdpSink::new(&lab.foreign, 9)?;
+        let start = |settings| lab.agent().policy(&approving()).settings(settings).start();
+        let agent = start("")?;
+        let mut records = agent.stop(Signal::SIGKILL)?.1;
+        burst(&lab, places::FOREIGN, 50)?;
+        for name in &NAMES[..n_renamed] {
+            let pinned = lab.pinned().into_iter();
+            let pin = pinned.filter(|it| it.file_name().is_some_and(|it| it == *name));
+            for pin in pin {
+                fs::rename(&pin, pin.with_file_name(format!("{name}-former-0")))?;
+            }
+        }
+        burst(&lab, places::FOREIGN, 50)?;
+        let sizes = "[tables]\nflows = 4096\nended = 4096\nevents_bytes = \"1 MiB\"\n";
+        let agent = start(sizes)?;
+        burst(&lab, places::FOREIGN, 50)?;
+        sink.wait_for_packets(150)?;
+        records.extend(agent.stop(Signal::SIGINT)?.1);
+        is_told(&lab, &records)?;
+        lab.close()?;
+    }
+    Ok(())
+}
+
+/// Kills an agent that is set up by chance, ready or not yet, with a sink that takes records fast,
+/// slowly or not at all. `meanwhile` runs while it runs. Returns its records and what it was.
+fn kill_one<'lab>(
+    lab: &'lab Lab,
+    chance: &mut Chance,
+    agent: impl Fn(&'static str) -> AgentBuilder<'lab>,
+    meanwhile: impl FnOnce(&mut Chance, &Agent<'_>) -> Result<()>,
+) -> Result<(Vec<Record>, String)> {
+    let journal = lab.journal()?;
+    let flows = ["each", "auto", "rollup"][chance.below(3) as usize];
+    let sink = ["fast", "slow", "stalled"][chance.below(3) as usize];
+    if sink != "fast" {
+        journal.pause()?;
+    }
+    // Loading takes some of them longer than they live.
+    let records = if chance.below(4) == 0 {
+        agent(flows).start_and_kill(|| chance.pause(3_000))?
+    } else {
+        let running = agent(flows).start()?;
+        meanwhile(chance, &running)?;
+        chance.pause(1_500);
+        if sink == "slow" {
+            journal.go_on()?;
+            chance.pause(300);
+        }
+        running.stop(Signal::SIGKILL)?.1
+    };
+    journal.go_on()?;
+    if chance.below(2) == 0 {
+        chance.pause(1_000);
+    }
+    Ok((records, format!("{flows}, {sink}")))
+}
+
+/// The records of one that has all the time that it needs for what others have left.
+fn last(lab: &Lab, agent: AgentBuilder<'_>, signal: Signal) -> Result<Vec<Record>> {
+    let agent = agent.start()?;
+    wait_until_nothing_waits(lab)?;
+    Ok(agent.stop(signal)?.1)
+}
+
+/// Pause between two rounds of a sender: a kill at any moment still falls between two packets, and
+/// the processors are free for the agents, whose starts are most of the time.
+const CALM: Duration = Duration::from_millis(100);
+
+/// Runs `again` every now and then on a thread of its own while `act` runs.
+fn while_again<T>(
+    again: impl Fn() -> Result<()> + Sync,
+    act: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| -> Result<()> {
+            while !is_over.load(Ordering::Relaxed) {
+                again()?;
+                std::thread::sleep(CALM);
+            }
+            Ok(())
+        });
+        let acted = act();
+        is_over.store(true, Ordering::Relaxed);
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        acted
+    })
+}
+
+/// Checks that new bytes in records add up to those that left, unless some were lost: a flow of
+/// which something was told may have lost its last numbers.
+fn is_told_as_new(records: &[Record], left: &BTreeMap<String, Sum>) -> Result<()> {
+    let left = left
+        .values()
+        .fold((0, 0), |sum, it| (sum.0 + it.0, sum.1 + it.1));
+    let (new, lost) = (told_as_new(records)?, lost(records)?);
+    let is_right = match lost {
+        (0, 0) => new == left,
+        lost => new.0 <= left.0 && new.0 + lost.0 >= left.0,
+    };
+    ensure!(is_right, "new {new:?}, lost {lost:?}, left {left:?}");
+    Ok(())
+}
+
+/// So that both ways of reporting are used, and rollups end now and then.
+const BOTH_WAYS: &str = "flows_rate = 5\nviolations_rate = 20\nrollup_interval = \"2s\"\n";
 
 /// Kills agents at random moments, and holds what all of them told against what arrived:
 /// `TREFOIL_KILLS` of them.
 #[test]
 fn agents_are_killed_at_random_and_the_books_balance() -> Result<()> {
-    let n_kills = number_of("TREFOIL_KILLS", 20);
-    let mut chance = Chance::new();
+    let n_kills = number_of("TREFOIL_KILLS", 50);
+    let mut chance = Chance::from_time();
     let lab = Lab::new()?;
     let _sinks = (
         TcpSink::new(&lab.foreign, 443)?,
         UdpSink::new(&lab.foreign, 9)?,
         UdpSink::new(&lab.peer, 9)?,
     );
-    let journal = lab.journal()?;
     let agent = |flows| {
-        // So that both ways of reporting are used, and rollups end now and then.
-        let settings = "flows_rate = 5\nviolations_rate = 20\nrollup_interval = \"2s\"\n";
-        let agent = lab.agent().policy(&reporting()).settings(settings);
+        let agent = lab.agent().policy(&reporting()).settings(BOTH_WAYS);
         agent.flows(flows)
     };
     let mut records = Vec::new();
     // From here on all is seen.
     records.extend(agent("each").start()?.stop(Signal::SIGTERM)?.1);
-    let is_over = AtomicBool::new(false);
     let mut n_by_way: BTreeMap<String, u64> = BTreeMap::new();
-    std::thread::scope(|scope| -> Result<()> {
-        let bursts = scope.spawn(|| -> Result<()> {
-            while !is_over.load(Ordering::Relaxed) {
-                burst(&lab, places::PEER, 40)?;
-                burst(&lab, places::FOREIGN, 10)?;
-            }
-            Ok(())
-        });
-        let killed = while_sending(&lab, |_| {
+    let bursts = || {
+        burst(&lab, places::PEER, 40)?;
+        burst(&lab, places::FOREIGN, 10)
+    };
+    while_again(bursts, || {
+        while_sending_every(CALM, &lab, |_| {
             for _ in 0..n_kills {
-                let flows = ["each", "auto", "rollup"][chance.below(3) as usize];
-                let sink = ["fast", "slow", "stalled"][chance.below(3) as usize];
-                if sink != "fast" {
-                    journal.pause()?;
-                }
-                // Loading takes some of them longer than they live.
-                let is_early = chance.below(4) == 0;
-                if is_early {
-                    let ended = agent(flows).start_and_kill(|| chance.pause(3_000))?;
-                    records.extend(ended);
-                } else {
-                    let running = agent(flows).start()?;
-                    chance.pause(1_500);
-                    if sink == "slow" {
-                        journal.go_on()?;
-                        chance.pause(300);
-                    }
-                    records.extend(running.stop(Signal::SIGKILL)?.1);
-                }
-                journal.go_on()?;
-                if chance.below(2) == 0 {
-                    chance.pause(1_000);
-                }
-                *n_by_way.entry(format!("{flows}, {sink}")).or_default() += 1;
+                let (told, way) = kill_one(&lab, &mut chance, agent, |_, _| Ok(()))?;
+                records.extend(told);
+                *n_by_way.entry(way).or_default() += 1;
             }
             Ok(())
-        });
-        is_over.store(true, Ordering::Relaxed);
-        bursts
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        killed
+        })
     })?;
-    records.extend(agent("auto").start()?.stop(Signal::SIGINT)?.1);
+    records.extend(last(&lab, agent("auto"), Signal::SIGINT)?);
     let left = arrived(&lab, &[("denied", &lab.foreign), ("approved", &lab.peer)])?;
     eprintln!(
         "{n_kills} kills: {n_by_way:?}; left {left:?}, lost {:?}",
         lost(&records)?
     );
     assert_eq!(told_by_verdict(&records)?, left);
+    is_told_as_new(&records, &left)?;
+    lab.close()
+}
+
+/// Approves the foreign host under a name that differs from reload to reload.
+fn enforcing_but_foreign(number: u64) -> String {
+    format!(
+        "mode = \"enforce\"\n\n[[rules]]\nname = \"number {number}\"\n\
+         to = {{ networks = [\"203.0.113.0/24\", \"2001:db8:3::/48\"] }}\nverdict = \"approve\"\n"
+    )
+}
+
+/// The same while a policy is enforced and changes: nothing that it does not approve arrives, and no
+/// connection that it approves breaks.
+#[test]
+fn agents_that_enforce_are_killed_at_random_and_reloaded() -> Result<()> {
+    let n_kills = number_of("TREFOIL_KILLS", 50);
+    let mut chance = Chance::from_time();
+    let lab = Lab::new()?;
+    let _sinks = (
+        TcpSink::new(&lab.foreign, 443)?,
+        UdpSink::new(&lab.foreign, 9)?,
+        TcpSink::new(&lab.peer, 443)?,
+        UdpSink::new(&lab.peer, 9)?,
+    );
+    let number = Cell::new(0);
+    let policy = || {
+        number.set(number.get() + 1);
+        enforcing_but_foreign(number.get())
+    };
+    let agent = |flows| {
+        let agent = lab.agent().policy(&policy()).settings(BOTH_WAYS);
+        agent.flows(flows)
+    };
+    let mut records = Vec::new();
+    records.extend(agent("each").start()?.stop(Signal::SIGTERM)?.1);
+    let (mut n_by_way, mut n_reloads) = (BTreeMap::<String, u64>::new(), 0);
+    let refused = || {
+        for (protocol, port) in [("udp", 9), ("tcp", 443)] {
+            let words = [protocol, &at(places::PEER, port)];
+            let outcome = traffic(&lab)?.args(words).run()?;
+            ensure!(outcome.code == REFUSED, "got through: {outcome:?}");
+        }
+        burst(&lab, places::FOREIGN, 10)
+    };
+    while_again(refused, || {
+        while_sending_every(CALM, &lab, |_| {
+            for _ in 0..n_kills {
+                let reload = |chance: &mut Chance, running: &Agent<'_>| {
+                    for _ in 0..chance.below(4) {
+                        running.reload(&policy())?;
+                        n_reloads += 1;
+                        chance.pause(300);
+                    }
+                    Ok(())
+                };
+                let (told, way) = kill_one(&lab, &mut chance, agent, reload)?;
+                records.extend(told);
+                *n_by_way.entry(way).or_default() += 1;
+            }
+            Ok(())
+        })
+    })?;
+    records.extend(last(&lab, agent("auto"), Signal::SIGTERM)?);
+    let left = arrived(
+        &lab,
+        &[("approved", &lab.foreign), ("unapproved", &lab.peer)],
+    )?;
+    eprintln!(
+        "{n_kills} kills, {n_reloads} reloads: {n_by_way:?}; left {left:?}, lost {:?}",
+        lost(&records)?
+    );
+    assert_eq!(told_by_verdict(&records)?, left);
+    ensure!(!left.contains_key("unapproved"), "it arrived: {left:?}");
+    is_told_as_new(&records, &left)?;
+    detach(&lab)?;
     lab.close()
 }

@@ -1,5 +1,5 @@
-//! What the agent leaves in the kernel: nothing in report mode, and in enforce
-//! mode everything until somebody says `detach`.
+//! Objects that the agent leaves in the kernel: none in report mode, and in
+//! enforce mode all of them until somebody says `detach`.
 
 mod world;
 
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use trefoil_lab::agent::{detach, kernel_verb};
+use trefoil_lab::agent::{acknowledge, detach, kernel_verb};
 use trefoil_lab::link::LinkCounters;
 use trefoil_lab::program::Outcome;
 use trefoil_lab::sink::{TcpSink, UdpSink};
@@ -48,7 +48,7 @@ fn send_one_of_everything(lab: &Lab) -> Result<Vec<(i32, LinkCounters)>> {
                 ..Default::default()
             };
         }
-        // What comes back comes when it likes.
+        // A part that comes back may come at any moment.
         results.push((
             outcome.code,
             LinkCounters {
@@ -61,12 +61,12 @@ fn send_one_of_everything(lab: &Lab) -> Result<Vec<(i32, LinkCounters)>> {
     Ok(results)
 }
 
-/// What traffic amounts to, seen from both ends.
+/// Effect of traffic, seen from both ends.
 #[derive(Debug, PartialEq)]
 struct Effect {
     /// Exit code, and what the link counted, of each program.
     sent: Vec<(i32, LinkCounters)>,
-    /// What packets look like where they arrive.
+    /// Headers of packets as they arrive.
     headers: BTreeSet<Header>,
 }
 
@@ -216,6 +216,7 @@ fn two_agents_do_not_share_one_set_of_pins() -> Result<()> {
 fn status_says_whether_all_is_as_it_should_be() -> Result<()> {
     let lab = Lab::new()?;
     let agent = lab.agent().policy(&enforcing()).start()?;
+    acknowledge(&lab)?;
     let alive = kernel_verb(&lab, "status", &[])?;
     ensure!(alive.code == 0, "{alive:?}");
     let json = kernel_verb(&lab, "status", &["--json"])?;
@@ -261,7 +262,7 @@ fn detach_where_nothing_is_attached_is_fine() -> Result<()> {
     lab.close()
 }
 
-/// What each thread of a process is permitted, by name.
+/// Capabilities of each thread of a process, by name.
 fn capabilities(pid: u32) -> Result<BTreeMap<String, u64>> {
     let mut held = BTreeMap::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -328,6 +329,11 @@ fn who_asks_an_agent_that_ends_is_told_so() -> Result<()> {
     // So that it does not answer before it ends.
     agent.signal(Signal::SIGSTOP)?;
     let status = format!("/proc/{}/status", agent.pid());
+    // Until then another thread of it may still take the signal.
+    wait_for("it has stopped", || {
+        let is_stopped = fs::read_to_string(&status)?.contains("State:\tT");
+        Ok(is_stopped.then_some(()))
+    })?;
     let asked = std::thread::scope(|scope| -> Result<_> {
         let asks = scope.spawn(|| kernel_verb(&lab, "reload", &[]));
         wait_for("it is asked", || {

@@ -6,9 +6,13 @@ use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use nix::time::{ClockId, clock_gettime};
 use trefoil_lab::agent::detach;
+use trefoil_lab::link::LinkCounters;
+use trefoil_lab::program::Program;
 use trefoil_lab::sink::UdpSink;
+use trefoil_lab::tap::Tap;
+use trefoil_lab::wiring::{container, forward};
 use trefoil_lab::{Lab, Record, places, wait_for};
-use world::{REFUSED, at, traffic};
+use world::{REFUSED, TRAFFIC, all_of, at, traffic};
 
 const PORT: u16 = 9;
 /// Bytes of a datagram with its headers, IP and UDP.
@@ -224,7 +228,7 @@ fn an_exception_ends_on_time_with_the_agent_killed() -> Result<()> {
         Ok((n_refused >= 3).then_some(()))
     })?;
     ensure!(n_sent > 0, "it was never used with the agent killed");
-    // What the older socket sends from now on is dropped on its way, and it is told so.
+    // Packets of the older socket are dropped on their way from now on, and it is told so.
     let before = sink.arrived().packets;
     older.proceed()?;
     let older = older.finish()?;
@@ -251,5 +255,55 @@ fn an_exception_ends_on_time_with_the_agent_killed() -> Result<()> {
     })?;
     agent.stop(Signal::SIGTERM)?;
     detach(&lab)?;
+    lab.close()
+}
+
+/// Root of a container holds packets back, behind the hook of their socket, by a queue of its own.
+#[test]
+fn packets_that_wait_do_not_leave_by_an_exception_that_is_over() -> Result<()> {
+    const COUNT: u64 = 20;
+    let lab = Lab::new()?;
+    forward(&lab.host)?;
+    let place = container(&lab.host, "container", 21)?.place;
+    let tap = Tap::new(&lab.foreign)?;
+    // One packet in two seconds.
+    place.tc("qdisc add dev to-host root tbf rate 4kbit burst 1100 limit 100000\n")?;
+    let end = unix_ns()? / 1_000_000_000 + 20;
+    let policy = limited(&format!(
+        r#"exception = {{ id = "EX-12", basis = "Art. 49(1)(e)", reason = "disk array failure",
+              approved_by = ["dpo", "auditor"], expires = {} }}"#,
+        moment(end)?
+    ));
+    let agent = lab.agent().policy(&policy).uplink("auto").start()?;
+    let sent_before = LinkCounters::read(&place, "to-host")?.tx_packets;
+    let unit = lab.unit("container.service")?;
+    let (to, count) = (at(places::FOREIGN, PORT), COUNT.to_string());
+    Program::new(TRAFFIC, &place, Some(&unit), None)?
+        .args([
+            "udp",
+            &to,
+            "--connected",
+            "--size",
+            "900",
+            "--count",
+            &count,
+        ])
+        .run()?
+        .success()?;
+    // A packet that has waited for a second at the most may still be on its way.
+    wait_for("the exception is over", || {
+        Ok((unix_ns()? > (end + 2) * 1_000_000_000).then_some(()))
+    })?;
+    let arrived = tap.to(places::FOREIGN).packets;
+    wait_for("the queue is empty", || {
+        let sent = LinkCounters::read(&place, "to-host")?.tx_packets - sent_before;
+        Ok((sent >= COUNT).then_some(()))
+    })?;
+    all_of(agent, &lab)?;
+    let late = tap.to(places::FOREIGN).packets - arrived;
+    ensure!(
+        arrived < COUNT && late == 0,
+        "{arrived} have left by the exception, and {late} when it was over"
+    );
     lab.close()
 }

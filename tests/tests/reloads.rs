@@ -68,7 +68,7 @@ fn policy(number: usize) -> String {
     format!("mode = \"enforce\"\n{}", rules.concat())
 }
 
-/// What went to each destination by datagram, and by connection.
+/// Sends to each destination by datagram, and by connection: those that went, were refused, failed.
 type Sent = BTreeMap<(IpAddr, bool), [u64; 3]>;
 
 fn sent(lines: &str) -> Result<Sent> {

@@ -10,10 +10,12 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use trefoil_lab::books::sum;
+use trefoil_lab::fill::entries;
+use trefoil_lab::kernel::Objects;
 use trefoil_lab::program::{Program, Running};
 use trefoil_lab::sink::{TcpSink, UdpSink};
 use trefoil_lab::tap::Tap;
-use trefoil_lab::wiring::guest;
+use trefoil_lab::wiring::{far_link_address, guest};
 use trefoil_lab::{Lab, Record, places, wait_for};
 use world::books::{FOREIGN_LINK, OFTEN, books, frames_of};
 use world::{
@@ -267,7 +269,7 @@ fn more_of_a_packet_socket_and_of_a_guest_than_there_is_room_for() -> Result<()>
                 } else {
                     record.is("attribution", "direct")
                         && record.is("pid", outcome.pid)
-                        && record.is("direction", "outbound")
+                        && record.is("direction", "")
                 };
                 ensure!(is_whole, "{record}");
             }
@@ -326,7 +328,7 @@ verdict = "approve"
     let limited = traffic(&lab)?.args(["udp", "198.51.100.70:9", "--count", "20"]);
     let limited = limited.run()?;
     ensure!(limited.code == REFUSED, "{limited:?}");
-    // Whose program it is, matters for each packet.
+    // The owner of the program matters for each packet.
     let good = lab.program(&good)?.args(["udp", "198.51.100.80:9"]);
     good.run()?.success()?;
     let other = traffic(&lab)?.args(["udp", "198.51.100.80:9"]).run()?;
@@ -523,6 +525,9 @@ fn a_deny_of_a_source_holds_with_every_table_full() -> Result<()> {
     const FULL: &str = "[tables]\nevents_bytes = 4096\nflows = 1\nuplink_flows = 1\n\
                         remembered = 1\nended = 1\nprocesses = 1\nexecutables = 1\n\
                         cgroups = 1\nfollowed = 1\nrollups = 1\npending = 1\n";
+    /// Whoever is unknown may still fill tables.
+    const FILLING: &str = "[[rules]]\nname = \"what fills\"\nverdict = \"approve\"\n\
+                           to = { networks = [\"203.0.113.0/24\"] }\n";
     const NOBODY: u32 = 65534;
     let lab = Lab::new()?;
     let copy = lab.copy_program(TRAFFIC, "denied")?;
@@ -536,6 +541,11 @@ fn a_deny_of_a_source_holds_with_every_table_full() -> Result<()> {
                      to = { networks = [\"198.51.100.0/24\"] }\n";
     let (udp, tcp) = (at(places::PEER, PORT), at(places::PEER, 443));
     let raw = places::PEER.to_string();
+    let frame = format!(
+        "packet to-foreign {} 203.0.113.1:9 --from {}:4000",
+        far_link_address(3),
+        places::HOST
+    );
     let calls: [&[&str]; 5] = [
         &["udp", &udp],
         &["udp", &udp, "--connected"],
@@ -552,11 +562,32 @@ fn a_deny_of_a_source_holds_with_every_table_full() -> Result<()> {
         let deny = from.as_ref().map_or(String::new(), |from| {
             format!("[[rules]]\nname = \"not they\"\nverdict = \"deny\"\nfrom = {{ {from} }}\n")
         });
-        let policy = format!("mode = \"enforce\"\n{deny}{approving}");
+        let policy = format!("mode = \"enforce\"\n{FILLING}{deny}{approving}");
         let agent = lab.agent().policy(&policy).settings(FULL);
         let agent = agent.flows("each").uplink("auto").start()?;
-        let _filling = fill(traffic_in(&lab, "filling.service")?, "198.51.100.1:9");
+        let filling = || traffic_in(&lab, "filling.service");
+        let _filling = fill(filling()?, "203.0.113.1:9")?;
+        filling()?.args(frame.split(' ')).run()?.success()?;
         agent.signal(Signal::SIGSTOP)?;
+        // Their last numbers fill the ring buffer, and wait then.
+        for _ in 0..2 * SLOTS {
+            let call = ["udp", "203.0.113.1:9", "--connected"];
+            filling()?.args(call).run()?.success()?;
+        }
+        let full = entries(&Objects::held_by(agent.pid())?)?;
+        for table in [
+            "FLOWS",
+            "UPLINK_FLOWS",
+            "ENDED",
+            "PROCESSES",
+            "EXECUTABLES",
+            "CGROUPS",
+        ] {
+            ensure!(
+                full.get(table).is_some_and(|n| *n > 0),
+                "{table} is not full: {full:?}"
+            );
+        }
         for call in calls {
             let before = lab.link_to(&lab.peer)?;
             let as_user = from.as_ref().is_some_and(|from| from.contains("user"));

@@ -1,30 +1,36 @@
 //! A user makes more processes, executables or control groups than a table has room for: rules
 //! about others hold, it is told as a loss, the agent starts at any moment, and room comes back.
 //!
-//! With `TREFOIL_FULL_TABLES` in tables of the usual size, which takes minutes.
+//! With `TREFOIL_FULL_TABLES` in tables of the usual size, which takes minutes. A storm of everything
+//! at once lasts `TREFOIL_STORM_SECONDS`.
 
 mod world;
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use trefoil_lab::program::Program;
+use trefoil_lab::program::{Program, Running};
 use trefoil_lab::sink::UdpSink;
-use trefoil_lab::{Agent, Lab, Record, agent, places, wait_for};
+use trefoil_lab::{Agent, Lab, Record, agent, kernel, places, wait_for};
+use world::chance::{Chance, number_of};
+use world::told::{arrived, lost as lost_traffic, numbered, told_by_verdict};
 use world::{REFUSED, TRAFFIC, at};
 
 /// Somebody who makes too much, and somebody else.
 const USER: u32 = 65534;
 const OTHER: u32 = 1;
 
-/// Ports that a service may send to, a program, and a user.
+/// Ports that a service may send to, a program, a user, and a container.
 const OF_UNIT: u16 = 9;
 const OF_EXE: u16 = 10;
 const OF_USER: u16 = 11;
+const OF_CONTAINER: u16 = 12;
 
 fn is_full_size() -> bool {
     std::env::var_os("TREFOIL_FULL_TABLES").is_some()
@@ -36,6 +42,15 @@ fn settings() -> &'static str {
         return "";
     }
     "[tables]\nprocesses = 1024\nexecutables = 512\ncgroups = 256\n"
+}
+
+/// The same for a storm of everything. A quarter is root's, who makes groups of his own elsewhere on
+/// this machine meanwhile.
+fn settings_of_storm() -> &'static str {
+    if is_full_size() {
+        return "";
+    }
+    "[tables]\nprocesses = 4096\nexecutables = 2048\ncgroups = 2048\n"
 }
 
 fn count(small: usize, full: usize) -> String {
@@ -89,8 +104,10 @@ impl World {
                 OF_EXE,
             ),
             approve("a user", "user = \"daemon\"", OF_USER),
+            approve("containers", "container = \"docker:c0ffee*\"", OF_CONTAINER),
         ];
-        let sinks = [OF_UNIT, OF_EXE, OF_USER].map(|port| UdpSink::new(&lab.peer, port));
+        let sinks =
+            [OF_UNIT, OF_EXE, OF_USER, OF_CONTAINER].map(|port| UdpSink::new(&lab.peer, port));
         Ok(Self {
             policy: policy.concat(),
             _sinks: sinks.into_iter().collect::<Result<_>>()?,
@@ -102,6 +119,12 @@ impl World {
     fn start(&self) -> Result<Agent<'_>> {
         let agent = self.lab.agent().policy(&self.policy).settings(settings());
         agent.flows("each").start()
+    }
+
+    /// An agent for a storm of everything.
+    fn start_in_storm(&self) -> Result<Agent<'_>> {
+        let agent = self.lab.agent().policy(&self.policy);
+        agent.settings(settings_of_storm()).flows("auto").start()
     }
 
     /// A control group that belongs to the user, with its processes in one below.
@@ -152,11 +175,29 @@ impl World {
             self.lab.copy_program(TRAFFIC, &path)
         };
         let (fresh, denied, lab) = (group("fresh")?, group("denied")?, group("lab")?);
+        let scope = |name: &str| self.lab.unit(&format!("docker-{name}{number:058x}.scope"));
+        let (container, other) = (scope("c0ffee")?, scope("decade")?);
         let (good, bad, traffic) = (copy("good")?, copy("denied")?, PathBuf::from(TRAFFIC));
         for (what, unit, program, user, port, expected) in [
             ("a service", &fresh, &traffic, OTHER, OF_UNIT, true),
             ("a program", &lab, &good, OTHER, OF_EXE, true),
             ("a user", &lab, &traffic, OTHER, OF_USER, true),
+            (
+                "a container",
+                &container,
+                &traffic,
+                OTHER,
+                OF_CONTAINER,
+                true,
+            ),
+            (
+                "another container",
+                &other,
+                &traffic,
+                OTHER,
+                OF_CONTAINER,
+                false,
+            ),
             ("another user", &lab, &traffic, 2, OF_USER, false),
             ("a denied service", &denied, &good, OTHER, OF_EXE, false),
             ("a denied program", &fresh, &bad, OTHER, OF_UNIT, false),
@@ -165,6 +206,43 @@ impl World {
             ensure!(sent == expected, "{when}, {what}: sent is {sent}");
         }
         Ok(())
+    }
+
+    /// The words of `trefoil status`, for who wants to know why something failed.
+    fn status(&self) -> String {
+        let said = agent::kernel_verb(&self.lab, "status", &[]);
+        said.map_or_else(|error| format!("{error:#}"), |said| said.stdout)
+    }
+
+    /// Removes what the last probe has made.
+    fn tidy(&self) -> Result<()> {
+        let number = self.n_probes.get() - 1;
+        let services = ["fresh", "denied"].map(|name| format!("{name}-{number}.service"));
+        let scopes = ["c0ffee", "decade"].map(|name| format!("docker-{name}{number:058x}.scope"));
+        for group in services.iter().chain(&scopes) {
+            fs::remove_dir(self.lab.unit(group)?).with_context(|| format!("remove {group}"))?;
+        }
+        for name in ["good", "denied"] {
+            fs::remove_file(self.lab.file(&format!("{name}/{number}")))?;
+        }
+        Ok(())
+    }
+
+    /// Starts a storm of everything that a user with a group of his own can make, as fast as it goes.
+    fn everything(&self) -> Result<Vec<Running>> {
+        let (group, program) = (self.delegated()?, self.program_of_user()?);
+        let words = [
+            vec!["groups".into(), group.into_os_string()],
+            vec!["executables".into(), program.into_os_string()],
+            vec!["forks".into()],
+            vec!["sockets".into(), at(places::PEER, OF_UNIT).into()],
+            vec!["namespaces".into()],
+        ];
+        let storms = words.into_iter().map(|words| {
+            let storm = self.storm()?.args(words);
+            storm.args(["--until-end"]).start()
+        });
+        storms.collect()
     }
 
     /// Fails unless rules hold after a storm, with the agent killed, and with the next one, which
@@ -299,5 +377,176 @@ fn processes_whose_end_nobody_has_seen_leave() -> Result<()> {
         Ok(world.sends(&unit, &good, USER, OF_EXE)?.then_some(()))
     })?;
     agent.stop(Signal::SIGTERM)?;
+    world.close()
+}
+
+/// All tables at once, whoever fills them, and with nobody who empties them.
+#[test]
+fn rules_hold_with_every_table_full() -> Result<()> {
+    const SMALL: &str = "[tables]\nprocesses = 1024\nexecutables = 512\ncgroups = 256\n\
+                         flows = 64\nuplink_flows = 64\nended = 64\nremembered = 64\n\
+                         events_bytes = \"4 KiB\"\n";
+    let world = World::new()?;
+    let agent = world.lab.agent().policy(&world.policy).settings(SMALL);
+    let mut agent = agent.flows("each").uplink("auto").start()?;
+    let (delegated, program) = (world.delegated()?, world.program_of_user()?);
+    let storm = |what: &str, on: Option<&Path>, count: &str| -> Result<Program> {
+        let storm = world.storm()?.args([what]).args(on);
+        Ok(storm.args(["--count", count]))
+    };
+    storm("groups", Some(&delegated), "600")?.run()?.success()?;
+    storm("executables", Some(&program), "800")?
+        .run()?
+        .success()?;
+    let mut processes = storm("processes", None, "1200")?.start()?;
+    processes.line()?;
+    let unit = world.lab.unit("lab.service")?;
+    let to_many = || -> Result<Program> {
+        let program = Program::new(TRAFFIC, &world.lab.host, Some(&unit), Some(OTHER))?;
+        let to = at(places::PEER, OF_USER);
+        Ok(program.args(["udp-many", &to, "--destinations", "200", "--count", "400"]))
+    };
+    let mut flows = to_many()?.args(["--hold"]).start()?;
+    flows.line()?;
+    flows.proceed()?;
+    flows.line()?;
+    for counter in [
+        "cgroups-full",
+        "executables-full",
+        "processes-full",
+        "flows-full",
+    ] {
+        agent.wait_for(counter, |records| lost(records, counter))?;
+    }
+    world.probe("with full tables")?;
+    agent.signal(Signal::SIGSTOP)?;
+    to_many()?.run()?.success()?;
+    world.probe("with full tables, and nobody who empties them")?;
+    agent.signal(Signal::SIGCONT)?;
+    for counter in ["events-full", "packets-untold"] {
+        agent.wait_for(counter, |records| lost(records, counter))?;
+    }
+    drop(flows);
+    processes.proceed()?;
+    processes.finish()?.success()?;
+    agent.stop(Signal::SIGTERM)?;
+    world.close()
+}
+
+/// Each start interned all executables again, under another key.
+#[test]
+fn the_next_agent_knows_executables_by_the_same_numbers() -> Result<()> {
+    let world = World::new()?;
+    let key = || -> Result<Vec<u8>> {
+        let pins = world.lab.pinned().into_iter();
+        let mut keys = pins.filter(|pin| pin.ends_with("EXECUTABLE_KEY"));
+        let key = keys.next().context("no pin of the key")?;
+        kernel::element(&kernel::pinned(&key)?, 0)
+    };
+    world.start()?.stop(Signal::SIGKILL)?;
+    let first = key()?;
+    ensure!(first.iter().any(|byte| *byte != 0), "there is no key");
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        let agent = world.start()?;
+        ensure!(key()? == first, "the key is another one");
+        agent.stop(signal)?;
+    }
+    world.close()
+}
+
+/// Memory that the agent may have whatever a user does, in KiB.
+const MOST_KIB: u64 = 192 << 10;
+
+/// An agent's resident memory in KiB, and the time of a processor that it has had.
+fn figures(agent: &Agent<'_>) -> Result<(u64, Duration)> {
+    let process = format!("/proc/{}", agent.pid());
+    let status = fs::read_to_string(format!("{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let resident = line.and_then(|line| line.split_whitespace().next());
+    let mut taken = 0;
+    for task in fs::read_dir(format!("{process}/task"))? {
+        let text = fs::read_to_string(task?.path().join("schedstat"))?;
+        let ns = text.split_whitespace().next().context("no time")?;
+        taken += ns.parse::<u64>()?;
+    }
+    let resident = resident.context("no VmRSS")?.parse()?;
+    Ok((resident, Duration::from_nanos(taken)))
+}
+
+/// Sums of a storm, over the agents that it has seen.
+#[derive(Debug, Default)]
+struct Seen {
+    n_agents: u64,
+    most_kib: u64,
+    /// Of all agents, from when they were ready on.
+    processor: Duration,
+    running: Duration,
+}
+
+/// Groups, executables, processes, sockets and namespaces at once, by a user who has a group of his
+/// own: each second rules of every kind hold for others, agents end and start at any moment, and
+/// what they tell adds up.
+#[test]
+fn a_storm_of_everything_changes_nothing_for_others() -> Result<()> {
+    let seconds = number_of("TREFOIL_STORM_SECONDS", 20);
+    let mut chance = Chance::from_time();
+    let world = World::new()?;
+    let mut records = Vec::new();
+    records.extend(world.start_in_storm()?.stop(Signal::SIGTERM)?.1);
+    let (begun, mut seen) = (Instant::now(), Seen::default());
+    let storms = world.everything()?;
+    let mut n_probes = 0;
+    while begun.elapsed().as_secs() < seconds || seen.n_agents < 2 {
+        let agent = world.start_in_storm()?;
+        let (started, (_, at_start)) = (Instant::now(), figures(&agent)?);
+        let until = Duration::from_millis(2_000 + chance.below(18_000));
+        while started.elapsed() < until {
+            let probed = world.probe("in the storm");
+            probed.with_context(|| format!("{n_probes} before, status: {}", world.status()))?;
+            world.tidy()?;
+            n_probes += 1;
+            seen.most_kib = seen.most_kib.max(figures(&agent)?.0);
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        seen.processor += figures(&agent)?.1 - at_start;
+        seen.running += started.elapsed();
+        seen.n_agents += 1;
+        let signal = [Signal::SIGKILL, Signal::SIGTERM][chance.below(2) as usize];
+        records.extend(agent.stop(signal)?.1);
+        if chance.below(2) == 0 {
+            world.probe("with no agent")?;
+            world.tidy()?;
+            n_probes += 1;
+        }
+    }
+    for storm in storms {
+        println!("rounds: {}", storm.finish()?.success()?.stdout.trim());
+    }
+    let left = arrived(&world.lab, &[("approved", &world.lab.peer)])?;
+    let mut last = world.start_in_storm()?;
+    let before = records.clone();
+    let mut told = Ok(BTreeMap::new());
+    let waited = last.wait_for("all that left is told", |records| {
+        told = told_by_verdict(&[&before, records].concat());
+        told.as_ref().is_ok_and(|told| *told == left).then_some(())
+    });
+    // Not the last records, of which there are many.
+    ensure!(waited.is_ok(), "left {left:?}, told {told:?}");
+    records.extend(last.stop(Signal::SIGTERM)?.1);
+    let share = seen.processor.as_secs_f64() / seen.running.as_secs_f64();
+    println!("{seen:?}, {n_probes} probes, {share:.2} of a processor");
+    println!("lost: {:?}", lost_traffic(&records)?);
+    // One whose sink was slow is told by two agents.
+    let told: Vec<Record> = numbered(&records)?.into_iter().cloned().collect();
+    for counter in ["cgroups-full", "executables-full", "processes-full"] {
+        println!("{counter}: {}", lost(&told, counter).unwrap_or(0));
+    }
+    ensure!(
+        lost(&told, "cgroups-full").is_some(),
+        "room that he had not is not told"
+    );
+    assert_eq!(told_by_verdict(&records)?, left);
+    ensure!(seen.most_kib < MOST_KIB, "{} KiB", seen.most_kib);
+    ensure!(share < 1.0, "{share} of a processor");
     world.close()
 }

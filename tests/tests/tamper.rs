@@ -118,7 +118,7 @@ const ENFORCE_UNTIL: usize = 8;
 #[test]
 fn an_edited_control_word_is_told_and_put_right() -> Result<()> {
     let lab = Lab::new()?;
-    // What looks whether a trial was confirmed comes first nearly always.
+    // The check whether a trial was confirmed comes first nearly always.
     let agent = lab.agent().policy(&enforcing());
     let mut agent = agent.settings("sweep_interval = \"100ms\"\n").start()?;
     assert_eq!(raw(&lab)?, REFUSED);
@@ -198,7 +198,8 @@ fn counters_that_are_set_back_are_told() -> Result<()> {
         records.iter().any(world::is_about_a_flow).then_some(())
     })?;
     let totals = kernel::pinned(&pin(&lab, "TOTALS")?)?;
-    // What is set back before it was looked at leaves no trace, nor what has grown again.
+    // A sum that is set back before it was looked at leaves no trace, nor does one that has grown
+    // again.
     wait_for("it is told", || {
         raw(&lab)?;
         std::thread::sleep(BETWEEN_LOOKS);

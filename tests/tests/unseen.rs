@@ -98,7 +98,7 @@ fn the_queue_can_be_skipped_where_nobody_watches() -> Result<()> {
         let lab = Lab::new()?;
         let policy = if enforced { enforcing() } else { reporting() };
         let mut agent = lab.agent().policy(&policy).start()?;
-        // What does not skip the queue gets no farther than there.
+        // Frames that do not skip the queue get no farther than there.
         Program::new("tc", &lab.host, None, None)?
             .args(["qdisc", "add", "dev", "to-foreign", "root", "blackhole"])
             .run()?
@@ -116,7 +116,7 @@ fn the_queue_can_be_skipped_where_nobody_watches() -> Result<()> {
                 && record.is("unit", "fast.service"),
             "{record}"
         );
-        // What did so before somebody watches does not any more.
+        // A socket that skipped the queue before somebody watches does not any more.
         let (skips, pid) = will_send_frame(&lab, &["--bypass-qdisc"])?;
         agent.stop(Signal::SIGTERM)?;
         let mut agent = lab.agent().policy(&policy).uplink("auto").start()?;

@@ -1,6 +1,5 @@
-//! What no socket's hooks have judged is in records as well, with both ends, and they say
-//! whose it is: a packet socket's process, the kernel's, or somebody's whom the host
-//! forwards for.
+//! Flows that no socket's hooks have judged are in records as well, with both ends, and with their
+//! owner: a packet socket's process, the kernel, or a sender whom the host forwards for.
 
 mod world;
 
@@ -10,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use trefoil_lab::program::{Program, Running};
 use trefoil_lab::sink::UdpSink;
 use trefoil_lab::tap::Tap;
-use trefoil_lab::wiring::{forward, guest};
+use trefoil_lab::wiring::guest;
 use trefoil_lab::{Agent, Lab, Record, places, wait_for};
 use world::books::{FOREIGN_LINK, frames_of};
 use world::{
@@ -140,7 +139,8 @@ verdict = "approve"
     lab.close()
 }
 
-/// What a tunnel to the foreign host leads to, and where that one takes the tunnel's packets.
+/// Address behind a tunnel to the foreign host, and port on which that host takes the tunnel's
+/// packets.
 const INNER: &str = "198.51.100.70";
 const TUNNEL_PORT: u16 = 4789;
 
@@ -210,7 +210,7 @@ fn a_tunnel_does_not_lead_where_its_sender_may_not_go() -> Result<()> {
     socket.finish()?;
     let told = finals_to(agent, &lab, places::FOREIGN)?;
     ensure!(told.iter().all(|record| record.is("pid", pid)), "{told:?}");
-    // What it sent there itself, and what is around that which went through the tunnel.
+    // Its own packets to that host, and those that wrap the packets through the tunnel.
     for blocked in [1, 2] {
         let is_it = |record: &&Record| record.is("blocked_packets", blocked);
         ensure!(
@@ -234,7 +234,7 @@ fn a_tunnel_does_not_lead_where_its_sender_may_not_go_any_more() -> Result<()> {
     ensure!(step(&lab, &mut socket)? == 1, "not to the tunnel's end");
     ensure!(step(&lab, &mut socket)? == 1, "not through the tunnel");
     agent.reload(INNER_ALONE)?;
-    // What may have been on its way since before is let go for a while.
+    // A packet that may have been on its way since before is let go for a while.
     wait_for("the tunnel's packets are judged anew", || {
         Ok((step(&lab, &mut socket)? == 0).then_some(()))
     })?;
@@ -303,7 +303,7 @@ fn a_frame_is_its_senders_also_if_it_is_the_only_one() -> Result<()> {
                 ("exe", &TRAFFIC),
                 ("unit", &"frames.service"),
                 ("src_addr", &from),
-                ("direction", &"outbound"),
+                ("direction", &""),
                 ("verdict", &"denied"),
             ],
         )?;
@@ -336,7 +336,7 @@ verdict = "approve"
         let frames = frames_of(traffic, "to-foreign", FOREIGN_LINK, places::FOREIGN);
         frames.args(["--count", "4"]).run()?.success()?;
     }
-    // Whose a socket is, the kernel tells when its first frame has been sent.
+    // The kernel tells the owner of a socket when its first frame has been sent.
     let finals = finals_to(agent, &lab, places::FOREIGN)?;
     let mut told: Vec<_> = finals
         .iter()
@@ -357,121 +357,6 @@ verdict = "approve"
 }
 
 /// The rule for who writes into tun devices, under `mode`.
-fn of_the_tunnel(mode: &str) -> String {
-    format!(
-        r#"mode = "{mode}"
-[[rules]]
-name    = "of the tunnel"
-from    = {{ unit = "tunnel.service" }}
-to      = {{ networks = ["203.0.113.0/24"] }}
-verdict = "approve"
-"#
-    )
-}
-
-/// A service that writes datagrams from this end to the foreign host into a tun device, which is up
-/// then: one each time that it is told to proceed.
-fn tun_writer(lab: &Lab, unit: &str, device: &str, from: &str, count: u8) -> Result<Running> {
-    let (to, count) = (at(places::FOREIGN, 9), count.to_string());
-    let arguments = ["tun", "inject", device, from, &to, "--count", &count];
-    let mut writer = traffic_in(lab, unit)?.args(arguments).start()?;
-    writer.line()?;
-    lab.host.ip(&format!(
-        "link set {device} addrgenmode none\nlink set {device} up\n"
-    ))?;
-    Ok(writer)
-}
-
-#[test]
-fn what_comes_out_of_a_tun_device_is_of_who_writes_into_it() -> Result<()> {
-    let lab = Lab::new()?;
-    forward(&lab.host)?;
-    let policy = of_the_tunnel("report");
-    let mut agent = lab.agent().policy(&policy).uplink("auto").start()?;
-    let mut first = tun_writer(&lab, "tunnel.service", "tun0", "192.0.2.150:4001", 2)?;
-    let mut second = tun_writer(&lab, "other.service", "tun0", "192.0.2.150:4002", 1)?;
-    first.proceed()?;
-    agent.wait_for("the first packet is told", |records| {
-        let told = |record: &Record| record.is("src_port", 4001);
-        records.iter().any(told).then_some(())
-    })?;
-    second.proceed()?;
-    second.finish()?.success()?;
-    first.proceed()?;
-    first.finish()?.success()?;
-
-    let finals = finals_to(agent, &lab, places::FOREIGN)?;
-    ensure!(finals.len() == 2, "{} final records", finals.len());
-    for record in &finals {
-        // Beside another that writes, too, nobody is certain.
-        let expected: [(&str, &dyn ToString); 4] = match record.number("src_port")? {
-            4001 => [
-                ("unit", &"tunnel.service"),
-                ("verdict", &"approved"),
-                ("attribution", &"direct"),
-                ("packets_out", &2),
-            ],
-            _ => [
-                ("unit", &"other.service"),
-                ("verdict", &"unapproved"),
-                ("attribution", &"inferred"),
-                ("packets_out", &1),
-            ],
-        };
-        holds(record, &expected)?;
-    }
-    lab.close()
-}
-
-/// Who writes as another, from the address and port that another has, is judged by itself.
-#[test]
-fn two_tun_devices_with_one_address_share_no_decision() -> Result<()> {
-    let lab = Lab::new()?;
-    forward(&lab.host)?;
-    let policy = of_the_tunnel("enforce");
-    let agent = lab.agent().policy(&policy).uplink("auto").start()?;
-    let tap = Tap::new(&lab.foreign)?;
-    const FROM: &str = "192.0.2.150:4001";
-    let mut approved = tun_writer(&lab, "tunnel.service", "tun0", FROM, 2)?;
-    let mut other = tun_writer(&lab, "other.service", "tun1", FROM, 2)?;
-    approved.proceed()?;
-    wait_for("the first packet arrives", || {
-        Ok((tap.to(places::FOREIGN).packets == 1).then_some(()))
-    })?;
-    for _ in 0..2 {
-        other.proceed()?;
-    }
-    other.finish()?.success()?;
-    approved.proceed()?;
-    approved.finish()?.success()?;
-    wait_for("the second packet arrives", || {
-        Ok((tap.to(places::FOREIGN).packets >= 2).then_some(()))
-    })?;
-
-    let mut told: Vec<_> = finals_to(agent, &lab, places::FOREIGN)?
-        .iter()
-        .map(|record| {
-            let blocked = record.number("blocked_packets").unwrap_or(0);
-            let sent = record.number("packets_out").unwrap_or(0);
-            (record.text("unit"), record.text("verdict"), sent, blocked)
-        })
-        .collect();
-    told.sort();
-    let expected = [
-        ("other.service", "unapproved", 0, 2),
-        ("tunnel.service", "approved", 2, 0),
-    ];
-    let expected = expected
-        .map(|(unit, verdict, sent, blocked)| (unit.to_owned(), verdict.to_owned(), sent, blocked));
-    ensure!(told == expected, "{told:?}");
-    ensure!(
-        tap.to(places::FOREIGN).packets == 2,
-        "{:?}",
-        tap.to(places::FOREIGN)
-    );
-    lab.close()
-}
-
 /// A budget is used up by each fragment that is forwarded, not by the first alone.
 #[test]
 fn a_budget_ends_in_the_middle_of_a_datagram() -> Result<()> {

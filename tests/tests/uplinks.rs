@@ -104,7 +104,7 @@ fn mixed_traffic_is_in_the_books_to_the_byte() -> Result<()> {
             last.number("bytes_forwarded")? > after.number("bytes_forwarded")?,
             "{last}"
         );
-        // What the hooks of sockets had judged is not what it was not.
+        // The machine's packets, which no socket's hooks have judged, are not in `bytes_socket`.
         let sockets = last.number("bytes_socket")? - after.number("bytes_socket")?;
         ensure!(sockets == 0, "{last}");
 
@@ -174,7 +174,8 @@ fn what_a_frame_says_counts_and_not_what_its_sender_says_of_it() -> Result<()> {
     lab.close()
 }
 
-/// What the interface towards a place has sent while something was done.
+/// Returns the number of packets that the interface towards a place has sent while something was
+/// done.
 fn sent_by<T>(
     lab: &Lab,
     place: &trefoil_lab::namespace::Namespace,
@@ -316,7 +317,7 @@ fn a_tunnel_leads_only_where_its_own_packets_may_go() -> Result<()> {
         .settings(OFTEN)
         .uplink("auto")
         .start()?;
-    // What is in the tunnel is for the peer; it ends at the foreign host, then at the peer.
+    // Packets in the tunnel are for the peer; it ends at the foreign host, then at the peer.
     for (far, place, expected) in [
         (places::FOREIGN, &lab.foreign, 0),
         (places::PEER, &lab.peer, 6),

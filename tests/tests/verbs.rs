@@ -6,7 +6,7 @@ use std::{fs::Permissions, os::unix::fs::PermissionsExt, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use trefoil_lab::agent::{kernel_verb, trefoil, verb};
+use trefoil_lab::agent::{acknowledge, kernel_verb, trefoil, verb};
 use trefoil_lab::{Lab, Record, places, sink::TcpSink, wait_for};
 use world::{TRAFFIC, at, enforcing, traffic_in};
 
@@ -153,6 +153,7 @@ fn whoever_may_not_look_is_told_so() -> Result<()> {
             ensure!(outcome.stdout.is_empty(), "{name} {pins}: {outcome:?}");
         }
     }
+    acknowledge(&lab)?;
     let healthy = kernel_verb(&lab, "status", &[])?;
     ensure!(healthy.code == 0, "somebody could do harm: {healthy:?}");
     agent.stop(Signal::SIGTERM)?;
@@ -165,9 +166,9 @@ fn a_reader_that_has_seen_enough_is_no_failure() -> Result<()> {
     let lab = Lab::new()?;
     let agent = lab.agent().policy(&enforcing()).start()?;
     let settings = lab.settings()?;
+    acknowledge(&lab)?;
     for words in [
         &["status"][..],
-        &["check"],
         &["explain", "--to", "203.0.113.7:443"],
         // Nothing is open, so it never writes anything.
         &["flows", "--follow"],

@@ -75,9 +75,9 @@ fn backports() -> Option<Backports> {
     Some(Backports { suite, list })
 }
 
-/// Downloads what is wanted of a package and all that it needs into `directory`, from other
-/// sources than this machine's, which must be signed with one of `keys`. What this machine
-/// has installed, and knows of packages, is neither used nor changed.
+/// Downloads a package and all that it needs into `directory`, from other sources than this
+/// machine's, which must be signed with one of `keys`. Packages installed on this machine,
+/// and its lists of packages, are neither used nor changed.
 pub fn download(
     sources: &str,
     keys: &Path,

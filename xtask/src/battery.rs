@@ -18,7 +18,7 @@ pub const DIRECTORY: &str = "TREFOIL_BATTERY";
 
 const TABLE: &str = "tests/battery.txt";
 
-/// What the tests have observed.
+/// Observations of the tests.
 pub struct Battery {
     /// One file for each way.
     pub directory: PathBuf,

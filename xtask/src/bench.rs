@@ -21,7 +21,8 @@ use crate::{
 pub struct Bench {
     /// Run only the benchmark target of this name
     name: Option<String>,
-    /// For `cost`: two rounds of short slices, to see that it works
+    /// For `cost`, `flows` and `soak`: two rounds of short slices, few flows, or a minute, to see
+    /// that it works
     #[arg(long)]
     quick: bool,
     /// For `cost`: only contenders, workloads and parts with this in their name; may be repeated
@@ -38,14 +39,23 @@ pub struct Bench {
 
 /// The benchmark that has arguments of its own.
 const COST: &str = "cost";
+/// Those that may be quick, too: what they then have in their environment.
+const FLOWS: &str = "flows";
+const SOAK: &str = "soak";
+const QUICK: [(&str, &str, &str); 2] = [
+    (FLOWS, "TREFOIL_BENCH_FLOWS", "50000"),
+    (SOAK, "TREFOIL_SOAK_SECONDS", "60"),
+];
 
 impl Bench {
     /// Runs every bench target, or the one that is named.
     pub fn run(self) -> Result<()> {
-        let for_cost = self.quick || self.write || self.rounds.is_some() || !self.only.is_empty();
-        if for_cost && self.name.as_deref() != Some(COST) {
+        let is = |name: &str| self.name.as_deref() == Some(name);
+        let for_cost = self.write || self.rounds.is_some() || !self.only.is_empty();
+        if for_cost && !is(COST) || self.quick && !is(COST) && !is(FLOWS) && !is(SOAK) {
             bail!("these arguments are for `cargo xtask bench {COST}`");
         }
+        let quick = QUICK.iter().find(|(name, ..)| self.quick && is(name));
         let known = bench_targets(&workspace::metadata(&["--no-deps"])?);
         let wanted: Vec<String> = match self.name {
             Some(name) if known.contains(&name) => vec![name],
@@ -77,7 +87,10 @@ impl Bench {
             cargo.env("TREFOIL_BENCH_COMMIT", commit()?);
             cargo.env("TREFOIL_BENCH_RESULTS", &results);
         }
-        if wants("uplink") || wants(COST) {
+        if let Some((_, variable, value)) = quick {
+            cargo.env(variable, value);
+        }
+        if wants(FLOWS) || wants(SOAK) || wants("uplink") || wants(COST) {
             // They start the agent, which cargo would not build anew.
             let mut build = workspace::cargo();
             workspace::run(build.args(["build", "--release", "--package", "trefoil"]))?;
@@ -98,7 +111,7 @@ impl Bench {
             cargo.args(["--bench", &name]);
         }
         cargo.arg("--");
-        if self.quick {
+        if self.quick && quick.is_none() {
             cargo.arg("--quick");
         }
         for filter in &self.only {

@@ -16,6 +16,33 @@ pub const BPF_TARGET: &str = "bpfel-unknown-none";
 /// The package, and the binary in it, that becomes the BPF object.
 pub const BPF_PACKAGE: &str = "trefoil-ebpf";
 
+/// The objects that the agent has in it. Each has a directory of its own below that of all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// The programs that decide.
+    Deciding,
+    /// Those of `trefoil trace`, from the same sources.
+    Tracing,
+}
+
+impl Object {
+    /// Where cargo puts it, below the directory for all.
+    pub fn target_dir(self, all: &Path) -> PathBuf {
+        match self {
+            Self::Deciding => all.to_owned(),
+            Self::Tracing => all.join("trace"),
+        }
+    }
+
+    /// Returns further arguments for cargo.
+    pub fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Deciding => &[],
+            Self::Tracing => &["--features", "trace"],
+        }
+    }
+}
+
 /// Where Debian's packages put a compiler whose `core` for BPF is ready built.
 const SYSTEM_BIN: &str = "/usr/bin";
 
@@ -35,7 +62,7 @@ pub enum Compiler {
     System,
 }
 
-/// What is missing before the kernel programs can be built.
+/// Parts that are missing before the kernel programs can be built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Missing {
     /// Neither a nightly with rust-src nor a system compiler with `core` for BPF.
@@ -156,10 +183,12 @@ impl BpfToolchain {
         command
     }
 
-    /// Builds the BPF object and returns its path. The compiler's own words
-    /// go to standard error.
-    pub fn build(&self, workspace: &Path, target_dir: &Path) -> io::Result<PathBuf> {
-        let mut command = self.cargo("build", workspace, target_dir);
+    /// Builds a BPF object, with artifacts below `all`, and returns its path. The compiler's own
+    /// words go to standard error.
+    pub fn build(&self, workspace: &Path, all: &Path, object: Object) -> io::Result<PathBuf> {
+        let target_dir = object.target_dir(all);
+        let mut command = self.cargo("build", workspace, &target_dir);
+        command.args(object.arguments());
         let status = command.status().map_err(|error| {
             io::Error::new(error.kind(), format!("cannot start {command:?}: {error}"))
         })?;

@@ -16,7 +16,7 @@ mod chart;
 /// The figures that are told.
 const KEPT: &str = "docs/cost.json";
 const README: &str = "README.md";
-/// What is between these lines of the README is made.
+/// Lines of the README that enclose the part that is made.
 const BEGIN: &str = "<!-- begin of costs: made by `cargo xtask docs` -->\n";
 const END: &str = "<!-- end of costs -->\n";
 /// Before anything was measured.

@@ -38,8 +38,8 @@ pub fn completions(into: &Path) -> Result<()> {
     workspace::run(manual.arg("completions").arg(into))
 }
 
-/// Whether each page is formatted without a warning. That each is up to date is a
-/// test of package trefoil-manual.
+/// Whether each page is formatted without a warning. A test of package
+/// trefoil-manual checks that each is up to date.
 pub fn check() -> Result<()> {
     let dir = workspace::root().join("docs/man");
     let mut n_warnings = 0;

@@ -93,9 +93,9 @@ impl Fuzz {
 /// A reader, with the directories of its search.
 struct Target<'n> {
     name: &'n str,
-    /// What is in the repository.
+    /// Inputs that are in the repository.
     kept: PathBuf,
-    /// What searches on this machine found besides.
+    /// Inputs that searches on this machine found besides.
     found: PathBuf,
     /// Inputs that break it.
     broken: PathBuf,

@@ -27,7 +27,7 @@ pub struct Setup {
     parts: Vec<Part>,
 }
 
-/// What a verb may need.
+/// Part that a verb may need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Part {
     /// The compiler and the linker of the kernel programs
@@ -114,6 +114,13 @@ const NEEDS: &[Need] = &[
         why: "the lab counts and filters with nftables",
         present: |_| in_path("nft"),
         source: Source::Packages(&["nftables"]),
+    },
+    Need {
+        part: Part::Lab,
+        what: "openssl",
+        why: "another program than the project's own checks its signatures",
+        present: |_| in_path("openssl"),
+        source: Source::Packages(&["openssl"]),
     },
     Need {
         part: Part::Lab,
@@ -304,7 +311,7 @@ pub fn ensure(parts: &[Part]) -> Result<bool> {
     Ok(true)
 }
 
-/// What to do by hand where a part cannot be installed from packages.
+/// Returns what to do by hand where a part cannot be installed from packages.
 fn instead(part: Part) -> Option<&'static str> {
     match part {
         Part::Bpf => Some(
@@ -389,8 +396,7 @@ fn install_bpf_linker() -> Result<()> {
 
 fn cargo_install(name: &str, version: &str, arguments: &[&str]) -> Command {
     let mut cargo = workspace::cargo();
-    // What these tools do takes seconds, and to optimise them as their authors do,
-    // minutes.
+    // Running these tools takes seconds; optimising them as their authors do takes minutes.
     cargo
         .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")
         .env("CARGO_PROFILE_RELEASE_DEBUG", "0")

@@ -102,7 +102,7 @@ impl Test {
     }
 }
 
-/// What the tests' own output says, added up over all test programs.
+/// Results from the tests' own output, added up over all test programs.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// How many test programs came to their closing line.

@@ -28,7 +28,7 @@ pub fn cargo() -> Command {
     command
 }
 
-/// What `cargo metadata` says, with these arguments.
+/// Returns the output of `cargo metadata` with these arguments.
 pub fn metadata(arguments: &[&str]) -> Result<serde_json::Value> {
     let mut command = cargo();
     command
@@ -50,8 +50,8 @@ pub fn as_root(command: Command) -> Command {
         return command;
     }
     let mut sudo = Command::new("sudo");
-    // What the caller put into the command's own environment has to be named:
-    // sudo passes on only its own.
+    // Variables that the caller put into the command's own environment have to
+    // be named: sudo passes on only its own.
     sudo.arg("--preserve-env").arg("env");
     for (name, value) in command.get_envs() {
         if let Some(value) = value {

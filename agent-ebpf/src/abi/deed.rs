@@ -1,4 +1,4 @@
-//! What somebody else than the agent does to what the agent has in the kernel.
+//! Deeds: acts of somebody else than the agent on the agent's objects in the kernel.
 
 use super::Owner;
 
@@ -24,14 +24,14 @@ pub struct DeedKey {
     pub id: u64,
 }
 
-/// What was done to it last, whether it succeeded or not.
+/// Last act on a thing, whether it succeeded or not.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Deed {
     /// When, nanoseconds since boot (suspend included); 0 if nothing was done yet, and while
     /// the rest is written.
     pub time_ns: u64,
-    /// Who did it.
+    /// Process that did it.
     pub by: Owner,
 }
 

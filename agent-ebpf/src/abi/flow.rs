@@ -1,15 +1,28 @@
 //! Flows: what left, to where, how much, under which decision.
 
-use super::{Address, Decision, Owner};
+use super::{Address, Decision, Owner, near};
 
-/// Who began the exchange.
+/// Side that began the exchange.
 pub mod direction {
-    /// Not known: the socket is older than the agent.
+    /// Not known: of a connection that is older than the agent, of raw packets, and of what no
+    /// socket's hooks have seen.
     pub const UNKNOWN: u8 = 0;
-    /// This host named the destination.
+    /// This host named the destination. So it is of every datagram: who sent one before says
+    /// nothing that a sender cannot write himself.
     pub const OUTBOUND: u8 = 1;
-    /// A peer connected to a listener of this host.
+    /// A peer connected to a listener of this host: the kernel made the socket for it.
     pub const ACCEPTED: u8 = 2;
+    /// As [`ACCEPTED`], as far as a socket of another network namespace than the agent's can say,
+    /// or a connection of MPTCP that this host has opened: who is root there writes what comes in
+    /// by an interface of his own. To the judge it is not known.
+    pub const CLAIMED: u8 = 3;
+
+    /// True if it is told as the answer of a service.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_answer(direction: u8) -> bool {
+        matches!(direction, ACCEPTED | CLAIMED)
+    }
 }
 
 /// The far end of a flow.
@@ -40,7 +53,7 @@ impl Peer {
         }
     }
 
-    /// What is behind the address, in one word.
+    /// Returns port, protocol and padding, the bytes behind the address, in one word.
     #[inline(always)]
     #[must_use]
     pub const fn rest(&self) -> u64 {
@@ -49,7 +62,7 @@ impl Peer {
     }
 }
 
-/// What a flow amounts to so far. Bytes are those of IP packets, headers included.
+/// Amount of a flow so far. Bytes are those of IP packets, headers included.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -94,16 +107,15 @@ pub const MAX_CUTS: usize = 1 << 16;
 
 /// One owner, one peer, one verdict.
 ///
-/// Counters are cumulative over the life of the slot; a flow that follows
-/// another in the same slot (reconnect, new verdict) begins at `base`: what was handed over of the
-/// one before, so that nothing that is counted at the same moment can get lost. What the flow
-/// has sent is `counters - base`.
+/// Counters are cumulative over the life of the slot; a flow that follows another in the same slot
+/// (reconnect, new verdict) begins at `base`: what was handed over of the one before, so that
+/// nothing that is counted at the same moment can get lost. The flow has sent `counters - base`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
     /// The far end.
     pub peer: Peer,
-    /// What the policy says about it.
+    /// Decision of the policy about it.
     pub decision: Decision,
     /// Near port in host byte order.
     pub local_port: u16,
@@ -132,13 +144,29 @@ pub struct Flow {
     pub base: Counters,
 }
 
+impl Flow {
+    /// Its near end, see [`near`](mod@super::near).
+    #[inline(always)]
+    #[must_use]
+    pub const fn near(&self) -> u32 {
+        let port = match self.local_port {
+            // No packet was seen yet.
+            0 if self.direction == direction::OUTBOUND && self.local.is_unspecified() => {
+                return (self.direction as u32) << near::SHIFT | near::NO_PORT;
+            }
+            port => port,
+        };
+        near::of(self.direction, self.peer.protocol, port)
+    }
+}
+
 /// A flow with its owner: what events and iterators carry.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tracked {
-    /// What it is.
+    /// The flow itself.
     pub flow: Flow,
-    /// Whose it is.
+    /// Owner of the flow.
     pub owner: Owner,
 }
 
@@ -240,12 +268,12 @@ pub mod unseen {
     pub const FAMILY: u16 = 0x100;
 }
 
-/// What may be a way out that no hook judges, and was open before one could see it: what
-/// iterator `iter_task_file` writes.
+/// A socket that may send past all hooks, and was open before one could see it: an element of the
+/// output of iterator `iter_task_file`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WayOut {
-    /// Who has it open.
+    /// Process that has it open.
     pub owner: Owner,
     /// Its number among the open files of that process.
     pub fd: u32,
@@ -255,7 +283,7 @@ pub struct WayOut {
     pub pad: u16,
 }
 
-/// What the ring buffer `EVENTS` carries.
+/// An element of the ring buffer `EVENTS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Event {

@@ -20,7 +20,7 @@ pub const LOSSES: &[&str] = &[
     "sockets-untagged",
     "uplinks-unknown",
     "remembered-full",
-    "writers-full",
+    "headers-unheld",
     "packets-untold",
     "untold-bytes",
 ];
@@ -62,8 +62,9 @@ pub const LOSS_UPLINKS_UNKNOWN: u32 = 14;
 /// `REMEMBERED` had no room: what comes to an uplink without the socket that sent it is
 /// judged by its destination alone, and a packet that found no room may be told of twice.
 pub const LOSS_REMEMBERED_FULL: u32 = 15;
-/// `WRITERS` had no room: what comes out of a tun device has no process.
-pub const LOSS_WRITERS_FULL: u32 = 16;
+/// No memory to copy the headers of a frame from where its sender may still write; judged
+/// `undetermined`.
+pub const LOSS_HEADERS_UNHELD: u32 = 16;
 /// Those of [`LOSS_FLOWS_FULL`] that the ring buffer had no room for either: they are only
 /// in `TOTALS` or `UPLINK_BOOKS`.
 pub const LOSS_PACKETS_UNTOLD: u32 = 17;

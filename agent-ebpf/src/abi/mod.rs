@@ -11,7 +11,10 @@ pub mod flow;
 pub mod loss;
 pub mod owner;
 pub mod policy;
+pub mod refusals;
 pub mod room;
+pub mod session;
+pub mod trace;
 pub mod tree;
 pub mod uplink;
 
@@ -20,12 +23,14 @@ pub use flow::*;
 pub use loss::*;
 pub use owner::*;
 pub use policy::*;
+pub use refusals::*;
 pub use room::*;
+pub use session::*;
 pub use tree::*;
 pub use uplink::*;
 
 /// Version of everything in this folder. Pins live in `<pin-dir>/v<ABI_VERSION>`.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 7;
 
 /// An IPv6 address in network byte order; IPv4 addresses are mapped into
 /// `::ffff:0:0/96`, so that one comparison serves both families.
@@ -100,7 +105,7 @@ impl Address {
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ControlPage {
-    /// What is in force.
+    /// Policy generation and programs in force.
     pub control: Control,
     /// For each slot, until when its policy blocks what it does not approve, in
     /// nanoseconds since boot; or [`ENFORCE_NEVER`], or [`ENFORCE_ALWAYS`]. From
@@ -261,6 +266,16 @@ pub struct Offsets {
     pub sock_state: u32,
     /// `sock.sk_protocol`
     pub sock_protocol: u32,
+    /// `sock.__sk_common.skc_prot`
+    pub sock_prot: u32,
+    /// The byte that `sock.sk_kern_sock` is in
+    pub sock_kern_sock: u32,
+    /// Bits of that byte below it
+    pub sock_kern_sock_shift: u32,
+    /// `proto.name`
+    pub proto_name: u32,
+    /// `sk_buff.skb_iif`
+    pub sk_buff_skb_iif: u32,
     /// `sk_buff.dev`
     pub sk_buff_dev: u32,
     /// `sk_buff.sk`
@@ -271,20 +286,24 @@ pub struct Offsets {
     pub sk_buff_data_len: u32,
     /// `sk_buff.data`
     pub sk_buff_data: u32,
+    /// `sk_buff.head`
+    pub sk_buff_head: u32,
+    /// `sk_buff.csum_start`
+    pub sk_buff_csum_start: u32,
+    /// `sk_buff.csum_offset`
+    pub sk_buff_csum_offset: u32,
+    /// The byte that `sk_buff.ip_summed` is in
+    pub sk_buff_ip_summed: u32,
+    /// Bits of that byte below it
+    pub sk_buff_ip_summed_shift: u32,
     /// `net_device.ifindex`
     pub net_device_ifindex: u32,
     /// `net_device.nd_net.net`
     pub net_device_nd_net: u32,
-    /// `net_device.rtnl_link_ops`
-    pub net_device_rtnl_link_ops: u32,
-    /// `rtnl_link_ops.kind`
-    pub rtnl_link_ops_kind: u32,
+    /// `sock.__sk_common.skc_net`
+    pub sock_net: u32,
     /// `net.ns.inum`
     pub net_ns_inum: u32,
-    /// `task_struct.nsproxy`
-    pub task_nsproxy: u32,
-    /// `nsproxy.net_ns`
-    pub nsproxy_net_ns: u32,
     /// `net.nf.hooks_ipv4`
     pub net_hooks_ipv4: u32,
     /// `net.nf.hooks_ipv6`

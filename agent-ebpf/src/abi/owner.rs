@@ -1,4 +1,4 @@
-//! Who a flow belongs to: processes, executables and control groups.
+//! Owners of flows: processes, executables and control groups.
 
 /// Longest executable path that is kept, in bytes. A longer one is marked
 /// [`EXECUTABLE_TRUNCATED`], and rules take it for one that is not known.
@@ -187,7 +187,7 @@ pub struct Signalled {
     pub signal: u32,
     /// Zero.
     pub pad: u32,
-    /// Who sent it; without a process if the kernel did by itself.
+    /// Sender of the signal; without a process if the kernel sent it by itself.
     pub sender: Owner,
 }
 

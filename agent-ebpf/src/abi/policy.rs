@@ -2,11 +2,11 @@
 //!
 //! A policy is a list of *clauses*, in order; a rule is one clause, or several
 //! when it names a gateway with different ports. Each clause says something
-//! about six dimensions: control group, executable, user, group and login session,
-//! destination, service (protocol and port). In every dimension, values that no clause can tell
+//! about seven dimensions: control group, executable, user, group and login session with its origin,
+//! destination, service (protocol and port), near end (who opened it, and this host's port). In every dimension, values that no clause can tell
 //! apart form a *class*, and every class has a [`Row`]: the set of clauses that
-//! a value of this class satisfies, one bit a clause. A decision looks up six
-//! classes, intersects six rows, and takes the lowest bit: the first clause
+//! a value of this class satisfies, one bit a clause. A decision looks up seven
+//! classes, intersects seven rows, and takes the lowest bit: the first clause
 //! that matches. The number of lookups does not depend on the number of rules
 //! or prefixes.
 //!
@@ -24,11 +24,11 @@ pub const MAX_LETTERS: usize = 128;
 /// Most ranges of one table.
 pub const MAX_RANGES: usize = 1 << 21;
 
-/// All tables of a policy are in chunks of this many bytes, each a map that is in map
-/// `TABLES`, at [`chunk_index`]. The first is [`First`]. A table is where that says, in bytes
-/// from the beginning of the first chunk, at a multiple of the size of its elements, which
-/// is a power of two: so no element is in two chunks. What is searched is in one chunk as a
-/// whole. One look-up finds a chunk, and what is in it is memory.
+/// All tables of a policy are in chunks of this many bytes, each a map that is in map `TABLES`, at
+/// [`chunk_index`]. The first is [`First`]. A table is where that says, in bytes from the
+/// beginning of the first chunk, at a multiple of the size of its elements, which is a power of
+/// two: so no element is in two chunks. A table that is searched is in one chunk as a whole. One
+/// look-up finds a chunk, and everything in it is memory.
 pub const CHUNK_BYTES: usize = 1 << CHUNK_SHIFT;
 /// See [`CHUNK_BYTES`].
 pub const CHUNK_SHIFT: u32 = 21;
@@ -42,7 +42,7 @@ pub const fn chunk_index(slot: u32, number: u32) -> u32 {
     number << 1 | slot & 1
 }
 
-/// What a policy says about a flow, as reports name it.
+/// Verdicts of a policy about a flow, by their numbers in reports.
 pub mod verdict {
     /// Not judged.
     pub const NONE: u8 = 0;
@@ -96,7 +96,7 @@ pub const DECISION_AT_UPLINK: u8 = 4;
 /// to leave, they are judged like any other.
 pub const MAY_STAY: u8 = 8;
 
-/// What the judge said, and under which policy.
+/// Decision of the judge, and the policy generation that it was made under.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Decision {
@@ -117,10 +117,10 @@ impl Decision {
         self.flags & DECISION_ENFORCED != 0 && !verdict::is_approved(self.verdict)
     }
 
-    /// What holds for packets to an address that embeds others, of one of which `inner` is the
-    /// decision: the stricter of both, this one if they are equally strict. What stays
-    /// on the link stays there, whatever is embedded; and what leaves is not made local by
-    /// what is embedded.
+    /// Returns the decision for packets to an address that embeds others, where `inner` is the
+    /// decision about one of these: the stricter of both, this one if they are equally strict. A
+    /// packet that stays on the link stays there, whatever is embedded; and one that leaves is not
+    /// made local by what is embedded.
     #[inline(always)]
     pub const fn or_stricter(self, inner: Self) -> Self {
         if self.verdict == verdict::LOCAL {
@@ -169,7 +169,7 @@ impl Decision {
             | self.generation as u64
     }
 
-    /// What [`to_word`](Self::to_word) has made.
+    /// Reads the decision from the word that [`to_word`](Self::to_word) has made.
     #[inline(always)]
     #[must_use]
     pub const fn from_word(word: u64) -> Self {
@@ -199,7 +199,7 @@ pub struct ClassCache {
     pub class: u32,
 }
 
-/// The six things a clause can name. Also the index into [`Header::rows`].
+/// The seven things a clause can name. Also the index into [`Header::rows`].
 pub mod dimension {
     /// Path of the control group (unit, slice, group, container).
     pub const CGROUP: usize = 0;
@@ -211,17 +211,19 @@ pub mod dimension {
     pub const DESTINATION: usize = 3;
     /// `protocol << 16 | port`.
     pub const SERVICE: usize = 4;
-    /// Group id, and whether somebody logged in to start the process.
+    /// Group id, whether somebody logged in to start the process, and where from.
     pub const GROUP: usize = 5;
+    /// Direction and this host's port: see [`near`](super::near).
+    pub const NEAR_END: usize = 6;
     /// Number of dimensions.
-    pub const N: usize = 6;
+    pub const N: usize = 7;
 }
 
-/// Classes that every dimension of a source has: control group, executable, user, group.
+/// Classes that every dimension of a source has: control group, executable, user, group, near end.
 pub mod class {
-    /// Nothing is known about it. Its row has the clauses that do not name the dimension,
-    /// and all that deny: what could match, matches. What would approve could not be
-    /// checked, and does not.
+    /// Nothing is known about it. Its row has the clauses that do not name the dimension, and all
+    /// that deny: what could match, matches. A clause that would approve could not be checked, and
+    /// does not match.
     pub const UNKNOWN: u16 = 0;
     /// Known to have none: nothing of this host sends it. Its row has the clauses that do
     /// not name the dimension.
@@ -256,16 +258,41 @@ pub mod layout {
     pub const N_SETS: usize = 32;
 }
 
-/// What is known of the login session of a source: index into [`Header::groups`].
+/// Facts known about the login session of a source: index into [`Header::groups`]. Where a
+/// session's origin is known and a clause asks for it, [`Header::origin_groups`] is instead.
 pub mod login {
     /// Nothing.
     pub const UNKNOWN: usize = 0;
     /// There is none.
     pub const NONE: usize = 1;
-    /// There is one.
+    /// There is one, and where somebody logged in from is not known.
     pub const SESSION: usize = 2;
-    /// Number of cases, and one that there is not: a power of two.
+    /// Number of cases.
+    pub const N: usize = 3;
+}
+
+/// The near end of a flow as one number: one of [`direction`](super::direction), shifted by
+/// [`SHIFT`](near::SHIFT), with `protocol << 16 | port`, the port being this host's.
+///
+/// Where the direction is not known, or only claimed, the port counts for clauses that deny alone: it is what the
+/// packet shows, and who wrote that is not known either.
+pub mod near {
+    /// Where the direction is.
+    pub const SHIFT: u32 = 25;
+    /// Number of directions, a power of two.
     pub const N: usize = 4;
+    /// In the place of protocol and port: the socket has no port yet. The kernel chooses one when
+    /// it sends, and the packet is judged by that.
+    pub const NO_PORT: u32 = 1 << 24;
+    /// Nothing is known.
+    pub const UNKNOWN: u32 = 0;
+
+    /// The number. `port` is 0 if it cannot be read.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(direction: u8, protocol: u8, port: u16) -> u32 {
+        (direction as u32) << SHIFT | (protocol as u32) << 16 | port as u32
+    }
 }
 
 /// A part of a table that is within one chunk.
@@ -283,14 +310,14 @@ pub const MODE_REPORT: u32 = 0;
 /// Report and block.
 pub const MODE_ENFORCE: u32 = 1;
 
-/// What there is to say about a compiled policy, one per slot in map `POLICIES`.
+/// Description of a compiled policy, one per slot in map `POLICIES`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// From 1, one more with every policy that is put in force.
     pub generation: u32,
-    /// `MODE_*`: what the policy asks for. What the kernel does about it is in
-    /// [`super::ControlPage::enforce_until_ns`].
+    /// `MODE_*` that the policy asks for. The mode that the kernel is in
+    /// follows from [`super::ControlPage::enforce_until_ns`].
     pub mode: u32,
 }
 
@@ -308,6 +335,9 @@ pub struct Header {
     pub users: Branch,
     /// For each case of [`login`], groups; key: group id, the last number if it is not known.
     pub groups: [Branch; login::N],
+    /// Where the groups of sessions are whose origin is known: a [`Branch`] for each value in
+    /// [`origins_v4`](Self::origins_v4). 0 if no clause asks where somebody logged in from.
+    pub origin_groups: u32,
     /// Where the row of class 0 of each [`dimension`] is: its summary, then as many of its
     /// words as the policy's clauses take. Bit `i` of the summary says that word `i` is not
     /// zero: a decision reads only those that can have a clause in common.
@@ -324,8 +354,14 @@ pub struct Header {
     pub cgroup_start: u32,
     /// State in which the automaton for executable paths begins.
     pub executable_start: u32,
-    /// Zero. What follows the header is at a multiple of its elements' size.
-    pub pad: [u32; 4],
+    /// For each [`direction`](super::direction), near ends; key: as in [`near`], without it.
+    pub near_ends: [Branch; near::N],
+    /// Origins of login sessions; key: the IPv4 address.
+    pub origins_v4: Branch,
+    /// The same for IPv6.
+    pub origins_v6: Branch,
+    /// Zero. The tables behind the header begin at a multiple of their elements' size.
+    pub pad: [u32; 5],
     /// Combinations of [`layout`]s, by what [`Branch::embeds`] says: numbers of
     /// [`layout::BITS`], the first in the lowest.
     pub layouts: [u16; layout::N_SETS],
@@ -338,13 +374,13 @@ pub struct Header {
 /// Numbers that have a table of their own, whose index they are.
 pub const N_SMALL: usize = 1 << 16;
 
-/// The first chunk of a policy: what most decisions read. What is where in it the programs
-/// need not ask.
+/// The first chunk of a policy: the tables that most decisions read, each at a fixed place, so
+/// that the programs need not look it up.
 #[repr(C)]
 pub struct First {
     /// The header.
     pub header: Header,
-    /// What the clauses decide.
+    /// Outcome of each clause.
     pub clauses: [Clause; MAX_CLAUSES],
     /// Classes of users below [`N_SMALL`].
     pub small_users: [u16; N_SMALL],
@@ -393,7 +429,7 @@ pub struct StateClass {
     pub pad: [u16; 2],
 }
 
-/// What a clause decides, and within what limits.
+/// Outcome of a clause, and the limits within which it holds.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Clause {
@@ -406,8 +442,8 @@ pub struct Clause {
     pub limits: u8,
     /// With [`CLAUSE_COUNTED`]: index of its [`Budget`].
     pub budget: u32,
-    /// With [`CLAUSE_COUNTED`]: bytes that may leave within the budget's window. What
-    /// is beyond is [`verdict::OVER_BUDGET`].
+    /// With [`CLAUSE_COUNTED`]: bytes that may leave within the budget's window. Traffic beyond
+    /// them is [`verdict::OVER_BUDGET`].
     pub budget_bytes: u64,
     /// With [`CLAUSE_TIMED`]: before this many nanoseconds after boot it matches nothing.
     pub starts_ns: u64,
@@ -430,12 +466,12 @@ pub const BUDGET_STEPS: u64 = 60;
 /// Steps of which a [`Budget`] remembers the beginning.
 pub const BUDGET_MARKS: usize = 64;
 
-/// What has left by one rule, over a window of time that rolls. It is the rule's and
-/// no generation's: a reload does not set it back.
+/// Bytes that have left by one rule, over a rolling window of time. The budget belongs to the rule
+/// and to no generation: a reload does not set it back.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// Whose it is: a hash that the agent makes; 0 for nobody's.
+    /// Identity of the rule: a hash that the agent makes; 0 if the slot is free.
     pub id: u64,
     /// Nanoseconds of a step, the window's length / [`BUDGET_STEPS`]; 0 for a budget
     /// whose window never ends.
@@ -495,29 +531,29 @@ pub struct Question {
     pub session: u32,
     /// `QUESTION_*` bits.
     pub flags: u32,
-    /// Zero.
-    pub pad: u32,
+    /// See [`near`].
+    pub near: u32,
 }
 
 /// [`Question::flags`]: as [`MAY_STAY`].
 pub const QUESTION_MAY_STAY: u32 = 2;
 
 impl Question {
-    /// What the hooks ask about a flow of this owner, before there is a packet.
+    /// Makes the question of the hooks about a flow of this owner, before there is a packet.
     #[must_use]
-    pub const fn of(owner: &super::Owner, peer: super::Peer) -> Self {
+    pub const fn of(owner: &super::Owner, flow: &super::Flow) -> Self {
         // Without a process, only the socket's control group is known.
         let is_known = owner.pid != 0;
         Self {
             exe_id: if is_known { owner.exe_id } else { 0 },
             cgroup_id: owner.cgroup_id,
-            peer,
+            peer: flow.peer,
             uid: if is_known { owner.uid } else { u32::MAX },
             bytes: 0,
             gid: if is_known { owner.gid } else { u32::MAX },
             session: if is_known { owner.session } else { 0 },
             flags: QUESTION_MAY_STAY,
-            pad: 0,
+            near: flow.near(),
         }
     }
 }
@@ -527,7 +563,7 @@ const _: () = {
     assert!(size_of::<Decision>() == 8);
     assert!(size_of::<ClassCache>() == 8);
     assert!(size_of::<Policy>() == 8);
-    assert!(size_of::<Header>() == 32 + 24 + 8 + 32 + 64 + 256 + 4 * Packed::N_VALUES);
+    assert!(size_of::<Header>() == 32 + 28 + 24 + 16 + 28 + 64 + 256 + 4 * Packed::N_VALUES);
     assert!(size_of::<First>() == CHUNK_BYTES);
     assert!(ROW_WORDS <= u32::BITS as usize);
     assert!(size_of::<Row>() == 256);

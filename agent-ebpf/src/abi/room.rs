@@ -3,10 +3,10 @@
 //! Anybody can make processes, executables and control groups. So an entry of their tables is
 //! charged to whoever has caused it, and what one cannot get he has used up himself.
 
-/// Whom nothing is charged: root of the host.
+/// User to whom nothing is charged: root of the host.
 pub const ROOT: u32 = 0;
 
-/// Whom an entry is charged if nobody can be read.
+/// User to whom an entry is charged if nobody can be read.
 pub const NOBODY_CHARGED: u32 = u32::MAX;
 
 /// Index of map `PROCESSES` in [`Charges::entries`] and [`Rooms`].

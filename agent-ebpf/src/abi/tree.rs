@@ -16,7 +16,7 @@ pub struct LongRange {
     pub pad: [u32; 3],
 }
 
-/// Where a look-up goes on. What has ranges of keys is a tree: a node is an array of
+/// Where a look-up goes on. A table with ranges of keys is a tree: a node is an array of
 /// branches, indexed by the next bits of the key, as many as it takes to tell most of
 /// what is behind it apart. Keys begin with their uppermost bit, and have 128; those
 /// that are shorter end with zeros. Nodes are for the first 64 bits alone.
@@ -63,7 +63,7 @@ impl Branch {
     pub const N_MARKS: u32 = 1 << (Self::KIND_SHIFT - Self::MARKS_SHIFT);
 
     /// The value of a class and, for destinations, of the verdict and the marks beside it:
-    /// `class | fallback << 16 | marks << 24`. That verdict holds when no clause matches; if
+    /// `class | fallback << 16 | marks << 24`. The verdict holds when no clause matches; if
     /// it is [`super::verdict::LOCAL`], no clause is asked.
     #[must_use]
     pub const fn of(class: u16, fallback: u8, marks: u8) -> u32 {
@@ -100,7 +100,7 @@ impl Branch {
         Self(kind << Self::KIND_SHIFT | detail << Self::PLACE_BITS | place)
     }
 
-    /// What it is.
+    /// Returns the kind of the branch.
     #[inline(always)]
     pub const fn kind(self) -> u32 {
         self.0 >> Self::KIND_SHIFT

@@ -2,7 +2,7 @@
 
 use super::{Address, Peer, verdict};
 
-/// Who sent a frame, as far as the frame tells.
+/// Kinds of senders of a frame, as far as the frame tells.
 pub mod sender {
     /// A socket whose own hooks had judged this destination.
     pub const SOCKET: u8 = 0;
@@ -18,7 +18,7 @@ pub mod sender {
     pub const N: u8 = 4;
 }
 
-/// What a frame is that has no destination to judge.
+/// Kinds of frames that have no destination to judge.
 pub mod unjudged {
     /// Address resolution (ethertype 0x0806).
     pub const ARP: u8 = 0;
@@ -72,8 +72,8 @@ impl Default for UplinkBooks {
 /// In [`Uplink::flags`]: there was no clsact qdisc, and one was made to hold the hook (before
 /// 6.6).
 pub const UPLINK_MADE_QDISC: u32 = 1;
-/// In [`Uplink::flags`]: it is no uplink, but the entrance of a tunnel. What passes there is
-/// not counted; whose it is is kept for the uplink by which it leaves.
+/// In [`Uplink::flags`]: it is no uplink, but the entrance of a tunnel. Packets that pass there are
+/// not counted; their owners are kept for the uplink by which they leave.
 pub const UPLINK_IS_TUNNEL: u32 = 2;
 
 /// One interface that is watched, in map `UPLINKS` by its index. The agent writes it

@@ -12,6 +12,7 @@
 
 #[cfg(target_arch = "bpf")]
 #[path = "../atomic.rs"]
+#[allow(dead_code, reason = "some of it is for programs of the agent alone")]
 mod atomic;
 
 #[cfg(target_arch = "bpf")]
@@ -150,7 +151,7 @@ mod program {
         map_flags: ptr::null(),
     };
 
-    /// What left by the uplink.
+    /// Traffic that left by the uplink.
     #[btf_map]
     static BOOKS: PerCpuArray<[u64; 2], 1> = PerCpuArray::new();
 

@@ -1,6 +1,5 @@
-//! What a benchmark compares decisions with: the kernel's own table for prefixes, in
-//! which it finds what `Question`s ask for, and a program that answers them with
-//! nothing. No part of the agent.
+//! Programs that a benchmark compares decisions with: one finds what `Question`s ask for in the
+//! kernel's own table for prefixes, one answers them with nothing. No part of the agent.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
@@ -43,7 +42,7 @@ mod program {
         MAX_QUESTIONS as i32
     }
 
-    /// What reading a question and writing an answer takes, which is no part of either.
+    /// Reads each question and writes an answer: a cost that is no part of either decision.
     #[classifier]
     fn no_question(ctx: TcContext) -> i32 {
         for number in 0..MAX_QUESTIONS {

@@ -2,8 +2,9 @@
 //! exists.
 //!
 //! `BPF_CGROUP_INET4_CONNECT` and `BPF_CGROUP_INET6_CONNECT`, 4.17, in process
-//! context: TCP, connected UDP and (6.1) ping sockets. What has no such hook, or
-//! sends with the connection request (TCP Fast Open), is judged by `egress`.
+//! context: TCP, connected UDP and (6.1) ping sockets. A socket that has no such
+//! hook, or sends with the connection request (TCP Fast Open), is judged by
+//! `egress`.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 

@@ -56,7 +56,7 @@ fn watch(skb: *mut u8) -> Option<()> {
         bytes,
         wire_bytes: bytes,
     };
-    // What is not in one piece is in pages that have no address here.
+    // Bytes beyond the linear part are in pages that have no address here.
     let data = follow(buffer, offset!(sk_buff_data))?;
     let len = bytes.saturating_sub(read::<u32>(buffer, offset!(sk_buff_data_len))?);
     let start = ip_start(data, len, uplink.header_bytes);
@@ -175,7 +175,8 @@ extern "C" fn judge_direct(generation: u32, bytes: u32, start: u32) -> u32 {
     let ip_bytes = bytes.saturating_sub(start);
     let tracked = slot(generation, NOBODY, &who, ends);
     if tracked.is_null() {
-        let decision = judge(in_force, &Source::of(owner), &ends.destination, bytes);
+        let near = ends.near(direction::UNKNOWN);
+        let decision = judge(in_force, &Source::of(owner), near, &ends.destination, bytes);
         if decision.verdict != verdict::LOCAL {
             tell(NOBODY, owner, &who, ends, decision, ip_bytes);
         }

@@ -1,6 +1,6 @@
-//! A process opens a device that the kernel hands over to it, and that may send by
-//! itself: remote direct memory access, or whatever a guest is given. What leaves so is in
-//! no counter of this host, so that all that can be said is that it was opened.
+//! A process opens a device that the kernel hands over to it, and that may send by itself:
+//! remote direct memory access, or a device given to a guest. Traffic of such a device is
+//! in no counter of this host, so that all that can be said is that it was opened.
 //!
 //! `BPF_CGROUP_DEVICE`, 4.15, in process context.
 

@@ -21,10 +21,12 @@ use crate::{
         tell_alone, tell_rest,
     },
     control_packet::{is_bare_acknowledgement, is_bare_reset, keeps_link},
+    direction::{accepted_by, direction_by, direction_of},
     flows,
     globals::{local_flows, tcp_state_seen},
     in_flight,
     judge::{judge, undetermined},
+    loopback::{answers_abroad, goes_to_its_source},
     maps::{CUTS, FLOWS, InForce, SOCKETS, in_force, is_uplink, lose},
     owner::seal,
     packet::{Ends, Route, ends, is_same_peer, plain_ends_at, protocol},
@@ -32,7 +34,7 @@ use crate::{
     route::{address_at, judge_listed},
     sender::{is_current, refresh},
     settle::{decide, decide_as, record},
-    socket::{is_raw, is_tcp},
+    socket::{is_kernels, is_raw, is_tcp},
     source::Source,
     subflow::{follow, inherit, mark},
     words::{copy, forget, set_bit, zero},
@@ -44,6 +46,8 @@ const DROP: i32 = 0;
 /// Index of the loopback interface, in every network namespace.
 pub const LOOPBACK: u32 = 1;
 
+/// State of a socket that is connected, of whatever protocol.
+const ESTABLISHED: u32 = 1;
 const TCP_SYN_SENT: u32 = 2;
 const TCP_LISTEN: u32 = 10;
 
@@ -61,10 +65,10 @@ fn egress(ctx: SkBuffContext) -> i32 {
     judge_packet(in_force, skb)
 }
 
-/// Counts a packet of a flow that goes on as it has: to the peer of its socket, under the policy
+/// Counts a packet of a flow that goes on as it has: to where its socket has sent, under the policy
 /// that has approved of it. False for any other packet.
 ///
-/// One call to the kernel, for the tag.
+/// One call to the kernel, for the tag, if that has the flow; else another, for the flow.
 #[inline(always)]
 fn pass_known(in_force: InForce, skb: *mut __sk_buff, ends: &Ends) -> bool {
     const GOES_ON: u16 = FLOW_ANNOUNCED;
@@ -83,23 +87,16 @@ fn pass_known(in_force: InForce, skb: *mut __sk_buff, ends: &Ends) -> bool {
     let Some(tag) = SOCKETS.get(socket) else {
         return false;
     };
-    // SAFETY: a map value; the verifier checks the access. So below.
-    let flags = unsafe { (*tag).flags };
-    const SPECIAL: u32 = SOCKET_LISTENS | SOCKET_OF_MPTCP;
-    if flags & (SOCKET_HAS_PEER | SPECIAL) != SOCKET_HAS_PEER {
+    let is_connected = unsafe { (*socket).state } == ESTABLISHED;
+    let Some(tracked) = flows::known(tag, is_connected, ends) else {
         return false;
-    }
-    let tracked = unsafe { &raw mut (*tag).tracked };
+    };
     let flow = unsafe { &raw const (*tracked).flow };
     let (state, decision) = (unsafe { (*flow).state }, decision_of(tracked));
     let goes_on = state & (GOES_ON | IS_SPECIAL) == GOES_ON
         && in_force.made(&decision)
         && !decision.blocks()
-        && is_current(tracked)
-        && is_same_peer(
-            unsafe { &raw const (*flow).peer },
-            &raw const ends.destination,
-        );
+        && is_current(tracked);
     if !goes_on {
         return false;
     }
@@ -132,7 +129,9 @@ fn keep(skb: *mut __sk_buff, tag: *const Socket, ends: &Ends, decision: Decision
 fn judge_packet(in_force: InForce, skb: *mut __sk_buff) -> i32 {
     // SAFETY: fields of the context; the verifier checks the access.
     let (bytes, interface) = unsafe { (u64::from((*skb).len), (*skb).ifindex) };
-    if interface == LOOPBACK {
+    let is_near =
+        interface == LOOPBACK && (answers_abroad(in_force.generation, skb) == 0 || may_stay(skb));
+    if is_near {
         let local = local(in_force);
         count_total(&local, bytes, false);
         if local_flows()
@@ -150,19 +149,25 @@ fn judge_packet(in_force: InForce, skb: *mut __sk_buff) -> i32 {
         lose(LOSS_PACKETS_UNPARSED, 1);
         return without_flow(&undetermined(in_force), bytes);
     };
+    if interface == LOOPBACK {
+        goes_to_its_source(&mut ends);
+    }
     // SAFETY: a field of the context.
     forget(&mut ends, unsafe { (*skb).hash });
     if may_be_the_kernels(ends.destination.protocol) && is_control_packet(skb) {
         let known = if ends.destination.protocol == protocol::TCP && is_bare_acknowledgement(skb, 0)
         {
             Decision::from_word(ended(in_force.generation, &ends))
-        } else if keeps_link(skb, 0) {
+        } else if keeps_link(in_force.generation, skb, 0, &ends) {
             local(in_force)
         } else {
             NOT_JUDGED
         };
         if known.verdict != verdict::NONE {
-            in_flight::keep(skb, ptr::null(), &ends.destination, known);
+            // An uplink looks itself whether it still keeps the link.
+            if known.verdict != verdict::LOCAL {
+                in_flight::keep(skb, ptr::null(), &ends.destination, known);
+            }
             count_total(&known, bytes, false);
             return PASS;
         }
@@ -192,8 +197,9 @@ fn judge_tagged(in_force: InForce, skb: *mut __sk_buff, ends: &mut Ends) -> Deci
         // SAFETY: a map value; the verifier checks the access.
         false => Source::of(unsafe { &raw const (*tag).tracked.owner }),
     };
+    let near = ends.near(direction_of(skb) as u8);
     let mut farthest = 0;
-    let mut decision = judge_listed(in_force, &source, skb, 0, ends, &mut farthest);
+    let mut decision = judge_listed(in_force, &source, near, skb, 0, ends, &mut farthest);
     // The next packet may go straight there.
     decision.flags |= DECISION_LIMITED;
     if let Some(address) = address_at(skb, farthest) {
@@ -248,10 +254,8 @@ fn is_control_packet(skb: *mut __sk_buff) -> bool {
     if socket.is_null() || !is_raw(socket) {
         return false;
     }
-    match SOCKETS.get(socket) {
-        Some(tag) => unsafe { (*tag).tracked.owner.pid == 0 },
-        None => true,
-    }
+    // Without a tag, it may be a process's all the same.
+    is_kernels(skb)
 }
 
 /// Judges and counts a packet that has no slot: for want of room in the table of its flow,
@@ -268,9 +272,10 @@ fn without_slot(in_force: InForce, skb: *mut __sk_buff, ends: &Ends, bytes: u64)
         // SAFETY: a map value; the verifier checks the access.
         Source::of(unsafe { &raw const (*tag).tracked.owner })
     };
+    let near = ends.near(direction_of(skb) as u8);
     let decision = match ends.route {
-        Route::Direct => judge(in_force, &source, &ends.destination, bytes as u32),
-        _ => judge_listed(in_force, &source, skb, 0, ends, &mut 0),
+        Route::Direct => judge(in_force, &source, near, &ends.destination, bytes as u32),
+        _ => judge_listed(in_force, &source, near, skb, 0, ends, &mut 0),
     };
     tell_of_packet(skb, decision.to_word());
     without_flow(&decision, bytes)
@@ -291,8 +296,8 @@ fn tag_of(skb: *mut __sk_buff) -> *mut Socket {
     SOCKETS.get(socket).unwrap_or(ptr::null_mut())
 }
 
-/// Tells of a packet by itself, and has uplinks know that it was judged. What goes no farther
-/// than the link is in the sums alone, as is what has no tag.
+/// Tells of a packet by itself, and has uplinks know that it was judged. A packet that goes no
+/// farther than the link is in the sums alone, as is one without a tag.
 ///
 /// A global function to the kernel, as those of the judge.
 #[unsafe(no_mangle)]
@@ -315,10 +320,7 @@ extern "C" fn tell_of_packet(skb: *mut __sk_buff, decision: u64) -> u32 {
         cookie,
         decision,
         bytes,
-        direction: match is_answer {
-            true => direction::ACCEPTED,
-            false => direction::OUTBOUND,
-        },
+        direction: direction_of(skb) as u8,
         // As of a slot, see `find` and `flows::set_sender`.
         quality: match unsafe { (*owner).quality } {
             quality::DIRECT if is_answer || is_shared => quality::INFERRED,
@@ -374,9 +376,10 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
                 set_bit(unsafe { &raw mut (*tag).flags }, SOCKET_LISTENS);
             }
             embryonic = FLOW_EMBRYONIC;
-        } else if flags & SOCKET_LISTENS != 0 {
+        } else if flags & SOCKET_LISTENS != 0 && state != TCP_SYN_SENT {
+            let direction = accepted_by(flags);
             flags = flags & SOCKET_OWN_NAMESPACE | SOCKET_HAS_PEER;
-            accept(skb, tracked, peer);
+            accept(skb, tracked, peer, direction);
             unsafe { (*tag).flags = flags };
             mark(tag, socket);
         } else if flags & SOCKET_HAS_PEER == 0 {
@@ -388,7 +391,8 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
                 direction::UNKNOWN
             };
             begin(tracked, cookie_of(skb), peer, direction, NOT_JUDGED);
-            set_bit(unsafe { &raw mut (*tag).flags }, SOCKET_HAS_PEER);
+            flags &= !SOCKET_LISTENS;
+            unsafe { (*tag).flags = flags };
             mark(tag, socket);
         }
     }
@@ -402,11 +406,19 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
         peer: *peer,
     };
     let owner = unsafe { &raw const (*tracked).owner };
+    let direction = direction_by(socket, tag);
     if let Some(tracked) = flows::find(&key) {
+        // The socket has done something else there before: listened, or connected.
+        unsafe {
+            if (*tracked).flow.direction != direction {
+                (*tracked).flow.direction = direction;
+                (*tracked).flow.decision.generation = 0;
+            }
+        }
         return Some(tracked);
     }
-    // The host has rewritten what the process has connected to. What sends datagrams may be
-    // connected to another at the same moment, so its slot stays as it is.
+    // The host has rewritten what the process has connected to. A datagram socket may be connected
+    // to another at the same moment, so its slot stays as it is.
     let is_rewritten = is_tcp(socket) && embryonic == 0 && !has_untold(tracked);
     if flags & SOCKET_HAS_PEER != 0 && is_rewritten && ends.route == Route::Direct {
         unsafe {
@@ -426,14 +438,14 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
         }
         set_bit(unsafe { &raw mut (*tag).flags }, SOCKET_HAS_FLOWS);
     }
-    let Some(created) = flows::create(&key, owner, NOT_JUDGED) else {
+    let Some(created) = flows::create(&key, owner, direction, NOT_JUDGED) else {
         if FLOWS.get_ptr(&key).is_none() {
             lose(LOSS_FLOWS_FULL, 1);
         }
         return None;
     };
     if ends.route == Route::Direct {
-        // What its process has named last, if that was another.
+        // The peer that the process has named last, if that was another.
         let named = unsafe { &raw const (*tag).named };
         if unsafe { (*named).protocol } != 0 && !is_same_peer(named, peer) {
             unsafe {
@@ -446,7 +458,6 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
     if embryonic != 0 {
         set_state(created, FLOW_EMBRYONIC);
         unsafe {
-            (*created).flow.direction = direction::ACCEPTED;
             // The session will be somebody's; so far it is only the listener's.
             if (*created).owner.quality == quality::DIRECT {
                 (*created).owner.quality = quality::INFERRED;
@@ -482,7 +493,6 @@ fn is_of_mptcp(skb: *mut __sk_buff) -> bool {
 /// such hook for its protocol. A connection of TCP is its socket's alone.
 #[inline(always)]
 fn is_without_name(skb: *mut __sk_buff, ends: &Ends) -> bool {
-    const ESTABLISHED: u32 = 1;
     // SAFETY: fields of the context and of the socket; the verifier checks the access.
     let socket = unsafe { (*skb).__bindgen_anon_2.sk };
     match ends.destination.protocol {
@@ -520,7 +530,7 @@ fn tag_late(skb: *mut __sk_buff, socket: *mut bpf_sock) -> Option<*mut Socket> {
 /// Turns the tag that was cloned from a listener into that of the accepted
 /// session. Its owner is the listener's until a process of its own acts.
 #[inline(always)]
-fn accept(skb: *mut __sk_buff, tracked: *mut Tracked, peer: &Peer) {
+fn accept(skb: *mut __sk_buff, tracked: *mut Tracked, peer: &Peer, direction: u8) {
     // SAFETY: map values; the verifier checks the access.
     unsafe {
         let listener = (*tracked).flow.cookie;
@@ -530,13 +540,7 @@ fn accept(skb: *mut __sk_buff, tracked: *mut Tracked, peer: &Peer) {
             (*tracked).owner.quality = quality::INFERRED;
         }
         zero(&raw mut (*tracked).flow.counters);
-        begin(
-            tracked,
-            cookie_of(skb),
-            peer,
-            direction::ACCEPTED,
-            NOT_JUDGED,
-        );
+        begin(tracked, cookie_of(skb), peer, direction, NOT_JUDGED);
         (*tracked).flow.state = sent;
         let key = FlowKey {
             cookie: listener,
@@ -619,8 +623,22 @@ fn cookie_of(skb: *mut __sk_buff) -> u64 {
     unsafe { bpf_get_socket_cookie(skb.cast()) }
 }
 
-#[inline(always)]
+/// Control group of the process that made a packet's socket; 0 for the kernel's own, which have that
+/// of whoever made their network namespace. Connections that the kernel opens for a process, such as
+/// those of SMC, are that process's.
+///
+/// A function of its own for the sake of the stack.
+#[inline(never)]
 fn cgroup_of(skb: *mut __sk_buff) -> u64 {
+    // SAFETY: a field of the context; the verifier checks the access.
+    let socket = unsafe { (*skb).__bindgen_anon_2.sk };
+    if socket.is_null() {
+        return 0;
+    }
+    let socket = unsafe { bpf_sk_fullsock(socket) };
+    if socket.is_null() || !is_tcp(socket) && is_kernels(skb) {
+        return 0;
+    }
     // SAFETY: the helper takes the context.
     unsafe { bpf_skb_cgroup_id(skb) }
 }

@@ -1,4 +1,4 @@
-//! What comes back: counted for the flow it answers, never judged.
+//! Packets that come back: counted for the flow that they answer, never judged.
 //!
 //! `BPF_CGROUP_INET_INGRESS`, 4.10 (with socket storage 5.6). Without it, flows
 //! have no `bytes_in`.
@@ -31,7 +31,7 @@ fn ingress(ctx: SkBuffContext) -> i32 {
 fn count(ctx: &SkBuffContext) -> Option<()> {
     in_place()?;
     let skb = ctx.skb.skb;
-    // What stays on this host: its buffer may be used again before it is sent to an uplink.
+    // The packet stays on this host: its buffer may be used again before it is sent to an uplink.
     in_flight::forget(skb);
     // SAFETY: fields of the context; the verifier checks the access. So below.
     let (bytes, interface, socket) = unsafe {

@@ -1,6 +1,6 @@
-//! Sockets that are older than the agent: tagged with their holder, in the
-//! kernel, without scanning /proc. What may be a way out that no hook judges is its output,
-//! a sequence of [`WayOut`].
+//! Sockets that are older than the agent: tagged with their holder, in the kernel, without
+//! scanning /proc. Output is a sequence of [`WayOut`]: the sockets that may send past every
+//! hook.
 //!
 //! Iterator `task_file`, 5.8, with `bpf_sock_from_file`, 5.11. Without it such
 //! sockets are tagged at their next packet, with no process.
@@ -9,11 +9,11 @@ use aya_ebpf::{
     bindings::{file, socket},
     helpers::generated::bpf_sock_from_file,
 };
-use trefoil_ebpf::abi::{SOCKET_LISTENS, WayOut, unseen};
+use trefoil_ebpf::abi::{SOCKET_LISTENS, SOCKET_OWN_NAMESPACE, WayOut, unseen};
 
 use crate::{
     device, family,
-    globals::offset,
+    globals::{self, offset},
     iterator::{self, Meta},
     kernel_memory::{Kernel, follow, read},
     maps::SOCKETS,
@@ -88,9 +88,19 @@ fn look(ctx: *const Context) -> Option<()> {
         if state == TCP_LISTEN && family != AF_PACKET {
             (*tag).flags = SOCKET_LISTENS;
         }
+        if namespace_of(sock as Kernel) == Some(globals::namespace_inode()) {
+            (*tag).flags |= SOCKET_OWN_NAMESPACE;
+        }
         set_holder(&raw mut (*tag).tracked.owner, task);
     }
     Some(())
+}
+
+/// Number of the network namespace that a socket belongs to.
+#[inline(always)]
+fn namespace_of(sock: Kernel) -> Option<u32> {
+    let net = follow(sock, offset!(sock_net))?;
+    read(net, offset!(net_ns_inum))
 }
 
 /// Which way out an open file is, if it is a device.

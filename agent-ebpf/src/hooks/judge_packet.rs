@@ -4,7 +4,7 @@
 //! nobody knows who sent it: `verdict | flags << 8 | rule << 16`.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use trefoil_ebpf::abi::{Decision, ETHERNET_HEADER};
+use trefoil_ebpf::abi::{Decision, ETHERNET_HEADER, direction};
 
 use crate::{
     judge::{judge, undetermined},
@@ -35,12 +35,17 @@ fn decide(in_force: InForce, ctx: &TcContext) -> Decision {
     let skb = ctx.skb.skb;
     match ends_at(skb, ETHERNET_HEADER) {
         None => undetermined(in_force),
-        Some(ends) if ends.route == Route::Direct => {
-            judge(in_force, &Source::NOBODY, &ends.destination, ctx.len())
-        }
+        Some(ends) if ends.route == Route::Direct => judge(
+            in_force,
+            &Source::NOBODY,
+            ends.near(direction::UNKNOWN),
+            &ends.destination,
+            ctx.len(),
+        ),
         Some(ends) => judge_listed(
             in_force,
             &Source::NOBODY,
+            ends.near(direction::UNKNOWN),
             skb,
             ETHERNET_HEADER,
             &ends,

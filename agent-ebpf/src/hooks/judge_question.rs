@@ -43,7 +43,13 @@ fn judge_question(ctx: TcContext) -> i32 {
             0 => in_force,
             _ => in_force.may_stay(),
         };
-        let decision = judge(in_force, &source, &question.peer, question.bytes);
+        let decision = judge(
+            in_force,
+            &source,
+            question.near,
+            &question.peer,
+            question.bytes,
+        );
         let answer = u32::from(decision.verdict)
             | u32::from(decision.flags) << 8
             | u32::from(decision.rule) << 16;

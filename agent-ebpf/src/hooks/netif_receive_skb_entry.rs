@@ -1,26 +1,26 @@
-//! A process writes a packet into a tun or tap device: who that is is remembered, for the
-//! uplink by which the host forwards the packet.
+//! A process writes a packet into a tun or tap device: whose the packet is stays with it, for the
+//! uplink by which the host forwards it.
 //!
 //! `void netif_receive_skb_entry(const struct sk_buff *skb)`, tp_btf, 5.5. It runs in the
 //! context of whoever writes, before the kernel may put the packet off (RPS); what a device
 //! made with IFF_NAPI is given does not come here. Drivers of hardware mostly come by another
 //! way, and are told by one read. Without it such packets are forwarded by nobody.
+//!
+//! Not only what is written comes here: traffic control sends packets into a device as if they had
+//! come in by it, and at any moment, with any process running. So the packet still has the socket
+//! that stands for the open device, and has come in nowhere before; and the device is in the agent's
+//! network namespace, where that is not for a container to set up.
 
-use core::mem::MaybeUninit;
-
-use aya_ebpf::{
-    helpers::bpf_get_current_pid_tgid, macros::btf_tracepoint, programs::BtfTracePointContext,
-};
-use trefoil_ebpf::abi::*;
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
 use crate::{
     globals::{namespace_inode, offset},
+    in_flight::keep_written,
     kernel_memory::{Kernel, follow, read},
-    maps::{PROCESSES, WRITERS, active, lose},
-    owner::set_current,
+    maps::active,
 };
 
-/// The kind of tun and tap devices, as the kernel names it.
+/// Protocol of the sockets that stand for open tun and tap devices, as the kernel names it.
 const TUN: [u8; 4] = *b"tun\0";
 
 #[btf_tracepoint(function = "netif_receive_skb_entry")]
@@ -31,49 +31,22 @@ fn netif_receive_skb_entry(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn notice(skb: Kernel) -> Option<()> {
-    let device = follow(skb, offset!(sk_buff_dev))?;
-    // Devices of hardware have none.
-    let operations = follow(device, offset!(net_device_rtnl_link_ops))?;
-    let kind = follow(operations, offset!(rtnl_link_ops_kind))?;
-    if read::<[u8; 4]>(kind, 0)? != TUN {
+    // A packet that hardware receives has no socket.
+    let socket = follow(skb, offset!(sk_buff_sk))?;
+    let protocol = follow(socket, offset!(sock_prot))?;
+    if read::<[u8; 4]>(protocol, offset!(proto_name))? != TUN
+        || read::<u32>(skb, offset!(sk_buff_skb_iif))? != 0
+    {
         return None;
     }
     active()?;
-    // Another namespace has other interfaces of the same number.
+    let device = follow(skb, offset!(sk_buff_dev))?;
     let namespace = follow(device, offset!(net_device_nd_net))?;
     if read::<u32>(namespace, offset!(net_ns_inum))? != namespace_inode() {
         return None;
     }
-    let interface = read::<u32>(device, offset!(net_device_ifindex))?;
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    // Threads of the kernel are not among them; for whom they write, nobody knows.
-    // SAFETY: map values that their writers only replace as a whole. So below.
-    let process = unsafe { PROCESSES.get(&pid) }?;
-    let last = unsafe { WRITERS.get(&interface) };
-    if last.is_some_and(|last| is_same(last, pid, process) && last.exe_id == process.exe_id) {
-        return None;
-    }
-    // Of two that write in turn, nobody could say whose a packet is.
-    let others = last.is_some_and(|last| {
-        !is_same(last, pid, process)
-            && unsafe { PROCESSES.get(&last.pid) }
-                .is_some_and(|process| is_same(last, last.pid, process))
-    });
-    let mut writer = MaybeUninit::<Owner>::zeroed();
-    set_current(writer.as_mut_ptr());
-    // SAFETY: integers, for which zero is a value.
-    let mut writer = unsafe { writer.assume_init() };
-    if others {
-        writer.quality = quality::INFERRED;
-    }
-    if WRITERS.insert(&interface, &writer, 0).is_err() {
-        lose(LOSS_WRITERS_FULL, 1);
-    }
-    Some(())
-}
-
-/// True if an owner is this process.
-#[inline(always)]
-fn is_same(owner: &Owner, pid: u32, process: &Process) -> bool {
-    owner.pid == pid && owner.start_ns == process.start_ns
+    let bytes = read::<u32>(skb, offset!(sk_buff_len))?;
+    // Of a tap device, too, the frame's header was taken off.
+    let header = read::<[u8; 40]>(follow(skb, offset!(sk_buff_data))?, 0)?;
+    keep_written(skb, bytes, &header)
 }

@@ -52,8 +52,8 @@ fn notice(command: u32, attributes: Kernel) -> Option<()> {
     })
 }
 
-/// What the running task has open as this descriptor, if that is a link or a map. Another file
-/// has something else there, and the call will fail.
+/// Returns the private data of the file that the running task has open as this descriptor: a link
+/// or a map, if it is one. Another file has something else there, and the call will fail.
 #[inline(always)]
 fn opened(descriptor: u32) -> Option<Kernel> {
     // SAFETY: a helper without arguments.

@@ -29,8 +29,8 @@ const XDP_TX_RING: i32 = 3;
 const DONE: i32 = -1;
 /// As above: the kernel takes the value from the caller.
 const AS_CALLED: i32 = 0;
-/// What of a longer value a program is shown; the kernel then refuses the call unless it
-/// is told where to take the value from.
+/// Most bytes of a value that a program is shown. The kernel refuses a call with a longer value
+/// unless it is told where to take the value from.
 const SHOWN_BYTES: i32 = 4096;
 
 #[cgroup_sockopt(setsockopt)]

@@ -1,5 +1,5 @@
-//! What the socket address hooks have in common: reading the address that a
-//! process names.
+//! Code shared by the socket address hooks: reads the address that a process
+//! names.
 
 use aya_ebpf::programs::SockAddrContext;
 use trefoil_ebpf::abi::{Address, Peer};

@@ -1,10 +1,10 @@
 //! Every frame on its way out of an interface that leads out of the host: counted, and
 //! judged unless the hooks of its socket have done so.
 //!
-//! `BPF_TCX_EGRESS` (6.6), before that a filter of the clsact qdisc. What comes here
-//! without having been judged: forwarded traffic, tunnels, the kernel's own packets,
-//! packet sockets. Frames of AF_XDP do not come here; they are what the interface's own
-//! counter has more than the books.
+//! `BPF_TCX_EGRESS` (6.6), before that a filter of the clsact qdisc. Packets that come here without
+//! having been judged: forwarded traffic, tunnels, the kernel's own packets, packet sockets. Frames
+//! of AF_XDP do not come here; they are the difference between the interface's own counter and the
+//! books.
 
 use aya_ebpf::{
     bindings::__sk_buff,
@@ -12,28 +12,30 @@ use aya_ebpf::{
         bpf_get_hash_recalc, bpf_get_listener_sock, bpf_get_socket_cookie, bpf_sk_fullsock,
         bpf_skb_pull_data,
     },
-    macros::classifier,
     programs::TcContext,
 };
 use trefoil_ebpf::abi::*;
 
 use crate::{
-    accounting::NOT_JUDGED,
+    accounting::{NOT_JUDGED, decision_of},
     books::{Size, count, dropped, judged, not_ip},
+    checksum::{ANOTHER, SAME, changes_headers, is_changed},
     control_packet::{is_bare_acknowledgement, is_empty_wireguard, keeps_link},
     flows::{self, set_sender},
     frame::{Frame, NOT_IP, frame, is_plain_ethernet},
-    in_flight::{self, Found},
+    globals::ONLY_LOOKS,
+    in_flight::{self, Found, NOWHERE},
     judge::{is_local, undetermined},
-    maps::{FRAME_ENDS, InForce, PROCESSES, SOCKETS, WRITERS, in_force, is_new, lose, uplink},
+    maps::{FRAME_ENDS, InForce, SOCKETS, in_force, is_new, lose, uplink},
     packet::{
         Bytes, Ends, MAX_EXTENSIONS, Part, Route, ends_at, is_same_peer, plain_ends_at, protocol,
     },
-    remembered::{decision_of_beginning, ended, large, remember_beginning},
+    remembered::{MOST_BYTES, decision_of_beginning, ended, large, passes, remember_beginning},
     route::{address_at, judge_listed},
     settle::{decide_as, record},
+    socket::is_kernels,
     source::Source,
-    uplink_flows::{Who, slot, tell},
+    uplink_flows::{Who, known_flow, slot, tell},
     words::set_bit,
 };
 
@@ -47,7 +49,7 @@ const DROP: i32 = 2;
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 
-#[classifier]
+#[cfg_attr(not(feature = "trace"), aya_ebpf::macros::classifier)]
 fn uplink_egress(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
     let Some(in_force) = in_force() else {
@@ -66,6 +68,7 @@ fn uplink_egress(ctx: TcContext) -> i32 {
         && is_plain_ethernet(skb)
         && let Some(ends) = plain_ends_at(skb, ETHERNET_HEADER)
         && let Some(found) = in_flight::find(skb, ETHERNET_HEADER)
+        && (!found.has_owner() || is_changed(skb, ETHERNET_HEADER) == SAME)
     {
         let known = let_pass(in_force.generation, &found, &ends);
         if known.verdict != verdict::NONE {
@@ -73,22 +76,90 @@ fn uplink_egress(ctx: TcContext) -> i32 {
             count(size(skb), judged(sender::SOCKET, known.verdict));
             return NEXT;
         }
+    } else if header_bytes == ETHERNET_HEADER && pass_again(in_force, skb) {
+        return NEXT;
     }
-    hold_headers(skb, header_bytes);
+    if hold_headers(skb, header_bytes) != 0 {
+        lose(LOSS_HEADERS_UNHELD, 1);
+        return settle(sender(skb), undetermined(in_force), size(skb));
+    }
     match Frame::from_number(carried(skb, header_bytes)) {
         Frame::Ip(start) => packet(in_force, skb, start),
         Frame::Other(kind) => other_frame(in_force, skb, kind),
     }
 }
 
+/// Counts an ordinary packet that no socket's hook has seen, of a flow that goes on as it was judged
+/// here: of a process without a tag, or forwarded. False for any other: what the kernel itself sends has
+/// exceptions, and what a packet socket sends is somebody's.
+///
+/// A function of its own for the sake of the stack.
+#[inline(never)]
+fn pass_again(in_force: InForce, skb: *mut __sk_buff) -> bool {
+    const SOCK_RAW: u32 = 3;
+    const GOES_ON: u16 = FLOW_ANNOUNCED;
+    if !is_plain_ethernet(skb) {
+        return false;
+    }
+    let Some(ends) = plain_ends_at(skb, ETHERNET_HEADER) else {
+        return false;
+    };
+    // SAFETY: fields of the context; the verifier checks the access. So below.
+    let (came_in_by, socket) = unsafe { ((*skb).ingress_ifindex, (*skb).__bindgen_anon_2.sk) };
+    let mut who = Who {
+        cookie: 0,
+        sender: sender::FORWARDED,
+        quality: quality::FORWARDED,
+        came_in_by,
+    };
+    if came_in_by == 0 || !socket.is_null() {
+        let has_end = matches!(ends.destination.protocol, protocol::UDP | protocol::TCP);
+        if came_in_by != 0 || socket.is_null() || !has_end {
+            return false;
+        }
+        let whole = unsafe { bpf_sk_fullsock(socket) };
+        if whole.is_null()
+            || !matches!(unsafe { (*whole).family }, AF_INET | AF_INET6)
+            || unsafe { (*whole).type_ } == SOCK_RAW
+            || SOCKETS.get(whole).is_some()
+        {
+            return false;
+        }
+        (who.sender, who.quality) = (sender::KERNEL, quality::NONE);
+    }
+    let Some(tracked) = known_flow(&who, &ends) else {
+        return false;
+    };
+    // SAFETY: a map value; the verifier checks the access.
+    let (state, decision) = (unsafe { (*tracked).flow.state }, decision_of(tracked));
+    let goes_on = state & (GOES_ON | FLOW_ENDED) == GOES_ON
+        && in_force.made(&decision)
+        && !decision.blocks()
+        && changes_headers(skb, ETHERNET_HEADER) == 0;
+    if !goes_on {
+        return false;
+    }
+    in_flight::forget(skb);
+    let size = size(skb);
+    record(
+        tracked,
+        &decision,
+        u64::from(size.bytes) - u64::from(ETHERNET_HEADER),
+        false,
+    );
+    count(size, judged(who.sender, decision.verdict));
+    true
+}
+
 /// Has the kernel copy the headers of a frame, where they may be in memory that its sender can
-/// still write: in the ring of a packet socket. What is judged is then what leaves.
+/// still write: in the ring of a packet socket. The headers that are judged are then those that
+/// leave. Not 0 if the kernel had no memory for that.
 ///
 /// Not of an ordinary packet whose headers are where no process writes.
 ///
 /// A function of its own for the sake of the stack.
 #[inline(never)]
-fn hold_headers(skb: *mut __sk_buff, header_bytes: u32) -> u32 {
+fn hold_headers(skb: *mut __sk_buff, header_bytes: u32) -> i64 {
     /// All that is followed: headers of the link, those of IP and TCP, and extensions of IPv6, of
     /// 2 KiB at the most each.
     const LONGEST: u32 = 512 + MAX_EXTENSIONS as u32 * 2048;
@@ -100,27 +171,28 @@ fn hold_headers(skb: *mut __sk_buff, header_bytes: u32) -> u32 {
     unsafe {
         let (data, end) = ((*skb).data, (*skb).data_end);
         let wanted = (*skb).len.min(LONGEST);
-        if end - data < wanted {
-            bpf_skb_pull_data(skb, wanted);
+        match end - data < wanted {
+            true => bpf_skb_pull_data(skb, wanted),
+            false => 0,
         }
     }
-    0
 }
 
-/// What a frame carries, as a number; what its headers say is then in `FRAME_ENDS`.
+/// Returns the kind of packet that a frame carries, as a number; its headers are then read into
+/// `FRAME_ENDS`.
 ///
 /// A global function to the kernel, as [`judge_frame`] and those of the judge: the verifier
 /// goes through each of them once. Before 5.13 such functions take numbers and the context alone.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn carried(skb: *mut __sk_buff, header_bytes: u32) -> u32 {
+pub extern "C" fn carried(skb: *mut __sk_buff, header_bytes: u32) -> u32 {
     frame(skb, header_bytes).number()
 }
 
 /// Reads what the headers of a frame say; 0 if that cannot be done. A global function likewise.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn read_frame_ends(skb: *mut __sk_buff, start: u32) -> u32 {
+pub extern "C" fn read_frame_ends(skb: *mut __sk_buff, start: u32) -> u32 {
     let Some(room) = FRAME_ENDS.get_ptr_mut(0) else {
         return 0;
     };
@@ -138,9 +210,9 @@ extern "C" fn read_frame_ends(skb: *mut __sk_buff, start: u32) -> u32 {
     }
 }
 
-/// What [`read_frame_ends`] has read.
+/// Returns the endpoints that [`read_frame_ends`] has read.
 #[inline(always)]
-fn frame_ends() -> Option<&'static Ends> {
+pub fn frame_ends() -> Option<&'static Ends> {
     // SAFETY: the entry of an array stays where it is while a program runs.
     FRAME_ENDS.get_ptr(0).map(|ends| unsafe { &*ends })
 }
@@ -174,14 +246,6 @@ fn stage(skb: *mut __sk_buff) {
     }
 }
 
-/// No destination.
-const NOWHERE: Peer = Peer {
-    address: Address([0; 16]),
-    port: 0,
-    protocol: 0,
-    pad: [0; 5],
-};
-
 /// A frame that carries no IP: in enforce mode it passes if the link needs it. All others have a
 /// flow, to no address: that it has no socket does not make it the kernel's own.
 ///
@@ -201,7 +265,7 @@ fn other_frame(in_force: InForce, skb: *mut __sk_buff, kind: u16) -> i32 {
 /// True for what keeps a link and is not forwarded by anybody there: address resolution, and
 /// protocols of the link itself, by their ethertype or the group that bridges never forward.
 #[inline(always)]
-fn is_needed_by_link(skb: *mut __sk_buff, kind: u16) -> bool {
+pub fn is_needed_by_link(skb: *mut __sk_buff, kind: u16) -> bool {
     const ARP: u16 = 0x0806;
     /// EAPOL, LLDP, LACP and others of IEEE 802.3, time (802.1AS).
     const OF_LINK: [u16; 4] = [0x888e, 0x88cc, 0x8809, 0x88f7];
@@ -241,7 +305,10 @@ fn packet(in_force: InForce, skb: *mut __sk_buff, start: u32) -> i32 {
         lose(LOSS_PACKETS_UNPARSED, 1);
         return settle(sender(skb), undetermined(in_force), size(skb));
     }
-    let known = Decision::from_word(count_known(skb, start, in_force.generation));
+    let known = match is_changed(skb, start) {
+        SAME | ANOTHER => Decision::from_word(count_known(skb, start, in_force.generation)),
+        _ => at_uplink(undetermined(in_force)),
+    };
     let outcome = match known.verdict != verdict::NONE && known.flags & DECISION_AT_UPLINK == 0 {
         true => NEXT,
         false => judged_here(in_force, skb, start, known),
@@ -250,8 +317,8 @@ fn packet(in_force: InForce, skb: *mut __sk_buff, start: u32) -> i32 {
     outcome
 }
 
-/// A frame that no socket's hooks have judged, and what becomes of it. `known` is what was decided
-/// about the beginning of its datagram; of verdict `NONE` if nothing was.
+/// A frame that no socket's hooks have judged, and what becomes of it. `known` is the decision about
+/// it, or about the beginning of its datagram; of verdict `NONE` if there is none.
 #[inline(always)]
 fn judged_here(in_force: InForce, skb: *mut __sk_buff, start: u32, known: Decision) -> i32 {
     let known = Decision {
@@ -278,8 +345,8 @@ fn judged_here(in_force: InForce, skb: *mut __sk_buff, start: u32, known: Decisi
     }
 }
 
-/// What is decided already about a packet, a `Decision` of verdict `NONE` if nothing is: it
-/// is counted, unless it was decided here about the beginning of its datagram.
+/// Returns the decision that exists already about a packet, a `Decision` of verdict `NONE` if there
+/// is none: the packet is counted, unless it was decided here about the beginning of its datagram.
 ///
 /// A global function, as [`carried`].
 #[unsafe(no_mangle)]
@@ -298,7 +365,8 @@ extern "C" fn count_known(skb: *mut __sk_buff, start: u32, generation: u32) -> u
                 generation,
                 ..known
             };
-            remember_beginning(skb, ends, for_rest.to_word());
+            let rest = rest_bytes(skb, start);
+            remember_beginning(skb, ends, for_rest.to_word(), rest);
         }
         let sender = match sender {
             sender::KERNEL if tag.is_null() => sender::KERNEL,
@@ -309,12 +377,27 @@ extern "C" fn count_known(skb: *mut __sk_buff, start: u32, generation: u32) -> u
     known.to_word()
 }
 
+/// Most bytes of a datagram that are behind its first fragment: what was counted at its socket, and
+/// has not left with this.
+#[inline(always)]
+fn rest_bytes(skb: *mut __sk_buff, start: u32) -> u32 {
+    /// Of IPv6: the extension that a fragment has more than the datagram.
+    const EXTENSION: u32 = 8;
+    match in_flight::find(skb, start) {
+        // SAFETY: a field of the context.
+        Some(found) => (found.bytes() + start + EXTENSION).saturating_sub(unsafe { (*skb).len }),
+        // A socket's fragments are made by the kernel alone. Others are known by their flow.
+        None if unsafe { (*skb).__bindgen_anon_2.sk }.is_null() => 0,
+        None => MOST_BYTES,
+    }
+}
+
 /// Judges a frame by all addresses that it names, see [`crate::route`].
 ///
 /// A global function, as [`carried`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn judge_anew(skb: *mut __sk_buff, start: u32, generation: u32, flags: u32) -> u64 {
+pub extern "C" fn judge_anew(skb: *mut __sk_buff, start: u32, generation: u32, flags: u32) -> u64 {
     let in_force = InForce {
         generation,
         flags: flags as u8,
@@ -333,10 +416,12 @@ extern "C" fn judge_anew(skb: *mut __sk_buff, start: u32, generation: u32, flags
         return local.to_word();
     }
     let tag = tag(skb, sender(skb));
-    let owner = owner(skb, sender(skb), tag, sent(skb, start, tag));
+    let owner = owner(tag, sent(skb, start, tag));
     let source = source(owner);
+    // No socket's hook has seen it: its direction and the writer of its port are not known.
+    let near = ends.near(direction::UNKNOWN);
     let mut farthest = 0;
-    let mut decision = judge_listed(in_force, &source, skb, start, ends, &mut farthest);
+    let mut decision = judge_listed(in_force, &source, near, skb, start, ends, &mut farthest);
     if ends.route != Route::Direct {
         // The next packet may go straight there.
         decision.flags |= DECISION_LIMITED;
@@ -356,9 +441,10 @@ fn name_farthest(skb: *mut __sk_buff, farthest: u64) {
     }
 }
 
-/// What [`judge_frame`] returns about a packet that has no slot.
+/// Flag of [`judge_frame`]'s result: the packet has no slot.
 const WITHOUT_SLOT: i32 = 1 << 16;
-/// What it returns, alone or beside that, about one that is to be judged first.
+/// Flag of [`judge_frame`]'s result, alone or beside [`WITHOUT_SLOT`]: the packet is to be judged
+/// first.
 const TO_BE_JUDGED: i32 = 1 << 17;
 
 /// Counts a packet that no socket's hooks have judged in the flow that it belongs to, and says what
@@ -387,7 +473,7 @@ extern "C" fn judge_frame(skb: *mut __sk_buff, start: u32, flags: u32, known: u6
         };
     }
     let sent = sent(skb, start, tag);
-    let owner = owner(skb, sender, tag, sent);
+    let owner = owner(tag, sent);
     set_named(tracked, sent, ends);
     // SAFETY: a map value; the verifier checks the access. So below.
     if !owner.is_null() && unsafe { (*owner).pid } != 0 {
@@ -400,9 +486,6 @@ extern "C" fn judge_frame(skb: *mut __sk_buff, start: u32, flags: u32, known: u6
             quality => quality,
         };
         set_sender(tracked, owner, certainty);
-    } else if who.cookie == 0 && unsafe { (*tracked).owner.pid } != 0 {
-        // The flow is not known to be its owner's any more.
-        unsafe { (*tracked).flow.decision.generation = 0 };
     }
     let bytes = size(skb).bytes;
     // SAFETY: a map value; the verifier checks the access.
@@ -418,12 +501,12 @@ extern "C" fn judge_frame(skb: *mut __sk_buff, start: u32, flags: u32, known: u6
     let packet_bytes = bytes.saturating_sub(start_bytes(start));
     record(tracked, &decision, packet_bytes.into(), decision.blocks());
     if ends.part == Part::First {
-        remember_beginning(skb, ends, at_uplink(decision).to_word());
+        remember_beginning(skb, ends, at_uplink(decision).to_word(), MOST_BYTES);
     }
     settle(sender, decision, size(skb))
 }
 
-/// What the rest of a datagram follows, of which the beginning was judged here.
+/// Returns the decision for the rest of a datagram whose beginning was judged here.
 #[inline(always)]
 fn at_uplink(decision: Decision) -> Decision {
     Decision {
@@ -471,7 +554,7 @@ extern "C" fn settle_without_slot(skb: *mut __sk_buff, start: u32, known: u64) -
         tell_of_frame(skb, start, decision.to_word());
     }
     if ends.part == Part::First {
-        remember_beginning(skb, ends, at_uplink(decision).to_word());
+        remember_beginning(skb, ends, at_uplink(decision).to_word(), MOST_BYTES);
     }
     settle(sender, decision, size(skb))
 }
@@ -489,7 +572,7 @@ extern "C" fn tell_of_frame(skb: *mut __sk_buff, start: u32, decision: u64) -> u
     let packet_bytes = size(skb).bytes.saturating_sub(start_bytes(start));
     let decision = Decision::from_word(decision);
     let tag = tag(skb, who.sender);
-    let owner = owner(skb, who.sender, tag, sent(skb, start, tag));
+    let owner = owner(tag, sent(skb, start, tag));
     tell(tag, owner, &who, ends, decision, packet_bytes);
     0
 }
@@ -510,7 +593,7 @@ fn settle(sender: u8, decision: Decision, size: Size) -> i32 {
 /// connection request has its listener's. A packet socket, which no other hook sees when
 /// it is opened, gets one.
 #[inline(always)]
-fn tag(skb: *mut __sk_buff, sender: u8) -> *mut Socket {
+pub fn tag(skb: *mut __sk_buff, sender: u8) -> *mut Socket {
     const NONE: *mut Socket = core::ptr::null_mut();
     // SAFETY: a field of the context; the verifier checks the access. So below.
     let socket = unsafe { (*skb).__bindgen_anon_2.sk };
@@ -519,7 +602,7 @@ fn tag(skb: *mut __sk_buff, sender: u8) -> *mut Socket {
     }
     let whole = unsafe { bpf_sk_fullsock(socket) };
     if !whole.is_null() {
-        if sender != sender::PACKET {
+        if sender != sender::PACKET || ONLY_LOOKS {
             return SOCKETS.get(whole).unwrap_or(NONE);
         }
         let Some(tag) = SOCKETS.get_or_create(whole) else {
@@ -539,21 +622,23 @@ fn tag(skb: *mut __sk_buff, sender: u8) -> *mut Socket {
     SOCKETS.get(listener).unwrap_or(NONE)
 }
 
-/// What is decided already about a packet; of verdict `NONE` if nothing is. A decision
-/// that was made here, about the beginning of this datagram, says so.
+/// Returns the decision that exists already about a packet; of verdict `NONE` if there is none. A
+/// decision that was made here, about the beginning of this datagram, says so.
 ///
 /// A function of its own, so that what it needs of the stack is free again afterwards.
 #[inline(never)]
-fn known(generation: u32, skb: *mut __sk_buff, start: u32, ends: &Ends) -> u64 {
+pub fn known(generation: u32, skb: *mut __sk_buff, start: u32, ends: &Ends) -> u64 {
     let found = in_flight::find(skb, start).or_else(|| find_of_listener(skb, start));
-    if let Some(found) = found {
+    if let Some(found) = found
+        && !in_flight::is_late_or_longer(skb, start)
+    {
         let decision = let_pass(generation, &found, ends);
         if decision.verdict != verdict::NONE {
             return decision.to_word();
         }
     }
     if ends.part != Part::Whole && ends.route == Route::Direct {
-        let known = known_of_datagram(generation, skb, ends);
+        let known = known_of_datagram(generation, skb, start, ends);
         if known.verdict != verdict::NONE {
             return known.to_word();
         }
@@ -566,11 +651,11 @@ fn known(generation: u32, skb: *mut __sk_buff, start: u32, ends: &Ends) -> u64 {
             return decision.to_word();
         }
     }
-    if sender == sender::KERNEL && is_nobodys(tag) {
+    if sender == sender::KERNEL && is_nobodys(tag) && is_no_process(skb) {
         if ends.destination.protocol == protocol::TCP && is_bare_acknowledgement(skb, start) {
             return ended(generation, ends);
         }
-        if keeps_link(skb, start) {
+        if keeps_link(generation, skb, start, ends) {
             let local = Decision {
                 generation,
                 verdict: verdict::LOCAL,
@@ -605,12 +690,20 @@ fn is_nobodys(tag: *const Socket) -> bool {
     tag.is_null() || unsafe { (*tag).tracked.owner.pid } == 0
 }
 
-/// What is decided about the datagram that a fragment belongs to.
+/// True for a packet without a socket, of one that is no whole socket, or of the kernel's own.
 #[inline(always)]
-fn known_of_datagram(generation: u32, skb: *mut __sk_buff, ends: &Ends) -> Decision {
+fn is_no_process(skb: *mut __sk_buff) -> bool {
+    // SAFETY: a field of the context; the verifier checks the access. So below.
+    let socket = unsafe { (*skb).__bindgen_anon_2.sk };
+    socket.is_null() || unsafe { bpf_sk_fullsock(socket) }.is_null() || is_kernels(skb)
+}
+
+/// Returns the decision about the datagram that a fragment belongs to.
+#[inline(always)]
+fn known_of_datagram(generation: u32, skb: *mut __sk_buff, start: u32, ends: &Ends) -> Decision {
     if ends.part == Part::Later {
         // It has no ports: what holds for the beginning of the datagram holds for it.
-        let known = Decision::from_word(decision_of_beginning(skb, ends, generation));
+        let known = Decision::from_word(decision_of_beginning(skb, start, ends, generation));
         if known.verdict != verdict::NONE {
             return known;
         }
@@ -627,19 +720,23 @@ fn known_of_datagram(generation: u32, skb: *mut __sk_buff, ends: &Ends) -> Decis
             &raw const ends.destination,
         );
     let decision = unsafe { (*flow).decision };
-    match is_same && !decision.blocks() && decision.generation == generation {
+    let holds = is_same && !decision.blocks() && decision.generation == generation;
+    match holds && passes(large, skb, start, ends) {
         true => decision,
         false => NOT_JUDGED,
     }
 }
 
-/// What the hooks of a socket have decided about this destination. `NONE` if they have
-/// not: the kernel sends it elsewhere than the process that uses the socket, or they do
-/// not watch it.
+/// Returns the decision of a socket's hooks about this destination. `NONE` if they have made none:
+/// the kernel sends it elsewhere than the process that uses the socket, or they do not watch it.
 #[inline(always)]
 fn judged_by_socket(generation: u32, tag: *const Socket, peer: &Peer) -> Decision {
     // SAFETY: map values; the verifier checks the access. So below.
     let (flags, flow) = unsafe { ((*tag).flags, &raw const (*tag).tracked.flow) };
+    // Root of its network namespace may have sent a packet past the socket's hook.
+    if flags & SOCKET_OWN_NAMESPACE == 0 {
+        return NOT_JUDGED;
+    }
     if flags & SOCKET_HAS_PEER != 0 && is_same_peer(unsafe { &raw const (*flow).peer }, peer) {
         return let_flow_pass(generation, flow);
     }
@@ -665,7 +762,7 @@ fn let_flow_pass(generation: u32, flow: *const Flow) -> Decision {
     let (decision, state) = unsafe { ((*flow).decision, (*flow).state) };
     let is_its = state & FLOW_CUT != 0
         || !decision.blocks() && (decision.generation == generation || may_be_older(generation));
-    // That it stays on the host was its socket's hook's word, and here it leaves.
+    // Its socket's hook took it for local, and here it leaves.
     match is_its && decision.verdict != verdict::LOCAL {
         true => decision,
         false => NOT_JUDGED,
@@ -682,9 +779,9 @@ fn may_be_older(generation: u32) -> bool {
     is_new(generation, LONGEST_WAY_NS)
 }
 
-/// Who sent a packet, and how much is known of the owner.
+/// Finds the sender of a packet, and how much is known of the owner.
 #[inline(always)]
-fn who_sent(skb: *mut __sk_buff, start: u32) -> Who {
+pub fn who_sent(skb: *mut __sk_buff, start: u32) -> Who {
     let who = who(skb, start);
     Who {
         // SAFETY: a field of the context.
@@ -720,10 +817,10 @@ extern "C" fn cookie(skb: *mut __sk_buff, start: u32) -> u64 {
     unsafe { (*sent).flow.cookie }
 }
 
-/// What is known from its socket of a packet that has one, or had it before it was forwarded or
-/// waited in a tunnel: whose it is, the cookie, and the destination. Null if nothing is.
+/// Finds the facts known from its socket about a packet that has one, or had it before it was
+/// forwarded or waited in a tunnel: owner, cookie, and destination. Null if there are none.
 #[inline(always)]
-fn sent(skb: *mut __sk_buff, start: u32, tag: *const Socket) -> *const Tracked {
+pub fn sent(skb: *mut __sk_buff, start: u32, tag: *const Socket) -> *const Tracked {
     if !tag.is_null() {
         // SAFETY: a map value; the verifier checks the access.
         return unsafe { &raw const (*tag).tracked };
@@ -744,15 +841,10 @@ fn sent(skb: *mut __sk_buff, start: u32, tag: *const Socket) -> *const Tracked {
 }
 
 /// Owner of a frame: whoever uses its socket, or did before it lost it; for a tunnel's packet, the
-/// sender of the data in it; for one that came out of a tun device, whoever writes there. Null if
+/// sender of the data in it; for one that came out of a tun device, whoever wrote it there. Null if
 /// unknown.
 #[inline(always)]
-fn owner(
-    skb: *mut __sk_buff,
-    sender: u8,
-    tag: *const Socket,
-    sent: *const Tracked,
-) -> *const Owner {
+pub fn owner(tag: *const Socket, sent: *const Tracked) -> *const Owner {
     if !tag.is_null() {
         // SAFETY: a map value; the verifier checks the access. So below.
         return unsafe { &raw const (*tag).tracked.owner };
@@ -760,22 +852,7 @@ fn owner(
     if !sent.is_null() {
         return unsafe { &raw const (*sent).owner };
     }
-    if sender == sender::FORWARDED {
-        // SAFETY: a field of the context.
-        let came_in_by = unsafe { (*skb).ingress_ifindex };
-        return writer_of(came_in_by).unwrap_or(core::ptr::null());
-    }
     core::ptr::null()
-}
-
-/// The process that writes into the tun device of this number, as long as it lives.
-#[inline(always)]
-fn writer_of(interface: u32) -> Option<*const Owner> {
-    let writer = WRITERS.get_ptr(&interface)?;
-    // SAFETY: map values; the verifier checks the access.
-    let (pid, start_ns) = unsafe { ((*writer).pid, (*writer).start_ns) };
-    let process = unsafe { PROCESSES.get(&pid) }?;
-    (process.start_ns == start_ns).then_some(writer)
 }
 
 /// Where a frame of this owner comes from, which is null if unknown.
@@ -794,8 +871,8 @@ fn quality(skb: *mut __sk_buff, start: u32, sender: u8, tag: *const Socket) -> u
     const SOCK_RAW: u32 = 3;
     // SAFETY: a map value; the verifier checks the access.
     if !tag.is_null() && unsafe { (*tag).tracked.owner.pid } != 0 {
-        // Who sends on a socket has sent what is in its name, and so what is around that. In
-        // a listener's name the kernel answers.
+        // The sender on a socket has sent every packet in its name, and the packets that wrap
+        // these. In a listener's name the kernel answers.
         let socket = unsafe { (*skb).__bindgen_anon_2.sk };
         if !socket.is_null() && !unsafe { bpf_sk_fullsock(socket) }.is_null() {
             return quality::DIRECT;
@@ -846,9 +923,9 @@ fn as_the_beginning(known: Decision) -> Decision {
     }
 }
 
-/// Who sent a frame that the hooks of its socket have not judged.
+/// Reads the sender of a frame that the hooks of its socket have not judged.
 #[inline(always)]
-fn sender(skb: *mut __sk_buff) -> u8 {
+pub fn sender(skb: *mut __sk_buff) -> u8 {
     // SAFETY: fields of the context; the verifier checks the access. So below.
     let (came_in_by, socket) = unsafe { ((*skb).ingress_ifindex, (*skb).__bindgen_anon_2.sk) };
     if came_in_by != 0 {

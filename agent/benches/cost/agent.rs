@@ -141,7 +141,7 @@ fn cpu_ns_a_connection(agent: &Agent<'_>, senders: &mut Senders, n: u64) -> f64 
     (now - before) as f64 / n as f64
 }
 
-/// What all threads of a process have run for.
+/// Sums the CPU time of all threads of a process, in nanoseconds.
 fn cpu_ns(pid: u32) -> u64 {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     threads
@@ -218,7 +218,8 @@ fn resident(agent: &Agent<'_>) -> Value {
     })
 }
 
-/// What the kernel says that each of the tables takes.
+/// Returns the memory that the kernel reports for each of the tables, in MiB, and the table's
+/// name.
 fn tables(agent: &Agent<'_>) -> Vec<(f64, String)> {
     let names: BTreeMap<_, _> = MapInfo::of(agent.objects())
         .unwrap()

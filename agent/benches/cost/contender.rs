@@ -1,5 +1,5 @@
-//! What is compared: each can be switched on and off within milliseconds, on the same
-//! namespaces and the same control group.
+//! Contenders of the comparison: each can be switched on and off within milliseconds, on the
+//! same namespaces and the same control group.
 //!
 //! Trefoil is an agent that was started, loaded its policy and attached; then it is killed
 //! and its pins are removed, which leaves nothing attached, and the benchmark attaches the same
@@ -109,7 +109,7 @@ impl Contender {
         }
     }
 
-    /// What the kernel says of its programs now.
+    /// Returns the kernel's current information about its programs.
     pub fn programs(&self) -> Vec<ProgramInfo> {
         let programs = self.attachments.iter();
         programs.map(|program| program.info().unwrap()).collect()

@@ -1,4 +1,4 @@
-//! What Trefoil costs a host, side by side with what else one might use.
+//! Cost of Trefoil to a host, side by side with the cost of alternatives.
 //!
 //! All contenders take turns on the same two namespaces and the same control group: in
 //! each round, and for each workload, every one of them is switched on for a slice of some tens
@@ -272,7 +272,7 @@ fn show(
     controls
 }
 
-/// What the figures come from.
+/// Describes the machine that the figures come from.
 fn machine() -> Value {
     let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
     let cpu = read("/proc/cpuinfo");

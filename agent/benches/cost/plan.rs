@@ -1,4 +1,4 @@
-//! What is asked for on the command line.
+//! Plan of a run, as the command line asks for it.
 
 use crate::contender::{self, EMPTY, WHOLE};
 use crate::workload::WORKLOADS;
@@ -7,14 +7,14 @@ use crate::workload::WORKLOADS;
 const THOROUGH: (usize, u64) = (31, 30);
 const QUICK: (usize, u64) = (2, 10);
 
-/// What comes after the comparison.
+/// Parts that follow the comparison.
 const PARTS: [&str; 2] = [PROGRAMS, AGENT];
 /// The kernel programs one by one.
 pub const PROGRAMS: &str = "programs";
 /// An agent that runs.
 pub const AGENT: &str = "agent";
 
-/// What is asked for.
+/// Plan of a run.
 pub struct Plan {
     /// A look whether it works.
     pub quick: bool,

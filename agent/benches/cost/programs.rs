@@ -17,7 +17,7 @@ use crate::shuffled;
 use crate::workload::{WORKLOADS, Workload};
 
 /// Workloads at which each program's own time is looked at.
-const BY_PROGRAM: [&str; 9] = [
+const BY_PROGRAM: [&str; 10] = [
     "udp-connected",
     "udp-64",
     "udp-16384",
@@ -26,6 +26,7 @@ const BY_PROGRAM: [&str; 9] = [
     "tcp-short",
     "forwarded",
     "exec",
+    "unwatched-udp",
     "unwatched-tcp",
 ];
 

@@ -1,5 +1,5 @@
-//! What is done under each contender, and the programs that do it: a sender, which is this
-//! benchmark's executable once more, and a server at the far end.
+//! Workloads that run under each contender, and the programs that generate them: a sender,
+//! which is this benchmark's executable once more, and a server at the far end.
 
 use std::collections::HashMap;
 use std::hint::black_box;
@@ -21,7 +21,7 @@ pub const SERVER: &str = "--server";
 /// The line that a server says when it listens.
 pub const READY: &str = "ready";
 
-/// Who does it.
+/// Sender of a workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum From {
     /// A process of the control group that is watched.
@@ -39,7 +39,7 @@ pub struct Workload {
     pub name: &'static str,
     /// For people; `ns` are a whole of these.
     pub title: &'static str,
-    /// Who does it.
+    /// Sender of the workload.
     pub from: From,
     /// Measured in one round of so many.
     pub every: usize,
@@ -296,7 +296,7 @@ fn latency(slice: Duration, quantile: f64) -> (f64, u64) {
         all.push(began.elapsed().as_nanos() as u64);
     });
     let count = all.len();
-    // What warmed it up comes first.
+    // The first sixth of the measurements is warm-up.
     let mut all = all.split_off(count / 6);
     all.sort_unstable();
     let at = (all.len() as f64 * quantile) as usize;

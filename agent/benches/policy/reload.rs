@@ -24,8 +24,8 @@ use trefoil_lab::{Lab, places, program::Running};
 pub const SENDER: &str = "--sender";
 
 const N_RELOADS: usize = 30;
-/// What is left to do after a reload belongs to it as well; and as long as both take, it
-/// is watched how long senders are delayed without a reload.
+/// Time after a reload that counts as part of it, since work is left to do then. Delays
+/// without a reload are measured for as long as the reload and this time together.
 const AFTERWARDS: Duration = Duration::from_millis(500);
 /// How often it is looked whether the policy is in force.
 const LOOK: Duration = Duration::from_micros(200);

@@ -12,6 +12,7 @@ use self::{against::Against, places::Places};
 use super::{Ending, Failure, cuts::Cuts, say, say_json, sources};
 use crate::{
     cli::CheckArgs,
+    connections::Effort,
     geo::Geo,
     kernel::{self, HookSupport},
     policy::{
@@ -19,28 +20,33 @@ use crate::{
         warnings::warnings,
     },
     report::words,
-    settings::{Flags, Settings, SettingsError},
+    settings::{Flags, Settings, SettingsError, Uplinks},
 };
 
 /// Everything that `check` says; its JSON form.
 #[derive(Debug, Default, Serialize)]
 struct Findings {
-    /// True if `run` would start, cover everything, and cut nothing that is open.
+    /// True if `run` would start, no promise lacks a hook, and nothing that is open would be cut.
     fine: bool,
-    /// What is wrong with settings, country data and policy.
+    /// Mistakes in settings, country data and policy.
     problems: Vec<Found>,
-    /// What is odd about the policy, and no reason not to use it.
+    /// Oddities of the policy, none of them a reason not to use it.
     warnings: Vec<Found>,
-    /// What this kernel lacks, and what is not covered for it.
+    /// Features that this kernel lacks, and what is not covered for it.
     kernel: Vec<HookSupport>,
+    /// True if that was tried; without root, or the rights, it is what its type information says.
+    kernel_tried: bool,
+    /// Why it was not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kernel_untried: Option<String>,
     /// The policy, if it can be used.
     policy: Option<Usable>,
     /// The country data, if it can be used.
     country_data: Option<Places>,
-    /// What enforcing the policy would cut, if there is one to judge by.
+    /// Connections that enforcing the policy would cut, if there is one to judge by.
     #[serde(flatten)]
     cuts: Option<Cuts>,
-    /// What it would have dropped of what was seen, if that was asked for.
+    /// Recorded traffic that it would have dropped, if that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     against: Option<Against>,
 }
@@ -63,10 +69,7 @@ struct Usable {
 }
 
 pub fn check(args: &CheckArgs) -> Result<Ending, Failure> {
-    let mut findings = Findings {
-        kernel: kernel::support(),
-        ..Findings::default()
-    };
+    let mut findings = Findings::default();
     let flags = Flags {
         policy: args.policy.clone(),
         geo: args.sources.geo.clone(),
@@ -87,6 +90,7 @@ pub fn check(args: &CheckArgs) -> Result<Ending, Failure> {
     let settings = settings
         .with(flags)
         .map_err(|error| Failure::Usage(error.to_string()))?;
+    findings.look_at_kernel(settings.uplinks != Uplinks::None);
     for problem in sinks::problems(&settings) {
         findings.complain(general(problem));
     }
@@ -140,7 +144,7 @@ pub fn check(args: &CheckArgs) -> Result<Ending, Failure> {
     findings.fine = n_problems == 0
         && !cuts_now
         && was_fine
-        && findings.kernel.iter().all(|hook| hook.supported);
+        && !findings.kernel.iter().any(|hook| hook.breaks_promise);
     show(&findings, args.json)?;
     if n_problems > 0 {
         return Err(Failure::Configuration(words::count(n_problems, "problem")));
@@ -153,6 +157,21 @@ pub fn check(args: &CheckArgs) -> Result<Ending, Failure> {
 }
 
 impl Findings {
+    /// Looks at the features of this kernel, as far as the caller may find out.
+    fn look_at_kernel(&mut self, watches_uplinks: bool) {
+        let tried = match nix::unistd::geteuid().is_root() {
+            true => {
+                kernel::tried_support(watches_uplinks).map_err(|error| kernel::with_causes(&error))
+            }
+            false => Err("only root may load them".to_owned()),
+        };
+        self.kernel_tried = tried.is_ok();
+        self.kernel = tried.unwrap_or_else(|why| {
+            self.kernel_untried = Some(why);
+            kernel::support(watches_uplinks)
+        });
+    }
+
     fn complain(&mut self, problems: Problems) {
         let Problems { file, list } = problems;
         self.problems.extend(list.into_iter().map(|problem| Found {
@@ -171,7 +190,7 @@ impl Findings {
     }
 }
 
-/// What is open now of what `run` would watch.
+/// Lists the open connections that `run` would watch.
 fn open_connections(
     compiled: &Compiled,
     geo: Option<&Geo>,
@@ -182,7 +201,7 @@ fn open_connections(
         // Where there is none, everything counts.
         None => kernel::cgroup2_root().unwrap_or_else(|| "/".into()),
     };
-    Cuts::find(compiled, geo, &cgroup, &settings.pin_dir)
+    Cuts::find(compiled, geo, &cgroup, &settings.pin_dir, Effort::MUCH)
         .map_err(|error| general(format!("list the processes in /proc: {error}")))
 }
 
@@ -244,17 +263,36 @@ fn show(findings: &Findings, json: bool) -> Result<(), Failure> {
         text += &against.text();
         against.say_faults();
     }
+    text += &kernel_text(findings);
+    say(&text)
+}
+
+fn kernel_text(findings: &Findings) -> String {
+    let mut text = String::new();
     let lacking: Vec<_> = findings
         .kernel
         .iter()
         .filter(|hook| !hook.supported)
         .collect();
-    if lacking.is_empty() {
-        text += "kernel: has everything that Trefoil uses\n";
+    match &findings.kernel_untried {
+        None if lacking.is_empty() => text += "kernel: has everything that Trefoil uses\n",
+        None => {}
+        Some(why) => {
+            text += &format!(
+                "kernel: its type information is all that was looked at, and it may refuse what it \
+                 has: the programs were not loaded ({why})\n"
+            );
+        }
     }
     for hook in lacking {
-        let without = hook.without.unwrap_or("Trefoil does not run without it");
-        text += &format!("kernel: lacks {}; not covered: {without}\n", hook.name);
+        let needed = match (hook.breaks_promise, hook.without) {
+            (_, None) => ", and Trefoil does not run without it".to_owned(),
+            (true, Some(without)) => format!(", and a promise needs it; not covered: {without}"),
+            (false, Some(without)) => format!("; not covered: {without}"),
+        };
+        let why = hook.why.as_ref();
+        let why = why.map_or(String::new(), |why| format!(" ({why})"));
+        text += &format!("kernel: lacks {}{needed}{why}\n", hook.name);
     }
-    say(&text)
+    text
 }

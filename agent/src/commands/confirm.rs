@@ -1,10 +1,6 @@
 //! `trefoil confirm`: enforcement that is on trial goes on without an end.
 
-use std::{env, fs};
-
-use nix::unistd::{Uid, User, getuid};
-
-use super::{Ending, Failure, say, sources};
+use super::{Ending, Failure, say, sources, who::who};
 use crate::{
     cli::ConfirmArgs,
     clock::{self, BootClock},
@@ -60,19 +56,4 @@ pub fn confirm(args: &ConfirmArgs) -> Result<Ending, Failure> {
         state.policy_source
     ))?;
     Ok(Ending::Fine)
-}
-
-/// The person who types it: who logged in, whoever that became since.
-fn who() -> String {
-    const UNSET: u32 = u32::MAX;
-    let login = fs::read_to_string("/proc/self/loginuid")
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .filter(|uid| *uid != UNSET);
-    let sudo = || env::var("SUDO_UID").ok()?.parse().ok();
-    let uid = login.or_else(sudo).map_or_else(getuid, Uid::from_raw);
-    match User::from_uid(uid) {
-        Ok(Some(user)) => user.name,
-        _ => format!("uid {uid}"),
-    }
 }

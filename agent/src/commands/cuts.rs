@@ -1,5 +1,6 @@
-//! What a policy would cut if it were enforced now: connections that exist and
-//! that it does not approve, the session of whoever asks before all others.
+//! Connections that a policy would cut if it were enforced now: those that
+//! exist and that it does not approve, the caller's own session before all
+//! others.
 //!
 //! Owns judging them, their order and their words, and asking before the first
 //! enforcement. It must not keep a daemon from starting.
@@ -9,6 +10,7 @@ mod tables;
 mod text;
 
 use std::{
+    collections::HashMap,
     io::{self, IsTerminal, Write},
     net::{IpAddr, SocketAddr},
     path::Path,
@@ -21,7 +23,7 @@ use self::session::{Asker, Whose};
 use super::Failure;
 use crate::{
     clock,
-    connections::{Connection, Connections, Holder},
+    connections::{Connection, Connections, Effort, Holder},
     geo::Geo,
     kernel::{LoadSettings, PinDir, Reader, cgroup_path},
     monitor::Compilation,
@@ -65,7 +67,7 @@ pub struct Fate {
     cgroup: Option<String>,
 }
 
-/// What enforcing a policy would do to the connections that are open.
+/// Effects of enforcing a policy on the connections that are open.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Cuts {
     /// Those that would be cut: sessions first.
@@ -78,12 +80,14 @@ pub struct Cuts {
     open_connections: usize,
     /// Processes that could not be looked into.
     unread_processes: usize,
+    /// Network namespaces that there was no time for.
+    unread_namespaces: usize,
 }
 
 impl Cuts {
     /// Looks at this host. `cgroup` is the directory of the control group that is
     /// watched: what others do is not cut. `pin_dir` has the tables of an agent that
-    /// runs or ran, if there was one.
+    /// runs or ran, if there was one. It goes as far as `effort` says.
     ///
     /// # Errors
     ///
@@ -93,15 +97,20 @@ impl Cuts {
         geo: Option<&Geo>,
         cgroup: &Path,
         pin_dir: &Path,
+        effort: Effort,
     ) -> io::Result<Self> {
         let proc = Path::new("/proc");
-        let mut connections = Connections::read(proc)?;
+        let mut connections = Connections::read(proc, effort)?;
         tables::add_flows(&mut connections.list, pin_dir);
         let judge = Judge {
             compiled,
             geo,
-            // What cannot be told apart is all watched.
+            // Connections that cannot be told apart are all watched.
             watched: cgroup_path(cgroup).unwrap_or_else(|| "/".to_owned()),
+            origins: match compiled.origins {
+                Some(_) => tables::origins(&connections.list, pin_dir),
+                None => HashMap::new(),
+            },
             asker: Asker::this_process(proc),
         };
         Ok(judge.cuts(&connections))
@@ -114,6 +123,8 @@ struct Judge<'a> {
     geo: Option<&'a Geo>,
     /// Path of the control group that is watched, with all below it.
     watched: String,
+    /// Where login sessions came from, by audit session.
+    origins: HashMap<u32, IpAddr>,
     asker: Asker,
 }
 
@@ -121,6 +132,7 @@ impl Judge<'_> {
     fn cuts(&self, connections: &Connections) -> Cuts {
         let mut cuts = Cuts {
             unread_processes: connections.n_unread,
+            unread_namespaces: connections.n_unread_namespaces,
             ..Cuts::default()
         };
         for connection in &connections.list {
@@ -175,6 +187,11 @@ impl Judge<'_> {
             uid: uid(connection, holder),
             gid: holder.and_then(|holder| holder.gid),
             interactive: holder.and_then(|holder| holder.interactive),
+            origin: holder
+                .and_then(|holder| self.origins.get(&holder.session?))
+                .copied(),
+            direction: connection.direction,
+            near_port: Some(connection.local.port()),
             destination: connection.peer.ip(),
             may_stay: true,
             protocol: connection.protocol,
@@ -244,16 +261,19 @@ pub fn may_enforce(
     if policy.compiled.mode() != Mode::Enforce || is_enforced(&load.pin_dir) {
         return Ok(true);
     }
-    let found = Cuts::find(&policy.compiled, Some(geo), &load.cgroup, &load.pin_dir);
+    let (compiled, cgroup, pin_dir) = (&policy.compiled, &load.cgroup, &load.pin_dir);
+    let find = |effort| Cuts::find(compiled, Some(geo), cgroup, pin_dir, effort);
     let Some(mut terminal) = terminal() else {
+        // Till the hooks are there, the host is not watched.
+        let found = find(Effort::LITTLE);
         match found {
-            Ok(cuts) if cuts.would_cut.is_empty() => {}
+            Ok(cuts) if cuts.would_cut.is_empty() && cuts.unread_namespaces == 0 => {}
             Ok(cuts) => tracing::warn!("{}", cuts.summary()),
             Err(error) => tracing::warn!("what the policy cuts is not known: {error}"),
         }
         return Ok(true);
     };
-    let mut text = match found {
+    let mut text = match find(Effort::MUCH) {
         Ok(cuts) => cuts.text(Mode::Enforce),
         Err(error) => format!("what the policy cuts is not known: {error}\n"),
     };

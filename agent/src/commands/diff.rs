@@ -20,14 +20,14 @@ use crate::{
     settings::{Flags, Settings},
 };
 
-/// What is said; its JSON form.
+/// Output of the command; its JSON form.
 #[derive(Debug, Serialize)]
 struct Differences {
     old: Side,
     new: Side,
     /// Flows that were seen.
     flows: u64,
-    /// What they sent.
+    /// Bytes that they sent.
     bytes_out: u64,
     reading: Reading,
     /// Approved by the old policy, not by the new one.
@@ -36,7 +36,7 @@ struct Differences {
     newly_approved: Vec<Group<Both>>,
     /// Another verdict, and approved by both or by none.
     otherwise: Vec<Group<Both>>,
-    /// What the records do not say would decide.
+    /// Flows for which facts would decide that the records do not have.
     uncertain: Vec<Group<Both>>,
 }
 
@@ -46,7 +46,7 @@ struct Side {
     mode: Mode,
 }
 
-/// What both policies say.
+/// Opinions of both policies.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 struct Both {
     old: Opinion,
@@ -62,7 +62,7 @@ impl Both {
 pub fn diff(args: &DiffArgs) -> Result<Ending, Failure> {
     let settings = sources::settings(args.sources.config.as_deref())?;
     let geo = sources::geo(&args.sources.geo, &settings)?;
-    // What was seen to leave was not local then, whatever is today.
+    // Traffic that was seen to leave was not local then, whatever is today.
     let surroundings = Surroundings {
         geography: &geo as &dyn Geography,
         users: &OfHost,

@@ -1,8 +1,8 @@
 //! `trefoil explain`: what a policy says about one flow, and why.
 
-use super::{Ending, Failure, say, say_json, sources};
+use super::{Ending, Failure, say, say_json, sources, wrong};
 use crate::{
-    cli::ExplainArgs,
+    cli::{DirectionArg, ExplainArgs},
     clock,
     owner::users::OfHost,
     policy::{self, Inquiry, Policy, Problems, Surroundings, Users, problem::Fault},
@@ -46,6 +46,10 @@ fn inquiry(args: &ExplainArgs, users: &dyn Users) -> Result<Inquiry, Failure> {
         .map_err(|fault| wrong("--to", &fault))?
         .at(clock::unix_us());
     if let Some(protocol) = &args.protocol {
+        if args.to.contains('/') {
+            let fault = Fault::new(format!("`{}` has a protocol already", args.to));
+            return Err(wrong("--protocol", &fault.help("name it once")));
+        }
         inquiry = inquiry
             .by(protocol)
             .map_err(|fault| wrong("--protocol", &fault))?;
@@ -83,13 +87,20 @@ fn inquiry(args: &ExplainArgs, users: &dyn Users) -> Result<Inquiry, Failure> {
     if args.interactive {
         inquiry = inquiry.logged_in();
     }
+    if let Some(address) = &args.session_addr {
+        inquiry = inquiry
+            .logged_in_from(address)
+            .map_err(|fault| wrong("--session-addr", &fault))?;
+    }
+    if args.direction == Some(DirectionArg::Accepted) {
+        inquiry = inquiry
+            .accepted()
+            .map_err(|fault| wrong("--direction", &fault))?;
+    }
+    if let Some(port) = args.from_port {
+        inquiry = inquiry
+            .from_port(port)
+            .map_err(|fault| wrong("--from-port", &fault))?;
+    }
     Ok(inquiry)
-}
-
-fn wrong(flag: &str, fault: &Fault) -> Failure {
-    let help = fault
-        .help
-        .as_ref()
-        .map_or(String::new(), |help| format!("; {help}"));
-    Failure::Usage(format!("{flag}: {}{help}", fault.message))
 }

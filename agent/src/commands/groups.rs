@@ -14,20 +14,20 @@ use crate::{
 /// Lines that a list may have before the rest is a number.
 const MOST_LINES: usize = 40;
 
-/// What one policy says, under the names that records use.
+/// Opinion of one policy, under the names that records use.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Opinion {
     /// The verdict, or every one that is possible.
     pub verdicts: Vec<&'static str>,
     /// The rules that give them; none where no rule matches.
     pub rules: Vec<Option<String>>,
-    /// What is not known and would decide.
+    /// Unknown facts that would decide.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub lacks: Vec<&'static str>,
 }
 
 impl Opinion {
-    /// What `judge` said.
+    /// Makes the opinion from a judgement of `judge`.
     pub fn of(judge: &Judge<'_>, judgement: &Judgement) -> Self {
         let possible = judgement.possible();
         let name = |ruling| judge.rule_name(ruling).map(str::to_owned);
@@ -66,13 +66,13 @@ pub struct Group<O> {
     facts: Facts,
     /// Flows.
     pub flows: u64,
-    /// What they sent.
+    /// Bytes that they sent.
     pub bytes_out: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     started: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ended: Option<String>,
-    /// What is said about them.
+    /// Opinion about them.
     #[serde(flatten)]
     pub opinion: O,
 }
@@ -137,7 +137,7 @@ pub fn groups<'o, O: Clone + Ord>(all: impl Iterator<Item = (&'o Observed, O)>) 
     let mut groups: BTreeMap<(Arc<Source>, Target, O), Amount> = BTreeMap::new();
     for (observed, opinion) in all {
         let mut target = observed.target.clone();
-        if target.way == Way::Accepted {
+        if matches!(target.way, Way::Accepted | Way::Claimed) {
             // A client's port says nothing.
             target.port = 0;
         }
@@ -187,7 +187,7 @@ pub fn text<O>(title: &str, groups: &[Group<O>], words: impl Fn(&O) -> String) -
             count(group.flows, "flow"),
             bytes(group.bytes_out),
             group.source,
-            if group.target.way == Way::Accepted {
+            if matches!(group.target.way, Way::Accepted | Way::Claimed) {
                 "with its client"
             } else {
                 "to"
@@ -217,7 +217,7 @@ pub fn span(reading: &Reading) -> String {
     text
 }
 
-/// What is to be known about a policy's budgets; nothing if it has none.
+/// Returns a note about a policy's budgets; empty if it has none.
 pub fn about_budgets(policies: &[&Policy]) -> &'static str {
     let has_limit = |policy: &&Policy| {
         let mut rules = policy.rules.iter();

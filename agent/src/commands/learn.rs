@@ -22,7 +22,7 @@ pub fn learn(args: &LearnArgs) -> Result<Ending, Failure> {
         text: learned.text,
         source: "what was learned".to_owned(),
     };
-    // What is put out can be put in force.
+    // A policy that is put out can be put in force.
     sources::compile(&text, &Nowhere, &[], LinkLocal::default()).map_err(|problems| {
         Failure::Other(format!(
             "{problems}\nlearn from less at a time, such as one unit: journalctl -u trefoil \

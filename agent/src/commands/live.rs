@@ -1,5 +1,5 @@
-//! What is open now, from the kernel's tables, agent alive or dead, as the records
-//! that an agent would make of it.
+//! Flows that are open now, from the kernel's tables, agent alive or dead, as the records
+//! that an agent would make of them.
 
 use std::{path::Path, sync::Arc};
 

@@ -11,10 +11,14 @@ mod groups;
 mod learn;
 mod live;
 mod observations;
+mod query;
 mod reload;
+mod reporter;
 mod run;
 mod sources;
 mod status;
+mod trace;
+mod who;
 
 use std::{
     env, fmt,
@@ -26,7 +30,8 @@ use clap::Parser;
 
 use crate::{
     cli::{Cli, Verb},
-    kernel::KernelError,
+    kernel::{KernelError, with_causes},
+    policy::problem::Fault,
 };
 
 /// Exit status when something was found that is not as it should be.
@@ -108,6 +113,15 @@ fn say_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     say(&(text + "\n"))
 }
 
+/// The failure of a flag whose value is not of its form.
+fn wrong(flag: &str, fault: &Fault) -> Failure {
+    let help = fault
+        .help
+        .as_ref()
+        .map_or(String::new(), |help| format!("; {help}"));
+    Failure::Usage(format!("{flag}: {}{help}", fault.message))
+}
+
 /// True if the file system let somebody not do it who is not root.
 fn is_for_root(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
@@ -141,7 +155,9 @@ pub fn main() -> ExitCode {
         Verb::Explain(args) => explain::explain(&args),
         Verb::Learn(args) => learn::learn(&args),
         Verb::Diff(args) => diff::diff(&args),
+        Verb::Query(args) => query::query(&args),
         Verb::Flows(args) => flows::flows(&args),
+        Verb::Trace(args) => trace::trace(&args),
         Verb::Status(args) => status::status(&args),
         Verb::Reload(args) => reload::reload(&args),
         Verb::Confirm(args) => confirm::confirm(&args),
@@ -160,19 +176,4 @@ pub fn main() -> ExitCode {
             }
         }
     }
-}
-
-/// An error with everything that caused it, in one line.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let line = error.to_string();
-        if !text.contains(&line) {
-            text.push_str(": ");
-            text.push_str(&line);
-        }
-        cause = error.source();
-    }
-    text
 }

@@ -13,7 +13,7 @@ use crate::{
     observed::{Collector, MAX_FLOWS, Observed, Reading},
 };
 
-/// What was seen, and what of it could not be read.
+/// Flows that were seen, and how much of the input could not be read.
 #[derive(Debug)]
 pub struct Observations {
     /// Flows.
@@ -61,7 +61,7 @@ impl Observations {
         Ok(observations)
     }
 
-    /// What is open now.
+    /// Reads the flows that are open now.
     pub fn of_now(live: &mut Live) -> Result<Self, Failure> {
         let mut collector = Collector::default();
         for tracked in live.open_flows()? {

@@ -33,7 +33,7 @@ pub fn reload(args: &ReloadArgs) -> Result<Ending, Failure> {
                 pin_dir.display()
             ))
         })?;
-    // What was read before may have been read before the files were changed.
+    // A policy that was read earlier may have been read before the files were changed.
     let asked_ns = clock::since_boot_ns();
     let pid = i32::try_from(before.pid).map_err(|error| Failure::Other(error.to_string()))?;
     kill(Pid::from_raw(pid), Signal::SIGHUP).map_err(|error| match error {

@@ -1,13 +1,6 @@
 //! `trefoil run`: the daemon, and the first try on a terminal.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    io::IsTerminal,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use nix::sys::signal::{SigSet, Signal};
 use tokio::{
@@ -20,13 +13,13 @@ mod compiler;
 use self::compiler::{Compiler, Refusal, Renewal, Renewed};
 use super::{
     Ending, Failure, cuts,
+    reporter::{flow_settings, nanoseconds, reporter},
     sources::{self, Origins},
 };
 use crate::{
     cli::RunArgs,
     clock::{self, BootClock},
-    flow::{FlowSettings, Told},
-    kernel::{Enforcement, Kernel, KernelError, LoadSettings, TableSizes},
+    kernel::{Enforcement, Kernel, KernelError, LoadSettings, TableSizes, network_namespace},
     limits::Said,
     monitor::{Compilation, Cutter, Monitor, Parts, Standing},
     names::Names,
@@ -34,11 +27,8 @@ use crate::{
     owner::{executable::Hashes, users::Logins},
     policy::Mode,
     privileges::{self, Duty},
-    report::{
-        Context, Coverage, Journal, JournalSettings, Json, Record, Reporter, ReporterSettings,
-        Sink, Terminal, words,
-    },
-    settings::{DEFAULT_JOURNAL, Flags, Settings, Uplinks},
+    report::{Coverage, Record, words},
+    settings::{Flags, Settings, Uplinks},
     state::State,
     trial::{Before, Moment, Trials},
 };
@@ -145,29 +135,18 @@ async fn watch(
         .filter(|before| kernel.took_over() && before.generation == kernel.generation())
         .map(|before| (before.policy.clone(), kernel.enforcement()));
     if let Some(before) = &before {
-        // What waits in the kernel was judged by the policy of the agent before.
+        // Events that wait in the kernel were judged by the policy of the agent
+        // before.
         names.add_policy(before.rule_names());
     }
-    let flow_settings = FlowSettings {
-        mode: settings.flows,
-        flows_rate: settings.flows_rate,
-        violations_rate: settings.violations_rate,
-        update_interval_ns: nanoseconds(settings.update_interval),
-        rollup_interval_ns: nanoseconds(settings.rollup_interval),
-        local: settings.local_flows,
-        max_flows: settings.tables.followed as usize,
-        max_rollups: settings.tables.rollups as usize,
-        ..FlowSettings::default()
-    };
     let parts = Parts {
         load,
-        flow_settings,
+        flow_settings: flow_settings(settings),
         uplinks: &settings.uplinks,
         names,
         reporter,
         cutter: Cutter::start().map_err(failed)?,
         heartbeat_s: settings.heartbeat_interval.as_secs(),
-        told: take_told(settings),
         last_seen_us: before.as_ref().map(|before| before.written_us),
         said: before
             .as_ref()
@@ -201,6 +180,10 @@ async fn watch(
         attached_us: clock::unix_us(),
         cgroup: load.cgroup.clone(),
         uncovered: monitor.uncovered(),
+        promised: monitor.promised(),
+        namespace: network_namespace()?,
+        journal: settings.journal.clone(),
+        json: settings.json.clone(),
         ..State::default()
     };
     let mut is_unwritable = false;
@@ -249,6 +232,7 @@ async fn watch(
             },
             _ = sweep.tick() => {
                 monitor.sweep()?;
+                monitor.tell_acknowledged();
                 let addresses_now = sources::own_addresses();
                 let mut is_outdated =
                     || addresses_now != own_addresses || monitor.notices_that_clock_was_set();
@@ -270,8 +254,8 @@ async fn watch(
                 compiler.reread();
             }
             renewal = compiler.done() => {
-                // What is in force goes on, but no other policy would ever be: whoever
-                // started the agent has to know, and to start it again.
+                // The policy in force goes on, but no other would ever come into
+                // force: the operator has to know, and to start the agent again.
                 let Some(renewal) = renewal else {
                     return Err(Failure::Other(
                         "the thread that compiles policies has panicked; start trefoil again"
@@ -291,36 +275,11 @@ async fn watch(
             }
             _ = terminate.recv() => {
                 notify("STOPPING=1");
-                leave(monitor, settings)?;
+                monitor.leave()?;
                 return Ok(Ending::Fine);
             }
         }
     }
-}
-
-/// Leaves the kernel part to the next agent, which is told what this one has told.
-fn leave(monitor: Monitor, settings: &Settings) -> Result<(), KernelError> {
-    if let Some(told) = monitor.leave()?
-        && let Err(error) = fs::write(told_file(settings), told.to_text())
-    {
-        // The next agent finds a part of it or nothing, and says that it does not know.
-        tracing::warn!("write what was told of open flows: {error}");
-    }
-    Ok(())
-}
-
-fn told_file(settings: &Settings) -> PathBuf {
-    State::dir(&settings.pin_dir).join("told")
-}
-
-/// What the agent before has told. It is taken away, since it is of no use a second time.
-fn take_told(settings: &Settings) -> Option<Told> {
-    let file = told_file(settings);
-    let text = fs::read_to_string(&file).ok();
-    if fs::remove_file(&file).is_err() && text.is_some() {
-        return None;
-    }
-    Told::parse(&text?)
 }
 
 /// Ctrl-C: in report mode nothing is left behind. Enforcement ends only with
@@ -333,7 +292,7 @@ fn interrupted(monitor: Monitor, settings: &Settings) -> Result<Ending, Failure>
             Trials::new(&settings.pin_dir, settings.confirm_within).forget();
         }
         Mode::Enforce => {
-            leave(monitor, settings)?;
+            monitor.leave()?;
             eprintln!(
                 "trefoil: the policy goes on being enforced; `trefoil detach --pin-dir {}` ends that",
                 settings.pin_dir.display()
@@ -385,62 +344,6 @@ fn renew(
     Ok(())
 }
 
-/// The sinks: the journal first, since it is the report; a terminal gets lines
-/// for a person unless it gets JSON.
-fn reporter(settings: &Settings) -> Result<Reporter, Failure> {
-    let failed = |what: &str, error: std::io::Error| {
-        Failure::Configuration(format!("open {what} for records: {error}"))
-    };
-    let no_file = |file: &Path, error| Failure::Configuration(sources::no_records(file, &error));
-    let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
-    // Where nobody asked for the journal and there is none, the terminal is it.
-    if let Some(socket) = &settings.journal
-        && (socket.exists()
-            || *socket != Path::new(DEFAULT_JOURNAL)
-            || std::env::var_os("JOURNAL_STREAM").is_some())
-    {
-        let journal = JournalSettings {
-            object_pid: settings.journal_object_pid,
-            ..JournalSettings::new(socket)
-        };
-        let journal =
-            Journal::open(journal).map_err(|error| failed("a socket to the journal", error))?;
-        sinks.push(Box::new(journal));
-    }
-    let to_stdout = settings.json.as_deref() == Some(Path::new("-"));
-    match &settings.json {
-        Some(_) if to_stdout => {
-            sinks.push(Box::new(
-                Json::stdout().map_err(|error| failed("standard output", error))?,
-            ));
-        }
-        Some(file) => {
-            let json = Json::file(file).map_err(|error| no_file(file, error))?;
-            sinks.push(Box::new(json));
-        }
-        None => {}
-    }
-    if !to_stdout && (std::io::stdout().is_terminal() || sinks.is_empty()) {
-        let terminal = Terminal::stdout().map_err(|error| failed("standard output", error))?;
-        sinks.push(Box::new(terminal));
-    }
-    let dir: PathBuf = State::dir(&settings.pin_dir);
-    fs::create_dir_all(&dir)
-        .map_err(|error| Failure::Other(format!("make directory {}: {error}", dir.display())))?;
-    let context = Context::of_this_host()
-        .map_err(|error| Failure::Other(format!("read the host's name and boot id: {error}")))?
-        .of_instance(&settings.pin_dir);
-    let reporter = ReporterSettings {
-        max_pending: settings.tables.pending as usize,
-        // What counts is in one file, with as much that no longer does, and on its way to the
-        // other; a quarter is for what is rolled up.
-        max_pending_bytes: usize::try_from(settings.tables.spool_bytes / 4).unwrap_or(usize::MAX),
-        ..ReporterSettings::new(dir.join("spool"))
-    };
-    Reporter::open(reporter, context, sinks)
-        .map_err(|error| Failure::Other(super::with_causes(&error)))
-}
-
 fn describe(state: &mut State, policy: &Compilation, monitor: &Monitor) {
     let compiled = &policy.compiled;
     describe_mode(state, monitor);
@@ -473,6 +376,7 @@ fn save(state: &mut State, monitor: &mut Monitor, settings: &Settings, is_unwrit
     state.written_every_ns = nanoseconds(settings.sweep_interval);
     state.owners = [stats.owner_direct, stats.owner_inferred, stats.owner_none];
     state.losses.clone_from(monitor.reported_losses());
+    state.spans.clone_from(monitor.loss_spans());
     state.said.clone_from(monitor.said());
     state.unwatched = monitor.unwatched();
     state.pending = monitor.pending() as u64;
@@ -514,8 +418,4 @@ fn status_line(state: &State) -> String {
         state.policy_source,
         state.cgroup.display()
     )
-}
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

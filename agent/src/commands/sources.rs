@@ -9,7 +9,7 @@ use std::{
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
-use super::{Failure, with_causes};
+use super::Failure;
 use crate::{
     bounded,
     geo::Geo,
@@ -49,7 +49,7 @@ pub fn geo(named: &[PathBuf], settings: &Settings) -> Result<Geo, Failure> {
     } else {
         named
     };
-    Geo::load(files).map_err(|error| Failure::Configuration(with_causes(&error)))
+    Geo::load(files).map_err(|error| Failure::Configuration(crate::kernel::with_causes(&error)))
 }
 
 /// The generation of a policy that is in force nowhere yet.
@@ -110,7 +110,7 @@ pub fn compile(
     })
 }
 
-/// Everything that a policy's tables are made from. What changes any of it makes
+/// Everything that a policy's tables are made from. A change of any of it makes
 /// another generation, so that no decision outlives what it was made from.
 pub struct Origins {
     /// The policy.
@@ -119,7 +119,7 @@ pub struct Origins {
     pub geo: Arc<Geo>,
     /// As in [`own_addresses`].
     pub own_addresses: Vec<IpAddr>,
-    /// What is made of unicast to the link's scope.
+    /// Treatment of unicast to the link's scope.
     pub link_local: LinkLocal,
 }
 

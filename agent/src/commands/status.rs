@@ -1,19 +1,20 @@
 //! `trefoil status`: is everything as it should be?
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use serde::Serialize;
-use trefoil_ebpf::abi::{MODE_ENFORCE, Totals, verdict};
+use trefoil_ebpf::abi::{MODE_ENFORCE, Policy, Totals, verdict};
 
+mod health;
 mod uplinks;
 
-use self::uplinks::UplinkStatus;
-use super::{Ending, Failure, say, say_json, sources};
+use self::{health::Health, uplinks::UplinkStatus};
+use super::{Ending, Failure, say, say_json, sources, who::who};
 use crate::{
+    acknowledged::{Acknowledged, Acknowledgement, Covered},
     cli::StatusArgs,
     clock::{self, BootClock},
-    kernel::{Enforcement, HOOKS, KernelError, Reader},
-    losses::is_harmless,
+    kernel::{Enforcement, InNamespace, KernelError, Reader, UplinkTable},
     report::words,
     state::State,
 };
@@ -23,9 +24,10 @@ use crate::{
 struct Status {
     /// True if there are no findings.
     healthy: bool,
-    /// What is not as it should be.
+    /// Findings.
     findings: Vec<String>,
-    /// What is not covered on this kernel.
+    /// Parts that are not covered on this kernel, and losses that somebody has
+    /// acknowledged.
     notes: Vec<String>,
     agent: Option<AgentStatus>,
     policy: Option<PolicyStatus>,
@@ -63,11 +65,20 @@ pub fn status(args: &StatusArgs) -> Result<Ending, Failure> {
     let settings = sources::settings(args.config.as_deref())?;
     let pin_dir = args.pins.pin_dir.as_deref().unwrap_or(&settings.pin_dir);
     let pins = sources::pins(pin_dir)?;
-    let status = match Reader::open(&pins) {
-        Ok(reader) => look(&reader, State::read(pin_dir), pins.has_agent())?,
-        Err(error @ KernelError::NothingPinned { .. }) => nothing(error.to_string()),
-        Err(error) => return Err(error.into()),
+    let look = || -> Result<(Status, Vec<Covered>), Failure> {
+        match Reader::open(&pins) {
+            Ok(reader) => look(&reader, State::read(pin_dir), pins.has_agent()),
+            Err(error @ KernelError::NothingPinned { .. }) => {
+                Ok((nothing(error.to_string()), Vec::new()))
+            }
+            Err(error) => Err(error.into()),
+        }
     };
+    let (mut status, open) = look()?;
+    if args.acknowledge && !open.is_empty() {
+        acknowledge(pin_dir, open)?;
+        status = look()?.0;
+    }
     if args.json {
         say_json(&status)?;
     } else {
@@ -77,6 +88,19 @@ pub fn status(args: &StatusArgs) -> Result<Ending, Failure> {
         Ending::Fine
     } else {
         Ending::Findings
+    })
+}
+
+/// Covers what was found open, and nothing that came since.
+fn acknowledge(pin_dir: &Path, covered: Vec<Covered>) -> Result<(), Failure> {
+    let acknowledgement = Acknowledgement {
+        by: who(),
+        at_us: clock::unix_us(),
+        covered,
+    };
+    Acknowledged::add(pin_dir, &acknowledgement).map_err(|error| {
+        let file = Acknowledged::file(pin_dir);
+        Failure::Other(format!("write {}: {error}", file.display()))
     })
 }
 
@@ -98,98 +122,38 @@ fn nothing(finding: String) -> Status {
     }
 }
 
-fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Status, Failure> {
-    let (mut findings, mut notes) = (Vec::new(), Vec::new());
+fn look(
+    reader: &Reader,
+    state: Option<State>,
+    agent_lives: bool,
+) -> Result<(Status, Vec<Covered>), Failure> {
+    let mut health = Health::new(Acknowledged::read(reader.pins().base()));
     let header = reader.policy()?;
-    let instance = reader.instance();
-    let links = reader.links();
-    let hooks: BTreeMap<_, _> = HOOKS
-        .iter()
-        .filter(|hook| hook.is_pinned())
-        .map(|hook| {
-            let is_attached = links
-                .iter()
-                .any(|(of, name)| *of == instance && name == hook.name);
-            (hook.name, is_attached)
-        })
-        .collect();
-    let is_nothing_attached = hooks.values().all(|is_attached| !is_attached);
-    if is_nothing_attached {
-        findings.push(
-            "no hook is attached: nothing is watched; an agent is starting, or its links were \
-             removed"
-                .to_owned(),
-        );
-    }
-    for (hook, _) in hooks
-        .iter()
-        .filter(|(_, is_attached)| !**is_attached && !is_nothing_attached)
-    {
-        // What the kernel does not have is said, and nothing that anybody can mend.
-        let lacking = state
-            .iter()
-            .flat_map(|state| &state.uncovered)
-            .find(|(name, _)| name == hook);
-        match lacking {
-            Some((_, without)) => notes.push(format!("no hook {hook} on this kernel: {without}")),
-            None => findings.push(format!(
-                "hook {hook} is not attached: it was, and is not any more"
-            )),
-        }
-    }
-    // Those at uplinks have a pin for each, and none that shows whether the kernel has them.
-    let uncovered = state.iter().flat_map(|state| &state.uncovered);
-    // Of one that is attached, a fallback may cover less.
-    for (hook, what) in uncovered.filter(|(name, _)| hooks.get(name.as_str()) != Some(&false)) {
-        notes.push(format!("hook {hook} on this kernel does not cover {what}"));
-    }
+    let hooks = health.look_at_hooks(reader, state.as_ref());
+    let is_watched = hooks.values().any(|is_attached| *is_attached);
     if header.is_none() {
-        findings.push("no policy is in force: nothing is judged".to_owned());
+        health.find("no policy is in force: nothing is judged");
     }
     if !agent_lives {
-        findings.push(
-            match is_nothing_attached {
-                true => "no agent is running",
-                false => {
-                    "no agent is running: the kernel goes on counting and deciding, but nobody \
-                     reports"
-                }
+        health.find(match is_watched {
+            false => "no agent is running",
+            true => {
+                "no agent is running: the kernel goes on counting and deciding, but nobody reports"
             }
-            .to_owned(),
-        );
+        });
     }
-    let uplinks = uplinks::look(reader, &mut findings, &mut notes)?;
+    let uplinks = look_at_uplinks(reader, state.as_ref(), &mut health)?;
     let enforcement = reader.enforcement();
     let holds = enforcement.holds_at(clock::since_boot_ns());
     if header.is_some_and(|header| header.mode == MODE_ENFORCE) && !holds {
-        findings.push(
+        health.find(
             "the policy asks to be enforced, but nobody ran `trefoil confirm` in time: it only \
-             reports; a reload tries it again"
-                .to_owned(),
+             reports; a reload tries it again",
         );
     }
-    let losses = reader.losses()?;
-    for (name, count) in losses
-        .iter()
-        .filter(|(name, count)| **count > 0 && !is_harmless(name))
-    {
-        findings.push(format!("{name}: {count} since the programs were loaded"));
-    }
-    let of_agent = state.as_ref().filter(|_| agent_lives);
-    if let Some(stalled) = of_agent.and_then(|state| state.stalled.as_ref()) {
-        findings.push(format!("records wait to be handed over: {stalled}"));
-    }
-    let unwatched = state.iter().filter(|_| agent_lives);
-    for (subject, reason) in unwatched.flat_map(|state| &state.unwatched) {
-        findings.push(format!("{subject} is not watched: {reason}"));
-    }
-    if let Some(aside) = of_agent.and_then(|state| state.aside.as_ref()) {
-        findings.push(format!(
-            "a sink misses records: {aside}; the others have them"
-        ));
-    }
-    if agent_lives && !is_nothing_attached {
-        findings.extend(stale(state.as_ref()));
+    let losses = health.look_at_losses(reader, state.as_ref())?;
+    if agent_lives {
+        look_at_agent(state.as_ref(), is_watched, &mut health);
     }
     // A file of an agent before says nothing about the policy in force now.
     let state = state.filter(|state| header.is_none_or(|p| p.generation == state.generation));
@@ -200,8 +164,8 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
             .filter_map(|(verdict, sum)| Some((words::verdict(verdict)?, of(sum))))
             .collect::<BTreeMap<_, _>>()
     };
-    Ok(Status {
-        healthy: findings.is_empty(),
+    let status = Status {
+        healthy: health.findings.is_empty(),
         agent: state
             .as_ref()
             .filter(|_| agent_lives)
@@ -210,20 +174,7 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
                 version: state.version.clone(),
                 pending: state.pending,
             }),
-        policy: header.map(|header| PolicyStatus {
-            mode: if holds { "enforce" } else { "report" },
-            enforced_until: match enforcement {
-                Enforcement::Until(until_ns) if holds => {
-                    Some(clock::rfc3339(BootClock::read().unix_us(until_ns)))
-                }
-                _ => None,
-            },
-            generation: header.generation,
-            id: state.as_ref().map(|state| state.policy.clone()),
-            source: state.as_ref().map(|state| state.policy_source.clone()),
-            rules: state.as_ref().map(|state| state.rules.len()),
-            geo: state.as_ref().map(|state| state.geo.clone()),
-        }),
+        policy: header.map(|header| PolicyStatus::of(&header, enforcement, state.as_ref())),
         hooks,
         attached_since: state
             .as_ref()
@@ -239,9 +190,69 @@ fn look(reader: &Reader, state: Option<State>, agent_lives: bool) -> Result<Stat
                 .collect()
         }),
         uplinks,
-        findings,
-        notes,
-    })
+        findings: health.findings,
+        notes: health.notes,
+    };
+    Ok((status, health.open))
+}
+
+impl PolicyStatus {
+    fn of(header: &Policy, enforcement: Enforcement, state: Option<&State>) -> Self {
+        let holds = enforcement.holds_at(clock::since_boot_ns());
+        Self {
+            mode: if holds { "enforce" } else { "report" },
+            enforced_until: match enforcement {
+                Enforcement::Until(until_ns) if holds => {
+                    Some(clock::rfc3339(BootClock::read().unix_us(until_ns)))
+                }
+                _ => None,
+            },
+            generation: header.generation,
+            id: state.map(|state| state.policy.clone()),
+            source: state.map(|state| state.policy_source.clone()),
+            rules: state.map(|state| state.rules.len()),
+            geo: state.map(|state| state.geo.clone()),
+        }
+    }
+}
+
+/// Interfaces are those of the agent's network namespace, wherever this runs.
+fn look_at_uplinks(
+    reader: &Reader,
+    state: Option<&State>,
+    health: &mut Health,
+) -> Result<BTreeMap<String, UplinkStatus>, KernelError> {
+    let namespace = state.filter(|state| state.namespace != 0);
+    let entered = namespace.map(|state| InNamespace::enter(state.namespace, state.pid));
+    match entered.transpose() {
+        Ok(_inside) => uplinks::look(reader, health),
+        Err(error) => {
+            if !UplinkTable::open(reader.pins())?.all()?.is_empty() {
+                health.find(format!("uplinks are not looked at: {error}"));
+            }
+            Ok(BTreeMap::new())
+        }
+    }
+}
+
+/// Adds the findings about a running agent, as it says of itself.
+fn look_at_agent(state: Option<&State>, is_watched: bool, health: &mut Health) {
+    if let Some(state) = state {
+        if let Some(stalled) = &state.stalled {
+            health.find(format!("records wait to be handed over: {stalled}"));
+        }
+        for (subject, reason) in &state.unwatched {
+            health.find(format!("{subject} is not watched: {reason}"));
+        }
+        if let Some(aside) = &state.aside {
+            health.find(format!(
+                "a sink misses records: {aside}; the others have them"
+            ));
+        }
+    }
+    if is_watched {
+        health.findings.extend(stale(state));
+    }
 }
 
 /// An agent that lives and does not say so, for want of a file.

@@ -1,9 +1,9 @@
 //! The processes that hold sockets, and what /proc says about each.
 //!
-//! What a policy may ask of a process is read the way the kernel programs read
-//! it. Where the two could differ, this side trusts less: a connection that is
-//! announced as cut and is not is a question, one that is cut unannounced may be
-//! the session of whoever asked.
+//! A fact that a policy may ask of a process is read the way the kernel programs
+//! read it. Where the two could differ, this side trusts less: a connection that
+//! is announced as cut and is not is a question, one that is cut unannounced may
+//! be the caller's own session.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,6 +12,7 @@ use std::{
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Instant,
 };
 
 use trefoil_ebpf::abi::{CGROUP_PATH, EXECUTABLE_PATH};
@@ -33,7 +34,7 @@ pub struct Holder {
     pub interactive: Option<bool>,
     /// Audit session, if somebody logged in to start it.
     pub session: Option<u32>,
-    /// What it runs; none if it may not be read.
+    /// Executable that it runs; none if it may not be read.
     pub executable: Option<Executable>,
     /// Path of its control group in the v2 hierarchy.
     pub cgroup: Option<String>,
@@ -94,7 +95,7 @@ impl Holder {
     }
 }
 
-/// What the host's own processes have, to tell others by.
+/// Namespaces of the host's own processes, to tell others by.
 struct Host {
     root: Option<(u64, u64)>,
     user_namespace: Option<u64>,
@@ -131,9 +132,9 @@ fn executable(dir: &Path, host: &Host) -> Option<Executable> {
     let link = dir.join("exe");
     let path = fs::read_link(&link).ok()?;
     let is_unlinked = fs::metadata(&link).is_ok_and(|metadata| metadata.nlink() == 0);
-    // Who owns the mount namespace cannot be read without a system call of its
-    // own. A process of another user namespace that has another mount namespace
-    // as well is taken for one that made it.
+    // The owner of the mount namespace cannot be read without a system call of
+    // its own. A process of another user namespace that has another mount
+    // namespace as well is taken for one that made it.
     let has_own_mounts = inode(&dir.join("ns/user")) != host.user_namespace
         && inode(&dir.join("ns/mnt")) != host.mount_namespace;
     Some(Executable {
@@ -165,16 +166,21 @@ pub fn pids(proc: &Path) -> io::Result<Vec<u32>> {
 }
 
 /// The holders of each of the `wanted` sockets, lowest process id first, and the
-/// number of processes that may not be looked into.
+/// number of processes that may not be looked into, or that come after that time.
 pub fn find(
     proc: &Path,
     pids: &[u32],
     wanted: &HashSet<u64>,
+    until: Instant,
 ) -> (HashMap<u64, Vec<Arc<Holder>>>, usize) {
     let host = Host::read(proc);
     let mut found: HashMap<u64, Vec<Arc<Holder>>> = HashMap::new();
     let mut n_unread = 0;
-    for pid in pids {
+    for (index, pid) in pids.iter().enumerate() {
+        if Instant::now() > until {
+            n_unread += pids.len() - index;
+            break;
+        }
         let dir = proc.join(pid.to_string());
         let sockets = match sockets(&dir) {
             Ok(sockets) => sockets,
@@ -197,6 +203,9 @@ pub fn find(
         for inode in held {
             found.entry(*inode).or_default().push(Arc::clone(&holder));
         }
+    }
+    for holders in found.values_mut() {
+        holders.sort_by_key(|holder| holder.pid);
     }
     (found, n_unread)
 }
@@ -241,7 +250,7 @@ pub fn audit_session(dir: &Path) -> Option<u32> {
     session_id(dir).and_then(logged_in)
 }
 
-/// What the kernel says of it.
+/// Reads the session id that the kernel has for it.
 fn session_id(dir: &Path) -> Option<u32> {
     let text = fs::read_to_string(dir.join("sessionid")).ok()?;
     text.trim_end().parse().ok()
@@ -355,7 +364,13 @@ mod tests {
         .unwrap()
         .ino();
         let own = std::process::id();
-        let (found, _) = find(Path::new("/proc"), &[own], &HashSet::from([inode, 0]));
+        let until = Instant::now() + std::time::Duration::from_secs(600);
+        let (found, _) = find(
+            Path::new("/proc"),
+            &[own],
+            &HashSet::from([inode, 0]),
+            until,
+        );
         assert_eq!(found.len(), 1);
         let holder = &found[&inode][0];
         assert_eq!(holder.pid, own);

@@ -8,6 +8,7 @@
 //! processes that the caller may not look into are counted.
 
 mod holder;
+mod logins;
 mod table;
 
 use std::{
@@ -17,12 +18,14 @@ use std::{
     os::unix::fs::MetadataExt,
     path::Path,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 pub use holder::{Executable, Holder, ancestors, audit_session};
+pub use logins::{Login, logins};
 use table::Socket;
 
-use crate::policy::network::Network;
+use crate::policy::{network::Network, source::Direction};
 
 /// A connection of this host. Addresses are IPv4 where they are mapped.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,9 +36,12 @@ pub struct Connection {
     pub local: SocketAddr,
     /// The far end.
     pub peer: SocketAddr,
-    /// Somebody listens on the near port, so the far end began it. Without it,
+    /// Somebody listens on the near port, so the far end began it, for a reader. Without it,
     /// nothing is known of who did.
     pub accepted: bool,
+    /// Which end began it, as the kernel knows it where it judges; `None` for a connection of TCP
+    /// that is older than an agent.
+    pub direction: Option<Direction>,
     /// User id of whoever opened the socket.
     pub uid: u32,
     /// The processes that hold it, lowest id first; none if it is not known, or
@@ -43,40 +49,79 @@ pub struct Connection {
     pub holders: Vec<Arc<Holder>>,
 }
 
+/// How far a look goes. Anybody may make network namespaces and processes, and each takes time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Effort {
+    /// Most network namespaces that are read.
+    pub namespaces: usize,
+    /// How long it may take to read them, and again to find the processes.
+    pub time: Duration,
+}
+
+impl Effort {
+    /// While the host is not watched yet.
+    pub const LITTLE: Self = Self {
+        namespaces: 32,
+        time: Duration::from_millis(500),
+    };
+    /// For somebody who has asked.
+    pub const MUCH: Self = Self {
+        namespaces: usize::MAX,
+        time: Duration::from_secs(5),
+    };
+}
+
 /// All that could be found.
 #[derive(Clone, Debug, Default)]
 pub struct Connections {
     /// Those that leave their network namespace.
     pub list: Vec<Connection>,
-    /// Processes that the caller may not look into. What only they hold has no
-    /// holder, and what is in a namespace of theirs alone is missing.
+    /// Processes that the caller may not look into, or that there was no time for. A socket that
+    /// only they hold has no holder, and one in a namespace of theirs alone is missing.
     pub n_unread: usize,
+    /// Network namespaces that there was no time for.
+    pub n_unread_namespaces: usize,
 }
 
-/// What one network namespace has.
+/// Sockets of one network namespace.
 struct Namespace {
     sockets: Vec<Socket>,
     own: Vec<Network>,
 }
 
 impl Connections {
-    /// Looks at all processes below `proc`, which is `/proc` but for tests.
+    /// Looks at the processes below `proc`, which is `/proc` but for tests: at the caller and its
+    /// ancestors first, and at their network namespaces.
     ///
     /// # Errors
     ///
     /// If the processes cannot be listed at all.
-    pub fn read(proc: &Path) -> io::Result<Self> {
-        let pids = holder::pids(proc)?;
+    pub fn read(proc: &Path, effort: Effort) -> io::Result<Self> {
+        let own = std::process::id();
+        let mut pids = vec![own];
+        pids.extend(ancestors(proc, own));
+        let first: HashSet<u32> = pids.iter().copied().collect();
+        pids.extend(
+            holder::pids(proc)?
+                .iter()
+                .filter(|pid| !first.contains(pid)),
+        );
+        let until = Instant::now() + effort.time;
         let mut namespaces: HashMap<u64, Namespace> = HashMap::new();
+        let mut unread = HashSet::new();
         for pid in &pids {
             let dir = proc.join(pid.to_string());
             let Ok(namespace) = fs::metadata(dir.join("ns/net")) else {
                 continue;
             };
-            if let Entry::Vacant(vacant) = namespaces.entry(namespace.ino())
-                && let Ok(found) = Namespace::read(&dir.join("net"))
-            {
-                vacant.insert(found);
+            let n_read = namespaces.len();
+            let is_enough = n_read >= effort.namespaces || n_read > 0 && Instant::now() > until;
+            if let Entry::Vacant(vacant) = namespaces.entry(namespace.ino()) {
+                if is_enough {
+                    unread.insert(namespace.ino());
+                } else if let Ok(found) = Namespace::read(&dir.join("net")) {
+                    vacant.insert(found);
+                }
             }
         }
         let wanted: HashSet<u64> = namespaces
@@ -84,13 +129,18 @@ impl Connections {
             .flat_map(|namespace| &namespace.sockets)
             .map(|socket| socket.inode)
             .collect();
-        let (by_inode, n_unread) = holder::find(proc, &pids, &wanted);
+        let until = Instant::now() + effort.time;
+        let (by_inode, n_unread) = holder::find(proc, &pids, &wanted, until);
         let mut list: Vec<Connection> = namespaces
             .into_values()
             .flat_map(|namespace| namespace.connections(&by_inode))
             .collect();
         list.sort_by_key(|one| (one.protocol, one.local, one.peer));
-        Ok(Self { list, n_unread })
+        Ok(Self {
+            list,
+            n_unread,
+            n_unread_namespaces: unread.len(),
+        })
     }
 }
 
@@ -134,7 +184,7 @@ impl Namespace {
                     table::TCP => listeners.get(&socket.local.port()),
                     _ => None,
                 };
-                // What nobody has accepted yet is the listener's.
+                // A connection that nobody has accepted yet is the listener's.
                 let inode = match (socket.inode, listener) {
                     (0, Some(listener)) => *listener,
                     (inode, _) => inode,
@@ -144,6 +194,7 @@ impl Namespace {
                     local: socket.local,
                     peer: socket.peer,
                     accepted: listener.is_some(),
+                    direction: (socket.protocol != table::TCP).then_some(Direction::Outbound),
                     uid: socket.uid,
                     holders: by_inode.get(&inode).cloned().unwrap_or_default(),
                 }

@@ -25,7 +25,7 @@ pub struct Socket {
     pub peer: SocketAddr,
     /// State of TCP, which UDP uses two of.
     state: u8,
-    /// Who opened it.
+    /// Id of the user who opened it.
     pub uid: u32,
     /// Number of the socket; 0 if no process can hold it.
     pub inode: u64,

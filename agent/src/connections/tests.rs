@@ -110,7 +110,7 @@ fn what_is_connected_and_leaves_is_a_connection() {
         (table::TCP, 40832, at("203.0.113.10:443"), false, vec![]),
         (table::TCP, 40833, at("[2001:db8:3::10]:443"), false, vec![]),
         (table::UDP, 45057, at("203.0.113.10:53"), false, vec![]),
-        // What listens for TCP accepts nothing of UDP.
+        // A socket that listens for TCP accepts nothing of UDP.
         (table::UDP, 22, at("203.0.113.10:53"), false, vec![]),
     ];
     assert_eq!(summary, expected);

@@ -26,7 +26,6 @@ pub(super) struct Entry {
     pub(super) seen_ns: u64,
     /// When its numbers moved last.
     pub(super) moved_ns: u64,
-    pub(super) sweep: u64,
     pub(super) missed: u8,
     /// Reported by itself; else it is rolled up.
     pub(super) single: bool,
@@ -54,7 +53,6 @@ impl Entry {
             first_seen_ns: time_ns,
             seen_ns: time_ns,
             moved_ns: time_ns,
-            sweep: 0,
             missed: 0,
             single,
             told: false,
@@ -98,7 +96,7 @@ impl Entry {
             }
             self.changed |= known.decision != new.decision;
             (known.decision, known.direction) = (new.decision, new.direction);
-            // What is known of the owner is not forgotten.
+            // A known owner is not forgotten.
             if tracked.owner.quality != quality::NONE || self.tracked.owner.quality == quality::NONE
             {
                 let epoch = tracked.owner.epoch;
@@ -115,8 +113,13 @@ impl Entry {
         !is_torn
     }
 
-    /// What came since it was told of, in whatever record, and notes that it is told now.
-    /// `None` if that is not known.
+    /// True if something has changed since it was told of, or if it never was.
+    pub(super) fn is_news(&self) -> bool {
+        !self.told || self.changed || counted(&self.tracked.flow) != self.told_counted
+    }
+
+    /// Returns the counters since the flow was last told of, in whatever record, and
+    /// notes that it is told now. `None` if that is not known.
     pub(super) fn take_new(&mut self) -> Option<Counters> {
         let counted = counted(&self.tracked.flow);
         let new = minus(&counted, &self.told_counted);
@@ -162,7 +165,7 @@ pub(super) fn kind_of(tracked: &Tracked) -> ReportKind {
     }
 }
 
-/// Not approved. What nobody judged yet is no violation.
+/// Not approved. A flow that nobody judged yet is no violation.
 pub(super) fn is_violation(tracked: &Tracked) -> bool {
     let verdict = tracked.flow.decision.verdict;
     verdict != verdict::NONE && !verdict::is_approved(verdict)

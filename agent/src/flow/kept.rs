@@ -14,6 +14,8 @@ pub type Change = (String, Option<String>);
 
 /// Begin of the names of rollups of flows that may leave.
 pub(super) const FLOWS: &str = "flow.";
+/// The same of what was told of open flows.
+pub(super) const TOLD: &str = "told.";
 /// The same of violations.
 pub(super) const VIOLATIONS: &str = "violation.";
 

@@ -14,7 +14,8 @@
 //!   (`opened`, or a violation), at most one in each
 //!   [`FlowSettings::update_interval_ns`] while something changes, and one when
 //!   it is over (`closed`). A refused call is over at once, so that its violation
-//!   is its only record.
+//!   is its only record. The same call of the same process, refused for the same reason, is in
+//!   a rollup of violations from then on.
 //! - A flow that is rolled up is counted once, when it is over, in the rollup of
 //!   that interval. So every byte is in exactly one final record: a `closed` one
 //!   or a rollup. While it is open, rollups tell of it beside that sum. One that
@@ -34,6 +35,7 @@ mod closed;
 mod entry;
 mod kept;
 mod pace;
+mod refused;
 mod rollup;
 mod table;
 mod told;
@@ -48,7 +50,7 @@ use trefoil_ebpf::abi::{Address, Counters, Flow, Peer, Tracked};
 pub use kept::Change;
 pub use rollup::{Rollup, RollupGroup, RollupKey};
 pub use table::{FlowTable, Sweep, may_become_a_session};
-pub use told::{Told, counters_text, number, parse_counters, parse_words, words_of};
+pub use told::{counters_text, number, parse_counters, parse_words, words_of};
 
 /// How flows that may leave are reported. Violations have a rate of their own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,14 +77,15 @@ impl FlowMode {
     }
 }
 
-/// What the flow table may hold and how often it may speak.
+/// Limits of the flow table: how much it may hold and how often it may speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowSettings {
     /// How flows that may leave are reported.
     pub mode: FlowMode,
     /// New flows a second that are reported by themselves in [`FlowMode::Auto`].
     pub flows_rate: u32,
-    /// New violations a second that are reported by themselves, in every mode.
+    /// New violations a second that are reported by themselves, in every mode; of one user, so
+    /// many once, and a tenth of it a second after that.
     pub violations_rate: u32,
     /// Least time between two records of one flow that is open.
     pub update_interval_ns: u64,
@@ -99,6 +102,9 @@ pub struct FlowSettings {
     /// Most rollups that are open at a time. When full, what has no rollup yet
     /// goes into one per verdict, and [`FlowStats::merged`] counts.
     pub max_rollups: usize,
+    /// Most open flows of which it is kept what was told of them. Of others, an agent after one
+    /// that was killed does not know what is new.
+    pub max_told: usize,
     /// Flows that are over and still recognised when something comes late.
     pub max_closed: usize,
     /// How long they are recognised.
@@ -122,6 +128,7 @@ impl Default for FlowSettings {
             local: false,
             max_flows: 131_072,
             max_rollups: 4_096,
+            max_told: 65_536,
             max_closed: 65_536,
             closed_ns: 30 * SECOND_NS,
             missed_sweeps: 3,
@@ -130,7 +137,7 @@ impl Default for FlowSettings {
     }
 }
 
-/// What names a flow for good, within one boot.
+/// Identity of a flow for good, within one boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FlowId {
     /// Socket cookie.
@@ -153,7 +160,7 @@ impl FlowId {
     }
 }
 
-/// What the caller may have to tell somebody.
+/// A report that the caller may have to pass on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
     /// One flow.
@@ -162,7 +169,7 @@ pub enum Report {
     Rollup(Rollup),
 }
 
-/// What a report of one flow is.
+/// Kind of a report of one flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReportKind {
     /// Says what happened.
@@ -195,7 +202,7 @@ pub struct Ending {
 /// One flow, at a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowReport {
-    /// What it is.
+    /// Kind of the report.
     pub kind: ReportKind,
     /// Where the flow is in its life.
     pub stage: Stage,
@@ -203,9 +210,9 @@ pub struct FlowReport {
     pub time_ns: u64,
     /// Newest state that the kernel handed over.
     pub tracked: Tracked,
-    /// What the flow amounts to since it began. Cumulative.
+    /// Counters of the flow since it began. Cumulative.
     pub counted: Counters,
-    /// What came since its last report.
+    /// Counters since its last report.
     pub since_last: Counters,
     /// False if an agent before has told of it, and how much is not known.
     pub is_since_known: bool,
@@ -221,7 +228,7 @@ impl FlowReport {
     }
 }
 
-/// What the flow table did, counted since it was made.
+/// Statistics of the flow table, counted since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowStats {
     /// Flows that are open now.

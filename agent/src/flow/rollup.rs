@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use trefoil_ebpf::abi::{
-    Counters, NO_RULE, NOBODY_LOGGED_IN, Owner, Peer, Tracked, direction, quality,
+    Counters, NO_RULE, NOBODY_LOGGED_IN, Owner, Peer, Tracked, direction, quality, verdict,
 };
 
 use super::{
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::geo::Country;
 
-/// What the flows of one rollup have in common.
+/// Key that the flows of one rollup have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RollupKey {
     /// Verdict.
@@ -24,7 +24,7 @@ pub struct RollupKey {
     pub group: Option<RollupGroup>,
 }
 
-/// What the flows of one rollup have in common besides the verdict.
+/// Part of the key that the flows of one rollup have in common besides the verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RollupGroup {
     /// Key into `EXECUTABLES`.
@@ -53,7 +53,7 @@ pub struct RollupGroup {
 impl RollupKey {
     pub(super) fn of(tracked: &Tracked, country: Option<Country>) -> Self {
         let Tracked { owner, flow } = tracked;
-        let accepted = flow.direction == direction::ACCEPTED;
+        let accepted = direction::is_answer(flow.direction);
         let group = RollupGroup {
             exe_id: owner.exe_id,
             cgroup_id: owner.cgroup_id,
@@ -92,12 +92,12 @@ impl RollupKey {
 /// Flows that have an owner, a verdict and a destination class in common.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rollup {
-    /// What they have in common.
+    /// Key of the flows.
     pub key: RollupKey,
     /// A flow with what they have in common; what differs is zero, unspecified
     /// or nobody. Its owner's quality is the worst of them.
     pub sample: Tracked,
-    /// What this report is.
+    /// Kind of this report.
     pub kind: ReportKind,
     /// Begin of the interval, nanoseconds since boot.
     pub began_ns: u64,
@@ -105,15 +105,15 @@ pub struct Rollup {
     pub ended_ns: u64,
     /// Flows that ended in the interval. They are in no other final record.
     pub closed: u64,
-    /// What these amount to since they began.
+    /// Counters of these flows since they began.
     pub counted: Counters,
-    /// What came of these, and of those that are open, and was in no record before;
-    /// `None` if an agent before has told of some, and how much is not known.
+    /// Counters of these flows, and of those that are open, that were in no record
+    /// before; `None` if an agent before has told of some, and how much is not known.
     pub new: Option<Counters>,
     /// Flows that are open and were active in the interval. They are counted
     /// when they are over.
     pub open: u64,
-    /// What those amount to since they began, by now.
+    /// Counters of the open flows since they began, by now.
     pub open_counted: Counters,
 }
 
@@ -162,7 +162,7 @@ fn in_common(key: &RollupKey, tracked: &Tracked) -> Tracked {
                 protocol: group.protocol,
                 ..Peer::default()
             };
-            if group.direction == direction::ACCEPTED {
+            if direction::is_answer(group.direction) {
                 sample.flow.local_port = group.port;
             } else {
                 sample.flow.peer.port = group.port;
@@ -183,6 +183,8 @@ pub(super) struct Rollups {
     interval_ns: u64,
     max: usize,
     pub(super) n_merged: u64,
+    /// Bytes and packets that those which are being filled count as sent, by verdict.
+    pub(super) held: [(u64, u64); verdict::N as usize],
 }
 
 impl Rollups {
@@ -195,6 +197,7 @@ impl Rollups {
             interval_ns,
             max,
             n_merged: 0,
+            held: Default::default(),
         }
     }
 
@@ -207,10 +210,18 @@ impl Rollups {
         new: Option<Counters>,
         n_flows: u64,
     ) {
+        self.hold(tracked.flow.decision.verdict, counted);
         let rollup = self.rollup(tracked, country);
         rollup.new = rollup.new.zip(new).map(|(sum, new)| plus(&sum, &new));
         rollup.closed += n_flows;
         rollup.counted = plus(&rollup.counted, counted);
+    }
+
+    fn hold(&mut self, verdict: u8, counted: &Counters) {
+        if let Some(held) = self.held.get_mut(usize::from(verdict)) {
+            held.0 += counted.bytes_out;
+            held.1 += counted.packets_out;
+        }
     }
 
     /// Tells of a flow that is open when the interval ends.
@@ -238,6 +249,7 @@ impl Rollups {
     /// Ends the interval.
     pub(super) fn take(&mut self, now_ns: u64) -> Vec<Rollup> {
         let began_ns = std::mem::replace(&mut self.began_ns, now_ns);
+        self.held = Default::default();
         self.changed.extend(self.open.keys());
         let mut rollups: Vec<_> = self.open.drain().map(|(_, rollup)| rollup).collect();
         // Largest first, and otherwise in an order that does not depend on chance.
@@ -273,6 +285,7 @@ impl Rollups {
             0 => kept.began_ns,
             began_ns => began_ns.min(kept.began_ns),
         };
+        self.hold(kept.key.verdict, &kept.counted);
         let mut rollup = Rollup::of(kept.key, &kept.sample, self.kind);
         rollup.closed = kept.closed;
         rollup.counted = kept.counted;

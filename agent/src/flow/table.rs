@@ -18,23 +18,31 @@ use super::{
     ip_address,
     kept::{self, Change},
     minus,
-    pace::Pace,
+    pace::{Pace, SharedPace},
     plus,
+    refused::Refused,
     rollup::Rollups,
     told::Told,
 };
 use crate::geo::Country;
 
-/// How often all flows are looked through for updates that are due.
-const SCAN_INTERVAL_NS: u64 = 1_000_000_000;
+/// How often all flows are looked through for updates that are due, at most and at least. It is
+/// a sixth of the time between two updates.
+const SCAN_NS: (u64, u64) = (1_000_000_000, 10_000_000_000);
 
-/// One pass over all flows of the kernel.
+/// How long a flow of an agent before may take to show up: what the kernel sends for a socket that is
+/// closed may take minutes.
+const GIVE_UP_NS: u64 = 600_000_000_000;
+
+/// A pass over flows of the kernel, or a part of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sweep {
     /// Taken before the first flow was read, nanoseconds since boot.
     pub began_ns: u64,
-    /// The pass reached every flow. Only then is it asked which ones are missing.
+    /// The pass has reached every flow by now. Only then is it asked which ones are missing.
     pub complete: bool,
+    /// Records that there is room for, besides those about the states.
+    pub room: usize,
 }
 
 /// Every flow that is open.
@@ -48,23 +56,23 @@ pub struct FlowTable {
     settings: FlowSettings,
     country: Box<dyn Fn(IpAddr) -> Option<Country>>,
     flows: HashMap<FlowId, Entry>,
-    /// What an agent before has told of flows that did not show up yet.
-    told_before: Told,
-    /// Flows that began before this may have been told of, and nobody knows how much.
-    told_until_ns: u64,
+    told: Told,
+    /// When the first pass over all flows began.
+    first_sweep_ns: Option<u64>,
     closed: Closed,
-    /// Names of flows that were told of in one event, see [`reason::ALONE`].
+    /// Names of flows that were told of in one event: see [`reason::ALONE`], and refused calls.
     alone: Closed,
     /// Sockets that are gone, and when: the next sweep has their last numbers.
     gone: HashMap<u64, u64>,
     flows_pace: Pace,
-    violations_pace: Pace,
+    violations_pace: SharedPace,
+    refused: Refused,
     rollups: Rollups,
     violations: Rollups,
     stats: FlowStats,
     now_ns: u64,
     scanned_ns: u64,
-    n_sweeps: u64,
+    scan_interval_ns: u64,
 }
 
 impl FlowTable {
@@ -78,19 +86,20 @@ impl FlowTable {
         Self {
             country: Box::new(country),
             flows: HashMap::new(),
-            told_before: Told::default(),
-            told_until_ns: 0,
+            told: Told::new(settings.max_told),
+            first_sweep_ns: None,
             closed: Closed::new(settings.closed_ns, settings.max_closed),
             alone: Closed::new(settings.closed_ns, settings.max_closed),
             gone: HashMap::new(),
             flows_pace: Pace::new(settings.flows_rate),
-            violations_pace: Pace::new(settings.violations_rate),
+            violations_pace: SharedPace::new(settings.violations_rate),
+            refused: Refused::default(),
             rollups: rollups(ReportKind::Flow, settings.rollup_interval_ns),
             violations: rollups(ReportKind::Violation, settings.violations_interval_ns),
             stats: FlowStats::default(),
             now_ns: 0,
             scanned_ns: 0,
-            n_sweeps: 0,
+            scan_interval_ns: (settings.update_interval_ns / 6).clamp(SCAN_NS.0, SCAN_NS.1),
             settings,
         }
     }
@@ -113,6 +122,9 @@ impl FlowTable {
                 return;
             }
         };
+        if is_over && is_only_refused(&counted(&event.tracked.flow)) {
+            return self.take_refused(event, out);
+        }
         let over = is_over.then_some(Ending {
             time_ns: event.time_ns,
             inferred: false,
@@ -127,7 +139,6 @@ impl FlowTable {
         states: impl IntoIterator<Item: Borrow<Tracked>>,
         out: &mut Vec<Report>,
     ) {
-        self.n_sweeps += 1;
         self.now_ns = self.now_ns.max(sweep.began_ns);
         for tracked in states {
             let tracked: &Tracked = tracked.borrow();
@@ -155,26 +166,42 @@ impl FlowTable {
             self.take(tracked, sweep.began_ns, Origin::Sweep, over, out);
         }
         if sweep.complete {
-            self.end_missing(sweep.began_ns, out);
+            let first_ns = *self.first_sweep_ns.get_or_insert(sweep.began_ns);
+            if sweep.began_ns.saturating_sub(first_ns) >= GIVE_UP_NS {
+                self.told.give_up();
+            }
+            self.end_missing(sweep, out);
             self.gone.retain(|_, gone_ns| *gone_ns > sweep.began_ns);
         }
-        self.tick(sweep.began_ns, out);
+        self.tick(sweep.began_ns, sweep.room, out);
     }
 
-    /// Tells what has become due. Cheap when nothing has.
-    pub fn tick(&mut self, now_ns: u64, out: &mut Vec<Report>) {
+    /// Tells what has become due, as far as there is room for so many records; of rollups, all
+    /// or none. Cheap when nothing has.
+    pub fn tick(&mut self, now_ns: u64, room: usize, out: &mut Vec<Report>) {
         self.now_ns = self.now_ns.max(now_ns);
         self.closed.tick(self.now_ns);
         self.alone.tick(self.now_ns);
-        if self.now_ns.saturating_sub(self.scanned_ns) >= SCAN_INTERVAL_NS {
-            self.scanned_ns = self.now_ns;
-            self.scan(out);
+        let (flows_due, violations_due) = (
+            self.rollups.is_due(self.now_ns),
+            self.violations.is_due(self.now_ns),
+        );
+        if room == 0 {
+            return;
         }
-        if self.rollups.is_due(self.now_ns) {
+        // One of them at a time, so that the records find room behind those that wait already.
+        if flows_due {
             self.roll_up(ReportKind::Flow, out);
-        }
-        if self.violations.is_due(self.now_ns) {
+        } else if violations_due {
             self.roll_up(ReportKind::Violation, out);
+        } else if self.now_ns.saturating_sub(self.scanned_ns) >= self.scan_interval_ns {
+            let is_whole = self.scan(room, out);
+            let since_ns = if is_whole {
+                0
+            } else {
+                self.scan_interval_ns - SCAN_NS.0
+            };
+            self.scanned_ns = self.now_ns.saturating_sub(since_ns);
         }
     }
 
@@ -232,12 +259,21 @@ impl FlowTable {
         self.rollups.samples().chain(self.violations.samples())
     }
 
-    /// What the table did so far.
+    /// Bytes and packets that rollups count as sent and no record has, by verdict.
+    #[must_use]
+    pub fn held(&self) -> [(u64, u64); verdict::N as usize] {
+        let mut held = self.rollups.held;
+        for (sum, (bytes, packets)) in held.iter_mut().zip(self.violations.held) {
+            *sum = (sum.0 + bytes, sum.1 + packets);
+        }
+        held
+    }
+
+    /// Returns the statistics so far.
     #[must_use]
     pub fn stats(&self) -> FlowStats {
         FlowStats {
             open: self.flows.len() as u64,
-            open_rolled: self.flows.values().filter(|entry| !entry.single).count() as u64,
             merged: self.rollups.n_merged + self.violations.n_merged,
             ..self.stats
         }
@@ -258,7 +294,6 @@ impl FlowTable {
         }
         let id = FlowId::of(flow);
         if let Some(entry) = self.flows.get_mut(&id) {
-            entry.sweep = self.n_sweeps;
             entry.missed = 0;
             if !entry.merge(tracked, time_ns, origin) {
                 self.stats.torn += 1;
@@ -286,6 +321,7 @@ impl FlowTable {
                 return self.take_untracked(tracked, time_ns, origin, over, out);
             }
             let entry = self.admit(tracked, time_ns);
+            self.stats.open_rolled += u64::from(!entry.single);
             self.flows.insert(id, entry);
         }
         match over {
@@ -310,6 +346,41 @@ impl FlowTable {
             inferred: false,
         };
         self.tell_whole(&tracked, event.time_ns, ending, out);
+    }
+
+    /// Takes in a call that was refused: told by itself, or counted with those like it. Nothing
+    /// can come late, so it takes no room from flows that are over.
+    fn take_refused(&mut self, event: &Event, out: &mut Vec<Report>) {
+        let tracked = &event.tracked;
+        let id = FlowId::of(&tracked.flow);
+        if self.closed.get_mut(&id).is_some() || self.alone.get_mut(&id).is_some() {
+            return;
+        }
+        self.alone.insert(id, Counters::default());
+        let ending = Ending {
+            time_ns: event.time_ns,
+            inferred: false,
+        };
+        let is_repeated = self.refused.is_repeated(tracked, self.now_ns);
+        let mut entry = self.admit_as(tracked, event.time_ns, is_repeated.then_some(false));
+        if entry.single {
+            self.refused.remember(tracked, self.now_ns);
+        }
+        self.stats.closed += 1;
+        self.tell_end(&mut entry, ending, out);
+    }
+
+    /// Counts refused calls that the kernel has not told one by one, as of this owner.
+    pub fn count_refused(&mut self, mut tracked: Tracked, now_ns: u64, out: &mut Vec<Report>) {
+        self.now_ns = self.now_ns.max(now_ns);
+        tracked.flow.started_ns = now_ns | 1;
+        let ending = Ending {
+            time_ns: now_ns,
+            inferred: false,
+        };
+        let mut entry = self.admit_as(&tracked, now_ns, Some(false));
+        self.stats.closed += 1;
+        self.tell_end(&mut entry, ending, out);
     }
 
     /// Tells of a flow that is over and was never told of.
@@ -344,7 +415,8 @@ impl FlowTable {
             // Events announce a flow once, sweeps show it again and again.
             None if origin == Origin::Event => {
                 self.stats.untracked += 1;
-                if is_violation(tracked) && self.violations_pace.take(self.now_ns) {
+                let uid = tracked.owner.uid;
+                if is_violation(tracked) && self.violations_pace.take(uid, self.now_ns) {
                     let mut entry = Entry::new(tracked, None, time_ns, true);
                     // All of it is new in the record of its end.
                     entry.told_counted = counted(&tracked.flow);
@@ -357,6 +429,11 @@ impl FlowTable {
 
     /// Makes an entry, and decides whether the flow is reported by itself.
     fn admit(&mut self, tracked: &Tracked, time_ns: u64) -> Entry {
+        self.admit_as(tracked, time_ns, None)
+    }
+
+    /// As [`admit`](Self::admit), where `single` may have been decided.
+    fn admit_as(&mut self, tracked: &Tracked, time_ns: u64, single: Option<bool>) -> Entry {
         self.stats.opened += 1;
         match tracked.owner.quality {
             quality::DIRECT => self.stats.owner_direct += 1,
@@ -365,8 +442,10 @@ impl FlowTable {
         }
         // Each use of an exception is somebody's business, as each violation is.
         let is_exception = tracked.flow.decision.verdict == verdict::EXCEPTION;
-        let single = if is_violation(tracked) || is_exception {
-            self.violations_pace.take(self.now_ns)
+        let single = if let Some(single) = single {
+            single
+        } else if is_violation(tracked) || is_exception {
+            self.violations_pace.take(tracked.owner.uid, self.now_ns)
         } else {
             match self.settings.mode {
                 FlowMode::Each => true,
@@ -380,49 +459,31 @@ impl FlowTable {
             self.country_of(tracked)
         };
         let mut entry = Entry::new(tracked, country, time_ns, single);
-        entry.sweep = self.n_sweeps;
-        match self.told_before.0.remove(&FlowId::of(&tracked.flow)) {
-            Some(told) => entry.told_counted = told,
-            None => entry.told_more = tracked.flow.started_ns < self.told_until_ns,
-        }
+        (entry.told_counted, entry.told_more) = self.told.take(&FlowId::of(&tracked.flow));
         entry
     }
 
-    /// Goes on after an agent that has told of flows: of these so much, or, if it did not
-    /// say, of those that have begun by now nobody knows how much.
-    pub fn go_on_after(&mut self, told: Option<Told>, now_ns: u64) {
-        match told {
-            Some(told) => self.told_before = told,
-            None => self.told_until_ns = now_ns,
-        }
+    /// Begins, after [`restore`](Self::restore) was told all that was kept: flows of an agent
+    /// before go on, or do not.
+    pub fn begin(&mut self, goes_on: bool, now_ns: u64) {
+        self.told.begin(goes_on, now_ns);
     }
 
-    /// What the next agent is to go on after.
-    #[must_use]
-    pub fn told(&self) -> Told {
-        let nothing = Counters::default();
-        let told = self
-            .flows
-            .iter()
-            .map(|(id, entry)| (*id, entry.told_counted));
-        // Of those that did not show up here, either.
-        let before = self.told_before.0.iter().map(|(id, told)| (*id, *told));
-        Told(
-            told.chain(before)
-                .filter(|(_, told)| *told != nothing)
-                .collect(),
-        )
-    }
-
-    /// Changes of the rollups since the last call, for an agent after this one.
+    /// Changes since the last call of rollups and of what was told of open flows, for an agent
+    /// after this one.
     pub fn changes(&mut self) -> impl Iterator<Item = Change> {
         let named = |kind: &'static str| move |(name, value)| (format!("{kind}{name}"), value);
         let rollups = self.rollups.changes().map(named(kept::FLOWS));
-        rollups.chain(self.violations.changes().map(named(kept::VIOLATIONS)))
+        let violations = self.violations.changes().map(named(kept::VIOLATIONS));
+        let told = self.told.changes().map(named(kept::TOLD));
+        rollups.chain(violations).chain(told)
     }
 
-    /// Goes on with a rollup of an agent before this one. False if it cannot be read.
+    /// Goes on with what an agent before this one has kept. False if it cannot be read.
     pub fn restore(&mut self, name: &str, value: &str) -> bool {
+        if let Some(name) = name.strip_prefix(kept::TOLD) {
+            return self.told.restore(name, value);
+        }
         let (rollups, name) = if let Some(name) = name.strip_prefix(kept::FLOWS) {
             (&mut self.rollups, name)
         } else if let Some(name) = name.strip_prefix(kept::VIOLATIONS) {
@@ -454,71 +515,82 @@ impl FlowTable {
         }
         if !entry.told {
             let kind = kind_of(&entry.tracked);
-            return out.push(entry.report(kind, Stage::Opened, now_ns, None));
+            out.push(entry.report(kind, Stage::Opened, now_ns, None));
+            return self.told.note(*id, entry.told_counted);
         }
         let is_due = now_ns.saturating_sub(entry.told_ns) >= self.settings.update_interval_ns;
-        let moved = entry.changed || counted(&entry.tracked.flow) != entry.told_counted;
-        // Whose it is must not wait once it is known.
+        let moved = entry.is_news();
+        // An owner is told as soon as it is known.
         let is_known_now =
             entry.told_quality == quality::NONE && entry.tracked.owner.quality != quality::NONE;
         if is_known_now || is_due && moved {
             out.push(entry.report(ReportKind::Flow, Stage::Update, now_ns, None));
+            self.told.note(*id, entry.told_counted);
         }
     }
 
     /// Tells what is due of all open flows, and takes out of the rollups what
-    /// has been open for long.
-    fn scan(&mut self, out: &mut Vec<Report>) {
-        let now_ns = self.now_ns;
-        for entry in self.flows.values_mut().filter(|entry| !entry.single) {
-            let pace = match (kind_of(&entry.tracked), self.settings.mode) {
-                (ReportKind::Violation, _) => &mut self.violations_pace,
-                (ReportKind::Flow, FlowMode::Auto) => &mut self.flows_pace,
-                _ => continue,
-            };
-            let open_ns = now_ns.saturating_sub(entry.first_seen_ns);
-            if open_ns >= self.settings.update_interval_ns && pace.take(now_ns) {
-                entry.single = true;
-                entry.told = false;
+    /// has been open for long. False if there was no room for all of it.
+    fn scan(&mut self, room: usize, out: &mut Vec<Report>) -> bool {
+        let (now_ns, interval_ns) = (self.now_ns, self.settings.update_interval_ns);
+        let mut due = Vec::new();
+        for (id, entry) in &mut self.flows {
+            if !entry.single && now_ns.saturating_sub(entry.first_seen_ns) >= interval_ns {
+                let may_be_single = match (kind_of(&entry.tracked), self.settings.mode) {
+                    (ReportKind::Violation, _) => {
+                        let uid = entry.tracked.owner.uid;
+                        self.violations_pace.take(uid, now_ns)
+                    }
+                    (ReportKind::Flow, FlowMode::Auto) => self.flows_pace.take(now_ns),
+                    _ => false,
+                };
+                if may_be_single {
+                    (entry.single, entry.told) = (true, false);
+                    self.stats.open_rolled -= 1;
+                }
+            }
+            let is_due = !entry.told || now_ns.saturating_sub(entry.told_ns) >= interval_ns;
+            if entry.single && is_due && entry.is_news() {
+                if due.len() == room {
+                    return self.tell_all(&due, out, false);
+                }
+                due.push(*id);
             }
         }
-        let interval_ns = self.settings.update_interval_ns;
-        let is_due = |entry: &Entry| {
-            entry.single && (!entry.told || now_ns.saturating_sub(entry.told_ns) >= interval_ns)
-        };
-        let ids: Vec<_> = self
-            .flows
-            .iter()
-            .filter(|(_, entry)| is_due(entry))
-            .map(|(id, _)| *id)
-            .collect();
+        self.tell_all(&due, out, true)
+    }
+
+    fn tell_all(&mut self, ids: &[FlowId], out: &mut Vec<Report>, is_whole: bool) -> bool {
         for id in ids {
-            self.tell(&id, out);
+            self.tell(id, out);
         }
+        is_whole
     }
 
     /// Ends the flows that a complete sweep should have shown and did not.
-    fn end_missing(&mut self, began_ns: u64, out: &mut Vec<Report>) {
+    fn end_missing(&mut self, sweep: &Sweep, out: &mut Vec<Report>) {
+        let began_ns = sweep.began_ns;
         let mut missing = Vec::new();
         for (id, entry) in &mut self.flows {
-            if entry.sweep == self.n_sweeps || entry.seen_ns >= began_ns {
+            if entry.seen_ns >= began_ns {
                 continue;
             }
             let ending = Ending {
                 time_ns: entry.seen_ns,
                 inferred: true,
             };
-            if self
+            let is_gone = self
                 .gone
                 .get(&id.cookie)
-                .is_some_and(|gone_ns| *gone_ns <= began_ns)
-            {
-                missing.push((*id, ending));
-                continue;
+                .is_some_and(|gone_ns| *gone_ns <= began_ns);
+            if !is_gone {
+                entry.missed = entry.missed.saturating_add(1);
             }
-            entry.missed = entry.missed.saturating_add(1);
             let unseen_ns = began_ns.saturating_sub(entry.seen_ns);
-            if entry.missed >= self.settings.missed_sweeps && unseen_ns >= self.settings.missed_ns {
+            let is_over = is_gone
+                || entry.missed >= self.settings.missed_sweeps
+                    && unseen_ns >= self.settings.missed_ns;
+            if is_over && missing.len() < sweep.room {
                 missing.push((*id, ending));
             }
         }
@@ -532,6 +604,8 @@ impl FlowTable {
             return;
         };
         let mut entry = slot.remove();
+        self.told.forget(id);
+        self.stats.open_rolled -= u64::from(!entry.single);
         self.closed.insert(*id, counted(&entry.tracked.flow));
         self.stats.closed += 1;
         self.stats.inferred_ends += u64::from(ending.inferred);
@@ -565,12 +639,13 @@ impl FlowTable {
             ReportKind::Flow => &mut self.rollups,
             ReportKind::Violation => &mut self.violations,
         };
-        for entry in self.flows.values_mut() {
+        for (id, entry) in &mut self.flows {
             let counted = counted(&entry.tracked.flow);
             let moved = !entry.told || counted != entry.told_counted;
             if !entry.single && moved && kind_of(&entry.tracked) == kind {
                 let new = entry.take_new();
                 rollups.tell_open(&entry.tracked, entry.country, &counted, new);
+                self.told.note(*id, counted);
                 entry.told = true;
             }
         }

@@ -1,12 +1,11 @@
-//! What one file of country data says, whatever its format.
+//! Content of one file of country data, whatever its format.
 
 use super::countries::Countries;
 use super::country::Country;
 use super::ranges::Ranges;
 
-/// What a file says about where an address is. Whatever it is, it hides what later
-/// files say: an address that one source knows to be in no single country is not
-/// settled by another source.
+/// Answer of a file about where an address is. Any answer hides those of later files: an
+/// address that one source knows to be in no single country is not settled by another source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// Here.
@@ -21,7 +20,7 @@ pub enum Answer {
 }
 
 impl Answer {
-    /// What a code means, if it means anything; none of the others knows the place.
+    /// Returns the meaning of a code, if it has any; none of the others knows the place.
     pub fn parse(code: &str) -> Option<Self> {
         // Anonymous proxy, satellite provider and worldwide anycast, in the codes that
         // MaxMind began and IPFire goes on with.
@@ -35,7 +34,7 @@ impl Answer {
 /// The content of one file.
 #[derive(Debug, Default)]
 pub struct Data {
-    /// Who made it or what it calls itself; one line of printable ASCII.
+    /// Maker of the file, or the name that it gives itself; one line of printable ASCII.
     pub name: String,
     /// Day it was made (`2026-06-25`), if it says so.
     pub date: Option<String>,

@@ -1,4 +1,4 @@
-//! What policies ask of country data.
+//! Answers of country data to the questions of policies.
 
 use std::net::IpAddr;
 

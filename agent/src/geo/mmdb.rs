@@ -45,7 +45,7 @@ pub enum MmdbProblem {
     Record {
         /// The network whose record it is.
         network: IpNetwork,
-        /// What the decoder says.
+        /// Error from the decoder.
         source: MaxMindDbError,
     },
     /// The search tree repeats itself.
@@ -135,7 +135,7 @@ fn mapped_v4(network: Ipv6Addr, prefix: u8) -> Option<(u32, u32)> {
     Some((first, first | hosts))
 }
 
-/// What a record says that is of interest here.
+/// Facts of a record that are of interest here.
 #[derive(Clone, Copy, Default)]
 struct Said {
     answer: Option<Answer>,

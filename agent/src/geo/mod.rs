@@ -126,7 +126,7 @@ pub enum GeoError {
     ReadDefault {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// Error from the system.
         source: io::Error,
     },
     /// A file that was named cannot be read.
@@ -134,7 +134,7 @@ pub enum GeoError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// Error from the system.
         source: io::Error,
     },
     /// The file is of neither format.
@@ -158,7 +158,7 @@ pub enum GeoError {
     Mmdb {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Problem of the file.
         problem: MmdbProblem,
     },
     /// The file has nothing that is of use here.

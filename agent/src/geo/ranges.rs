@@ -43,7 +43,7 @@ pub struct Range<A, T> {
     pub first: A,
     /// Highest address, not below `first`.
     pub last: A,
-    /// What is said about them.
+    /// Value of these addresses.
     pub value: T,
 }
 

@@ -1,10 +1,11 @@
 //! Addresses that are in no country, whatever a file of country data says.
 //!
-//! Owns a dated table of what the IANA set aside: the special-purpose registries of
-//! RFC 6890 and its successors, and multicast. Data files do place some of these in
-//! countries, mostly in the one of whoever registered them; but a private address is
-//! wherever the network is that uses it, and an anycast service answers from wherever
-//! its nearest copy stands. What a policy's own networks say about them holds.
+//! Owns a dated table of networks that the IANA set aside: the special-purpose
+//! registries of RFC 6890 and its successors, and multicast. Data files do place some
+//! of these in countries, mostly in the one of whoever registered them; but a private
+//! address is wherever the network is that uses it, and an anycast service answers
+//! from wherever its nearest copy stands. For these addresses the policy's own
+//! networks decide.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -17,7 +18,7 @@ use super::ranges::{Range, Ranges};
 pub struct Special {
     first: IpAddr,
     prefix: u8,
-    /// What it is for.
+    /// Purpose of the block.
     pub purpose: &'static str,
     /// The document that says so.
     pub source: &'static str,
@@ -229,7 +230,7 @@ mod tests {
             ("2001:1f:ffff::", "2001:20::", "2001:2f:ffff::", "2001:40::"),
         ] {
             assert!(is_special(first) && is_special(last), "{first} {last}");
-            // What comes before ORCHIDv2 is the first ORCHID.
+            // The block before ORCHIDv2 is the first ORCHID.
             assert!(
                 !is_special(before) || before.starts_with("2001:1f"),
                 "{before}"

@@ -1,7 +1,8 @@
 //! Small country databases, for tests.
 //!
 //! Owns a writer of the MMDB format, as far as tests need it, and records as the
-//! known providers lay them out. What a reader should make of them is not said here.
+//! known providers lay them out. The answers that a reader should give are not
+//! stated here.
 
 use ipnetwork::IpNetwork;
 
@@ -42,7 +43,7 @@ impl Writer {
         }
     }
 
-    /// Adds a network. What lies within another comes after it.
+    /// Adds a network. A network that lies within another comes after it.
     ///
     /// # Panics
     ///

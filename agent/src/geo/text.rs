@@ -22,7 +22,7 @@ use super::ranges::{Number, Range, Ranges};
 #[cfg(test)]
 mod tests;
 
-/// What is wrong with a line, and what would be right.
+/// Mistake in a line, and the correct form.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LineProblem {
     /// The line has not three fields.
@@ -53,7 +53,7 @@ pub enum LineProblem {
 pub struct LineError {
     /// Line number, from 1.
     pub line: usize,
-    /// What is wrong there.
+    /// Mistake in that line.
     pub problem: LineProblem,
 }
 

@@ -25,12 +25,13 @@ const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const BPF_MAP_FREEZE: libc::c_long = 22;
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_ITER_CREATE: libc::c_long = 33;
-/// What the kernel answers to a command that a kind of map does not have; libc has no name for
-/// it, since it is not meant for user space.
+/// Error of the kernel to a command that a kind of map does not have; libc has no name for it,
+/// since it is not meant for user space.
 const ENOTSUPP: i32 = 524;
 const BPF_TRACE_ITER: u32 = 28;
 const BPF_TCX_EGRESS: u32 = 47;
@@ -65,6 +66,7 @@ fn create_link<T>(
     program: BorrowedFd<'_>,
     target: u32,
     attach_type: u32,
+    flags: u32,
     of_kind: T,
 ) -> io::Result<OwnedFd> {
     #[repr(C)]
@@ -79,7 +81,7 @@ fn create_link<T>(
         program: program.as_raw_fd() as u32,
         target,
         attach_type,
-        flags: 0,
+        flags,
         of_kind,
     };
     bpf(BPF_LINK_CREATE, &mut create).map(owned)
@@ -107,7 +109,7 @@ pub fn iterate(program: BorrowedFd<'_>, map: Option<BorrowedFd<'_>>) -> io::Resu
         info_len: map.map_or(0, |_| size_of_val(&info) as u32),
         pad: 0,
     };
-    let link = create_link(program, 0, BPF_TRACE_ITER, of_iterator)?;
+    let link = create_link(program, 0, BPF_TRACE_ITER, 0, of_iterator)?;
     let mut create = IterCreate {
         link: link.as_raw_fd() as u32,
         flags: 0,
@@ -122,14 +124,20 @@ pub fn attach_to_cgroup(
     cgroup: BorrowedFd<'_>,
     attach_type: u32,
 ) -> io::Result<OwnedFd> {
-    create_link(program, cgroup.as_raw_fd() as u32, attach_type, ())
+    create_link(program, cgroup.as_raw_fd() as u32, attach_type, 0, ())
 }
 
 /// Attaches a program behind all others at the exit of an interface (kernel 6.6), and
 /// returns the link.
 pub fn attach_tcx_egress(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
     // Relative to no other program, and whatever the revision.
-    create_link(program, interface, BPF_TCX_EGRESS, [0_u64; 2])
+    create_link(program, interface, BPF_TCX_EGRESS, 0, [0_u64; 2])
+}
+
+/// As [`attach_tcx_egress`], before all others.
+pub fn attach_tcx_egress_first(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
+    const BPF_F_BEFORE: u32 = 1 << 3;
+    create_link(program, interface, BPF_TCX_EGRESS, BPF_F_BEFORE, [0_u64; 2])
 }
 
 /// Numbers of the programs at the exit of an interface that are attached there without a
@@ -230,8 +238,8 @@ pub struct LinkInfo {
 }
 
 impl LinkInfo {
-    /// What a link holds its program at; `None` if it is at nothing that can be taken
-    /// from it, or at nothing any more.
+    /// Returns the place at which a link holds its program; `None` if it is none that the program
+    /// can be taken from, or none any more.
     pub fn target(&self) -> Option<Target> {
         const BPF_LINK_TYPE_CGROUP: u32 = 3;
         const BPF_LINK_TYPE_TCX: u32 = 11;
@@ -257,7 +265,7 @@ pub enum Target {
     Interface(u32),
 }
 
-/// What the kernel says of a link (kernel 5.8).
+/// Reads what the kernel says of a link (kernel 5.8).
 pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     info(link)
 }
@@ -271,8 +279,8 @@ pub struct Identity {
     pub id: u32,
 }
 
-/// What an object is. Two descriptors with the same answer are of one object, if they are
-/// of the same sort.
+/// Reads the identity of an object. Two descriptors with the same answer are of one object, if
+/// they are of the same sort.
 pub fn identity(object: BorrowedFd<'_>) -> io::Result<Identity> {
     info(object)
 }
@@ -355,20 +363,63 @@ struct Element {
     flags: u64,
 }
 
+#[repr(C)]
+struct Batch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+/// Reads all entries of a hash map, many with each call (kernel 5.6). Entries that come or go
+/// meanwhile may be missed.
+pub fn entries<K: Plain, V: Plain>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    /// More than the kernel keeps in one bucket, which it hands out as a whole.
+    const A_CALL: usize = 4_096;
+    let mut keys: Vec<K> = Vec::with_capacity(A_CALL);
+    let mut values: Vec<V> = Vec::with_capacity(A_CALL);
+    // Where the kernel goes on, as it says itself.
+    let (mut from, mut to) = (0_u32, 0_u32);
+    let mut all = Vec::new();
+    loop {
+        let mut batch = Batch {
+            in_batch: match all.is_empty() {
+                true => 0,
+                false => std::ptr::from_ref(&from) as u64,
+            },
+            out_batch: std::ptr::from_mut(&mut to) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: A_CALL as u32,
+            map: map.as_raw_fd() as u32,
+            element_flags: 0,
+            flags: 0,
+        };
+        let is_last = match bpf(BPF_MAP_LOOKUP_BATCH, &mut batch) {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) => return Err(error),
+        };
+        let n_read = A_CALL.min(batch.count as usize);
+        // SAFETY: the kernel has written so many, and there is room for them.
+        unsafe { keys.set_len(n_read) };
+        // SAFETY: as above.
+        unsafe { values.set_len(n_read) };
+        all.extend(keys.drain(..).zip(values.drain(..)));
+        if is_last || n_read == 0 {
+            return Ok(all);
+        }
+        from = to;
+    }
+}
+
 /// Fills entries of a map of maps, in one go: the kernel waits once, and not for each of
 /// them, until no program uses what was there (kernel 5.19).
 pub fn fill(map: BorrowedFd<'_>, indexes: &[u32], maps: &[BorrowedFd<'_>]) -> io::Result<()> {
-    #[repr(C)]
-    struct Batch {
-        in_batch: u64,
-        out_batch: u64,
-        keys: u64,
-        values: u64,
-        count: u32,
-        map: u32,
-        element_flags: u64,
-        flags: u64,
-    }
     let values: Vec<u32> = maps.iter().map(|map| map.as_raw_fd() as u32).collect();
     let mut batch = Batch {
         in_batch: 0,
@@ -464,8 +515,8 @@ pub fn next_key(map: BorrowedFd<'_>, key: Option<&[u8]>) -> io::Result<Option<Ve
     }
 }
 
-/// Copies the entries of a hash map into another with keys and values of the same sizes. What
-/// comes or goes meanwhile may be missed.
+/// Copies the entries of a hash map into another with keys and values of the same sizes. Entries
+/// that come or go meanwhile may be missed.
 pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
     let mut value = vec![0_u8; sizes(from)?.1];
     let mut key = next_key(from, None)?;

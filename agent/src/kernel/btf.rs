@@ -79,10 +79,14 @@ impl Types {
     /// Offset in bytes of a field of a struct, also one in an anonymous struct or
     /// union within it.
     pub fn offset(&self, name: &str, field: &str) -> Option<u32> {
+        self.bit_offset(name, field).map(|bits| bits / 8)
+    }
+
+    /// As [`offset`](Self::offset), in bits: of a field that shares its byte with others.
+    pub fn bit_offset(&self, name: &str, field: &str) -> Option<u32> {
         self.named(name)
             .filter(|id| self.kind(*id).is_some_and(|(kind, _)| kind == kind::STRUCT))
             .find_map(|id| self.member(id, field.as_bytes(), 0))
-            .map(|bits| bits / 8)
     }
 
     /// True if there is a function, or a function's type, of this name.

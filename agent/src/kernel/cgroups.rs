@@ -72,8 +72,9 @@ fn unescaped(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Visits control groups from the root on, with their ids; those nearest to it first. What is below
-/// a directory that somebody else than root owns is charged to that one, as it was delegated.
+/// Visits control groups from the root on, with their ids; those nearest to it first. Groups below
+/// a directory that somebody else than root owns are charged to that directory, as it was
+/// delegated.
 ///
 /// `adopt` returns whether to go on below: who has made more groups than he has room for must not
 /// have the agent look at all of them. Nor are more than `most` looked at in a directory of his.

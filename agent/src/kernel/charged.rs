@@ -173,7 +173,7 @@ const BPF_EXIST: u64 = 2;
 
 /// False if there was no room. Where the flags say that something must be there or must not, and it
 /// is otherwise, that is left alone.
-fn add<K: Plain, V: Plain>(
+pub(super) fn add<K: Plain, V: Plain>(
     map: &mut Hash<K, V>,
     key: K,
     value: &V,

@@ -107,8 +107,8 @@ pub fn is_gone(error: &std::io::Error) -> bool {
     )
 }
 
-/// Removes a filter, and the qdisc if `with_qdisc` and nobody else has
-/// put a filter there. What is gone already is as good.
+/// Removes a filter, and the qdisc if `with_qdisc` and nobody else has put a
+/// filter there. A filter or qdisc that is gone already is no error.
 pub fn remove(
     routes: &mut RouteSocket,
     interface: u32,
@@ -207,7 +207,7 @@ mod tests {
 
     use super::*;
 
-    /// What `tc` says of the loopback interface.
+    /// Returns the output of `tc` about the loopback interface.
     fn shown(place: &Namespace, words: &[&str]) -> String {
         let mut tc = Command::new("tc");
         tc.args(words);
@@ -254,7 +254,7 @@ mod tests {
         remove(&mut routes, LOOPBACK, 8, true).unwrap();
         assert!(!shown(&place, &QDISC).contains("clsact"));
         assert!(!is_attached(&mut routes, LOOPBACK, 8).unwrap());
-        // What is gone already is as good, and what is not ours stays.
+        // Removal succeeds if the hook is gone already, and leaves a qdisc that is not ours.
         remove(&mut routes, LOOPBACK, 8, true).unwrap();
         shown(&place, &["qdisc", "add", "dev", "lo", "clsact"]);
         assert!(!attach(&mut routes, fd, "hook", LOOPBACK, 9).unwrap());

@@ -1,4 +1,4 @@
-//! Who did something to what this agent has in the kernel.
+//! Deeds: who did something to the objects that this agent has in the kernel.
 
 use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path};
 
@@ -42,8 +42,8 @@ impl Deeds {
         let _ = self.table.remove(&Wire(key));
     }
 
-    /// Who did something to one of these last, if it was not before `since_ns`. That what was
-    /// found is their doing is a conclusion.
+    /// Returns the process that did something to one of these last, if it was not before
+    /// `since_ns`. The damage that was found is inferred to be its doing.
     pub fn last(&self, keys: &[DeedKey], since_ns: u64) -> Option<Owner> {
         let deeds = keys.iter().filter_map(|key| self.deed(*key));
         let deed = deeds
@@ -63,7 +63,7 @@ impl Deeds {
     }
 }
 
-/// What a link with this number is looked after as.
+/// Returns the key under which a link with this number is looked after.
 pub fn link(id: u32) -> DeedKey {
     DeedKey {
         kind: thing::LINK,
@@ -72,7 +72,7 @@ pub fn link(id: u32) -> DeedKey {
     }
 }
 
-/// What a map with this number is looked after as.
+/// Returns the key under which a map with this number is looked after.
 pub fn map(id: u32) -> DeedKey {
     DeedKey {
         kind: thing::MAP,
@@ -81,7 +81,7 @@ pub fn map(id: u32) -> DeedKey {
     }
 }
 
-/// What a directory is looked after as.
+/// Returns the key under which a directory is looked after.
 pub fn directory(path: &Path) -> io::Result<DeedKey> {
     let metadata = fs::metadata(path)?;
     let device = metadata.dev();

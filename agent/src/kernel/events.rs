@@ -105,6 +105,11 @@ impl Events {
         None
     }
 
+    /// How far events are there, or about to be, in bytes as of [`Position`].
+    pub fn end(&self) -> u64 {
+        self.producer.word(0)
+    }
+
     /// How far has been read.
     pub fn position(&self) -> Position {
         self.at

@@ -1,4 +1,4 @@
-//! What an instance before has attached, and putting other programs in its place.
+//! Attachments of an instance before, and putting other programs in their place.
 //!
 //! The kernel swaps the program of a link, so each packet is seen by one of the two. It
 //! must not decide when: see [`super::takeover`](super::Kernel::come_into_force).

@@ -1,8 +1,10 @@
-//! What this agent has in the kernel: held open, and compared with what is there now.
+//! Objects that this agent has in the kernel: held open, and compared with those that are
+//! there now.
 //!
-//! What has lost its name on the BPF file system goes on, because it is held, and gets it
-//! back. What was taken from where it was attached cannot be put back by an agent that has
-//! given up the rights for it. It reports to nobody, and looks at no table's contents.
+//! An object that has lost its name on the BPF file system goes on, because it is held, and
+//! gets its name back. A program that was taken from where it was attached cannot be put back
+//! by an agent that has given up the rights for it. The guard reports to nobody, and looks at
+//! no table's contents.
 
 use std::{
     fmt::Write as _,
@@ -22,8 +24,10 @@ use super::{
     bpf_syscall::{self, Identity},
     clsact,
     deeds::{self, Deeds},
+    error::with_causes,
+    held,
     hooks::{self, HOOKS},
-    load::{lock, map_names, with_causes},
+    load::{lock, map_names},
     pins::PinDir,
     uplink_hook::{FilterPin, is_uplink_pin},
 };
@@ -32,13 +36,13 @@ use crate::clock;
 /// Something that is not as this agent left it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
-    /// What it is.
+    /// Name of the damaged object.
     pub subject: String,
-    /// What became of it.
+    /// Description of the damage.
     pub reason: String,
     /// False if something is not watched until another agent starts.
     pub is_mended: bool,
-    /// Who may have done it, where the kernel has seen somebody.
+    /// Process that may have done it, where the kernel has seen one.
     pub by: Option<Owner>,
 }
 
@@ -50,7 +54,7 @@ pub struct Guard {
     cgroup: PathBuf,
     cgroup_id: u64,
     held: Vec<Held>,
-    /// What the last look has pinned again.
+    /// Pins that the last look has made again.
     named_again: Vec<PathBuf>,
     /// Of a directory that was made again: that of [`Kernel`] is of the former one.
     lock: Option<File>,
@@ -69,7 +73,8 @@ struct Held {
     object: OwnedFd,
     identity: Identity,
     place: Place,
-    /// What it is looked after as; `None` for what nobody can do anything to but remove it.
+    /// Key under which it is looked after; `None` for an object that nobody can do anything
+    /// to but remove it.
     thing: Option<DeedKey>,
 }
 
@@ -126,7 +131,7 @@ impl Kernel {
                 guard.hold(format!("hook {}", hook.name), path, place)?;
             }
         }
-        for name in map_names() {
+        for name in map_names().chain([held::NAME.to_owned()]) {
             guard.hold(format!("map {name}"), self.pins.map(&name), Place::Fixed)?;
         }
         Ok(guard)
@@ -201,7 +206,8 @@ impl Guard {
         }
     }
 
-    /// Who has written to one of these maps since the last look but one.
+    /// Returns the last process that has written to one of these maps since the last look but
+    /// one.
     pub fn who_wrote(&self, maps: &[&str]) -> Option<Owner> {
         let is_one = |held: &&Held| {
             let name = held.what.strip_prefix("map ");
@@ -219,7 +225,8 @@ impl Guard {
         self.deeds.last(things, since_ns)
     }
 
-    /// What is not as it was left. Names that were taken away are given again.
+    /// Returns the objects that are not as they were left. Gives names again that were taken
+    /// away.
     pub fn look(&mut self, routes: &mut RouteSocket) -> Vec<Damage> {
         self.looks_ns = [self.looks_ns[1], clock::since_boot_ns()];
         let mut found = Vec::new();
@@ -298,7 +305,7 @@ impl Guard {
     /// Takes away the names that the last [`look`](Self::look) has given again.
     pub fn take_back(&mut self) {
         for path in self.named_again.drain(..) {
-            // Who took them away before may have come by once more.
+            // The names may have been taken away once more.
             let _ = fs::remove_file(path);
         }
         self.pins.remove_if_empty();
@@ -314,7 +321,7 @@ fn lock_again(pins: &PinDir) -> Result<Option<File>, KernelError> {
     }
 }
 
-/// What there is to say of names that were taken away: all at once, for it is one deed.
+/// Makes one damage of all names that were taken away, since that is one deed.
 fn unpinned(names: &[String], failure: Option<&KernelError>, by: Option<Owner>) -> Option<Damage> {
     let subject = match names {
         [] => return None,
@@ -344,7 +351,7 @@ fn unpinned(names: &[String], failure: Option<&KernelError>, by: Option<Owner>) 
 
 impl Held {
     fn is_detached(&self, routes: &mut RouteSocket) -> bool {
-        // What the kernel does not answer is no reason to say that it is gone.
+        // A failed question to the kernel is no reason to say that the object is gone.
         match self.place {
             Place::Fixed => false,
             Place::Cgroup | Place::Interface(_) => bpf_syscall::link_info(self.object.as_fd())

@@ -2,11 +2,8 @@
 
 use std::{
     cell::RefCell,
-    fs::{self, File},
-    os::{
-        fd::{AsFd as _, AsRawFd},
-        unix::fs::MetadataExt as _,
-    },
+    fs::File,
+    os::fd::{AsFd as _, AsRawFd},
     path::PathBuf,
     time::Duration,
 };
@@ -14,19 +11,22 @@ use std::{
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::MapData,
-    programs::{Iter, Program, SchedClassifier},
+    programs::{Iter, Program, ProgramType, SchedClassifier},
+    sys::{BpfHelper, is_helper_supported},
 };
 use trefoil_ebpf::abi::{
-    Cgroup, Control, Executable, Owner, Question, ROOM_OF_CGROUPS, ROOM_OF_EXECUTABLES,
+    Cgroup, Control, Executable, Offsets, Owner, Question, ROOM_OF_CGROUPS, ROOM_OF_EXECUTABLES,
     ROOM_OF_PROCESSES, ROOT, Room, Rooms, Tracked,
 };
 
 use super::{
-    ChargedTables, KernelError, UplinkHook, cgroups, former,
-    hooks::{
-        self, HOOKS, HookStatus, INET_SOCK_SET_STATE, JUDGE_PACKET, JUDGE_QUESTION, UPLINK_EGRESS,
-    },
-    iterators, offsets,
+    ChargedTables, KernelError, UplinkHook, attach,
+    btf::Types,
+    cgroups, former,
+    hooks::{self, HookStatus, JUDGE_PACKET, JUDGE_QUESTION, UPLINK_EGRESS},
+    iterators,
+    namespace::network_namespace,
+    offsets,
     pins::{MapLayout, PinDir},
     questions,
     reader::Reader,
@@ -63,7 +63,7 @@ pub struct TableSizes {
     pub cgroups: u32,
 }
 
-/// What the kernel side needs to know to start.
+/// Settings that the kernel side needs to start.
 #[derive(Clone, Debug)]
 pub struct LoadSettings {
     /// Where pins go.
@@ -80,7 +80,8 @@ pub struct LoadSettings {
 
 /// The kernel side of a running agent.
 ///
-/// What is pinned stays when it is dropped, once it is [kept](Kernel::keep).
+/// Programs and maps in the kernel. Pinned objects stay when it is dropped, once it is
+/// [kept](Kernel::keep).
 pub struct Kernel {
     pub(super) pins: PinDir,
     pub(super) ebpf: Ebpf,
@@ -100,7 +101,7 @@ pub struct Kernel {
     pub(super) made_way: Vec<Former>,
     /// Open for good: somebody may take the pin away.
     sockets: MapData,
-    /// What it made is to outlive it.
+    /// True if the objects that it made are to outlive it.
     is_kept: bool,
     _lock: File,
 }
@@ -121,6 +122,11 @@ impl Kernel {
         let pins = PinDir::new(&settings.pin_dir);
         pins.create()?;
         let lock = lock(&pins)?;
+        if pins.others().iter().any(PinDir::has_agent) {
+            return Err(KernelError::Busy {
+                path: pins.base().to_owned(),
+            });
+        }
         let took_over = !pins.pinned_links().is_empty();
         let mut made_way = Vec::new();
         let mut loaded =
@@ -161,30 +167,20 @@ impl Kernel {
         let replaces = before.instance != 0 && former::can_be_replaced(&pins, &settings.cgroup);
         let replaced = if replaces { before.instance } else { instance };
 
-        let kernel_offsets = offsets::resolve()?;
         let types = offsets::open()?;
-        let state_seen = u32::from(tcp_state_seen);
-        let subflows_known = u32::from(types.has_function("bpf_skc_to_mptcp_sock"));
-        let namespace = namespace_cookie();
-        let namespace_inode = namespace_inode()?;
-        let local_flows = u32::from(settings.local_flows);
-        let uplinks_watched = u32::from(settings.watches_uplinks);
-        let rooms = rooms(&settings.tables);
+        let globals = Globals {
+            instance,
+            replaces: replaced,
+            local_flows: settings.local_flows.into(),
+            uplinks_watched: settings.watches_uplinks.into(),
+            rooms: rooms(&settings.tables),
+            ..Globals::of_this_kernel(&types, tcp_state_seen)?
+        };
         let paths: Vec<_> = map_names()
             .map(|name| (name.clone(), pins.map(&name)))
             .collect();
         let mut loader = EbpfLoader::new();
-        loader
-            .override_global("INSTANCE", &instance, true)
-            .override_global("REPLACES", &replaced, true)
-            .override_global("TCP_STATE_SEEN", &state_seen, true)
-            .override_global("SUBFLOWS_KNOWN", &subflows_known, true)
-            .override_global("NAMESPACE", &namespace, true)
-            .override_global("LOCAL_FLOWS", &local_flows, true)
-            .override_global("UPLINKS_WATCHED", &uplinks_watched, true)
-            .override_global("NAMESPACE_INODE", &namespace_inode, true)
-            .override_global("ROOMS", bytes_of(&rooms), true)
-            .override_global("OFFSETS", bytes_of(&kernel_offsets), true);
+        globals.set(&mut loader);
         for (name, size) in &sizes {
             loader.map_max_entries(name, *size);
         }
@@ -199,29 +195,18 @@ impl Kernel {
             .map_err(|error| KernelError::failed("load the kernel programs' maps", error))?;
         tables::set_executable_key(&pins)?;
 
-        let btf = Btf::from_sys_fs().map_err(|error| KernelError::NoBtf {
-            path: offsets::VMLINUX.into(),
-            source: error.into(),
-        })?;
+        let btf = kernel_types()?;
+        let Some(loaded) = attach::load_all(&mut ebpf, &btf, &types, tcp_state_seen) else {
+            // Only now is it known, and the constants of what is loaded say otherwise.
+            drop(ebpf);
+            return Self::load_into(pins, lock, settings, took_over, false, made_way);
+        };
         let mut statuses = Vec::new();
-        for hook in HOOKS {
-            let (fallback, why) = match hooks::load(&mut ebpf, hook, &btf, &types) {
-                Ok(fallback) => (fallback, None),
-                // Only now is it known, and the constants of what is loaded say otherwise.
-                Err(_) if hook.name == INET_SOCK_SET_STATE && tcp_state_seen => {
-                    drop(ebpf);
-                    return Self::load_into(pins, lock, settings, took_over, false, made_way);
-                }
-                Err(error) if hook.without.is_some() => (None, Some(with_causes(&error))),
-                Err(error) => return Err(error),
-            };
-            statuses.push(HookStatus {
-                name: hook.name,
-                attached: why.is_none(),
-                without: hook.without,
-                partly: fallback.map(|fallback| fallback.without),
-                why,
-            });
+        for (status, error) in loaded {
+            match error {
+                Some(error) if status.without.is_none() => return Err(error),
+                _ => statuses.push(status),
+            }
         }
         let control = ControlWords::open(&pins)?;
         let sockets = pins.open_map("SOCKETS")?;
@@ -232,7 +217,7 @@ impl Kernel {
             control,
             hooks: statuses,
             instance,
-            rooms,
+            rooms: globals.rooms,
             took_over,
             replaces,
             written: RefCell::new(None),
@@ -283,8 +268,8 @@ impl Kernel {
         &self.found_detached
     }
 
-    /// What attaches the program for uplinks to interfaces; `None` if this kernel does not
-    /// have it.
+    /// Returns the hook that attaches the program for uplinks to interfaces; `None` if this kernel
+    /// does not have it.
     pub fn uplink_hook(&self) -> Result<Option<UplinkHook>, KernelError> {
         let is_loaded = self
             .hooks
@@ -403,6 +388,73 @@ impl Kernel {
     }
 }
 
+/// Constants that the programs get when they are loaded.
+pub(super) struct Globals {
+    instance: u32,
+    replaces: u32,
+    tcp_state_seen: u32,
+    subflows_known: u32,
+    task_readable: u32,
+    namespace: u64,
+    namespace_inode: u32,
+    local_flows: u32,
+    uplinks_watched: u32,
+    rooms: Rooms,
+    offsets: Offsets,
+}
+
+impl Globals {
+    /// Of programs that count for nobody. `tcp_state_seen` says what they are told of
+    /// `inet_sock_set_state`.
+    pub(super) fn of_this_kernel(types: &Types, tcp_state_seen: bool) -> Result<Self, KernelError> {
+        Ok(Self {
+            // No control word says so.
+            instance: u32::MAX,
+            replaces: u32::MAX,
+            tcp_state_seen: tcp_state_seen.into(),
+            subflows_known: types.has_function("bpf_skc_to_mptcp_sock").into(),
+            task_readable: task_readable().into(),
+            namespace: namespace_cookie(),
+            // The kernel has 32 bits for it.
+            namespace_inode: network_namespace()? as u32,
+            local_flows: 0,
+            uplinks_watched: 0,
+            rooms: Rooms::default(),
+            offsets: offsets::resolve()?,
+        })
+    }
+
+    pub(super) fn set<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
+        loader
+            .override_global("INSTANCE", &self.instance, true)
+            .override_global("REPLACES", &self.replaces, true)
+            .override_global("TCP_STATE_SEEN", &self.tcp_state_seen, true)
+            .override_global("SUBFLOWS_KNOWN", &self.subflows_known, true)
+            .override_global("TASK_READABLE", &self.task_readable, true)
+            .override_global("NAMESPACE", &self.namespace, true)
+            .override_global("LOCAL_FLOWS", &self.local_flows, true)
+            .override_global("UPLINKS_WATCHED", &self.uplinks_watched, true)
+            .override_global("NAMESPACE_INODE", &self.namespace_inode, true)
+            .override_global("ROOMS", bytes_of(&self.rooms), true)
+            .override_global("OFFSETS", bytes_of(&self.offsets), true);
+    }
+}
+
+/// True if programs of every kind may read the running task's structures. Those for tracing may since
+/// 5.11, all others since 5.15.
+fn task_readable() -> bool {
+    let helper = BpfHelper::BPF_FUNC_get_current_task_btf;
+    is_helper_supported(ProgramType::CgroupSockAddr, helper).unwrap_or(false)
+}
+
+/// The kernel's type information, for programs that are attached by it.
+pub(super) fn kernel_types() -> Result<Btf, KernelError> {
+    Btf::from_sys_fs().map_err(|error| KernelError::NoBtf {
+        path: offsets::VMLINUX.into(),
+        source: error.into(),
+    })
+}
+
 /// Only one agent may use a pin directory at a time.
 pub(super) fn lock(pins: &PinDir) -> Result<File, KernelError> {
     // The BPF file system holds no plain files, but its directories can be locked.
@@ -419,7 +471,7 @@ pub(super) fn lock(pins: &PinDir) -> Result<File, KernelError> {
     Ok(file)
 }
 
-fn sizes(tables: &TableSizes) -> [(&'static str, u32); 10] {
+pub(super) fn sizes(tables: &TableSizes) -> [(&'static str, u32); 10] {
     [
         ("EVENTS", tables.events_bytes),
         ("FLOWS", tables.flows),
@@ -509,29 +561,4 @@ fn namespace_cookie() -> u64 {
         )
     };
     if result == 0 { cookie } else { 0 }
-}
-
-/// Inode number of the caller's network namespace.
-fn namespace_inode() -> Result<u32, KernelError> {
-    const PATH: &str = "/proc/thread-self/ns/net";
-    let inode = fs::metadata(PATH).map(|namespace| namespace.ino());
-    // The kernel has 32 bits for it.
-    inode
-        .map(|inode| inode as u32)
-        .map_err(|error| KernelError::failed(format!("look at {PATH}"), error))
-}
-
-/// An error with everything that caused it, in one line.
-pub(crate) fn with_causes(error: &KernelError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        let line = error.to_string();
-        if !text.contains(&line) {
-            text.push_str(": ");
-            text.push_str(&line);
-        }
-        cause = error.source();
-    }
-    text
 }

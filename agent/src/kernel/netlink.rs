@@ -1,4 +1,4 @@
-//! What all netlink messages have in common: a header, and then attributes.
+//! Parts that all netlink messages have in common: a header, and then attributes.
 
 use std::io;
 
@@ -27,7 +27,7 @@ pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-/// What an error message says, which is also how the kernel says that all is well.
+/// Reads the result in an error message, by which the kernel also reports success.
 pub fn error_in(body: &[u8]) -> io::Result<()> {
     let code = body.get(..4).and_then(|word| word.try_into().ok());
     match code.map(i32::from_ne_bytes) {

@@ -13,13 +13,16 @@ pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 /// Resolves all fields.
 pub fn resolve() -> Result<Offsets, KernelError> {
     let types = open()?;
-    let of = |name: &str, field: &str| {
+    let bits = |name: &str, field: &str| {
         types
-            .offset(name, field)
+            .bit_offset(name, field)
             .ok_or_else(|| KernelError::NoField {
                 field: format!("{name}.{field}"),
             })
     };
+    let of = |name: &str, field: &str| Ok::<_, KernelError>(bits(name, field)? / 8);
+    let summed = bits("sk_buff", "ip_summed")?;
+    let kernels = bits("sock", "sk_kern_sock")?;
     Ok(Offsets {
         task_tgid: of("task_struct", "tgid")?,
         task_pid: of("task_struct", "pid")?,
@@ -83,18 +86,25 @@ pub fn resolve() -> Result<Offsets, KernelError> {
         sock_family: of("sock", "__sk_common")? + of("sock_common", "skc_family")?,
         sock_state: of("sock", "__sk_common")? + of("sock_common", "skc_state")?,
         sock_protocol: of("sock", "sk_protocol")?,
+        sock_prot: of("sock", "__sk_common")? + of("sock_common", "skc_prot")?,
+        sock_kern_sock: kernels / 8,
+        sock_kern_sock_shift: kernels % 8,
+        proto_name: of("proto", "name")?,
+        sk_buff_skb_iif: of("sk_buff", "skb_iif")?,
+        sock_net: of("sock", "__sk_common")? + of("sock_common", "skc_net")?,
         sk_buff_dev: of("sk_buff", "dev")?,
         sk_buff_sk: of("sk_buff", "sk")?,
         sk_buff_len: of("sk_buff", "len")?,
         sk_buff_data_len: of("sk_buff", "data_len")?,
         sk_buff_data: of("sk_buff", "data")?,
+        sk_buff_head: of("sk_buff", "head")?,
+        sk_buff_csum_start: of("sk_buff", "csum_start")?,
+        sk_buff_csum_offset: of("sk_buff", "csum_offset")?,
+        sk_buff_ip_summed: summed / 8,
+        sk_buff_ip_summed_shift: summed % 8,
         net_device_ifindex: of("net_device", "ifindex")?,
         net_device_nd_net: of("net_device", "nd_net")?,
-        net_device_rtnl_link_ops: of("net_device", "rtnl_link_ops")?,
-        rtnl_link_ops_kind: of("rtnl_link_ops", "kind")?,
         net_ns_inum: of("net", "ns")? + of("ns_common", "inum")?,
-        task_nsproxy: of("task_struct", "nsproxy")?,
-        nsproxy_net_ns: of("nsproxy", "net_ns")?,
         net_hooks_ipv4: of("net", "nf")? + of("netns_nf", "hooks_ipv4")?,
         net_hooks_ipv6: of("net", "nf")? + of("netns_nf", "hooks_ipv6")?,
         nf_hook_ops_priority: of("nf_hook_ops", "priority")?,

@@ -10,6 +10,7 @@ use super::{
     KernelError, RouteSocket, bpf_syscall, clsact,
     netlink::{NLM_F_DUMP, attributes, u32_at},
     pins::PinDir,
+    trace,
     uplink_hook::{FilterPin, is_uplink_pin},
 };
 
@@ -41,6 +42,7 @@ impl Others {
         interface: u32,
     ) -> Result<Self, KernelError> {
         let own = own_programs(pins, interface);
+        let traces = trace::running(pins);
         let failed = |error: io::Error| {
             KernelError::failed(
                 format!("list what is at the exit of interface {interface}"),
@@ -53,7 +55,7 @@ impl Others {
         for (at, id) in programs.iter().enumerate() {
             match place {
                 Some(place) if at > place => found.behind.push(program(*id)),
-                _ if own.contains(id) => {}
+                _ if own.contains(id) || traces.contains(id) => {}
                 _ => found.before.push(program(*id)),
             }
         }
@@ -126,8 +128,8 @@ struct Filter {
 }
 
 impl Filter {
-    /// True if it may change a frame or send it elsewhere. What lets pass, drops, limits,
-    /// marks and copies to user space does not.
+    /// True if it may change a frame or send it elsewhere. A program that lets pass, drops,
+    /// limits, marks or copies to user space does not.
     fn changes(&self) -> bool {
         const HARMLESS: [&str; 7] = [
             "gact", "police", "sample", "skbedit", "connmark", "csum", "simple",

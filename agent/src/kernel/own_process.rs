@@ -41,7 +41,7 @@ impl OwnProcess {
         Ok((own, some(killed)))
     }
 
-    /// What has stopped this process, since this was asked last.
+    /// Returns what has stopped this process since the last call.
     pub fn take_stop(&mut self) -> Result<Option<Signalled>, KernelError> {
         let agent = self.get()?;
         let stopped = some(agent.stopped);

@@ -1,4 +1,4 @@
-//! What stays in the kernel when the agent is gone: pinned maps and links.
+//! Objects that stay in the kernel when the agent is gone: pinned maps and links.
 //!
 //! `<pin-dir>/v<ABI>/maps/<MAP>` and `<pin-dir>/v<ABI>/links/<instance>-<hook>`.
 
@@ -19,12 +19,50 @@ use super::{
 pub struct PinDir {
     /// As given with `--pin-dir`.
     base: PathBuf,
+    /// Version of the layouts.
+    abi: u32,
+}
+
+/// Version of the layouts of this agent. Tests of a change of it ask a build that is not for release to
+/// say another number.
+fn abi() -> u32 {
+    let asked = match cfg!(debug_assertions) {
+        true => std::env::var("TREFOIL_TEST_ABI").ok(),
+        false => None,
+    };
+    asked
+        .and_then(|asked| asked.parse().ok())
+        .unwrap_or(ABI_VERSION)
 }
 
 impl PinDir {
     /// Where the pins of this version are; nothing is touched.
     pub fn new(base: impl Into<PathBuf>) -> Self {
-        Self { base: base.into() }
+        Self {
+            base: base.into(),
+            abi: abi(),
+        }
+    }
+
+    /// Number of the version, `v` and which names its directory.
+    pub fn abi(&self) -> u32 {
+        self.abi
+    }
+
+    /// The pins of other versions in this directory.
+    pub fn others(&self) -> Vec<Self> {
+        let versions = fs::read_dir(&self.base).into_iter().flatten().flatten();
+        let number = |dir: fs::DirEntry| {
+            let name = dir.file_name();
+            name.to_str()?.strip_prefix('v')?.parse::<u32>().ok()
+        };
+        let others = versions.filter_map(number).filter(|abi| *abi != self.abi);
+        others
+            .map(|abi| Self {
+                abi,
+                base: self.base.clone(),
+            })
+            .collect()
     }
 
     /// As given with `--pin-dir`.
@@ -33,7 +71,7 @@ impl PinDir {
     }
 
     fn version(&self) -> PathBuf {
-        self.base.join(format!("v{ABI_VERSION}"))
+        self.base.join(format!("v{}", self.abi))
     }
 
     /// Directory of the pinned maps.
@@ -244,7 +282,7 @@ fn parse_link(name: &str) -> Option<(u32, &str)> {
     Some((instance.parse().ok()?, hook))
 }
 
-/// What has to fit between an agent and a pinned map.
+/// Properties in which an agent and a pinned map have to agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapLayout {
     /// `BPF_MAP_TYPE_*`

@@ -10,7 +10,7 @@ use super::{
     wire::{bytes_of, value_of},
 };
 
-/// What `BPF_PROG_RUN` insists on before the questions.
+/// Bytes that `BPF_PROG_RUN` insists on before the questions.
 const LINK_HEADER: usize = 14;
 
 /// The four bytes of each answer, and how long the program ran for all of them.

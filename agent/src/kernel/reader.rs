@@ -9,7 +9,8 @@ use std::{
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use trefoil_ebpf::abi::{
-    Cgroup, EndedKey, Executable, FlowKey, LOSSES, Policy, Totals, Tracked, UplinkFlowKey, verdict,
+    Cgroup, Control, EndedKey, Executable, FlowKey, LOSSES, Policy, SessionOrigin, Totals, Tracked,
+    UplinkFlowKey, verdict,
 };
 
 use super::{
@@ -17,7 +18,7 @@ use super::{
     events::Events,
     hooks::{SOCKET_FILES, SOCKETS},
     pins::PinDir,
-    tables::{ControlWords, Enforcement},
+    tables::{ControlWords, Enforcement, wait_for_programs},
     wire::Wire,
 };
 
@@ -35,6 +36,7 @@ pub struct Reader {
     executables: Hash<u64, Executable>,
     cgroups: Hash<u64, Cgroup>,
     cuts: Hash<u64, u32>,
+    sessions: Hash<u32, SessionOrigin>,
     losses: PerCpuArray<MapData, Wire<u64>>,
     totals: PerCpuArray<MapData, Wire<Totals>>,
     untold: PerCpuArray<MapData, Wire<Totals>>,
@@ -63,6 +65,7 @@ impl Reader {
             executables: hash(pins, "EXECUTABLES")?,
             cgroups: hash(pins, "CGROUPS")?,
             cuts: hash(pins, "CUTS")?,
+            sessions: hash(pins, "SESSIONS")?,
             losses: Map::PerCpuArray(pins.open_map("LOSSES")?)
                 .try_into()
                 .map_err(|error| failed("LOSSES", error))?,
@@ -115,6 +118,15 @@ impl Reader {
         self.control.get().instance
     }
 
+    /// From now on nothing is counted or judged; what was counted can be read, and moves no more.
+    pub fn stop_counting(&self) {
+        self.control.set(Control {
+            generation: self.control.get().generation,
+            instance: 0,
+        });
+        wait_for_programs();
+    }
+
     /// Where the tables are pinned.
     pub fn pins(&self) -> &PinDir {
         &self.pins
@@ -127,12 +139,17 @@ impl Reader {
 
     /// All flows of sockets with many peers.
     pub fn many_peer_flows(&self) -> Result<Vec<(FlowKey, Tracked)>, KernelError> {
-        collect(&self.flows, "FLOWS")
+        entries(&self.flows_map, "FLOWS")
     }
 
     /// Flows that a socket with one peer holds, through the pinned iterator.
     pub fn socket_flows(&self) -> Result<Vec<Tracked>, KernelError> {
-        let path = self.pins.link(self.instance(), SOCKETS);
+        self.socket_flows_of(self.instance())
+    }
+
+    /// The same, through the iterator of this instance, which may count no more.
+    pub fn socket_flows_of(&self, instance: u32) -> Result<Vec<Tracked>, KernelError> {
+        let path = self.pins.link(instance, SOCKETS);
         if !path.exists() {
             return Ok(Vec::new());
         }
@@ -162,7 +179,7 @@ impl Reader {
 
     /// All flows of frames that no socket's hooks have judged.
     pub fn uplink_flows(&self) -> Result<Vec<(UplinkFlowKey, Tracked)>, KernelError> {
-        collect(&self.uplink_flows, "UPLINK_FLOWS")
+        entries(&self.uplink_flows_map, "UPLINK_FLOWS")
     }
 
     /// A flow of the table of uplinks.
@@ -176,9 +193,9 @@ impl Reader {
             .map_err(|error| KernelError::failed("take from map UPLINK_FLOWS", error))
     }
 
-    /// All final states that found the ring buffer full.
-    pub fn ended(&self) -> Result<Vec<(EndedKey, Tracked)>, KernelError> {
-        let mut ended = collect(&self.ended, "ENDED")?;
+    /// Final states that found the ring buffer full, at most so many.
+    pub fn ended(&self, max: usize) -> Result<Vec<(EndedKey, Tracked)>, KernelError> {
+        let mut ended = collect_some(&self.ended, max, "ENDED")?;
         for (key, tracked) in &mut ended {
             // The hook that ended it may not have written that yet.
             tracked.flow.started_ns = key.started_ns;
@@ -202,6 +219,27 @@ impl Reader {
     /// The control group with this id.
     pub fn cgroup(&self, id: u64) -> Result<Option<Cgroup>, KernelError> {
         get(&self.cgroups, id, "CGROUPS")
+    }
+
+    /// The origin of the login session with this audit session.
+    pub fn session(&self, session: u32) -> Result<Option<SessionOrigin>, KernelError> {
+        get(&self.sessions, session, "SESSIONS")
+    }
+
+    /// Adds the origin of a session of which the kernel programs have seen none.
+    pub fn add_session(&mut self, session: u32, origin: SessionOrigin) -> Result<(), KernelError> {
+        const BPF_NOEXIST: u64 = 1;
+        let added = self
+            .sessions
+            .insert(Wire(session), Wire(origin), BPF_NOEXIST);
+        match added {
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == std::io::ErrorKind::AlreadyExists =>
+            {
+                Ok(())
+            }
+            added => added.map_err(|error| failed("SESSIONS", error)),
+        }
     }
 
     /// Lets the resets of these sockets leave, and of no others.
@@ -242,7 +280,7 @@ impl Reader {
             })
     }
 
-    /// What was lost so far, by the names of [`LOSSES`]; zeros included.
+    /// Reads the losses so far, by the names of [`LOSSES`]; zeros included.
     pub fn losses(&self) -> Result<BTreeMap<&'static str, u64>, KernelError> {
         LOSSES
             .iter()
@@ -257,6 +295,13 @@ impl Reader {
             .collect()
     }
 
+    /// Number of the map that counts losses: another one counts from zero.
+    pub fn counted_by(&self) -> Result<u64, KernelError> {
+        let map = self.pins.open_map("LOSSES")?;
+        let info = map.info().map_err(|error| failed("LOSSES", error))?;
+        Ok(info.id().into())
+    }
+
     /// Sums by verdict, indexed by verdict.
     pub fn totals(&self) -> Result<[Totals; verdict::N as usize], KernelError> {
         sums(&self.totals, "TOTALS")
@@ -269,7 +314,7 @@ impl Reader {
 }
 
 /// Sums over all processors.
-fn sums(
+pub(super) fn sums(
     map: &PerCpuArray<MapData, Wire<Totals>>,
     name: &str,
 ) -> Result<[Totals; verdict::N as usize], KernelError> {
@@ -308,11 +353,28 @@ pub(super) fn get<K: super::wire::Plain, V: super::wire::Plain>(
     }
 }
 
+fn entries<K: super::wire::Plain, V: super::wire::Plain>(
+    map: &MapData,
+    name: &str,
+) -> Result<Vec<(K, V)>, KernelError> {
+    bpf_syscall::entries(map.fd().as_fd())
+        .map_err(|error| KernelError::failed(format!("read map {name}"), error))
+}
+
 pub(super) fn collect<K: super::wire::Plain, V: super::wire::Plain>(
     map: &Hash<K, V>,
     name: &str,
 ) -> Result<Vec<(K, V)>, KernelError> {
+    collect_some(map, usize::MAX, name)
+}
+
+fn collect_some<K: super::wire::Plain, V: super::wire::Plain>(
+    map: &Hash<K, V>,
+    max: usize,
+    name: &str,
+) -> Result<Vec<(K, V)>, KernelError> {
     map.iter()
+        .take(max)
         .map(|entry| {
             entry
                 .map(|(key, value)| (key.0, value.0))

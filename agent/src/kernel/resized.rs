@@ -165,22 +165,10 @@ impl Kernel {
     /// All that is to be told from tables that have made way. To be asked once this instance is in
     /// force: nobody writes there any more.
     pub fn remains(&self) -> Result<Remains, KernelError> {
-        let mut remains = Remains::default();
         if self.has_former() {
             wait_for_programs();
         }
-        for former in all(&self.pins) {
-            if former.name == "EVENTS" {
-                remains.events.push_back(Events::of(&former.map()?)?);
-            }
-            remains.pins.push(former.path);
-        }
-        for name in FLOWS {
-            for former in self.former(name) {
-                remains.flows.push_back((former.map()?, None));
-            }
-        }
-        Ok(remains)
+        Remains::of(&self.pins)
     }
 }
 
@@ -202,6 +190,24 @@ pub enum Remain {
 }
 
 impl Remains {
+    /// The same, where no program counts any more.
+    pub fn of(pins: &PinDir) -> Result<Self, KernelError> {
+        let mut remains = Self::default();
+        let former = all(pins);
+        for name in FLOWS {
+            for former in former.iter().filter(|former| former.name == name) {
+                remains.flows.push_back((former.map()?, None));
+            }
+        }
+        for former in former {
+            if former.name == "EVENTS" {
+                remains.events.push_back(Events::of(&former.map()?)?);
+            }
+            remains.pins.push(former.path);
+        }
+        Ok(remains)
+    }
+
     /// Leaves out what an agent before has read and kept up to here, and did not come to release.
     pub fn skip_to(&mut self, position: Position) {
         self.events

@@ -42,7 +42,7 @@ const NAMESPACE_BODY: usize = 4;
 /// Bytes of `struct rtmsg`.
 const ROUTE_BODY: usize = 12;
 
-/// What an interface has counted since it was made.
+/// Counters of an interface since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TxCounters {
     /// Bytes that it sent.
@@ -132,7 +132,8 @@ impl RouteSocket {
         Ok(found)
     }
 
-    /// What the interface with this index has counted; `None` if there is none.
+    /// Returns the counters of the interface with this index; `None` if there is no such
+    /// interface.
     pub fn counters(&mut self, index: u32) -> Result<Option<TxCounters>, KernelError> {
         let mut body = [0; LINK_BODY];
         body[4..8].copy_from_slice(&index.to_ne_bytes());
@@ -189,7 +190,7 @@ impl RouteSocket {
     }
 }
 
-/// What became different.
+/// Change that the kernel reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// An interface came, or is not as it was.
@@ -215,8 +216,7 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// Opens it for the network namespace of the calling thread. What changes from now
-    /// on is told.
+    /// Opens it for the network namespace of the calling thread. Changes from now on are told.
     pub fn open() -> Result<Self, KernelError> {
         const RTMGRP_LINK: u32 = 1;
         const RTMGRP_TC: u32 = 8;
@@ -262,7 +262,7 @@ fn route_socket() -> nix::Result<OwnedFd> {
 }
 
 fn receive(socket: &OwnedFd) -> io::Result<Vec<u8>> {
-    // What the kernel makes its messages no longer than.
+    // Upper bound on a message from the kernel, in bytes.
     const LONGEST: usize = 1 << 16;
     let mut bytes = vec![0; LONGEST];
     let len = recv(socket.as_raw_fd(), &mut bytes, MsgFlags::empty())?;

@@ -58,7 +58,7 @@ const STATES: u32 = {
 /// A TCP socket as the kernel listed it.
 struct Listed {
     family: u8,
-    /// What names it to the kernel, in the kernel's own bytes.
+    /// Identifier of the socket to the kernel, in the kernel's own bytes.
     id: [u8; ID],
 }
 
@@ -193,7 +193,7 @@ impl SockDiag {
 
     /// The next messages that answer the last request.
     fn receive(&self) -> io::Result<Vec<u8>> {
-        // What the kernel makes its messages no longer than.
+        // Upper bound on a message from the kernel, in bytes.
         const LONGEST: usize = 1 << 16;
         let mut bytes = vec![0; LONGEST];
         loop {

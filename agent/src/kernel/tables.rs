@@ -80,7 +80,7 @@ impl ControlWords {
         Ok(Self { mapped })
     }
 
-    /// What is in force.
+    /// Returns the control word in force.
     pub fn get(&self) -> Control {
         let word = self.mapped.word(offset_of!(ControlPage, control));
         super::wire::value_of(&word.to_ne_bytes()).unwrap_or_default()
@@ -125,7 +125,8 @@ fn word_of(control: Control) -> u64 {
     u64::from_ne_bytes(bytes)
 }
 
-/// What was written for a generation, to be compared with what is there later.
+/// Policy and chunks as written for a generation, to be compared with those that are there
+/// later.
 #[derive(Clone)]
 pub struct Written {
     policy: Policy,

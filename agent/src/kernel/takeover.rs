@@ -14,10 +14,11 @@ use aya::Ebpf;
 use trefoil_ebpf::abi::{Control, LOSS_CGROUPS_FULL, ROOM_OF_CGROUPS, ROOT};
 
 use super::{
-    Kernel, KernelError, LoadSettings, PinDir, cgroups, former,
-    hooks::{self, HOOKS, Hook, Place},
+    Kernel, KernelError, LoadSettings, PinDir, attach, cgroups,
+    error::with_causes,
+    former,
+    hooks::{HOOKS, Hook, Place},
     iterators,
-    load::with_causes,
     tables::{Enforcement, wait_for_programs},
 };
 use crate::{clock::BootClock, policy::Image};
@@ -39,7 +40,8 @@ impl Kernel {
         attach_more: impl FnOnce(&Self) -> Result<(), KernelError>,
     ) -> Result<Vec<u32>, KernelError> {
         let budgets = self.take_place(load, policy, clock, enforcement, attach_more)?;
-        // There is no way back from here. What does not go now goes with the next agent.
+        // There is no way back from here. An object that cannot be removed now is removed by the
+        // next agent.
         if self.took_over {
             self.keep();
         }
@@ -80,12 +82,15 @@ impl Kernel {
             self.reader()?.lose(LOSS_CGROUPS_FULL, n_left)?;
         }
         self.run_iterator("iter_task_file")?;
-        // What counts as soon as it is in its place comes last.
+        // Programs that count as soon as they are in place come last.
         self.attach(cgroup.as_fd(), is_replaced)?;
         attach_more(self)?;
         // A program that was replaced and still runs may not have read yet who counts.
         wait_for_programs();
+        // Nothing is to be between the two but two stores.
+        let others = self.others();
         self.begin(policy.policy.generation, enforcement);
+        Self::supersede(&others);
         Ok(budgets)
     }
 
@@ -104,13 +109,13 @@ impl Kernel {
                 continue;
             }
             if self.replaces && hook.place == Place::Cgroup {
-                let program = hooks::program(&self.ebpf, hook)?;
+                let program = attach::program(&self.ebpf, hook)?;
                 if former::replace(&self.pins, self.instance, hook.name, program)? {
                     continue;
                 }
             }
             let link = |hook: &Hook| self.pins.link(self.instance, hook.name);
-            match hooks::attach(&mut self.ebpf, hook, cgroup, link) {
+            match attach::attach(&mut self.ebpf, hook, cgroup, link) {
                 // So that `trefoil flows` can run it, agent alive or dead.
                 Ok(false) if hook.is_pinned() => {
                     pin_program(&self.pins, self.instance, &mut self.ebpf, hook)?;
@@ -212,7 +217,7 @@ impl Kernel {
         });
     }
 
-    /// What is in force by the control word.
+    /// Reads the control word in force.
     pub fn control(&self) -> Control {
         self.control.get()
     }
@@ -252,8 +257,8 @@ impl Kernel {
             })
     }
 
-    /// Takes out what this instance has attached; with nothing of an earlier one
-    /// in the kernel, its tables as well. What another version has there is left alone.
+    /// Takes out what this instance has attached; with nothing of an earlier one in the kernel,
+    /// its tables as well. Objects of another version are left alone.
     pub(super) fn abandon(&self) {
         let done = if self.took_over {
             let made_way = self.made_way.iter();

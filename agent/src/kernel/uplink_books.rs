@@ -45,7 +45,7 @@ impl UplinkTable {
         collect(&self.uplinks, "UPLINKS")
     }
 
-    /// What is known of one interface.
+    /// Returns the entry of one interface in `UPLINKS`.
     pub fn get(&self, index: u32) -> Result<Option<Uplink>, KernelError> {
         get(&self.uplinks, index, "UPLINKS")
     }

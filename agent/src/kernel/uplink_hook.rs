@@ -45,9 +45,9 @@ impl UplinkHook {
         })
     }
 
-    /// Attaches the program to an interface of the network namespace that this was made
-    /// in, and opens books for it unless it has some; those of a tunnel stay empty. What is
-    /// attached is pinned. True if its books go on from an agent before.
+    /// Attaches the program to an interface of the network namespace that this was made in,
+    /// and opens books for it unless it has some; those of a tunnel stay empty. The
+    /// attachment is pinned. True if its books go on from an agent before.
     pub fn attach(&mut self, link: &Link, is_tunnel: bool) -> Result<bool, KernelError> {
         let failed = |error: io::Error| {
             KernelError::failed(format!("attach {UPLINK_EGRESS} to {}", link.name), error)
@@ -227,7 +227,7 @@ pub fn is_uplink_pin(name: &str, index: u32) -> bool {
     name == uplink_pin(index) || FilterPin::parse(name).is_some_and(is_filter)
 }
 
-/// What the name of a pin of the program says, where a filter holds it: there is no link
+/// Name of a pin of the program, parsed, where a filter holds the program: there is no link
 /// to pin, and removing the pin alone removes nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FilterPin {
@@ -248,7 +248,7 @@ impl FilterPin {
         })
     }
 
-    /// What all filters of the interface have in common.
+    /// Returns the part of the name that all filters of the interface have in common.
     pub(super) fn interface_pin(self) -> String {
         format!("{}{}", Self::PREFIX, self.interface)
     }

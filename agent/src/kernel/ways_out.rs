@@ -15,18 +15,19 @@ use super::{
 /// A way out that a process has had open since before the hooks.
 #[derive(Clone, Copy, Debug)]
 pub struct WayOut {
-    /// Who.
+    /// Process that has it open.
     pub owner: Owner,
     /// One of [`unseen`].
     pub way: u16,
-    /// What leaves by it is judged from now on; of AF_XDP, what the kernel copies.
+    /// True if all that leaves by it is judged from now on; of AF_XDP, the frames that the
+    /// kernel copies.
     pub is_covered: bool,
 }
 
 impl Kernel {
-    /// Ways out that were open before the hooks were in force, of those who are in the watched
-    /// control group: who is in another is somebody else's business. What can be judged is,
-    /// from now on.
+    /// Ways out that were open before the hooks were in force, of processes in the watched
+    /// control group: those in another are somebody else's business. Sockets that can be
+    /// judged are judged from now on.
     ///
     /// To be asked once this instance is in force, as nobody else opens one unnoticed then.
     pub fn ways_out(&self, load: &LoadSettings) -> Result<Vec<WayOut>, KernelError> {

@@ -51,7 +51,10 @@ plain!(
     abi::Policy,
     abi::Process,
     abi::Question,
+    abi::Refusals,
+    abi::RefusedSender,
     abi::Rooms,
+    abi::SessionOrigin,
     abi::Totals,
     abi::Tracked,
     abi::Peer,
@@ -59,6 +62,8 @@ plain!(
     abi::UplinkBooks,
     abi::UplinkFlowKey,
     abi::WayOut,
+    abi::trace::TraceCounts,
+    abi::trace::TraceFilter,
 );
 
 /// The bytes of a value.

@@ -50,29 +50,32 @@ pub fn learn(observed: &[Observed], reading: &Reading, users: &dyn Users) -> Lea
     }
 }
 
-/// What the destination of a rule is about. No two are in one rule.
+/// Kind of destination of a rule. No two are in one rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Section {
     /// Ports that this host named.
     Ports,
     /// Protocols that have no ports.
     Protocols,
-    /// Answers to whoever connected. The far port is one that the peer picked.
+    /// Answers of this host's services to whoever connected. The far port is one that the peer
+    /// picked.
     Answers,
+    /// The same of another network namespace, whose word counts for nothing to rules.
+    Claimed,
 }
 
-/// A protocol with its port, or 0. For answers it is the near one, for the comment.
+/// A protocol with its port, or 0. For answers it is the near one.
 type Service = (Protocol, u16);
-/// What was seen of one owner in one section.
+/// Flows that were seen of one owner in one section.
 type Seen<'o> = BTreeMap<IpAddr, BTreeMap<Service, Vec<&'o Observed>>>;
 
 /// All that was seen, in the order of the rules.
 #[derive(Default)]
 struct Lesson<'o> {
     seen: BTreeMap<(Owner, Section), Seen<'o>>,
-    /// What is no rule's business.
+    /// Traffic that is no rule's business.
     local: Amount,
-    /// What no rule can say, with the reason.
+    /// Traffic that no rule can approve, with the reason.
     left_out: BTreeMap<(String, &'static str), Amount>,
 }
 
@@ -179,9 +182,16 @@ fn sorted(one: &Observed) -> Result<(Owner, IpAddr, Section, Service), &'static 
     let owner = Owner::of(&one.source)?;
     Ok(match (protocol.has_ports(), target.way, target.port) {
         (false, _, _) => (owner, address, Section::Protocols, (protocol, 0)),
-        (true, Way::Accepted, _) => {
+        (true, Way::Accepted, _) if target.near_port == 0 => {
+            return Err("the service that answered is not in the records");
+        }
+        (true, Way::Accepted, _) if protocol == Protocol::TCP => {
             let service = (protocol, target.near_port);
             (owner, address, Section::Answers, service)
+        }
+        (true, Way::Claimed, _) => {
+            let service = (protocol, target.near_port);
+            (owner, address, Section::Claimed, service)
         }
         (true, _, 0) => return Err("the protocol has ports, and the packets named none"),
         (true, _, port) => (owner, address, Section::Ports, (protocol, port)),
@@ -189,11 +199,11 @@ fn sorted(one: &Observed) -> Result<(Owner, IpAddr, Section, Service), &'static 
 }
 
 impl Section {
-    /// What a rule says of a service.
+    /// Returns the service as a rule names it.
     fn says(self, (protocol, port): Service) -> Service {
         match self {
-            Self::Ports => (protocol, port),
-            Self::Protocols | Self::Answers => (protocol, 0),
+            Self::Ports | Self::Answers => (protocol, port),
+            Self::Protocols | Self::Claimed => (protocol, 0),
         }
     }
 }
@@ -221,7 +231,7 @@ impl Draft<'_> {
         networks
     }
 
-    /// The ports as the fewest ranges that have no other.
+    /// The ports, of answers the near ones, as the fewest ranges that have no other.
     fn ports(&self) -> Vec<Ports> {
         let mut ranges: Vec<Ports> = Vec::new();
         for &(protocol, port) in &self.services {

@@ -1,11 +1,11 @@
-//! Whom a rule is for.
+//! Owner that a rule is for.
 
 use crate::{
     observed::Source,
     policy::pattern::{ContainerPattern, ExecutablePattern, UnitPattern},
 };
 
-/// What `from` says of an owner.
+/// Owner, as `from` says it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Owner {
     /// A container, and every program in it.
@@ -22,7 +22,7 @@ pub enum Owner {
 }
 
 impl Owner {
-    /// Whom a rule for flows of this source is for.
+    /// Returns the owner that a rule for flows of this source is for.
     ///
     /// A unit that is made anew each time, under another name, says nothing about
     /// tomorrow: there it is the program and its user, if they can be named.

@@ -1,4 +1,4 @@
-//! What the policy says to its reader: names of rules, and comments.
+//! Text of the policy for its reader: names of rules, and comments.
 //!
 //! Units, paths and rules have names that others chose; nothing of a name ends a
 //! comment's line or moves what stands beside it.
@@ -35,7 +35,7 @@ pub(super) fn comment(text: &str, indent: &str) -> String {
     lines + &line + "\n"
 }
 
-/// What stands above everything.
+/// Writes the comment above everything.
 pub(super) fn head(rules: &[Draft<'_>], lesson: &Lesson<'_>, reading: &Reading) -> String {
     let mut sum = Amount::default();
     for rule in rules {
@@ -53,7 +53,7 @@ pub(super) fn head(rules: &[Draft<'_>], lesson: &Lesson<'_>, reading: &Reading) 
         amount(&sum)
     )];
     paragraphs.push(
-        "That something was seen does not make it right: read each rule, take out what should not \
+        "Recorded traffic need not be right: read each rule, take out the traffic that should not \
          leave, and try it with `trefoil check`."
             .to_owned(),
     );
@@ -77,7 +77,7 @@ pub(super) fn head(rules: &[Draft<'_>], lesson: &Lesson<'_>, reading: &Reading) 
     paragraphs.join("#\n") + "\n"
 }
 
-/// What stands above a rule.
+/// Writes the comment above a rule.
 pub(super) fn of_rule(rule: &Draft<'_>) -> String {
     let mut text = comment(&format!("Seen: {}.", amount(&rule.amount())), "  ");
     let mut line = |title: &str, all: Vec<String>| {
@@ -103,11 +103,14 @@ pub(super) fn of_rule(rule: &Draft<'_>) -> String {
         "Countries",
         rule.countries().into_iter().map(str::to_owned).collect(),
     );
-    if rule.section == Section::Answers {
+    if rule.section == Section::Claimed {
         let answered = rule.answered().into_iter();
         let ports = answered.map(|(protocol, port)| format!("{port}/{protocol}"));
         line("Answers on", ports.collect());
     }
+    let origins = rule.seen.iter().filter_map(|one| one.source.session_addr);
+    let origins: BTreeSet<String> = origins.map(|address| address.to_string()).collect();
+    line("Logged in from", origins.into_iter().collect());
     line("Judged then", judged(rule));
 
     let mut wider = Vec::new();
@@ -144,12 +147,17 @@ pub(super) fn of_rule(rule: &Draft<'_>) -> String {
             }
         }
     }
-    if rule.section == Section::Answers {
-        wider.push(
+    match rule.section {
+        Section::Answers => {
+            wider.push("any port of these clients, since a client picks its own".to_owned());
+        }
+        Section::Claimed => wider.push(
             "any port of these addresses, since a client picks its own; connections that are opened \
-             from here are approved as well"
+             from here are approved as well, since in another network namespace nobody can say \
+             who has opened one"
                 .to_owned(),
-        );
+        ),
+        Section::Ports | Section::Protocols => {}
     }
     let inner: BTreeSet<String> = rule
         .seen
@@ -171,7 +179,7 @@ pub(super) fn of_rule(rule: &Draft<'_>) -> String {
     text
 }
 
-/// What the policies that were in force said, the most first.
+/// Lists the verdicts of the policies that were in force, the most first.
 fn judged(rule: &Draft<'_>) -> Vec<String> {
     let mut flows: BTreeMap<(&str, Option<&str>), (u64, u64)> = BTreeMap::new();
     for one in &rule.seen {
@@ -228,7 +236,7 @@ pub(super) fn name(rule: &Draft<'_>) -> String {
         Owner::Process { .. } => "anybody".to_owned(),
     };
     let n = rule.addresses.len() as u64;
-    let is_answer = rule.section == Section::Answers;
+    let is_answer = matches!(rule.section, Section::Answers | Section::Claimed);
     let what = match (n, rule.addresses.first()) {
         (1, Some(address)) => address.to_string(),
         _ if is_answer => words::count(n, "client"),
@@ -255,7 +263,7 @@ pub(super) fn name(rule: &Draft<'_>) -> String {
             let protocols = rule.protocols().iter().map(ToString::to_string).collect();
             format!("{who} to {what}{place}{}", few(protocols, "protocols"))
         }
-        Section::Answers => {
+        Section::Answers | Section::Claimed => {
             let ports = rule.answered().into_iter();
             let ports = ports.map(|(protocol, port)| format!("{port}/{protocol}"));
             format!(

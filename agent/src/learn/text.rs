@@ -45,24 +45,34 @@ pub(super) fn policy(
                 exe.chain(uid).collect::<Vec<_>>().join(", ")
             }
         };
+        let ports = || list("ports", rule.ports().iter().map(Ports::to_string));
         let networks = rule
             .networks()
             .into_iter()
             .map(|network| network.to_string());
         let networks = list("networks", networks);
-        let services = match rule.section {
-            Section::Ports => list("ports", rule.ports().iter().map(Ports::to_string)),
-            Section::Protocols | Section::Answers => list(
-                "protocols",
-                rule.protocols().iter().map(ToString::to_string),
+        let protocols = || {
+            let protocols = rule.protocols();
+            list("protocols", protocols.iter().map(ToString::to_string))
+        };
+        let name = quoted(&name);
+        let _ = match rule.section {
+            Section::Answers => write!(
+                text,
+                "[[rules]]\nname      = {name}\ndirection = \"accepted\"\n\
+                 from      = {{ {} }}\nto        = {{ {networks} }}\nverdict   = \"approve\"\n",
+                joined(&from, &ports())
+            ),
+            section => write!(
+                text,
+                "[[rules]]\nname    = {name}\nfrom    = {{ {from} }}\n\
+                 to      = {{ {networks}, {} }}\nverdict = \"approve\"\n",
+                match section {
+                    Section::Ports => ports(),
+                    _ => protocols(),
+                }
             ),
         };
-        let _ = write!(
-            text,
-            "[[rules]]\nname    = {}\nfrom    = {{ {from} }}\nto      = {{ {networks}, {services} }}\n\
-             verdict = \"approve\"\n",
-            quoted(&name)
-        );
     }
     if !lesson.left_out.is_empty() {
         text.push('\n');
@@ -73,6 +83,14 @@ pub(super) fn policy(
         }
     }
     text
+}
+
+/// Keys of one table.
+fn joined(one: &str, other: &str) -> String {
+    match one.is_empty() {
+        true => other.to_owned(),
+        false => format!("{one}, {other}"),
+    }
 }
 
 /// Says what a rule is about, each name once.
@@ -107,7 +125,7 @@ fn cut(text: &str, end: &str) -> String {
 fn list(key: &str, values: impl Iterator<Item = String>) -> String {
     let values: Vec<String> = values.map(|value| quoted(&value)).collect();
     let one_line = values.join(", ");
-    // What stands before and behind it on its line.
+    // Bytes of its line that stand before and behind it.
     const REST: usize = 40;
     if one_line.len() + REST <= WIDTH {
         return format!("{key} = [{one_line}]");

@@ -34,7 +34,7 @@ const LOOKS: u8 = 3;
 /// them, but hardly twice.
 const TRIES: u8 = 2;
 
-/// What is being cut, and what could not be.
+/// Connections that are being cut, and those that could not be.
 pub(super) struct Cuts {
     cutter: Cutter,
     asked: HashSet<u64>,
@@ -131,7 +131,7 @@ impl Monitor {
         let (cookies, questions): (Vec<u64>, Vec<Question>) = sockets
             .iter()
             .filter(|socket| self.cuts.is_suspect(socket, all))
-            .map(|Tracked { owner, flow }| (flow.cookie, Question::of(owner, flow.peer)))
+            .map(|Tracked { owner, flow }| (flow.cookie, Question::of(owner, flow)))
             .unzip();
         if questions.is_empty() {
             return Ok(());

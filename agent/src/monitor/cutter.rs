@@ -17,7 +17,7 @@ pub struct Cutter {
     is_busy: bool,
 }
 
-/// What the thread is asked for.
+/// Request to the thread.
 enum Request {
     /// To cut the connections with these cookies.
     Cut(HashSet<u64>),
@@ -25,12 +25,12 @@ enum Request {
     RemoveFilters(PinDir, mpsc::Sender<Result<(), KernelError>>),
 }
 
-/// What came of a request.
+/// Result of a request.
 #[derive(Default)]
 pub struct Cut {
     /// Cookies of the connections that are cut.
     pub cookies: HashSet<u64>,
-    /// What kept it from going on.
+    /// Error that kept it from going on.
     pub failure: Option<KernelError>,
 }
 
@@ -76,8 +76,8 @@ impl Cutter {
 
     /// Asks for the connections with these cookies to be cut. Not while it is busy.
     pub fn cut(&mut self, cookies: HashSet<u64>) {
-        // The thread ends only if it panics, which is said on standard error. What the
-        // policy does not approve is dropped all the same.
+        // The thread ends only if it panics, which is written to standard error. Packets
+        // that the policy does not approve are dropped all the same.
         self.is_busy = self.requests.send(Request::Cut(cookies)).is_ok();
     }
 
@@ -97,7 +97,7 @@ impl Cutter {
         }
     }
 
-    /// What came of the request, once that is known.
+    /// Returns the result of the request, once it is known.
     pub fn done(&mut self) -> Option<Cut> {
         let cut = self.results.try_recv().ok()?;
         self.is_busy = false;

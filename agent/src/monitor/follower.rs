@@ -24,7 +24,7 @@ use crate::{
 /// How often others at the exits of uplinks are looked for, though nothing was heard of any.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What became of an interface.
+/// News about an interface.
 pub enum UplinkNews {
     /// It is watched from now on.
     Watched {
@@ -68,7 +68,7 @@ pub enum UplinkNews {
     Stopped(KernelError),
 }
 
-/// What follows interfaces.
+/// Follower of interfaces.
 pub struct Follower {
     hook: UplinkHook,
     wanted: Uplinks,
@@ -171,7 +171,7 @@ impl Follower {
         }
     }
 
-    /// Follows changes in a thread. What comes of them is sent to `news`.
+    /// Follows changes in a thread. Results are sent to `news`.
     pub fn start(mut self, news: mpsc::Sender<UplinkNews>) -> io::Result<()> {
         let follow = move || {
             privileges::keep_only(Duty::Uplinks);

@@ -13,7 +13,7 @@ use crate::{
     report::{PolicyNews, Record},
 };
 
-/// What the monitor remembers of the policy in force.
+/// State of the policy in force, as the monitor remembers it.
 pub(super) struct PolicyInForce {
     /// Where it is from, for people.
     source: String,
@@ -21,7 +21,7 @@ pub(super) struct PolicyInForce {
     id: Option<String>,
     pub(super) generation: u32,
     pub(super) enforcement: Enforcement,
-    /// What was last said about it.
+    /// Mode that was last reported.
     mode: Mode,
     /// The policy of which it was said that its trial is over.
     reverted: Option<String>,
@@ -53,7 +53,7 @@ impl Monitor {
         self.kernel.next_generation()
     }
 
-    /// What happens now to traffic that the policy does not approve.
+    /// Returns the mode: what happens now to traffic that the policy does not approve.
     pub fn mode(&self) -> Mode {
         self.policy.mode
     }
@@ -66,6 +66,19 @@ impl Monitor {
     /// Puts another policy in force, in one piece. Returns whether it is: not if somebody has
     /// run `trefoil detach`, as the next look for tampering finds out.
     pub fn replace_policy(
+        &mut self,
+        policy: &Compilation,
+        geo: &Arc<Geo>,
+        enforcement: Enforcement,
+    ) -> Result<bool, KernelError> {
+        match self.write_and_put_in_force(policy, geo, enforcement) {
+            // `trefoil detach` has taken out what it was to be written to.
+            Err(KernelError::NothingPinned { .. }) if self.kernel.was_detached() => Ok(false),
+            replaced => replaced,
+        }
+    }
+
+    fn write_and_put_in_force(
         &mut self,
         policy: &Compilation,
         geo: &Arc<Geo>,
@@ -142,6 +155,7 @@ impl Monitor {
                 .map(|rule| rule.name.as_str().into())
                 .collect(),
         });
+        self.names.set_gateways(&compiled.clients);
         let holds = enforcement.holds_at(clock::since_boot_ns());
         self.set_mode(holds);
         let context = self.reporter.context_mut();

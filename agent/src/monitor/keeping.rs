@@ -5,107 +5,39 @@
 //! what became of it, or has left it where it was. The spool says how far, for the case that
 //! the agent was killed just before it gave something back.
 
-use trefoil_ebpf::abi::{Address, Counters, EndedKey, FlowKey, Tracked, UplinkFlowKey};
+use trefoil_ebpf::abi::{Totals, Tracked, verdict};
 
-use super::{EVENTS_A_BATCH, Monitor};
+use super::{
+    EVENTS_A_BATCH, Monitor,
+    ended_flow::{EndedFlow, Place},
+};
 use crate::{
+    acknowledged::Acknowledged,
     clock,
-    flow::{FlowId, counted, counters_text, number, parse_counters, parse_words, words_of},
-    kernel::{KernelError, Position},
-    report::Record,
+    flow::{FlowId, counted},
+    kernel::{Held, KernelError, Position, Superseded},
+    report::{Coverage, Field, Origin, Record, words},
 };
 
 /// Names of facts, or their beginnings.
-const READ: &str = "read";
-const OVER: &str = "over";
-const ROLLUP: &str = "rollup.";
-const LOSS: &str = "loss.";
-
-/// Where a flow is that was taken for over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    /// Its last state found the ring buffer full.
-    Ended(EndedKey),
-    /// In the table of sockets with many peers.
-    ManyPeers(FlowKey),
-    /// In the table of uplinks.
-    Uplinks(UplinkFlowKey),
-}
-
-/// A flow that was taken for over, with these numbers.
-#[derive(Debug, PartialEq, Eq)]
-struct Over {
-    place: Place,
-    id: FlowId,
-    base: Counters,
-    counted: Counters,
-}
-
-impl Over {
-    fn to_text(&self) -> String {
-        let flow = words_of(&self.id, &self.counted);
-        let base = counters_text(&self.base);
-        let place = match &self.place {
-            Place::Ended(_) => "ended".to_owned(),
-            Place::ManyPeers(_) => "many-peers".to_owned(),
-            Place::Uplinks(key) => {
-                let source = u128::from_be_bytes(key.source.0);
-                let UplinkFlowKey {
-                    cookie,
-                    source_port,
-                    sender,
-                    quality,
-                    came_in_by,
-                    ..
-                } = key;
-                format!("uplinks {cookie} {source} {source_port} {sender} {quality} {came_in_by}")
-            }
-        };
-        format!("{flow} {base} {place}")
-    }
-
-    /// Reads what [`to_text`](Self::to_text) has written.
-    fn parse(text: &str) -> Option<Self> {
-        let mut words = text.split(' ');
-        let (id, counted) = parse_words(&mut words)?;
-        let base = parse_counters(&mut words)?;
-        let place = match words.next()? {
-            "ended" => Place::Ended(EndedKey {
-                cookie: id.cookie,
-                started_ns: id.started_ns,
-            }),
-            "many-peers" => Place::ManyPeers(FlowKey {
-                cookie: id.cookie,
-                peer: id.peer,
-            }),
-            _ => Place::Uplinks(UplinkFlowKey {
-                cookie: number(&mut words)?,
-                peer: id.peer,
-                source: Address(number::<u128>(&mut words)?.to_be_bytes()),
-                source_port: number(&mut words)?,
-                sender: number(&mut words)?,
-                quality: number(&mut words)?,
-                came_in_by: number(&mut words)?,
-            }),
-        };
-        Some(Self {
-            place,
-            id,
-            base,
-            counted,
-        })
-    }
-}
+pub(super) const READ: &str = "read";
+pub(super) const OVER: &str = "over";
+pub(super) const ROLLUP: &str = "rollup.";
+pub(super) const LOSS: &str = "loss.";
+const COUNTED_BY: &str = "counted-by";
+const ACKNOWLEDGED: &str = "acknowledged";
 
 /// Flows that were taken in and that the kernel still has.
 #[derive(Debug, Default)]
 pub(super) struct Keeping {
     /// Not kept yet.
-    taken: Vec<Over>,
+    taken: Vec<EndedFlow>,
     /// Kept: the kernel need not have it any more.
-    kept: Vec<Over>,
+    kept: Vec<EndedFlow>,
     /// The spool says that something is over.
     is_said: bool,
+    /// The page as it was noted in the kernel last.
+    held: Held,
     read: Option<Position>,
 }
 
@@ -127,8 +59,8 @@ impl Monitor {
             }
         }
         if n_unread > 0 {
-            let meaning = "another version of the agent has kept rollups in a form that this one \
-                           does not read; they are in no record";
+            let meaning = "another version of the agent has kept rollups, or what was told of open \
+                           flows, in a form that this one does not read; they are in no record";
             let record = Record::loss(
                 "rollups-unread",
                 n_unread,
@@ -138,6 +70,8 @@ impl Monitor {
             );
             self.reporter.emit(record);
         }
+        let goes_on = self.kernel.took_over();
+        self.table.begin(goes_on, clock::since_boot_ns());
         for (name, value) in losses {
             match self.kernel.took_over() {
                 true => self.losses.restore(&name, &value),
@@ -146,7 +80,7 @@ impl Monitor {
             }
         }
         let over = self.reporter.fact(OVER).unwrap_or_default();
-        self.keeping.kept = over.split(';').filter_map(Over::parse).collect();
+        self.keeping.kept = over.split(';').filter_map(EndedFlow::parse).collect();
         self.keeping.is_said = !self.keeping.kept.is_empty();
         for over in &self.keeping.kept {
             self.table.remember_over(over.id, over.counted);
@@ -165,6 +99,15 @@ impl Monitor {
         !self.is_at_end && self.reporter.is_backed_up()
     }
 
+    /// Records that the sinks take before events and flows are to stay where they are. At the end,
+    /// nobody would tell what is left.
+    pub(super) fn room_for_records(&self) -> usize {
+        match self.is_at_end {
+            true => usize::MAX,
+            false => self.reporter.room(),
+        }
+    }
+
     /// Ends a flow of one of the kernel's tables with these numbers. It stays there until that
     /// is kept.
     pub(super) fn take_in(
@@ -178,7 +121,7 @@ impl Monitor {
             return Ok(());
         }
         self.end(*tracked, time_ns);
-        self.keeping.taken.push(Over {
+        self.keeping.taken.push(EndedFlow {
             place,
             id: FlowId::of(&tracked.flow),
             base: tracked.flow.base,
@@ -204,9 +147,10 @@ impl Monitor {
             kept,
             is_said,
             read,
+            ..
         } = &mut self.keeping;
         if *is_said || !taken.is_empty() {
-            let over = kept.iter().chain(&*taken).map(Over::to_text);
+            let over = kept.iter().chain(&*taken).map(EndedFlow::to_text);
             let over = over.collect::<Vec<_>>().join(";");
             *is_said = !over.is_empty();
             self.reporter
@@ -222,13 +166,88 @@ impl Monitor {
             return false;
         }
         *read = Some(position);
-        self.events.release();
         kept.append(taken);
+        // Before the kernel lets go of it.
+        self.hold();
+        self.events.release();
         true
     }
 
-    /// Takes what is kept out of the kernel's tables. What came to it meanwhile is told of like
-    /// anything that comes late.
+    /// Notes in the kernel what is in the spool and in no sink, in case that somebody takes the
+    /// spool away.
+    pub(super) fn hold(&mut self) {
+        let Position { map_id, bytes } = self.events.position();
+        let mut held = Held {
+            batch: self.reporter.batch(),
+            next: self.reporter.next(),
+            read: (map_id, bytes),
+            sums: self.table.held(),
+            ..Held::default()
+        };
+        for verdict in 0..verdict::N {
+            let index = usize::from(verdict);
+            let (bytes, packets) = words::verdict(verdict)
+                .map(|name| self.reporter.held(name))
+                .unwrap_or_default();
+            let sum = &mut held.sums[index];
+            *sum = (sum.0 + bytes, sum.1 + packets);
+            held.untold[index] = self.losses.untold(verdict);
+        }
+        if self.keeping.held != held {
+            self.held.set(&held);
+            self.keeping.held = held;
+        }
+    }
+
+    /// Tells what is missing of the spool that the agent before had, to the byte.
+    pub(super) fn tell_of_spool(&mut self) {
+        let before = self.held.get();
+        let is_first = *self.reporter.origin() == Origin::First;
+        let is_behind = before.batch > self.reporter.batch();
+        if !self.kernel.took_over() || !is_first && !is_behind {
+            return;
+        }
+        self.reporter.skip_to(before.next);
+        let time_us = clock::unix_us();
+        let reason = match is_first {
+            true => "it is gone, and with it what the agent before had not handed over",
+            false => "a part of it is gone, and with it what the agent before had not handed over",
+        };
+        let record = Record::tamper("the spool", reason, time_us);
+        self.reporter.emit(record);
+        if !is_behind {
+            return;
+        }
+        self.events.skip_to(before.position());
+        if let Some(remains) = &mut self.remains {
+            remains.skip_to(before.position());
+        }
+        let table = self.table.held();
+        for verdict in 0..verdict::N {
+            let index = usize::from(verdict);
+            self.losses.restore_untold(verdict, before.untold[index]);
+            let Some(name) = words::verdict(verdict) else {
+                continue;
+            };
+            let here = self.reporter.held(name);
+            let missing = |before: u64, here: u64| before.saturating_sub(here);
+            let bytes = missing(before.sums[index].0, here.0 + table[index].0);
+            let packets = missing(before.sums[index].1, here.1 + table[index].1);
+            if (bytes, packets) == (0, 0) {
+                continue;
+            }
+            let meaning = "somebody has taken away the spool, or a part of it, in which the agent \
+                           before had what these packets belong to; they are in no other record";
+            let mut loss = Record::loss("records-removed", packets, packets, meaning, time_us);
+            loss.set(Field::Verdict, name);
+            loss.set(Field::BytesOut, bytes);
+            loss.set(Field::PacketsOut, packets);
+            self.reporter.emit(loss);
+        }
+    }
+
+    /// Takes what is kept out of the kernel's tables. Counts that came to them meanwhile are told
+    /// of like anything that comes late.
     pub(super) fn release(&mut self) -> Result<(), KernelError> {
         for over in std::mem::take(&mut self.keeping.kept) {
             let taken = match over.place {
@@ -251,6 +270,83 @@ impl Monitor {
         self.report()
     }
 
+    /// Tells what another version has counted and no agent has told, and takes it out. From here
+    /// on, what is told is counted for this version's tables.
+    pub(super) fn tell_of_others(&mut self) -> Result<(), KernelError> {
+        let time_us = clock::unix_us();
+        let own = self.kernel.counted_by()?;
+        let counted_by: Option<u64> = self
+            .reporter
+            .fact(COUNTED_BY)
+            .and_then(|it| it.parse().ok());
+        let others = self.kernel.superseded();
+        for other in &others {
+            let subject = format!("version v{} of the kernel part", other.abi());
+            // One that was killed may have told of it already.
+            let is_known = counted_by == Some(other.counted_by);
+            let reason = match (&other.totals, is_known || counted_by == Some(own)) {
+                (Some(_), true) => {
+                    "this version has taken its place; what it had counted and no agent has told is \
+                     told as lost"
+                }
+                _ => {
+                    "this version has taken its place; what it had counted and no agent has told is \
+                     in no record, and nobody knows how much that is"
+                }
+            };
+            let record = Record::coverage(&subject, Coverage::Partly, Some(reason), time_us);
+            self.reporter.emit(record);
+            if let Some(totals) = other.totals.filter(|_| is_known) {
+                self.tell_untold_of(&totals, time_us);
+            }
+        }
+        if counted_by != Some(own) {
+            let held = self.table.held();
+            for verdict in 0..verdict::N {
+                if let Some(name) = words::verdict(verdict) {
+                    // Rollups of before are told later, and belong to other tables.
+                    let (bytes, packets) = held[usize::from(verdict)];
+                    let none = (0_u64.wrapping_sub(bytes), 0_u64.wrapping_sub(packets));
+                    self.reporter.set_told_for_good(name, none);
+                }
+            }
+            let own = Some(own.to_string());
+            self.reporter.set_fact(COUNTED_BY.to_owned(), own);
+        }
+        // Sums of the tables that are told of are kept first.
+        if others.is_empty() || !self.persist() {
+            return Ok(());
+        }
+        others.iter().try_for_each(Superseded::remove)
+    }
+
+    fn tell_untold_of(&mut self, totals: &[Totals], time_us: u64) {
+        let held = self.table.held();
+        for (verdict, totals) in (0..).zip(totals) {
+            let Some(name) = words::verdict(verdict).filter(|_| verdict != verdict::LOCAL) else {
+                continue;
+            };
+            let told = self.reporter.told_for_good(name);
+            let held = held[usize::from(verdict)];
+            let missing = |counted: u64, told: u64, held: u64| {
+                let missing = counted.wrapping_sub(told.wrapping_add(held)) as i64;
+                u64::try_from(missing).unwrap_or(0)
+            };
+            let bytes = missing(totals.bytes_out, told.0, held.0);
+            let packets = missing(totals.packets_out, told.1, held.1);
+            if (bytes, packets) == (0, 0) {
+                continue;
+            }
+            let meaning = "another version of the agent has counted these packets, whose flows \
+                           this one cannot read; they are in no other record";
+            let mut loss = Record::loss("flows-unread", packets, packets, meaning, time_us);
+            loss.set(Field::Verdict, name);
+            loss.set(Field::BytesOut, bytes);
+            loss.set(Field::PacketsOut, packets);
+            self.reporter.emit(loss);
+        }
+    }
+
     /// Tells which losses moved.
     pub(super) fn report_losses(&mut self) -> Result<(), KernelError> {
         let time_us = clock::unix_us();
@@ -269,7 +365,34 @@ impl Monitor {
     }
 }
 
-fn parse_position(text: &str) -> Option<Position> {
+impl Monitor {
+    /// Makes records of what somebody has acknowledged and no agent has told.
+    pub fn tell_acknowledged(&mut self) {
+        let pin_dir = self.kernel.pins().base().to_owned();
+        let file = std::fs::metadata(Acknowledged::file(&pin_dir));
+        let bytes = file.map_or(0, |file| file.len());
+        if bytes == self.acknowledged_bytes {
+            return;
+        }
+        self.acknowledged_bytes = bytes;
+        let all = Acknowledged::read(&pin_dir).0;
+        let told = self
+            .reporter
+            .fact(ACKNOWLEDGED)
+            .and_then(|it| it.parse().ok());
+        let time_us = clock::unix_us();
+        for acknowledgement in all.iter().skip(told.unwrap_or(0)) {
+            for covered in &acknowledgement.covered {
+                let record = Record::acknowledged(covered, acknowledgement, time_us);
+                self.reporter.emit(record);
+            }
+        }
+        let n_told = Some(all.len().to_string());
+        self.reporter.set_fact(ACKNOWLEDGED.to_owned(), n_told);
+    }
+}
+
+pub(super) fn parse_position(text: &str) -> Option<Position> {
     let (map_id, bytes) = text.split_once(' ')?;
     Some(Position {
         map_id: map_id.parse().ok()?,
@@ -279,52 +402,10 @@ fn parse_position(text: &str) -> Option<Position> {
 
 #[cfg(test)]
 mod tests {
-    use trefoil_ebpf::abi::Peer;
-
     use super::*;
 
     #[test]
-    fn what_is_over_is_read_as_it_was_written() {
-        let peer = Peer {
-            address: Address([7; 16]),
-            port: 443,
-            protocol: 6,
-            ..Peer::default()
-        };
-        let (cookie, started_ns) = (u64::MAX, 3);
-        let places = [
-            Place::Ended(EndedKey { cookie, started_ns }),
-            Place::ManyPeers(FlowKey { cookie, peer }),
-            Place::Uplinks(UplinkFlowKey {
-                cookie: 0,
-                peer,
-                source: Address([9; 16]),
-                source_port: 1,
-                sender: 2,
-                quality: 3,
-                came_in_by: 4,
-            }),
-        ];
-        for place in places {
-            let over = Over {
-                place,
-                id: FlowId {
-                    cookie,
-                    started_ns,
-                    peer,
-                },
-                base: Counters {
-                    packets_out: 5,
-                    ..Counters::default()
-                },
-                counted: Counters {
-                    bytes_out: 6,
-                    refused: 7,
-                    ..Counters::default()
-                },
-            };
-            assert_eq!(Over::parse(&over.to_text()), Some(over));
-        }
+    fn a_position_is_read_as_it_was_written() {
         let text = "3 15";
         let position = parse_position(text).unwrap();
         assert_eq!((position.map_id, position.bytes), (3, 15));

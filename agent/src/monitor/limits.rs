@@ -13,7 +13,7 @@ use crate::{
 /// How far the wall's clock may be set before moments of the policy are told anew.
 const MOST_DRIFT_NS: u64 = 1_000_000_000;
 
-/// What the monitor remembers of them.
+/// State of budgets and exceptions, as the monitor remembers it.
 pub(super) struct Limits {
     budgets: Vec<Budget>,
     /// Where each is counted.
@@ -37,7 +37,7 @@ impl Limits {
 }
 
 impl Monitor {
-    /// What was said of budgets and exceptions, for an agent after this one.
+    /// Returns the reports about budgets and exceptions so far, for an agent after this one.
     pub fn said(&self) -> &Said {
         &self.limits.said
     }

@@ -1,9 +1,9 @@
 //! Whether all that was put into the kernel is still there as it was left, and whether
 //! this loop has gone on.
 //!
-//! What can be put right is put right; else the agent ends with a failure, so that the
-//! service manager starts one that has the rights to attach. Nothing here keeps anybody
-//! from anything: who may change this may stop the agent as well.
+//! Damage that can be put right is put right; else the agent ends with a failure, so that the
+//! service manager starts one that has the rights to attach. Nothing here keeps anybody from
+//! anything: a process that may change this may stop the agent as well.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ use crate::{
 /// `trefoil detach` writes it first, and may have to wait for its turn.
 const PATIENCE: u8 = 4;
 
-/// What is to be done after a look.
+/// Action to take after a look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// Nothing: all is as it should be, or is again.
@@ -33,7 +33,7 @@ pub enum Standing {
     Broken,
 }
 
-/// What is remembered between looks.
+/// State that is remembered between looks.
 pub(super) struct Tampering {
     pub(super) guard: Guard,
     process: OwnProcess,
@@ -243,7 +243,7 @@ impl Monitor {
         Ok(found)
     }
 
-    /// What there is to say of a damage.
+    /// Makes the record of a damage.
     pub(super) fn tamper(&mut self, damage: &Damage, time_us: u64) -> Result<Record, KernelError> {
         let Some(owner) = damage.by else {
             return Ok(Record::tamper(&damage.subject, &damage.reason, time_us));

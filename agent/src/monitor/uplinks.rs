@@ -1,4 +1,4 @@
-//! What the loop says of uplinks: which are watched, and what their books hold.
+//! Records of the loop about uplinks: which are watched, and what their books hold.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -49,7 +49,7 @@ impl Watched {
 const ELSEWHERE: &str =
     "it is in another network namespace, and what leaves by it there no uplink's hook sees";
 
-/// What records call an interface.
+/// Returns the subject of records about an interface.
 fn subject(link: &Link, is_tunnel: bool) -> String {
     let what = if is_tunnel { "tunnel" } else { "uplink" };
     format!("{what} {}", link.name)
@@ -103,7 +103,7 @@ impl Uplinks {
         &mut self.routes
     }
 
-    /// What records call those that are watched, by index.
+    /// Returns the subjects of records about those that are watched, by index.
     pub(super) fn subjects(&self) -> Vec<(u32, String)> {
         let watched = self.watched.iter();
         watched
@@ -196,7 +196,7 @@ impl Monitor {
                 }
                 settings::Uplinks::Auto => "no interface is known to lead out of the host",
             };
-            // What no socket hook sees is said, and not left out.
+            // The reason names the traffic that no socket hook sees.
             let reason = format!(
                 "{why}: traffic that is forwarded, kernel tunnels and packet sockets are not seen"
             );
@@ -390,7 +390,7 @@ impl Monitor {
     }
 }
 
-/// What there is to say of others at the exit of an uplink.
+/// Describes the others at the exit of an uplink.
 fn at_exit(others: &Others) -> (Coverage, String) {
     let mut parts = Vec::new();
     if !others.behind.is_empty() {

@@ -16,8 +16,8 @@ const POLICIES: usize = 64;
 /// Generations that are.
 const GENERATIONS: usize = 1 << 16;
 
-/// What a policy is called that is not remembered any more: a flow that it judged must
-/// not be said to have been judged by the one in force.
+/// Name of a policy that is not remembered any more: a flow that it judged must not be said
+/// to have been judged by the one in force.
 const UNKNOWN: &str = "unknown";
 
 /// The rules of one policy, by the generation under which it was in force.
@@ -25,7 +25,7 @@ const UNKNOWN: &str = "unknown";
 pub struct RuleNames {
     /// Generation of the policy.
     pub generation: u32,
-    /// What names the policy in records.
+    /// Identifier of the policy in records.
     pub policy: Arc<str>,
     /// Names of its rules, in order.
     pub rules: Arc<[Arc<str>]>,

@@ -31,7 +31,8 @@ pub const MAX_FLOWS: usize = 100_000;
 /// Faults that are kept; the rest are counted.
 const MOST_FAULTS: usize = 10;
 
-/// What was read, and what of it could not be used. Nothing is left out silently.
+/// Account of the reading: how much was read, and how much of it could not be used. Nothing
+/// is left out silently.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Reading {
     /// Records, of any kind.
@@ -102,12 +103,12 @@ pub struct Collector {
     numbers: HashMap<Numbering, (Arc<str>, HashSet<u64>)>,
 }
 
-/// Who numbers records: boot, installation and instance of the agent.
+/// Origin of a record's number: boot, installation and instance of the agent.
 type Numbering = [Arc<str>; 3];
 
 type Key = (Arc<Source>, Target, Said);
 
-/// What is known of one flow by now.
+/// Facts known of one flow by now.
 #[derive(Debug)]
 struct FlowSoFar {
     /// The order of its newest record.
@@ -125,7 +126,7 @@ impl Collector {
         }
     }
 
-    /// Reads one line, without its end. What cannot be read is counted.
+    /// Reads one line, without its end. A line that cannot be read is counted.
     pub fn add_line(&mut self, file: &str, number: u64, line: &[u8]) {
         if line.trim_ascii().is_empty() {
             return;
@@ -162,7 +163,7 @@ impl Collector {
     fn complain(&mut self, file: &str, number: u64, line: &[u8], reason: &str) {
         self.reading.unreadable += 1;
         if self.reading.faults.len() < MOST_FAULTS {
-            // What is wrong with a line often names a part of it, which others wrote.
+            // A fault of a line often names a part of it, which others wrote.
             self.reading.faults.push(Fault {
                 file: file.to_owned(),
                 line: number,
@@ -242,7 +243,8 @@ impl Collector {
         Ok(())
     }
 
-    /// What was seen, in an order that does not depend on that of the records.
+    /// Returns the flows that were seen, in an order that does not depend on that of the
+    /// records.
     #[must_use]
     pub fn finish(self) -> (Vec<Observed>, Reading) {
         let mut reading = self.reading;
@@ -335,7 +337,7 @@ impl Collector {
     }
 }
 
-/// What a record of flows says.
+/// Reads source, target, verdict and amount from a record of flows.
 fn seen(record: &Record) -> Result<((Source, Target, Said), Amount), NotARecord> {
     let is_rollup = record.text(Field::State) == Some("rollup");
     let wrong = |field: Field| NotARecord::Form(field.name().to_owned());
@@ -364,10 +366,11 @@ fn seen(record: &Record) -> Result<((Source, Target, Said), Amount), NotARecord>
     let way = match text(Field::Direction) {
         Some("outbound") => Way::Outbound,
         Some("accepted") => Way::Accepted,
+        Some("claimed") => Way::Claimed,
         _ => Way::Unknown,
     };
     let near_port = match way {
-        Way::Accepted => port(Field::SrcPort)?,
+        Way::Accepted | Way::Claimed => port(Field::SrcPort)?,
         Way::Outbound | Way::Unknown => 0,
     };
     let target = Target {
@@ -414,7 +417,7 @@ fn time(record: &Record, field: Field) -> Result<Option<Arc<str>>, NotARecord> {
 const MISSING: &str = "numbers of records in between are not there: filtered out, removed or lost";
 
 impl Reading {
-    /// What was not there to be read, as words; nothing if all was.
+    /// Returns the gaps of the reading, in words; empty if there are none.
     #[must_use]
     pub fn complaints(&self) -> Vec<String> {
         let all = [

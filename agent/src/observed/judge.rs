@@ -1,4 +1,4 @@
-//! What a policy says about flows that were seen.
+//! Judgement of a policy about flows that were seen.
 //!
 //! Where the records have every fact that a rule asks for, the compiled policy
 //! decides, as for everything else. Where one is missing, every verdict that is
@@ -22,11 +22,11 @@ pub struct Judge<'a> {
     pub policy: &'a Policy,
     /// The same, compiled.
     pub compiled: &'a Compiled,
-    /// What both depend on.
+    /// Surroundings that both depend on.
     pub surroundings: &'a Surroundings<'a>,
 }
 
-/// What a policy says.
+/// Judgement of a policy.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Judgement {
     /// This.
@@ -35,7 +35,7 @@ pub enum Judgement {
     Either {
         /// In the order of the rules.
         possible: Vec<Ruling>,
-        /// What is not known, as words.
+        /// Names of the unknown facts.
         lacks: Vec<&'static str>,
     },
 }
@@ -60,7 +60,7 @@ impl Judgement {
         alike.then(|| first.approves())
     }
 
-    /// What is not known and would decide.
+    /// Returns the unknown facts that would decide.
     #[must_use]
     pub fn lacks(&self) -> &[&'static str] {
         match self {
@@ -71,7 +71,7 @@ impl Judgement {
 }
 
 impl Judge<'_> {
-    /// Judges. What was local when it was seen is local.
+    /// Judges a flow that was seen. A flow that was local when it was seen is local.
     #[must_use]
     pub fn judge(&self, observed: &Observed) -> Judgement {
         if observed.is_local() {
@@ -111,13 +111,11 @@ impl Judge<'_> {
     ) -> Judgement {
         // Stands in where it is not known; what is asked about it is not looked at.
         const ANYWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 0));
-        let Target { protocol, port, .. } = observed.target;
+        let target = &observed.target;
         let question = question.unwrap_or_else(|| {
-            let protocol = protocol.map_or(0, |protocol| protocol.0);
-            let address = observed.target.address.unwrap_or(ANYWHERE);
-            observed
-                .source
-                .asks(address, protocol, port, observed.amount.last_us())
+            let address = target.address.unwrap_or(ANYWHERE);
+            let time_us = observed.amount.last_us();
+            observed.source.asks(address, target, time_us)
         });
         let by_address = |address| {
             let by_address = by_address(self.policy, self.surroundings, &question, address);
@@ -149,8 +147,8 @@ impl Judge<'_> {
         }
     }
 
-    /// What is possible by one address, in the order of the rules, and what is not known
-    /// that decides between that.
+    /// Lists the verdicts that are possible by one address, in the order of the rules,
+    /// and the unknown facts that decide between them.
     fn possible(
         &self,
         observed: &Observed,
@@ -242,6 +240,7 @@ struct Lacks {
     uid: bool,
     gid: bool,
     interactive: bool,
+    near_port: bool,
     address: bool,
     protocol: bool,
 }
@@ -251,16 +250,22 @@ impl Lacks {
         // Of whom the kernel knew nothing there was nothing to know.
         let has_facts = !source.is_anybody;
         Self {
-            // What no rule asks for need not be known.
+            // A fact that no rule asks for need not be known.
             gid: has_facts
                 && source.gid.is_none()
                 && policy.rules.iter().any(|rule| rule.groups.is_some()),
             interactive: has_facts
                 && source.interactive.is_none()
-                && policy.rules.iter().any(|rule| rule.interactive.is_some()),
+                && policy
+                    .rules
+                    .iter()
+                    .any(|rule| rule.interactive.is_some() || rule.session.is_some()),
             cgroup: has_facts && source.cgroup_for_rules().is_missing(),
             exe: has_facts && source.exe_for_rules().is_missing(),
             uid: has_facts && source.uid_for_rules().is_missing(),
+            near_port: target.near_port == 0
+                && target.protocol.is_none_or(|protocol| protocol.has_ports())
+                && policy.rules.iter().any(|rule| rule.near_ports.is_some()),
             address: target.address.is_none(),
             protocol: target.protocol.is_none(),
         }
@@ -268,18 +273,22 @@ impl Lacks {
 
     fn anything(&self) -> bool {
         let of_source = self.cgroup || self.exe || self.uid || self.gid || self.interactive;
-        of_source || self.address || self.protocol
+        of_source || self.near_port || self.address || self.protocol
     }
 
-    /// What is missing to say whether a key of a rule holds.
+    /// Names the fact that is missing to say whether a key of a rule holds.
     fn what(&self, key: &str) -> Option<&'static str> {
         let (is_missing, what) = match key {
             "from.unit" => (self.cgroup, "the unit"),
             "from.cgroup" | "from.container" => (self.cgroup, "the control group"),
             "from.group" => (self.gid, "the group"),
-            "from.interactive" => (self.interactive, "whether somebody was logged in"),
+            "from.interactive"
+            | "from.session.gateway"
+            | "from.session.networks"
+            | "from.session.countries" => (self.interactive, "whether somebody was logged in"),
             "from.exe" => (self.exe, "the executable"),
             "from.user" => (self.uid, "the user"),
+            "from.ports" => (self.near_port, "this host's port"),
             "to.ports" | "to.protocols" => (self.protocol, "the protocol"),
             // A gateway is an address with a port.
             key if key.starts_with("to.") => (self.address, "the destination"),

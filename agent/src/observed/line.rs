@@ -1,15 +1,15 @@
 //! One line of what was recorded: JSON as `trefoil run --json` and `trefoil flows
 //! --json` write it, or an entry of the journal as `journalctl -o json` does.
 //!
-//! Anybody may write into the journal, and may call fields as Trefoil does. What
-//! journald itself adds, with `_` before its name, nobody else can: only what root's
-//! processes logged is a record.
+//! Anybody may write into the journal, and may call fields as Trefoil does. Fields
+//! that journald itself adds, with `_` before their names, nobody else can add: only
+//! an entry of one of root's processes is a record.
 
 use serde_json::{Map, Value};
 
 use crate::report::{Field, Form, NotARecord, Record};
 
-/// What a line is.
+/// Content of a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Line {
     /// A record.

@@ -1,4 +1,4 @@
-//! What was seen to leave: flows from records of the past, for the verbs that hold a
+//! Flows that were seen to leave, from records of the past, for the verbs that hold a
 //! policy against them.
 //!
 //! Owns reading the records ([`mod@line`]), adding them up so that every byte counts once
@@ -18,7 +18,7 @@ use std::{fmt, net::IpAddr, sync::Arc};
 use crate::{
     clock,
     geo::Country,
-    policy::{Policy, Question, explain::embedded_in, service::Protocol},
+    policy::{Policy, Question, explain::embedded_in, service::Protocol, source::Direction},
     report::words,
 };
 
@@ -34,7 +34,9 @@ pub enum Way {
     Outbound,
     /// A peer connected to this host, and the far port is one that it picked.
     Accepted,
-    /// The socket is older than the agent that saw it.
+    /// As accepted, as far as another network namespace can say: to rules it is not known.
+    Claimed,
+    /// Not known: the connection is older than the agent that saw it, or it is no socket's.
     Unknown,
 }
 
@@ -51,18 +53,18 @@ pub struct Target {
     pub protocol: Option<Protocol>,
     /// The far end's port; 0 for none, or if it is not known.
     pub port: u16,
-    /// The near end's port of what was accepted; else 0.
+    /// The near end's port of what was or may have been accepted; else 0.
     pub near_port: u16,
 }
 
-/// What a policy said about flows when they were seen.
+/// Decision of a policy about flows when they were seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Said {
     /// The verdict, by its name in reports; empty if there was none.
     pub verdict: Arc<str>,
     /// The rule.
     pub rule: Option<Arc<str>>,
-    /// What became of them.
+    /// Outcome of the flows.
     pub outcome: Arc<str>,
 }
 
@@ -86,11 +88,11 @@ pub struct Amount {
 /// Flows of one owner to one end, on which one policy said the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observed {
-    /// Whose.
+    /// Owner and origin of the flows.
     pub source: Arc<Source>,
     /// Where to.
     pub target: Target,
-    /// What was said about them.
+    /// Decision about them.
     pub said: Said,
     /// How much it was.
     pub amount: Amount,
@@ -107,12 +109,12 @@ impl Observed {
     /// rules that deny alone. `None` if it is not known where the flows went.
     #[must_use]
     pub fn question(&self) -> Option<Question<'_>> {
-        Some(self.source.asks(
-            self.target.address?,
-            self.target.protocol?.0,
-            self.target.port,
-            self.amount.last_us(),
-        ))
+        self.target.protocol?;
+        let address = self.target.address?;
+        Some(
+            self.source
+                .asks(address, &self.target, self.amount.last_us()),
+        )
     }
 }
 
@@ -167,7 +169,7 @@ impl fmt::Display for Target {
             None => "several protocols".to_owned(),
         };
         match (self.address, self.way) {
-            (Some(address), Way::Accepted) if self.near_port != 0 => {
+            (Some(address), Way::Accepted | Way::Claimed) if self.near_port != 0 => {
                 write!(formatter, "{address} on port {}/{protocol}", self.near_port)
             }
             (Some(address), _) => {
@@ -179,7 +181,7 @@ impl fmt::Display for Target {
                     None => formatter.write_str("addresses in no known country")?,
                 }
                 match (way, self.near_port, self.port) {
-                    (Way::Accepted, near @ 1.., _) => {
+                    (Way::Accepted | Way::Claimed, near @ 1.., _) => {
                         write!(formatter, " on port {near}/{protocol}")
                     }
                     (_, _, port @ 1..) => write!(formatter, ", {port}/{protocol}"),
@@ -191,12 +193,23 @@ impl fmt::Display for Target {
 }
 
 impl Way {
+    /// As policies have it; `None` if it is not known.
+    #[must_use]
+    pub const fn direction(self) -> Option<Direction> {
+        match self {
+            Self::Outbound => Some(Direction::Outbound),
+            Self::Accepted => Some(Direction::Accepted),
+            Self::Claimed | Self::Unknown => None,
+        }
+    }
+
     /// As records write it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Outbound => "outbound",
             Self::Accepted => "accepted",
+            Self::Claimed => "claimed",
             Self::Unknown => "unknown",
         }
     }

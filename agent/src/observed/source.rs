@@ -1,9 +1,10 @@
-//! Whose flows they were, as their records say it.
+//! Owners of flows, as their records name them.
 
 use std::{borrow::Cow, fmt, net::IpAddr, sync::Arc};
 
 use trefoil_ebpf::abi::{CGROUP_PATH, quality};
 
+use super::Target;
 use crate::{
     policy::Question,
     report::{Field, Record, words},
@@ -35,6 +36,8 @@ pub struct Source {
     pub user: Option<Arc<str>>,
     /// Whether somebody logged in to start the process.
     pub interactive: Option<bool>,
+    /// Address that he logged in from, as far as the kernel saw it.
+    pub session_addr: Option<IpAddr>,
     /// The kernel knew nothing of it: it could be anybody.
     pub is_anybody: bool,
 }
@@ -74,6 +77,7 @@ impl Source {
             interactive: record
                 .number(Field::Pid)
                 .map(|_| record.number(Field::Session).is_some()),
+            session_addr: session_addr(record),
             is_anybody: is_anybodys(record),
         }
     }
@@ -97,6 +101,7 @@ impl Source {
             gid: self.gid.or(older.gid),
             user: either(&self.user, &older.user),
             interactive: self.interactive.or(older.interactive),
+            session_addr: self.session_addr.or(older.session_addr),
             is_anybody: self.is_anybody,
         };
         (filled != *self).then_some(filled)
@@ -132,10 +137,11 @@ impl Source {
         self.uid.map_or(Fact::Missing, Fact::Known)
     }
 
-    /// The question to a policy about a flow of this owner at this moment, in microseconds
-    /// since 1970. What is not known matches no rule that approves by it, and all that deny.
+    /// The question to a policy about a flow of this owner to an address, as one of this target, at
+    /// this moment, in microseconds since 1970. An unknown fact matches no rule that approves by
+    /// it, and all that deny.
     #[must_use]
-    pub fn asks(&self, destination: IpAddr, protocol: u8, port: u16, time_us: u64) -> Question<'_> {
+    pub fn asks(&self, destination: IpAddr, target: &Target, time_us: u64) -> Question<'_> {
         let is_foreign = self.exe_note.as_deref() == Some("foreign");
         let executable = match self.exe_for_rules() {
             Fact::Distrusted if is_foreign => self.exe.as_deref(),
@@ -149,11 +155,14 @@ impl Source {
             uid: self.uid.unwrap_or(u32::MAX),
             gid: self.gid,
             interactive: self.interactive,
+            origin: self.session_addr,
+            direction: target.way.direction(),
+            near_port: Some(target.near_port),
             destination,
             // It left.
             may_stay: false,
-            protocol,
-            port,
+            protocol: target.protocol.map_or(0, |protocol| protocol.0),
+            port: target.port,
             time_us,
         }
     }
@@ -164,6 +173,15 @@ impl Source {
         let exe = self.exe.as_deref()?;
         Some(exe.rsplit('/').next().unwrap_or(exe))
     }
+}
+
+/// Where somebody logged in from whom a record of flows names. The kernel judges by that only if it
+/// saw the login.
+fn session_addr(record: &Record) -> Option<IpAddr> {
+    let said = record.text(Field::SessionAttribution);
+    let is_seen = said == Some(words::attribution(quality::DIRECT));
+    let address = record.text(Field::SessionAddr).filter(|_| is_seen)?;
+    address.parse().ok()
 }
 
 /// True for a record of flows of which the kernel knew neither process nor user nor control group.
@@ -183,7 +201,7 @@ fn is_anybodys(record: &Record) -> bool {
 }
 
 impl<T> Fact<T> {
-    /// What is known.
+    /// Returns the fact if it is known.
     pub fn known(self) -> Option<T> {
         match self {
             Self::Known(value) => Some(value),

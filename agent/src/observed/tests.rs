@@ -459,7 +459,7 @@ fn of_a_rollup_the_country_is_known_and_the_address_is_not() {
 
 #[test]
 fn odd_lines_are_no_trouble() {
-    // What the fuzzer does at length.
+    // The fuzzer does the same at length.
     let base = record(json!({})).to_string().into_bytes();
     for at in 0..base.len() {
         for byte in [0, b'"', b'{', b'9', 0xff] {

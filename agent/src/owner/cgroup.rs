@@ -1,4 +1,4 @@
-//! What the path of a control group says: unit, slice, user unit, container.
+//! Names in the path of a control group: unit, slice, user unit, container.
 //!
 //! Pure: a path in, names out. The rules for units are those of systemd
 //! (`cg_path_get_unit`) and the same as those of the policy's `unit` key. The
@@ -9,7 +9,7 @@ use std::fmt;
 #[cfg(test)]
 mod tests;
 
-/// What a control group is part of.
+/// Placement of a control group: the unit, slice and container that it is part of.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Placement {
     /// The system's unit, such as `nginx.service`, `session-3.scope` or
@@ -29,8 +29,8 @@ pub struct Placement {
 /// A container, as its engine calls it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Container {
-    /// Who made the group: `docker`, `podman`, `containerd`, `nerdctl`, `cri-o`,
-    /// `kubernetes` (by an engine that does not say so), `systemd-nspawn`, `lxc`.
+    /// Maker of the group: `docker`, `podman`, `containerd`, `nerdctl`, `cri-o`, `kubernetes`
+    /// (by an engine that does not say so), `systemd-nspawn`, `lxc`.
     pub engine: &'static str,
     /// The id of 64 hexadecimal digits; for `systemd-nspawn` and `lxc` the name.
     pub id: String,
@@ -50,8 +50,8 @@ impl fmt::Display for Container {
 }
 
 impl Placement {
-    /// What this path from the root of the hierarchy (`/system.slice/x.service`)
-    /// says.
+    /// Returns the placement by this path from the root of the hierarchy
+    /// (`/system.slice/x.service`).
     #[must_use]
     pub fn of(path: &str) -> Self {
         let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
@@ -122,12 +122,12 @@ fn is_user_manager(unit: &str) -> bool {
 /// The container that a rule may name: that of [`Placement`], if nobody but a manager
 /// or an engine of the system can have made its group.
 ///
-/// Whoever a subtree was delegated to (a user, for his manager and his containers; a
-/// service that has `Delegate=`) makes groups in it under any name, so a name in there
-/// proves nothing. What stands behind slices alone was made by the system's manager,
-/// which never delegates a slice, or by root. Engines that make groups without it have
-/// theirs below directories at the root of the hierarchy, where only root can make
-/// one: `docker`, `libpod_parent`, `lxc`, `kubepods`.
+/// Whoever a subtree was delegated to (a user, for his manager and his containers; a service
+/// that has `Delegate=`) makes groups in it under any name, so a name in there proves
+/// nothing. A group that stands behind slices alone was made by the system's manager, which
+/// never delegates a slice, or by root. Engines that make groups without it have theirs below
+/// directories at the root of the hierarchy, where only root can make one: `docker`,
+/// `libpod_parent`, `lxc`, `kubepods`.
 #[must_use]
 pub fn container_for_rules(path: &str) -> Option<Container> {
     let parts: Vec<&str> = path.strip_prefix('/')?.split('/').collect();
@@ -164,9 +164,9 @@ pub fn container_for_rules(path: &str) -> Option<Container> {
     (is_made_there && is_plain && !part.ends_with(".slice")).then_some(container)
 }
 
-/// The container that the name of a group claims, whoever has given it: the outermost,
-/// since only that one can have been named by an engine of the host.
-/// What is further in may be named by whoever is in the container.
+/// Returns the container that the name of a group claims, whoever has given the name: the
+/// outermost, since only that one can have been named by an engine of the host. Groups
+/// further in may be named by whoever is in the container.
 #[must_use]
 pub fn claimed_container(path: &str) -> Option<Container> {
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();

@@ -52,7 +52,7 @@ pub fn cgroup_path(cgroup: &Cgroup) -> Option<String> {
     })
 }
 
-/// What the path of this control group says.
+/// Returns the placement by the path of this control group.
 #[must_use]
 pub fn placement(cgroup: &Cgroup) -> Placement {
     let path = text(&cgroup.path, cgroup.path_len);

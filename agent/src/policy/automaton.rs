@@ -1,8 +1,8 @@
 //! All patterns of one kind as one automaton, and both automata as one table.
 //!
 //! Owns the way from patterns to [`State`]s, which the kernel steps through byte
-//! by byte. What a class means is the caller's: it gives one to each set of
-//! patterns that some path matches.
+//! by byte. Classes get their meaning from the caller, who gives one to each set
+//! of patterns that some path matches.
 
 mod containers;
 mod draft;

@@ -8,18 +8,24 @@ mod destinations;
 mod embedding;
 pub mod image;
 mod limits;
+mod logins;
+mod near_ends;
 mod order;
+mod services;
 mod tree;
 
 use trefoil_ebpf::abi::{
     MAX_BUDGETS, MAX_CLAUSES, MAX_RANGES, MAX_TIMED_CLAUSES, Row, class, dimension, layout, login,
+    near,
 };
 
 use self::clauses::{Clauses, NumberedClause, Test, row_of_path};
 pub use self::limits::{Budget, Clause, Period};
+pub use self::logins::Origins;
 use super::automaton::{self, PathPatterns, State, Table};
 use super::geography::Surroundings;
 use super::intervals::{Cells, Intervals, is_in};
+use super::network::Network;
 use super::problem::{Fault, Place, Problem, Problems};
 use super::source::{Mode, Policy, RuleVerdict};
 
@@ -39,6 +45,10 @@ pub struct Compiled {
     pub users: Vec<Range32>,
     /// Groups, for each case of [`login`].
     pub groups: [Vec<Range32>; login::N],
+    /// Where sessions come from, if a rule asks for it.
+    pub origins: Option<Origins>,
+    /// Near ends, for each direction; see [`near`].
+    pub near_ends: [Vec<Range32>; near::N],
     /// Combinations of layouts by which destinations embed others, by the index that their
     /// marks have; each as in [`abi::Header::layouts`](trefoil_ebpf::abi::Header::layouts).
     pub layouts: [u16; layout::N_SETS],
@@ -49,12 +59,14 @@ pub struct Compiled {
     /// For each class of executables, that of those that show such a path and say nothing
     /// about the host's files, see [`abi::StateClass::foreign`](trefoil_ebpf::abi::StateClass).
     pub foreign: Vec<u16>,
-    /// What the clauses decide.
+    /// Outcomes of the clauses.
     pub clauses: Vec<Clause>,
-    /// What is counted, by rule.
+    /// Budgets, by rule.
     pub budgets: Vec<Budget>,
     /// The rules, in the order of the file.
     pub rules: Vec<RuleSummary>,
+    /// Networks from which gateways open sessions to hosts, with the gateway's name.
+    pub clients: Vec<(Network, String)>,
     mode: Mode,
     fingerprint: String,
     geo_build_id: String,
@@ -92,10 +104,10 @@ pub struct Range128 {
     pub marks: u8,
 }
 
-/// What is to be known to read the tables.
+/// Facts that are needed to read the tables.
 #[derive(Clone, Debug)]
 pub struct Header {
-    /// What decisions under the policy say.
+    /// Generation that decisions under the policy carry.
     pub generation: u32,
     /// Words of a row that are in use.
     pub n_words: u32,
@@ -109,14 +121,14 @@ pub struct Header {
     pub letters: [u8; 256],
 }
 
-/// What reports say about a rule.
+/// Summary of a rule, for reports.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct RuleSummary {
     /// Its name.
     pub name: String,
     /// The line on which it begins.
     pub line: u32,
-    /// What it decides.
+    /// Verdict of the rule.
     pub verdict: RuleVerdict,
 }
 
@@ -175,8 +187,8 @@ pub fn load(
 ///
 /// # Errors
 ///
-/// What is wrong with the policy on this host: unknown users, rules that nothing
-/// can match, limits.
+/// Mistakes of the policy on this host: unknown users, rules that nothing can
+/// match, limits.
 pub fn compile(
     policy: &Policy,
     surroundings: &Surroundings<'_>,
@@ -221,7 +233,7 @@ fn tables(
         .help("take out those that have expired; a gateway counts once for each of its services");
         return Err(vec![fault.at(rule.place, "rules")]);
     }
-    // What remains can go wrong by size alone, which no single line is to blame for.
+    // The remaining mistakes are of size alone, for which no single line is to blame.
     let as_a_whole = |fault: Fault| vec![fault.at(Place::START, "")];
 
     let mut rows = Rows::default();
@@ -266,27 +278,8 @@ fn tables(
         .map_err(as_a_whole)?;
     let user_rows = users.finish();
 
-    let mut groups = rows.of_source(&clauses, |test| {
-        test.groups.is_some() || test.interactive.is_some()
-    });
-    let mut group_ranges = <[Vec<Range32>; login::N]>::default();
-    for (known, interactive) in [
-        (login::UNKNOWN, None),
-        (login::NONE, Some(false)),
-        (login::SESSION, Some(true)),
-        // There is no such case, and it is as unknown as can be.
-        (login::N - 1, None),
-    ] {
-        let sets: Vec<_> = clauses
-            .list
-            .iter()
-            .map(|clause| clause.groups_where(interactive))
-            .collect();
-        group_ranges[known] = groups
-            .of_numbers(sets.iter().map(Option::as_ref))
-            .map_err(as_a_whole)?;
-    }
-    let group_rows = groups.finish();
+    let logins = logins::tables(policy, &clauses, surroundings, &mut rows).map_err(as_a_whole)?;
+    let (near_ends, near_rows) = near_ends::tables(&clauses, &mut rows).map_err(as_a_whole)?;
 
     let mut destinations = rows.dimension(&clauses, |test| test.destination.is_some());
     let (v4, v6, layouts) = destinations::ranges(policy, &clauses, surroundings, &mut destinations)
@@ -308,7 +301,8 @@ fn tables(
     first_rows[dimension::CGROUP] = cgroup_rows;
     first_rows[dimension::EXECUTABLE] = executable_rows;
     first_rows[dimension::USER] = user_rows;
-    first_rows[dimension::GROUP] = group_rows;
+    first_rows[dimension::GROUP] = logins.first_row;
+    first_rows[dimension::NEAR_END] = near_rows;
     first_rows[dimension::DESTINATION] = destination_rows;
     first_rows[dimension::SERVICE] = service_rows;
 
@@ -331,7 +325,9 @@ fn tables(
         v6,
         services: service_ranges,
         users: user_ranges,
-        groups: group_ranges,
+        groups: logins.groups,
+        origins: logins.origins,
+        near_ends,
         layouts,
         rows: rows.rows,
         states,
@@ -343,6 +339,14 @@ fn tables(
             .collect(),
         budgets,
         rules: policy.rules.iter().map(summary).collect(),
+        clients: policy
+            .gateways
+            .iter()
+            .flat_map(|gateway| {
+                let networks = gateway.clients.iter();
+                networks.map(|network| (*network, gateway.name.value.clone()))
+            })
+            .collect(),
         mode: policy.mode,
         fingerprint: policy.fingerprint.clone(),
         geo_build_id: surroundings.geography.build_id().to_owned(),
@@ -492,5 +496,7 @@ fn set_bit(row: &mut Row, clause: usize) {
     row.words[clause / 64] |= 1 << (clause % 64);
 }
 
+#[cfg(test)]
+mod near_ends_tests;
 #[cfg(test)]
 mod tests;

@@ -1,18 +1,19 @@
 //! Decisions on the compiled form, in user space.
 //!
 //! Owns the same steps that the kernel programs take on the same tables, written
-//! for reading. What a policy means is said in [`mod@super::explain`].
+//! for reading. The meaning of a policy is stated in [`mod@super::explain`].
 
 use std::net::IpAddr;
 
 use trefoil_ebpf::abi::{
-    Address, DECISION_ENFORCED, Decision, NO_RULE, Row, class, dimension, layout, login, verdict,
+    Address, DECISION_ENFORCED, Decision, NO_RULE, Row, class, dimension, direction, layout, login,
+    verdict,
 };
 
 use super::automaton::State;
-use super::compile::{Compiled, EMBEDS, OWN, Range32};
+use super::compile::{Compiled, EMBEDS, OWN, Range32, Range128};
 use super::service;
-use super::source::Mode;
+use super::source::{Direction, Mode};
 
 /// A flow, as far as a policy can ask about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,13 @@ pub struct Question<'a> {
     pub gid: Option<u32>,
     /// Whether the process has a login session; `None` when not known.
     pub interactive: Option<bool>,
+    /// Address that somebody logged in from, in a login session; `None` when not known.
+    pub origin: Option<IpAddr>,
+    /// Which end opened it; `None` when not known.
+    pub direction: Option<Direction>,
+    /// This host's port, 0 where it cannot be read or the protocol has none; `None` if the socket
+    /// has none yet. Without a direction it counts for rules that deny alone.
+    pub near_port: Option<u16>,
     /// Where to. A mapped IPv4 address is an IPv4 address.
     pub destination: IpAddr,
     /// Whether it may still stay on this host, see [`abi::MAY_STAY`](trefoil_ebpf::abi::MAY_STAY).
@@ -50,7 +58,8 @@ impl Compiled {
 
     /// Decides. `lasts` says whether there is room in a budget, given by its index.
     ///
-    /// What the kernel marks as limited is not marked here.
+    /// Judges a flow as if the limits that `lasts` denies had run out. Limits that the kernel
+    /// marks are not marked here.
     #[must_use]
     pub fn judge_within(&self, question: &Question<'_>, lasts: impl Fn(usize) -> bool) -> Decision {
         let outer = self.judge_address(question, question.destination, question.may_stay, &lasts);
@@ -121,31 +130,17 @@ impl Compiled {
         may_stay: bool,
         lasts: &impl Fn(usize) -> bool,
     ) -> Decision {
-        let header = &self.header;
         let decision = |verdict, rule| self.decision(verdict, rule);
         let (destination, fallback, marks) = self.destination(destination);
         if fallback == verdict::LOCAL || may_stay && marks & OWN != 0 {
             return decision(verdict::LOCAL, NO_RULE);
         }
-        let mut classes = [0; dimension::N];
-        classes[dimension::CGROUP] = self.class_of_path(header.cgroup_start, question.cgroup);
-        let executable = self.class_of_path(header.executable_start, question.executable);
-        classes[dimension::EXECUTABLE] = match question.is_foreign {
-            true => self.foreign[usize::from(executable)],
-            false => executable,
-        };
-        classes[dimension::USER] = range_of(&self.users, question.uid).class;
-        let known = match question.interactive {
-            None => login::UNKNOWN,
-            Some(false) => login::NONE,
-            Some(true) => login::SESSION,
-        };
-        let gid = question.gid.unwrap_or(u32::MAX);
-        classes[dimension::GROUP] = range_of(&self.groups[known], gid).class;
+        let mut classes = self.classes_of_source(question);
         classes[dimension::DESTINATION] = destination;
         let service = service::key(question.protocol, question.port);
         classes[dimension::SERVICE] = range_of(&self.services, service).class;
 
+        let header = &self.header;
         let row = |dimension: usize| -> &Row {
             &self.rows[header.rows[dimension] as usize + usize::from(classes[dimension])]
         };
@@ -167,6 +162,41 @@ impl Compiled {
         decision(fallback, NO_RULE)
     }
 
+    /// The classes of whom a flow comes from; those of where it goes are 0.
+    fn classes_of_source(&self, question: &Question<'_>) -> [u16; dimension::N] {
+        let header = &self.header;
+        let mut classes = [0; dimension::N];
+        classes[dimension::CGROUP] = self.class_of_path(header.cgroup_start, question.cgroup);
+        let executable = self.class_of_path(header.executable_start, question.executable);
+        classes[dimension::EXECUTABLE] = match question.is_foreign {
+            true => self.foreign[usize::from(executable)],
+            false => executable,
+        };
+        classes[dimension::USER] = range_of(&self.users, question.uid).class;
+        let groups = match (question.interactive, question.origin, &self.origins) {
+            (None, ..) => &self.groups[login::UNKNOWN],
+            (Some(false), ..) => &self.groups[login::NONE],
+            (Some(true), Some(origin), Some(origins)) => {
+                let case = match origin.to_canonical() {
+                    IpAddr::V4(v4) => range_of(&origins.v4, v4.to_bits()).class,
+                    IpAddr::V6(v6) => range128_of(&origins.v6, v6.to_bits()).class,
+                };
+                &origins.groups[usize::from(case)]
+            }
+            (Some(true), ..) => &self.groups[login::SESSION],
+        };
+        let gid = question.gid.unwrap_or(u32::MAX);
+        classes[dimension::GROUP] = range_of(groups, gid).class;
+        let known = match question.direction {
+            None => direction::UNKNOWN,
+            Some(Direction::Outbound) => direction::OUTBOUND,
+            Some(Direction::Accepted) => direction::ACCEPTED,
+        };
+        let near = service::near_key(question.protocol, question.near_port);
+        classes[dimension::NEAR_END] = range_of(&self.near_ends[usize::from(known)], near).class;
+        classes
+    }
+
     /// Class, fallback and marks of a destination.
     fn destination(&self, address: IpAddr) -> (u16, u8, u8) {
         match address.to_canonical() {
@@ -175,9 +205,7 @@ impl Compiled {
                 (range.class, range.fallback, range.marks)
             }
             IpAddr::V6(v6) => {
-                let key = v6.to_bits();
-                let behind = self.v6.partition_point(|range| range.first <= key);
-                let range = &self.v6[behind - 1];
+                let range = range128_of(&self.v6, v6.to_bits());
                 (range.class, range.fallback, range.marks)
             }
         }
@@ -209,5 +237,10 @@ fn address_of(address: IpAddr) -> Address {
 
 /// The range that `key` is in. The first one of every table begins at 0.
 fn range_of(table: &[Range32], key: u32) -> &Range32 {
+    &table[table.partition_point(|range| range.first <= key) - 1]
+}
+
+/// As [`range_of`].
+fn range128_of(table: &[Range128], key: u128) -> &Range128 {
     &table[table.partition_point(|range| range.first <= key) - 1]
 }

@@ -1,4 +1,4 @@
-//! What a policy says about one flow, and why.
+//! Answer of a policy about one flow, with its reasons.
 //!
 //! Owns the meaning of a policy: goes through the rules from top to bottom, as
 //! somebody would who reads the file, and shares nothing with the compiled form
@@ -6,7 +6,9 @@
 
 mod embedded;
 mod inquiry;
+mod near_end;
 mod reader;
+mod session;
 mod text;
 
 use std::net::IpAddr;
@@ -19,7 +21,7 @@ use self::reader::Reader;
 use super::evaluate::Question;
 use super::geography::Surroundings;
 use super::service::Protocol;
-use super::source::{Mode, Policy, Rule, RuleVerdict};
+use super::source::{Direction, Mode, Policy, Rule, RuleVerdict};
 use crate::geo::Country;
 
 /// The answer to a [`Question`], with the way to it.
@@ -31,11 +33,11 @@ pub struct Explanation {
     pub mode: Mode,
     /// Names the country data.
     pub geo: String,
-    /// What the flow is.
+    /// Facts of the flow.
     pub flow: FlowFacts,
     /// The verdict, by its name in reports.
     pub verdict: &'static str,
-    /// What would become of the flow, by its name in reports.
+    /// Outcome for the flow, by its name in reports.
     pub outcome: &'static str,
     /// Index of the rule that decides, from 0; none if no rule matches.
     pub rule: Option<usize>,
@@ -74,6 +76,13 @@ pub struct FlowFacts {
     pub gid: Option<u32>,
     /// Whether there is a login session; none if it is not known.
     pub interactive: Option<bool>,
+    /// Address that somebody logged in from; none if nobody did, or if it is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_addr: Option<IpAddr>,
+    /// Which end opened it; none if it is not known.
+    pub direction: Option<Direction>,
+    /// This host's port; none if there is none yet, or if it is not known.
+    pub src_port: Option<u16>,
 }
 
 /// How one rule stands to the flow.
@@ -85,7 +94,7 @@ pub struct RuleTrace {
     pub name: String,
     /// The line on which it begins.
     pub line: u32,
-    /// What it decides.
+    /// Verdict of the rule.
     pub verdict: RuleVerdict,
     /// True when all its conditions hold.
     pub matches: bool,
@@ -145,11 +154,11 @@ impl Ruling {
     }
 }
 
-/// What a policy says about a flow by one address alone: the one that it goes to, or the
-/// one that is embedded in it.
+/// Answer of a policy about a flow by one address alone: the one that it goes to, or the one
+/// that is embedded in it.
 #[derive(Clone, Debug)]
 pub struct ByAddress {
-    /// What that is.
+    /// Ruling by this address.
     pub ruling: Ruling,
     /// Why, in one sentence.
     pub reason: String,
@@ -287,21 +296,25 @@ pub fn explain(
             uid: (question.uid != u32::MAX).then_some(question.uid),
             gid: question.gid,
             interactive: question.interactive,
+            session_addr: question.origin.map(|origin| origin.to_canonical()),
+            direction: question.direction,
+            src_port: question.near_port.filter(|&port| port != 0),
         },
         verdict: decides.ruling.name(),
-        outcome: outcome(policy.mode, decides.ruling.verdict, question.protocol),
+        outcome: outcome(policy.mode, decides.ruling.verdict, question),
         rule: decides.ruling.rule,
         reason: decides.reason,
         rules: decides.rules,
     }
 }
 
-/// What becomes of a flow. TCP and UDP are refused before there is a packet.
-fn outcome(mode: Mode, verdict: u8, protocol: u8) -> &'static str {
+/// Names the outcome for a flow. TCP and UDP are refused before there is a packet.
+fn outcome(mode: Mode, verdict: u8, question: &Question<'_>) -> &'static str {
+    let names_it = question.direction == Some(Direction::Outbound);
     match mode {
         _ if verdict::is_approved(verdict) => "passed",
         Mode::Report => "would-drop",
-        Mode::Enforce if matches!(protocol, 6 | 17) => "refused",
+        Mode::Enforce if names_it && matches!(question.protocol, 6 | 17) => "refused",
         Mode::Enforce => "dropped",
     }
 }

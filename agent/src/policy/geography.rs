@@ -1,4 +1,4 @@
-//! What a policy is compiled against: where addresses are, and who users are.
+//! Surroundings that a policy is compiled against: where addresses are, and who users are.
 //!
 //! Owns the questions, not the answers: policies stay free of files and data bases.
 
@@ -112,6 +112,6 @@ pub struct Surroundings<'a> {
     pub users: &'a dyn Users,
     /// The host's own addresses; traffic to them is local where it may stay.
     pub own_addresses: &'a [IpAddr],
-    /// What is made of unicast to the link's scope.
+    /// Treatment of unicast to the link's scope.
     pub link_local: LinkLocal,
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::network::Network;
 
-/// What is made of unicast to the link's scope, see [`link_local`].
+/// Treatment of unicast to the link's scope, see [`link_local`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LinkLocal {
     /// Rules are asked, as about any other destination: a router may forward it, and what

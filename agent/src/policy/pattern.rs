@@ -1,5 +1,5 @@
-//! What a pattern means for executables, control groups, and systemd units; for
-//! containers in [`container`].
+//! Meaning of a pattern for executables, control groups, and systemd units; for containers in
+//! [`container`].
 //!
 //! Owns the reading of patterns. How they become tables is the automaton's.
 
@@ -67,7 +67,7 @@ fn check_parts(text: &str) -> Result<(), Fault> {
     Ok(())
 }
 
-/// A pattern for the path of a control group. What a group contains belongs to it.
+/// A pattern for the path of a control group. The groups within a group belong to it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CgroupPattern(Glob);
 
@@ -140,10 +140,10 @@ const TYPES_WITHOUT_CGROUP: [&str; 5] = ["target", "timer", "path", "device", "a
 
 /// A pattern for systemd units, matched against the path of a control group.
 ///
-/// A unit of the system stands behind slices alone: `/a.slice/a-b.slice/x.service`.
-/// Nothing further down counts, because there the owner of a delegated subtree
-/// gives the names: a user's manager is such a subtree, so nobody can name a unit
-/// of his own after one of the system's. What a unit contains belongs to it.
+/// A unit of the system stands behind slices alone: `/a.slice/a-b.slice/x.service`. Nothing
+/// further down counts, because there the owner of a delegated subtree gives the names: a
+/// user's manager is such a subtree, so nobody can name a unit of his own after one of the
+/// system's. The groups within a unit belong to it.
 ///
 /// Units of a user's manager are named behind the manager's own unit:
 /// `user@1000.service/backup.service`.
@@ -300,7 +300,7 @@ fn unit_without_type(text: &str) -> Fault {
     ))
 }
 
-/// What a name means that ends in `*` and in no type.
+/// Expands a name that ends in `*` and has no type, to one pattern for each type but `slice`.
 fn names_of_any_type(name: &str, whole: &str) -> Result<Vec<Glob>, Fault> {
     let Some(beginning) = name.strip_suffix('*') else {
         return Err(unit_without_type(whole));

@@ -1,4 +1,4 @@
-//! What is wrong with a text, and where.
+//! Mistakes in a text, and their places.
 //!
 //! Owns how a mistake is said: one [`Problem`] each, with its place and, where it
 //! can be told, what would be right. Must not decide what a mistake is.
@@ -30,9 +30,9 @@ pub struct Problem {
     /// The key it belongs to, as in `rules[2].to.ports`; empty for the file as a
     /// whole. Indexes count from 0.
     pub key: String,
-    /// What is wrong.
+    /// Description of the mistake.
     pub message: String,
-    /// What would be right.
+    /// Advice on the correct form.
     pub help: Option<String>,
 }
 
@@ -124,7 +124,7 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// What is wrong with one value, before it is known where the value stands.
+/// Mistake in one value, before it is known where the value stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// As in [`Problem`].

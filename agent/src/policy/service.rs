@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use trefoil_ebpf::abi::near;
+
 use super::problem::{Fault, nearest};
 
 /// Names that a policy may use, as in /etc/protocols.
@@ -85,6 +87,15 @@ impl fmt::Display for Protocol {
 #[must_use]
 pub const fn key(protocol: u8, port: u16) -> u32 {
     (protocol as u32) << 16 | port as u32
+}
+
+/// The number under which the tables know this host's port; `None` for a socket that has none yet.
+#[must_use]
+pub const fn near_key(protocol: u8, port: Option<u16>) -> u32 {
+    match port {
+        Some(port) => key(protocol, port),
+        None => near::NO_PORT,
+    }
 }
 
 /// Ports from `first` to `last`, of one protocol or of every one that has ports.

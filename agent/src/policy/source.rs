@@ -1,8 +1,8 @@
 //! A policy as its file says it.
 //!
-//! Owns the syntax: from TOML to rules whose values are known to be well formed,
-//! with the place of each, or else every problem of the file at once. What a
-//! policy means for a flow is in [`mod@super::explain`] and [`mod@super::compile`].
+//! Owns the syntax: from TOML to rules whose values are known to be well formed, with
+//! the place of each, or else every problem of the file at once. The meaning of a
+//! policy for a flow is in [`mod@super::explain`] and [`mod@super::compile`].
 
 mod limit;
 mod reader;
@@ -34,7 +34,7 @@ pub struct Located<T> {
 /// A policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// What happens to traffic that is not approved.
+    /// Treatment of traffic that is not approved.
     pub mode: Mode,
     /// Prefixes of translators of the operator's own, see RFC 6052.
     pub nat64: Vec<Network>,
@@ -50,7 +50,7 @@ pub struct Policy {
     pub fingerprint: String,
 }
 
-/// What happens to traffic that is not approved.
+/// Treatment of traffic that is not approved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
@@ -80,13 +80,25 @@ pub enum Area {
     Group(&'static str, &'static [&'static str]),
 }
 
-/// A named way out.
+/// A named way out of the region, and into it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gateway {
     /// Its name.
     pub name: Located<String>,
-    /// Alternatives.
+    /// Services that hosts send to. None if no host sends by it.
     pub endpoints: Vec<Endpoint>,
+    /// Networks from which it opens sessions to hosts. None if it opens none.
+    pub clients: Vec<Network>,
+}
+
+/// End that opened a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// The far end, which connected to a service of this host.
+    Accepted,
+    /// This host, which named the destination.
+    Outbound,
 }
 
 /// One service at one address.
@@ -100,13 +112,17 @@ pub struct Endpoint {
     pub port: Option<u16>,
 }
 
-/// A rule. What it does not say holds for every flow.
+/// A rule. A key that it does not have holds for every flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// Where it begins.
     pub place: Place,
     /// Its name.
     pub name: Located<String>,
+    /// `direction`
+    pub direction: Option<Direction>,
+    /// `from.ports`: this host's
+    pub near_ports: Option<Vec<Ports>>,
     /// `from.unit`
     pub units: Option<Vec<UnitPattern>>,
     /// `from.cgroup`
@@ -121,6 +137,8 @@ pub struct Rule {
     pub groups: Option<Vec<Located<Group>>>,
     /// `from.interactive`
     pub interactive: Option<bool>,
+    /// `from.session`: where somebody logged in from
+    pub session: Option<Origin>,
     /// `to.networks`
     pub networks: Option<Vec<Network>>,
     /// `to.countries`: countries and groups
@@ -143,6 +161,17 @@ pub struct Rule {
     pub exception: Option<Exception>,
 }
 
+/// Condition on where somebody logged in from: all of the keys must hold that are there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// `networks`
+    pub networks: Option<Vec<Network>>,
+    /// `countries`: countries and groups
+    pub countries: Option<Vec<Area>>,
+    /// `gateway`: indexes into [`Policy::gateways`], whose clients are meant
+    pub gateways: Option<Vec<usize>>,
+}
+
 /// A user of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum User {
@@ -161,7 +190,7 @@ pub enum Group {
     Name(String),
 }
 
-/// What a rule decides.
+/// Verdict of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RuleVerdict {
@@ -191,8 +220,8 @@ impl Policy {
     ///
     /// # Errors
     ///
-    /// Everything that is wrong with the text. What depends on the host, such as
-    /// names of users, is not known here, see [`super::load`].
+    /// Every mistake in the text. Mistakes that depend on the host, such as
+    /// unknown names of users, are found by [`super::load`].
     pub fn parse(text: &str, file: &str) -> Result<Self, Problems> {
         let (policy, problems) = Self::read(text, file);
         if problems.is_empty() {
@@ -229,6 +258,14 @@ impl Rule {
             RuleVerdict::Approve if self.gateways.is_some() => verdict::GATEWAY,
             RuleVerdict::Approve => verdict::APPROVED,
         }
+    }
+}
+
+impl Rule {
+    /// True if the gateways that it names are those of whose clients it speaks.
+    #[must_use]
+    pub fn means_clients(&self) -> bool {
+        self.direction == Some(Direction::Accepted)
     }
 }
 
@@ -279,6 +316,17 @@ impl fmt::Display for Group {
         match self {
             Self::Id(gid) => write!(formatter, "{gid}"),
             Self::Name(name) => formatter.pad(name),
+        }
+    }
+}
+
+impl Direction {
+    /// As the policy and records write it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Outbound => "outbound",
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Owns generators that make the same from the same seed. They aim at borders:
 //! networks that overlap, addresses at and beside the ends of ranges, paths that
-//! nearly match. What an answer should be is not said here.
+//! nearly match. The answers are not stated here.
 
 mod places;
 mod policies;
@@ -117,7 +117,7 @@ impl Scene {
     ///
     /// # Errors
     ///
-    /// What is wrong with the policy.
+    /// Returns the problems of the policy if it has any.
     pub fn around(text: &str, random: &mut Random) -> Result<Self, Problems> {
         let places = Places::random(random);
         Self::within(places, text, random)
@@ -139,7 +139,7 @@ impl Scene {
         Ok(scene)
     }
 
-    /// What to compile and to explain the policy with.
+    /// Returns the surroundings to compile and to explain the policy with.
     #[must_use]
     pub fn surroundings(&self) -> Surroundings<'_> {
         Surroundings {

@@ -1,10 +1,12 @@
-//! What is odd about a policy that can be used: rules that never match, rules that
-//! contradict each other, rules that approve of very much.
+//! Oddities of a policy that can be used: rules that never match, rules that contradict
+//! each other, rules that approve of very much.
 //!
 //! Owns what is worth a word, not whether a policy may be used. Rules are compared by
 //! the compiled form (`regions`), so that what is said of them is so for every flow whose
 //! sender is known.
 
+mod common;
+mod login;
 mod regions;
 
 #[cfg(test)]
@@ -43,6 +45,7 @@ pub fn warnings(policy: &Policy, compiled: &Compiled) -> Vec<Problem> {
                 dimension::SERVICE => ("port or protocol", ".to"),
                 dimension::CGROUP => ("control group", ".from"),
                 dimension::EXECUTABLE => ("executable", ".from"),
+                dimension::NEAR_END => ("direction or port of this host", ""),
                 _ => ("user, group or session", ".from"),
             };
             let fault = Fault::new(format!(
@@ -59,6 +62,9 @@ pub fn warnings(policy: &Policy, compiled: &Compiled) -> Vec<Problem> {
         }
         if let Some(fault) = approves_much(policy, rule) {
             warn(fault, ".to");
+        }
+        if !is_dead[at] && login::is_open(policy, at, &regions) {
+            warn(login::fault(rule), "");
         }
     }
     for (at, rule) in policy.rules.iter().enumerate() {
@@ -164,6 +170,15 @@ fn approves_much(policy: &Policy, rule: &Rule) -> Option<Fault> {
         if !all.is_empty() {
             countries.push(format!("zone `{}` ({})", zone.name, all.join(", ")));
         }
+    }
+    if rule.means_clients() {
+        let is_everywhere = countries.is_empty() && (rule.zones.is_none() || zones_are_all);
+        return is_everywhere.then(|| {
+            Fault::new("approves of sessions that anybody may open, from everywhere").help(
+                "name who may: a gateway, the clients' networks, or zones; what a service answers \
+                 is data that leaves",
+            )
+        });
     }
     let narrows_by_zone = rule.zones.is_some() && !zones_are_all;
     let help = "name networks or a gateway: countries are large, and data about them is no promise";

@@ -14,9 +14,9 @@ pub struct Balanced<'a> {
     pub since_us: u64,
     /// Now.
     pub time_us: u64,
-    /// What came to the hook.
+    /// Traffic that came to the hook.
     pub books: &'a UplinkBooks,
-    /// What the interface's own counter says of it; `None` if there is none any more.
+    /// Comparison with the interface's own counter; `None` if there is no counter any more.
     pub balance: Option<Balance>,
 }
 
@@ -77,8 +77,8 @@ impl Record {
         record
     }
 
-    /// What left by an uplink since its hook was attached, by whom and with which
-    /// verdict, and what the interface's counter says of it.
+    /// Makes the record of the traffic that left by an uplink since its hook was attached: by
+    /// whom and with which verdict, and compared with the interface's counter.
     #[must_use]
     pub fn books(balanced: &Balanced<'_>) -> Self {
         let books = balanced.books;

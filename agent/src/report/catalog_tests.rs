@@ -7,6 +7,7 @@ use trefoil_ebpf::abi::{Totals, Tracked, verdict};
 use super::{Coverage, Field, FlowFacts, Heartbeat, Kind, PolicyNews, Record};
 use crate::{
     clock::BootClock,
+    evidence::Signed,
     flow::{FlowReport, FlowStats, ReportKind, Stage},
     limits::{self, Used},
     policy::{Budget, source::Exception},
@@ -102,6 +103,16 @@ fn least(kind: Kind) -> Record {
             Record::heartbeat(&beat, 0)
         }
         Kind::Tamper => Record::tamper("x", "x", 0),
+        Kind::Checkpoint => {
+            let signed = Signed {
+                note: "x".to_owned(),
+                digests: String::new(),
+                frontier: String::new(),
+                first: 0,
+                size: 0,
+            };
+            Record::checkpoint(&signed, 0)
+        }
         Kind::Budget => Record::limit(&limit(None), limits::Stage::Near, Used::default(), 0),
         Kind::Exception => {
             let exception = Exception {

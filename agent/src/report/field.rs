@@ -34,7 +34,7 @@ impl Kinds {
     }
 }
 
-/// What the values of a field look like.
+/// Form of a field's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// Text; JSON string.
@@ -92,19 +92,19 @@ impl From<Arc<str>> for Value {
     }
 }
 
-/// What there is to know about a field.
+/// Description of a field.
 #[derive(Clone, Copy, Debug)]
 pub struct FieldInfo {
     /// Name in JSON. The journal's is `TREFOIL_` and this in upper case.
     pub name: &'static str,
-    /// What its values look like.
+    /// Form of its values.
     pub form: Form,
     /// Unit of a number, or empty.
     pub unit: &'static str,
     /// Kinds of records that may have it. A fact that is not known is a field
     /// that is not there.
     pub kinds: Kinds,
-    /// What it means.
+    /// Meaning of the field.
     pub doc: &'static str,
 }
 
@@ -153,6 +153,7 @@ const STATES: Kinds = Kinds::of(&[
     Kind::Exception,
     Kind::Policy,
     Kind::Coverage,
+    Kind::Loss,
 ]);
 const NEWS: Kinds = Kinds::of(&[
     Kind::Budget,
@@ -178,6 +179,7 @@ const BUDGET: Kinds = Kinds::of(&[Kind::Budget]);
 const EXCEPTION: Kinds = Kinds::of(&[Kind::Exception]);
 const OPEN: Kinds = Kinds::of(&[Kind::Flow, Kind::Violation, Kind::Heartbeat]);
 const HEARTBEAT: Kinds = Kinds::of(&[Kind::Heartbeat]);
+const CHECKPOINT: Kinds = Kinds::of(&[Kind::Checkpoint]);
 const SUMS: Kinds = Kinds::of(&[Kind::Heartbeat, Kind::Coverage]);
 const COVERAGE: Kinds = Kinds::of(&[Kind::Coverage]);
 
@@ -198,6 +200,9 @@ fields! {
         "the installation, as `_MACHINE_ID` in the journal";
     Host "host" Text "" ALL
         "name of the host";
+    Salt "salt" Text "" ALL
+        "with evidence: 16 random bytes, in hexadecimal digits, by which values that are hidden in a \
+         copy cannot be found by trying";
     Mode "mode" Text "" ALL
         "`report` (pass and report) or `enforce` (drop and report), as it was when it was judged";
     Policy "policy" Text "" ALL
@@ -207,14 +212,16 @@ fields! {
     State "state" Text "" STATES
         "flow, violation: `opened`, `update`, `closed` (last numbers) or `rollup`; policy: \
          `in-force`, `confirmed`, `reverted`, `refused` or `cut`; coverage: `covered`, `partly` or \
-         `uncovered`; budget: `near` (four fifths), `used-up` or `renewed`; exception: those, and \
+         `uncovered`; coverage and loss: `acknowledged` by an operator; budget: `near` (four fifths), `used-up` or `renewed`; exception: those, and \
          `in-force`, `used` (for the first time), `ends-soon` (within a day) or `expired`";
     Flow "flow" Text "" FLOWS
         "names the flow within the boot, the same in all its records";
     CommunityId "community_id" Text "" FLOWS
         "Community ID version 1, seed 0, to find the flow in what other tools saw";
     Direction "direction" Text "" FLOWS
-        "`outbound`: this host named the destination; `accepted`: a peer connected to this host";
+        "`outbound`: this host named the destination, as it does of every datagram; `accepted`: a \
+         peer connected to this host; `claimed`: as `accepted`, in a network namespace that may be \
+         somebody's own, so that to rules it is not known; absent if it is not known";
     Protocol "protocol" Text "" FLOWS
         "`tcp`, `udp`, `icmp`, ... or the IP protocol's number; `ethertype-8847` for a frame that \
          carries no IP, with its ethertype";
@@ -250,10 +257,10 @@ fields! {
     PacketsOut "packets_out" Number "packet" PACKETS
         "packets that these bytes were in";
     BytesNew "bytes_new" Number "byte" FLOWS
-        "what of `bytes_out` is in no record of the flow before; rollup: what its flows have sent \
-         that is in no record before, those that are open included. Summed over all records of \
-         any time, it is what left in it. Not there if an agent before was killed, and nobody \
-         knows what it has told";
+        "the part of `bytes_out` that no record of the flow had before; rollup: the bytes of its \
+         flows that no record had before, those of open flows included. The sum over all records \
+         of a time is the traffic that left in it. Absent if an agent before was killed, and the \
+         spool does not say what it has told";
     PacketsNew "packets_new" Number "packet" FLOWS
         "packets that these bytes were in";
     BytesIn "bytes_in" Number "byte" FLOWS
@@ -281,7 +288,7 @@ fields! {
         "heartbeat: flows that are open; rollup: those that were active and are not over, so that \
          their bytes are not yet in the sums";
     BytesOpen "bytes_open" Number "byte" FLOWS
-        "rollup: what those have sent so far";
+        "rollup: bytes that those have sent so far";
     Pid "pid" Number "" ACTORS
         "the process, in the host's pid namespace; coverage, tamper: of whoever did it. So below";
     StartTime "start_time" Time "" ACTORS
@@ -307,6 +314,18 @@ fields! {
         "name of that user";
     Session "session" Number "" ACTORS
         "audit session of that login";
+    SessionAddr "session_addr" Text "" ACTORS
+        "where that login came from: far address of the connection that its service accepted. \
+         Kept over su, sudo and the end of the connection; absent for a session that nobody \
+         opened by the network, or whose connection is not known";
+    SessionPort "session_port" Number "" ACTORS
+        "far port of that connection";
+    SessionGateway "session_gateway" Text "" ACTORS
+        "gateway of the policy in force whose `clients` have that address";
+    SessionCommunityId "session_community_id" Text "" ACTORS
+        "`community_id` of that connection";
+    SessionAttribution "session_attribution" Text "" ACTORS
+        "`direct` (the kernel saw the login) or `inferred` (the session is older than the agent)";
     Unit "unit" Text "" ACTORS
         "systemd unit of the system that the process runs in";
     UserUnit "user_unit" Text "" ACTORS
@@ -324,7 +343,7 @@ fields! {
          or that there is none on this host: `kernel` (sent by itself) or `forwarded` (came in by \
          another interface); the worst of all in a rollup";
     Subject "subject" Text "" NEWS
-        "what it is about: a hook, a counter of losses, a budget, an exception, a file";
+        "subject of the record: a hook, a counter of losses, a budget, an exception, a file";
     Reason "reason" Text "" NEWS
         "why";
     BytesLimit "bytes_limit" Number "byte" LIMITS
@@ -334,7 +353,7 @@ fields! {
     Basis "basis" Text "" EXCEPTION
         "its legal basis";
     ApprovedBy "approved_by" Text "" EXCEPTION
-        "who did";
+        "names of those who approved";
     Starts "starts" Time "" EXCEPTION
         "from when on it holds";
     Expires "expires" Time "" EXCEPTION
@@ -352,21 +371,21 @@ fields! {
     Uplink "uplink" Text "" COVERAGE
         "name of the interface";
     BytesBefore "bytes_before" Number "byte" COVERAGE
-        "what the interface had sent before it was watched: it is in no books. Where something \
-         left while it began to be watched, the books tell exactly, and the record before them \
+        "bytes that the interface had sent before it was watched: they are in no books. Where \
+         something left while it began to be watched, the books tell exactly, and the record before them \
          the most";
     BytesSent "bytes_sent" Number "byte" COVERAGE
-        "what the interface's own transmit counter has counted since then, read at the moment of \
+        "bytes of the interface's own transmit counter since then, read at the moment of \
          the sums. It is the sum of what was judged, what could not be, and `bytes_unaccounted`, \
          less `bytes_unsent`; where the interface segments frames, segments have headers of their \
          own, and it is more by these";
     BytesUnaccounted "bytes_unaccounted" Number "byte" COVERAGE
-        "the remainder of the books: what the interface has counted and no hook has seen";
+        "the remainder of the books: bytes that the interface has counted and no hook has seen";
     BytesUnsent "bytes_unsent" Number "byte" COVERAGE
-        "what passed the hook and is not in the interface's counter: it was dropped behind the \
-         hook, or waits to be sent";
+        "bytes that passed the hook and are not in the interface's counter: they were dropped \
+         behind the hook, or waits to be sent";
     BytesWire "bytes_wire" Number "byte" COVERAGE
-        "what passed the hook, with the headers of each segment";
+        "bytes that passed the hook, with the headers of each segment";
     BytesSocket "bytes_socket" Number "byte" COVERAGE
         "of the frames that were judged, those that the hooks of their socket had judged";
     BytesKernel "bytes_kernel" Number "byte" COVERAGE
@@ -411,10 +430,25 @@ fields! {
         "sum of all counters of losses; 0 if nothing ever got lost";
     Pending "pending" Number "record" HEARTBEAT
         "records that wait to be handed over";
+    Note "note" Text "" CHECKPOINT
+        "signed note with a checkpoint: name of the log, number of its leaves, root of the tree over \
+         them (C2SP tlog-checkpoint). This record is the next leaf";
+    Frontier "frontier" Text "" CHECKPOINT
+        "edge of the tree before these digests: roots of its full subtrees from the largest on, 32 bytes \
+         each, base64; absent in the first";
+    Digests "digests" Text "" CHECKPOINT
+        "digests of the records since the checkpoint before, in their order, 32 bytes each, base64";
 }
 
+/// Names in the journal, indexed by [`Field`].
+pub(super) static JOURNAL_NAMES: LazyLock<Vec<String>> = LazyLock::new(|| {
+    let all = FIELDS.iter();
+    all.map(|it| format!("TREFOIL_{}", it.name.to_ascii_uppercase()))
+        .collect()
+});
+
 impl Field {
-    /// What there is to know about it.
+    /// Returns the description of the field.
     #[must_use]
     pub const fn info(self) -> &'static FieldInfo {
         &FIELDS[self as usize]
@@ -449,7 +483,7 @@ mod tests {
         dst_country dst_asn dst_name name_source verdict rule outcome
         bytes_out packets_out bytes_in packets_in started ended
         pid start_time exe exe_sha256 comm uid user loginuid login session
-        unit container cgroup ppid parent_exe attribution";
+        session_addr session_port session_gateway session_community_id unit container cgroup ppid parent_exe attribution";
 
     #[test]
     fn the_fixed_names_are_there() {

@@ -8,14 +8,14 @@ use trefoil_ebpf::abi::{
     verdict,
 };
 
-use super::{Field, Kind, Priority, Record, community_id, words};
+use super::{Field, Kind, Priority, Record, SessionFacts, community_id, words};
 use crate::{
     clock::BootClock,
     flow::{FlowReport, ReportKind, Rollup, Stage, ip_address},
     geo::Country,
 };
 
-/// What is known about a flow besides what the kernel says: names for its ids.
+/// Names for a flow's ids: the facts that the kernel does not have.
 ///
 /// A name that is not known is `None`; it is better absent than wrong.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +33,8 @@ pub struct FlowFacts {
     pub user: Option<Arc<str>>,
     /// Name of the user who logged in.
     pub login: Option<Arc<str>>,
+    /// Origin of the login session.
+    pub session: Option<SessionFacts>,
     /// Unit of the system's manager: `journalctl -u` shows the record for it.
     pub unit: Option<Arc<str>>,
     /// Unit of a user's manager: `journalctl --user-unit` shows the record for it.
@@ -207,6 +209,7 @@ impl Record {
             self.set_known(Field::Ppid, Some(owner.ppid).filter(|pid| *pid != 0));
             self.set_known(Field::Loginuid, somebody(owner.loginuid));
             self.set_known(Field::Session, somebody(owner.session));
+            self.set_session(facts.session.as_ref());
         }
         self.set_known(Field::Exe, facts.exe.clone());
         self.set_known(Field::ExeNote, facts.exe_note);
@@ -313,6 +316,7 @@ pub(super) fn who(owner: &Owner, facts: &FlowFacts) -> String {
         }
         _ => {}
     }
+    details.extend(facts.session.as_ref().map(SessionFacts::words));
     let details = details.join(", ");
     let text = if details.is_empty() {
         name.to_owned()
@@ -363,7 +367,7 @@ fn flow_message(report: &FlowReport, facts: &FlowFacts) -> String {
     let country = facts
         .country
         .map_or(String::new(), |country| format!(" {country}"));
-    let way = if flow.direction == direction::ACCEPTED {
+    let way = if direction::is_answer(flow.direction) {
         format!("answers {peer}{country} on port {}", flow.local_port)
     } else {
         format!("→ {peer}{country}")
@@ -431,7 +435,7 @@ fn rollup_message(rollup: &Rollup, country: Option<Country>, facts: &FlowFacts) 
             (who(owner, facts), format!("{place} {service}"))
         }
     };
-    let arrow = if flow.direction == direction::ACCEPTED {
+    let arrow = if direction::is_answer(flow.direction) {
         "answers"
     } else {
         "→"

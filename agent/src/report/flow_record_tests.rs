@@ -354,7 +354,7 @@ fn an_inferred_end_says_so() {
     );
 }
 
-/// What many flows have in common is said, and nothing else.
+/// A rollup has the facts that its flows have in common, and no others.
 #[test]
 fn a_rollup_says_what_its_flows_have_in_common() {
     let settings = FlowSettings {
@@ -363,7 +363,7 @@ fn a_rollup_says_what_its_flows_have_in_common() {
     };
     let mut table = FlowTable::new(settings, |_| Country::parse("IE"));
     let mut out = Vec::new();
-    table.tick(START_NS, &mut out);
+    table.tick(START_NS, usize::MAX, &mut out);
     for cookie in 0..312 {
         let mut tracked = tracked(verdict::APPROVED, 0);
         tracked.flow.cookie = cookie;

@@ -1,9 +1,9 @@
 //! The journal, over its native protocol.
 //!
 //! One datagram per record to journald's socket; see
-//! <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>. What is too large for a
-//! datagram goes as a sealed memory file. The socket's name is resolved for every
-//! record, so that a journald that was restarted is found again.
+//! <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>. A record that is too large for
+//! a datagram goes as a sealed memory file. The socket's name is resolved for
+//! every record, so that a journald that was restarted is found again.
 
 use std::{
     fs::File,
@@ -24,7 +24,7 @@ use nix::{
     },
 };
 
-use super::{Field, Record, Sealed, Sink, Value};
+use super::{Field, Record, Sealed, Sink, Value, field::JOURNAL_NAMES};
 
 /// Where the journal is, and what it is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,14 +141,11 @@ fn encode(record: &Record, object_pid: bool, entry: &mut Vec<u8>) {
     if let Some(pid) = record.number(Field::Pid).filter(|_| object_pid) {
         put(entry, b"OBJECT_PID", pid.to_string().as_bytes());
     }
-    let mut name = Vec::new();
     for (field, value) in record.fields() {
-        name.clear();
-        name.extend_from_slice(b"TREFOIL_");
-        name.extend(field.name().bytes().map(|byte| byte.to_ascii_uppercase()));
+        let name = JOURNAL_NAMES[*field as usize].as_bytes();
         match value {
-            Value::Text(text) => put(entry, &name, text.as_bytes()),
-            Value::Number(number) => put(entry, &name, number.to_string().as_bytes()),
+            Value::Text(text) => put(entry, name, text.as_bytes()),
+            Value::Number(number) => put(entry, name, number.to_string().as_bytes()),
         }
     }
 }

@@ -19,7 +19,7 @@ use super::{Sealed, Sink, sink::Lines};
 #[derive(Debug)]
 pub struct Json {
     lines: Lines,
-    /// What to open again; `None` for standard output.
+    /// Path to open again; `None` for standard output.
     path: Option<PathBuf>,
     text: String,
 }
@@ -78,7 +78,7 @@ impl Json {
         if !is_held {
             return self.reopen();
         }
-        // What it appended is at the end as long as nobody has truncated the file.
+        // The text that it appended is at the end as long as nobody has truncated the file.
         if self.lines.is_partway() && held.is_file() && held.len() < self.lines.n_written() {
             self.lines.begin_anew();
         }

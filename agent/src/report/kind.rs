@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-/// What a record is about.
+use trefoil_evidence::entry::KINDS;
+
+/// Subject of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Kind {
@@ -16,7 +18,7 @@ pub enum Kind {
     Exception,
     /// A policy came into force, or was refused.
     Policy,
-    /// What is watched and judged, and what is not.
+    /// Coverage: what is watched and judged, and what is not.
     Coverage,
     /// Something got lost, and how much.
     Loss,
@@ -24,11 +26,13 @@ pub enum Kind {
     Heartbeat,
     /// Somebody changed what only Trefoil should change.
     Tamper,
+    /// Records are signed for: evidence that none of them is changed or taken away.
+    Checkpoint,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Flow,
         Self::Violation,
         Self::Budget,
@@ -38,6 +42,7 @@ impl Kind {
         Self::Loss,
         Self::Heartbeat,
         Self::Tamper,
+        Self::Checkpoint,
     ];
 
     /// The value of the field `event`.
@@ -63,7 +68,7 @@ impl Kind {
     #[must_use]
     pub const fn priorities(self) -> &'static [(Priority, &'static str)] {
         match self {
-            Self::Flow | Self::Heartbeat => &[(Priority::Info, "")],
+            Self::Flow | Self::Heartbeat | Self::Checkpoint => &[(Priority::Info, "")],
             Self::Violation => &[
                 (Priority::Error, "a rule denies it"),
                 (Priority::Warning, "no rule approves of it"),
@@ -82,26 +87,23 @@ impl Kind {
             ],
             Self::Coverage => &[
                 (Priority::Warning, "something is not watched"),
-                (Priority::Notice, "all is watched"),
+                (
+                    Priority::Notice,
+                    "all is watched, or somebody has acknowledged what is not",
+                ),
                 (Priority::Info, "the books of an uplink balance"),
             ],
-            Self::Loss => &[(Priority::Warning, "")],
+            Self::Loss => &[
+                (Priority::Warning, "something got lost"),
+                (Priority::Notice, "somebody has acknowledged it"),
+            ],
             Self::Tamper => &[(Priority::Critical, "")],
         }
     }
 
+    /// Its name and id, in the table that verifiers read as well: one of each kind, in their order.
     const fn row(self) -> (&'static str, &'static str) {
-        match self {
-            Self::Flow => ("flow", "13bbcd0831164a27b54fb75be676b0de"),
-            Self::Violation => ("violation", "b286d1b1095e4b0182e8c6d8d4c79ffb"),
-            Self::Budget => ("budget", "ab522d44c9e44d3e9f390ea4f0358740"),
-            Self::Exception => ("exception", "e19098e5b8a4493db706ac70dcaa8afa"),
-            Self::Policy => ("policy", "54ff5aaa18bd4fdfaeddc27bc075a1c8"),
-            Self::Coverage => ("coverage", "f87410fc44de4eaa8028e798cc6e8715"),
-            Self::Loss => ("loss", "8ed575d44ab04876887adf85fb75844e"),
-            Self::Heartbeat => ("heartbeat", "d24eb07403e64783a331eae22ba68c28"),
-            Self::Tamper => ("tamper", "c8ea5cc1bcd64ac0873cdd0ebb75846e"),
-        }
+        KINDS[self as usize]
     }
 }
 
@@ -148,6 +150,14 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+
+    #[test]
+    fn each_kind_has_its_own_name() {
+        for kind in Kind::ALL {
+            assert_eq!(format!("{kind:?}").to_lowercase(), kind.name());
+        }
+        assert_eq!(Kind::ALL.len(), KINDS.len());
+    }
 
     #[test]
     fn names_and_ids_are_unique_and_ids_are_those_of_the_journal() {

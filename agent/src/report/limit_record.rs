@@ -8,7 +8,7 @@ use crate::{
 };
 
 impl Record {
-    /// What has become of a budget or an exception.
+    /// Makes the record of a budget or an exception that has come to this stage.
     #[must_use]
     pub fn limit(budget: &Budget, stage: Stage, used: Used, time_us: u64) -> Self {
         let (kind, subject) = match &budget.exception {

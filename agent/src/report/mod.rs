@@ -7,6 +7,7 @@
 
 mod books;
 mod community_id;
+mod context;
 mod field;
 mod flow_record;
 mod journal;
@@ -16,6 +17,7 @@ mod limit_record;
 mod news;
 mod record;
 mod reporter;
+mod session;
 mod sink;
 mod spool;
 mod terminal;
@@ -27,6 +29,7 @@ mod catalog_tests;
 
 pub use books::Balanced;
 pub use community_id::community_id;
+pub use context::Context;
 pub use field::{FIELDS, Field, FieldInfo, Form, Kinds, Value};
 pub use flow_record::FlowFacts;
 pub use journal::{Journal, JournalSettings};
@@ -34,7 +37,8 @@ pub use json::Json;
 pub use kind::{Kind, Priority};
 pub use news::{Coverage, Heartbeat, PolicyNews};
 pub use record::{NotARecord, Record};
-pub use reporter::{Context, Progress, Reporter, ReporterSettings, Stall};
+pub use reporter::{Progress, Reporter, ReporterError, ReporterSettings, Stall};
+pub use session::SessionFacts;
 pub use sink::{Sealed, Sink};
 pub use spool::{Origin, SpoolError};
 pub use terminal::Terminal;

@@ -4,11 +4,14 @@ use trefoil_ebpf::abi::{Owner, Signalled, Totals, verdict};
 
 use super::{Field, FlowFacts, Kind, Priority, Record, flow_record::who, words};
 use crate::{
+    acknowledged::{Acknowledgement, Covered},
     clock::{self, BootClock},
+    evidence::Signed,
     flow::FlowStats,
+    losses,
 };
 
-/// What became of a policy.
+/// Outcome of a policy's load.
 #[derive(Clone, Copy, Debug)]
 pub enum PolicyNews<'a> {
     /// It is in force from now on.
@@ -24,7 +27,7 @@ pub enum PolicyNews<'a> {
     Confirmed {
         /// Where it is from.
         source: &'a str,
-        /// Who.
+        /// User and process that asked for it.
         by: &'a str,
     },
     /// Nobody confirmed it in time, and it only reports now.
@@ -47,7 +50,7 @@ pub enum PolicyNews<'a> {
     Refused {
         /// Where it is from.
         source: &'a str,
-        /// What is wrong with it, on one line or many.
+        /// Mistakes of the policy, on one line or many.
         problems: &'a str,
     },
 }
@@ -63,7 +66,7 @@ pub enum Coverage {
     Uncovered,
 }
 
-/// What a heartbeat tells.
+/// Numbers of a heartbeat.
 #[derive(Clone, Copy, Debug)]
 pub struct Heartbeat<'a> {
     /// Time until the next one.
@@ -79,6 +82,18 @@ pub struct Heartbeat<'a> {
 }
 
 impl Record {
+    /// Records were signed for.
+    #[must_use]
+    pub fn checkpoint(signed: &Signed, time_us: u64) -> Self {
+        let records = words::count(signed.size - signed.first, "record");
+        let message = format!("{records} signed for, {} in all", signed.size);
+        let mut record = Self::new(Kind::Checkpoint, Priority::Info, time_us, message);
+        record.set(Field::Note, signed.note.as_str());
+        record.set(Field::Frontier, signed.frontier.as_str());
+        record.set(Field::Digests, signed.digests.as_str());
+        record
+    }
+
     /// A policy came into force, or was refused.
     #[must_use]
     pub fn policy(news: &PolicyNews<'_>, time_us: u64) -> Self {
@@ -165,7 +180,8 @@ impl Record {
         }
     }
 
-    /// What one part of the coverage is now, and why it is not all.
+    /// Makes the record of one part of the coverage as it is now, and why it is not
+    /// complete.
     #[must_use]
     pub fn coverage(subject: &str, coverage: Coverage, reason: Option<&str>, time_us: u64) -> Self {
         let (state, says, priority) = match coverage {
@@ -192,6 +208,38 @@ impl Record {
         record.set(Field::Reason, meaning);
         record.set(Field::Count, count);
         record.set(Field::Total, total);
+        record
+    }
+
+    /// Somebody has acknowledged what was lost until then, or what is not covered.
+    #[must_use]
+    pub fn acknowledged(
+        covered: &Covered,
+        acknowledgement: &Acknowledgement,
+        time_us: u64,
+    ) -> Self {
+        let Covered {
+            subject, amount, ..
+        } = covered;
+        let Acknowledgement { by, at_us, .. } = acknowledgement;
+        let reason = format!("acknowledged by {by} at {}", clock::rfc3339(*at_us));
+        let is_counter = losses::MEANINGS.iter().any(|(name, _)| name == subject);
+        let message = match amount {
+            0 => format!("{subject}: {reason}"),
+            amount => format!("{subject}: {amount} until then, {reason}"),
+        };
+        let kind = match is_counter {
+            true => Kind::Loss,
+            false => Kind::Coverage,
+        };
+        let mut record = Self::new(kind, Priority::Notice, time_us, message);
+        record.set(Field::Subject, subject.as_str());
+        record.set(Field::State, "acknowledged");
+        record.set(Field::Reason, reason);
+        if is_counter {
+            record.set(Field::Count, 0_u64);
+            record.set(Field::Total, *amount);
+        }
         record
     }
 
@@ -274,8 +322,9 @@ impl Record {
 
     /// Somebody stopped the agent with a signal, or killed the one before.
     ///
-    /// That the kernel does so for want of memory or a terminal, and process 1 since it
-    /// manages services, is a gap and no tampering.
+    /// Makes the record of a signal to the agent. A signal of the kernel, for want of
+    /// memory or from a terminal, or of process 1, which manages services, is a gap and
+    /// no tampering.
     #[must_use]
     pub fn signalled(
         deed: &Signalled,

@@ -37,7 +37,7 @@ impl Record {
         record
     }
 
-    /// What it is about.
+    /// Returns the kind of event that it is about.
     #[must_use]
     pub fn kind(&self) -> Kind {
         self.kind
@@ -49,7 +49,7 @@ impl Record {
         self.priority
     }
 
-    /// What it says to a person.
+    /// Returns the message to a person.
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message
@@ -147,7 +147,8 @@ impl Record {
     ///
     /// # Errors
     ///
-    /// What is missing, or is not what the field has.
+    /// Returns an error if a field is missing or has a value that the field cannot have, or
+    /// if this version does not know the kind of record.
     pub fn from_object(
         object: &serde_json::Map<String, serde_json::Value>,
     ) -> Result<Self, NotARecord> {

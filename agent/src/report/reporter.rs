@@ -5,8 +5,9 @@
 //! - A record gets its number when it is emitted, is handed over once it is kept in the spool,
 //!   and leaves that when every sink has it ("report, then remember", see [`super::spool`]).
 //!   So every sink sees every number, in order, whatever becomes of the agent.
-//! - What a record was made of is kept with it: [`Reporter::set_fact`] and
-//!   [`Reporter::emit`] take effect together, with the next [`Reporter::keep`].
+//! - The facts that a record was made from are kept with it:
+//!   [`Reporter::set_fact`] and [`Reporter::emit`] take effect together, with
+//!   the next [`Reporter::keep`].
 //! - The first sink is the report of record. While it takes nothing, records
 //!   wait, [`Reporter::is_backed_up`] turns true, and the caller leaves events in
 //!   the kernel, where numbers are cumulative and nothing gets lost. The same if the spool
@@ -19,65 +20,39 @@
 //!   how many they were, and what they told of last, by verdict.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
-    fs, io,
-    path::{Path, PathBuf},
-    sync::Arc,
+    collections::VecDeque,
+    io,
+    path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
 
-use super::{Field, Kind, Origin, Record, Sealed, Sink, SpoolError, spool::Spool};
-use crate::{clock, settings::DEFAULT_PIN_DIR};
+use self::{attached::Attached, dropped::Dropped, proof::Proof, sums::Sums};
+use super::{Context, Origin, Record, Sealed, Sink, SpoolError, spool::Spool};
+use crate::{clock, evidence::EvidenceError};
 
-/// What belongs into every record.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Context {
-    /// Boot, 32 hex digits.
-    pub boot_id: Arc<str>,
-    /// Name of the host.
-    pub host: Arc<str>,
-    /// Pin directory, if it is not the usual one: two agents on one host have numbers of
-    /// their own.
-    pub instance: Option<Arc<str>>,
-    /// Contents of /etc/machine-id, if there is one.
-    pub machine_id: Option<Arc<str>>,
-    /// `report` or `enforce`.
-    pub mode: Option<Arc<str>>,
-    /// The policy in force.
-    pub policy: Option<Arc<str>>,
-    /// Build of the country data.
-    pub geo: Option<Arc<str>>,
+mod attached;
+mod dropped;
+mod proof;
+#[cfg(test)]
+mod proof_tests;
+mod sums;
+
+pub use attached::Stall;
+
+/// Why there can be no reporter.
+#[derive(Debug, thiserror::Error)]
+pub enum ReporterError {
+    /// See there.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// See there.
+    #[error("evidence: {0}")]
+    Evidence(#[from] EvidenceError),
 }
 
-impl Context {
-    /// The context of the agent with this pin directory.
-    #[must_use]
-    pub fn of_instance(self, pin_dir: &Path) -> Self {
-        let is_usual = pin_dir == Path::new(DEFAULT_PIN_DIR);
-        let instance = (!is_usual).then(|| pin_dir.to_string_lossy().into());
-        Self { instance, ..self }
-    }
-
-    /// The context of this host, with no policy and no country data.
-    ///
-    /// # Errors
-    ///
-    /// When /proc is not there.
-    pub fn of_this_host() -> io::Result<Self> {
-        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-        let host = fs::read_to_string("/proc/sys/kernel/hostname")?;
-        let machine_id = fs::read_to_string("/etc/machine-id").unwrap_or_default();
-        let machine_id = machine_id.trim();
-        let is_id = machine_id.len() == 32 && machine_id.bytes().all(|it| it.is_ascii_hexdigit());
-        Ok(Self {
-            machine_id: is_id.then(|| machine_id.into()),
-            boot_id: boot_id.trim().replace('-', "").into(),
-            host: host.trim().into(),
-            ..Self::default()
-        })
-    }
-}
+/// Name of a fact, and of a sink: how many records that the sink missed somebody was told of.
+const MISSED: &str = "missed.";
 
 /// Where the reporter keeps what waits, and how much.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,6 +68,8 @@ pub struct ReporterSettings {
     pub max_pending_bytes: usize,
     /// How long a sink, other than the first, may hold up the others.
     pub patience_ns: u64,
+    /// Directory of the log of digests, and its name; `None` for none.
+    pub evidence: Option<(PathBuf, String)>,
 }
 
 impl ReporterSettings {
@@ -104,20 +81,12 @@ impl ReporterSettings {
             max_pending: 16_384,
             max_pending_bytes: 32 << 20,
             patience_ns: 10_000_000_000,
+            evidence: None,
         }
     }
 }
 
-/// Why records wait.
-#[derive(Debug)]
-pub struct Stall {
-    /// The sink that does not take them, or `spool`.
-    pub sink: &'static str,
-    /// What it says.
-    pub error: io::Error,
-}
-
-/// What a call of [`Reporter::flush`] achieved.
+/// Result of a call of [`Reporter::flush`].
 #[derive(Debug)]
 pub struct Progress {
     /// Records that every sink has now.
@@ -146,71 +115,11 @@ pub struct Reporter {
     next: u64,
     /// Sinks that have the first of `pending`, in their order.
     done: Vec<bool>,
+    sums: Sums,
     dropped: Dropped,
     /// Why the spool could not be written the last time.
     unkept: Option<io::Error>,
-}
-
-struct Attached {
-    sink: Box<dyn Sink>,
-    failing_since_ns: Option<u64>,
-    /// Why it is left aside.
-    aside: Option<io::Error>,
-    /// Records that it has missed while it was aside.
-    missed: u64,
-    /// Of them, those that somebody was told of.
-    missed_told: u64,
-    told_ns: Option<u64>,
-}
-
-/// Time between two records about a sink that is left aside.
-const TELL_ASIDE_NS: u64 = 60_000_000_000;
-
-/// Names of facts.
-mod fact {
-    /// And the name of a sink: how many records that it missed somebody was told of.
-    pub(super) const MISSED: &str = "missed.";
-    /// Records that found no room so far.
-    pub(super) const DROPPED: &str = "dropped";
-    /// And a verdict: what they told of last, and nobody was told of.
-    pub(super) const DROPPED_OF: &str = "dropped.";
-}
-
-/// Records that found no room.
-#[derive(Default)]
-struct Dropped {
-    total: u64,
-    /// By verdict; without one, those that were not the last about something.
-    untold: BTreeMap<String, Untold>,
-}
-
-/// Records and traffic that nobody was told of.
-#[derive(Clone, Copy, Default)]
-struct Untold {
-    records: u64,
-    bytes_out: u64,
-    packets_out: u64,
-}
-
-impl Untold {
-    fn to_fact(self) -> String {
-        let Self {
-            records,
-            bytes_out,
-            packets_out,
-        } = self;
-        format!("{records} {bytes_out} {packets_out}")
-    }
-
-    fn of_fact(fact: &str) -> Self {
-        let mut numbers = fact.split(' ').map(|it| it.parse().unwrap_or(0));
-        let mut number = || numbers.next().unwrap_or(0);
-        Self {
-            records: number(),
-            bytes_out: number(),
-            packets_out: number(),
-        }
-    }
+    proof: Option<Proof>,
 }
 
 impl Reporter {
@@ -219,47 +128,49 @@ impl Reporter {
     ///
     /// # Errors
     ///
-    /// When the spool cannot be used.
+    /// When the spool or the log of digests cannot be used.
     pub fn open(
         settings: ReporterSettings,
         context: Context,
         sinks: Vec<Box<dyn Sink>>,
-    ) -> Result<Self, SpoolError> {
+    ) -> Result<Self, ReporterError> {
         let (spool, origin, left) = Spool::open(&settings.spool, &context.boot_id)?;
-        let number = |name: &str| spool.fact(name).and_then(|it| it.parse().ok()).unwrap_or(0);
-        let attach = |sink: Box<dyn Sink>| Attached {
-            missed: left.missed.get(sink.name()).copied().unwrap_or(0),
-            missed_told: number(&format!("{}{}", fact::MISSED, sink.name())),
-            ..Attached::new(sink)
+        let attach = |sink: Box<dyn Sink>| {
+            let missed = left.missed.get(sink.name()).copied().unwrap_or(0);
+            let told = spool.fact(&format!("{MISSED}{}", sink.name()));
+            let told = told.and_then(|it| it.parse().ok()).unwrap_or(0);
+            Attached::new(sink, missed, told)
         };
         let sinks: Vec<_> = sinks.into_iter().map(attach).collect();
-        let has_it = |it: &Attached| left.done.iter().any(|name| name == it.sink.name());
-        let untold = spool.facts(fact::DROPPED_OF);
-        let dropped = Dropped {
-            total: number(fact::DROPPED),
-            untold: untold
-                .map(|(verdict, fact)| (verdict.to_owned(), Untold::of_fact(fact)))
-                .collect(),
-        };
+        let has_it = |it: &Attached| left.done.iter().any(|name| name == it.name());
         let last = left.pending.back().map(|sealed| sealed.seq() + 1);
         let mut reporter = Self {
             done: sinks.iter().map(has_it).collect(),
             next: last.unwrap_or(spool.first()),
             pending_bytes: left.pending.iter().map(|it| it.line().len()).sum(),
             n_kept: left.pending.len(),
-            pending: left.pending,
+            sums: Sums::of_spool(&spool),
+            dropped: Dropped::of_spool(&spool),
+            pending: VecDeque::new(),
             settings,
             context,
             sinks,
             origin,
-            dropped,
             unkept: None,
+            proof: None,
             spool,
         };
+        for sealed in left.pending {
+            reporter.sums.hold(sealed.record());
+            reporter.pending.push_back(sealed);
+        }
         if let Origin::Damaged(reason) = &reporter.origin {
             let path = reporter.settings.spool.display().to_string();
             let reason = format!("{reason}; the numbers of records begin with 1 again");
             reporter.emit(Record::tamper(&path, &reason, clock::unix_us()));
+        }
+        if let Some((directory, name)) = reporter.settings.evidence.clone() {
+            reporter.begin_proof(&directory, &name)?;
         }
         Ok(reporter)
     }
@@ -270,43 +181,76 @@ impl Reporter {
         &self.origin
     }
 
-    /// What goes into every record that is emitted from now on.
+    /// How many batches were kept in this boot: less than an agent before has said, if somebody has
+    /// taken away the spool or a part of it.
+    #[must_use]
+    pub fn batch(&self) -> u64 {
+        self.spool.batch()
+    }
+
+    /// Number of the next record.
+    #[must_use]
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Leaves out numbers that were given to records which are gone.
+    pub fn skip_to(&mut self, next: u64) {
+        self.next = self.next.max(next);
+    }
+
+    /// Returns the facts that go into every record from now on.
     pub fn context_mut(&mut self) -> &mut Context {
         &mut self.context
     }
 
     /// Gives a record its number and puts it at the end of the queue.
     pub fn emit(&mut self, mut record: Record) {
-        self.add_context(&mut record);
+        self.context.add_to(&mut record);
+        if let Some(proof) = &mut self.proof {
+            proof.salt(&mut record);
+        }
         let sealed = Sealed::new(record, self.next);
         let bytes = self.pending_bytes + sealed.line().len();
         if self.pending.len() >= self.settings.max_pending
             || bytes > self.settings.max_pending_bytes
         {
-            return self.drop_record(sealed.record());
+            return self.dropped.add(sealed.record(), &mut self.spool);
         }
         self.next += 1;
         self.pending_bytes = bytes;
+        self.sums.hold(sealed.record());
+        self.sums.add_final(sealed.record(), &mut self.spool);
+        if let Some(proof) = &mut self.proof {
+            proof.add(sealed.record());
+        }
         self.pending.push_back(sealed);
     }
 
-    fn drop_record(&mut self, record: &Record) {
-        let verdict = record.text(Field::Verdict).filter(|_| is_final(record));
-        let untold = self
-            .dropped
-            .untold
-            .entry(verdict.unwrap_or_default().to_owned());
-        let untold = untold.or_default();
-        untold.records += 1;
-        if verdict.is_some() {
-            untold.bytes_out += record.number(Field::BytesOut).unwrap_or(0);
-            untold.packets_out += record.number(Field::PacketsOut).unwrap_or(0);
-        }
-        self.dropped.total += 1;
-        let name = format!("{}{}", fact::DROPPED_OF, verdict.unwrap_or_default());
-        self.spool.set(name, Some(untold.to_fact()));
-        let total = self.dropped.total.to_string();
-        self.spool.set(fact::DROPPED.to_owned(), Some(total));
+    /// Bytes and packets that were told as sent for good since the sums were set, those among
+    /// them that found no room and are to be told as lost.
+    #[must_use]
+    pub fn told_for_good(&self, verdict: &str) -> (u64, u64) {
+        let (bytes, packets) = self.sums.of_finals(verdict);
+        let dropped = self.dropped.sums(verdict);
+        (
+            bytes.wrapping_add(dropped.0),
+            packets.wrapping_add(dropped.1),
+        )
+    }
+
+    /// Sets the sums of what is told for good: other tables count from here on.
+    pub fn set_told_for_good(&mut self, verdict: &str, sum: (u64, u64)) {
+        self.sums.set_final(verdict, sum, &mut self.spool);
+    }
+
+    /// Bytes and packets that records tell as sent for good, and that not every sink has; those
+    /// that found no room and are to be told as lost are among them.
+    #[must_use]
+    pub fn held(&self, verdict: &str) -> (u64, u64) {
+        let (bytes, packets) = self.sums.held(verdict);
+        let dropped = self.dropped.sums(verdict);
+        (bytes + dropped.0, packets + dropped.1)
     }
 
     /// A fact, of this agent or the one before.
@@ -329,30 +273,14 @@ impl Reporter {
     /// Keeps what has been emitted and set since the last time: all of it, or nothing. False if
     /// it could not be, and then it is tried again with the next call.
     pub fn keep(&mut self) -> bool {
+        if let Some(proof) = &mut self.proof {
+            proof.write(&mut self.spool);
+        }
         self.unkept = self.spool.keep(&self.pending, self.n_kept).err();
         if self.unkept.is_none() {
             self.n_kept = self.pending.len();
         }
         self.unkept.is_none()
-    }
-
-    fn add_context(&self, record: &mut Record) {
-        let Context {
-            boot_id,
-            host,
-            instance,
-            machine_id,
-            mode,
-            policy,
-            geo,
-        } = self.context.clone();
-        record.set_default(Field::BootId, Some(boot_id));
-        record.set_default(Field::Instance, instance);
-        record.set_default(Field::MachineId, machine_id);
-        record.set_default(Field::Host, Some(host));
-        record.set_default(Field::Mode, mode);
-        record.set_default(Field::Policy, policy);
-        record.set_default(Field::Geo, geo);
     }
 
     /// Hands over everything, and waits for the sinks until `patience` is over:
@@ -361,8 +289,9 @@ impl Reporter {
         const PAUSE: Duration = Duration::from_millis(5);
         let deadline = Instant::now() + patience;
         for attached in &mut self.sinks {
-            attached.told_ns = None;
+            attached.hurry();
         }
+        self.sign_the_rest(clock::since_boot_ns());
         loop {
             let progress = self.flush(clock::since_boot_ns());
             if progress.pending == 0 || Instant::now() >= deadline {
@@ -378,8 +307,9 @@ impl Reporter {
         let (mut handed_over, mut stalled) = (0, None);
         loop {
             self.tell_losses(now_ns);
+            self.sign(now_ns);
             if self.n_kept == 0 && !self.keep() {
-                stalled = self.unkept.as_ref().map(|error| stall("spool", error));
+                stalled = self.unkept.as_ref().map(|error| Stall::new("spool", error));
                 break;
             }
             if self.n_kept == 0 {
@@ -397,25 +327,14 @@ impl Reporter {
             handed_over,
             pending: self.pending(),
             stalled,
-            aside: self.aside(),
+            aside: self.sinks.iter().find_map(Attached::stall),
         }
-    }
-
-    fn aside(&self) -> Option<Stall> {
-        let aside = |attached: &Attached| {
-            let error = attached.aside.as_ref()?;
-            Some(stall(attached.sink.name(), error))
-        };
-        self.sinks.iter().find_map(aside)
     }
 
     /// Opens anew what sinks write to.
     pub fn reopen(&mut self) {
         for attached in &mut self.sinks {
-            // The next record fails as well, and that is told.
-            if let Err(error) = attached.sink.reopen() {
-                tracing::warn!("open the sink {} anew: {error}", attached.sink.name());
-            }
+            attached.reopen();
         }
     }
 
@@ -428,9 +347,17 @@ impl Reporter {
     /// True when the caller should leave events where they are.
     #[must_use]
     pub fn is_backed_up(&self) -> bool {
-        self.unkept.is_some()
-            || self.pending.len() >= self.settings.max_pending / 2
-            || self.pending_bytes >= self.settings.max_pending_bytes / 2
+        self.room() == 0
+    }
+
+    /// Records that may be emitted before it is backed up.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        let is_full = self.pending_bytes >= self.settings.max_pending_bytes / 2;
+        if self.unkept.is_some() || is_full {
+            return 0;
+        }
+        (self.settings.max_pending / 2).saturating_sub(self.pending.len())
     }
 
     /// Hands the first record to those sinks that do not have it.
@@ -443,12 +370,12 @@ impl Reporter {
             if self.done[index] {
                 continue;
             }
-            match attached.try_hand_over(first, index == 0, now_ns, &self.settings) {
+            match attached.try_hand_over(first, index == 0, now_ns, self.settings.patience_ns) {
                 Ok(()) => {
                     self.done[index] = true;
                     moved = true;
                 }
-                Err(error) => stalled = stalled.or(Some(stall(attached.sink.name(), &error))),
+                Err(error) => stalled = stalled.or(Some(Stall::new(attached.name(), &error))),
             }
         }
         let seq = first.seq();
@@ -457,11 +384,14 @@ impl Reporter {
             Some(_) if moved => self.acknowledge(seq, true),
             Some(_) => Ok(()),
         };
-        acknowledged.map_err(|error| stall("spool", &error))?;
+        acknowledged.map_err(|error| Stall::new("spool", &error))?;
         if let Some(stall) = stalled {
             return Err(stall);
         }
-        self.pending_bytes -= self.pending.pop_front().map_or(0, |it| it.line().len());
+        if let Some(sealed) = self.pending.pop_front() {
+            self.pending_bytes -= sealed.line().len();
+            self.sums.let_go(sealed.record());
+        }
         self.n_kept -= 1;
         self.done.fill(false);
         Ok(())
@@ -471,8 +401,8 @@ impl Reporter {
     fn acknowledge(&mut self, first: u64, has_some: bool) -> io::Result<()> {
         let done = self.sinks.iter().zip(&self.done);
         let done = done.filter(|(_, done)| has_some && **done);
-        let missed = self.sinks.iter().map(|it| (it.sink.name(), it.missed));
-        let done = done.map(|(attached, _)| attached.sink.name());
+        let missed = self.sinks.iter().map(|it| (it.name(), it.missed()));
+        let done = done.map(|(attached, _)| attached.name());
         self.spool.acknowledge(first, done, missed)
     }
 
@@ -484,109 +414,19 @@ impl Reporter {
         if self.pending.len() > half || self.pending_bytes > half_bytes {
             return;
         }
-        for (verdict, untold) in std::mem::take(&mut self.dropped.untold) {
-            let meaning = match verdict.is_empty() {
-                true => {
-                    "records that were not the last about something found no room; nothing \
-                     that they told of is missing from the sums"
-                }
-                false => {
-                    "the last records of flows found no room; what they told of is in no \
-                     other record"
-                }
-            };
-            let total = self.dropped.total;
-            let records = untold.records;
-            let mut loss = Record::loss("records-dropped", records, total, meaning, time_us);
-            if !verdict.is_empty() {
-                loss.set(Field::Verdict, verdict.as_str());
-                loss.set(Field::BytesOut, untold.bytes_out);
-                loss.set(Field::PacketsOut, untold.packets_out);
-            }
-            self.spool
-                .set(format!("{}{verdict}", fact::DROPPED_OF), None);
+        for loss in self.dropped.tell(&mut self.spool, time_us) {
             self.emit(loss);
         }
         for index in 0..self.sinks.len() {
             let attached = &mut self.sinks[index];
-            let is_due = match (&attached.aside, attached.told_ns) {
-                (Some(_), Some(told_ns)) => now_ns.saturating_sub(told_ns) >= TELL_ASIDE_NS,
-                _ => true,
-            };
-            let missed = attached.missed - attached.missed_told.min(attached.missed);
-            if missed == 0 || !is_due {
+            let Some(loss) = attached.tell_missed(now_ns, time_us) else {
                 continue;
-            }
-            attached.missed_told = attached.missed;
-            attached.told_ns = Some(now_ns);
-            let name = attached.sink.name();
-            let total = attached.missed;
-            let meaning = match &attached.aside {
-                None => "this sink took no records for a while; the others have them".into(),
-                Some(error) => format!(
-                    "this sink takes no records ({error}), and misses those that come until \
-                     it does; the others have them"
-                ),
             };
-            let subject = format!("records-{name}");
-            self.spool
-                .set(format!("{}{name}", fact::MISSED), Some(total.to_string()));
-            self.emit(Record::loss(&subject, missed, total, &meaning, time_us));
+            let (name, missed) = (attached.name(), attached.missed().to_string());
+            self.spool.set(format!("{MISSED}{name}"), Some(missed));
+            self.emit(loss);
         }
     }
-}
-
-fn stall(sink: &'static str, error: &io::Error) -> Stall {
-    Stall {
-        sink,
-        error: io::Error::new(error.kind(), error.to_string()),
-    }
-}
-
-impl Attached {
-    fn new(sink: Box<dyn Sink>) -> Self {
-        Self {
-            sink,
-            failing_since_ns: None,
-            aside: None,
-            missed: 0,
-            missed_told: 0,
-            told_ns: None,
-        }
-    }
-
-    /// `Ok` also for a sink that is left aside, and then it counts.
-    fn try_hand_over(
-        &mut self,
-        sealed: &Sealed,
-        is_first: bool,
-        now_ns: u64,
-        settings: &ReporterSettings,
-    ) -> io::Result<()> {
-        match self.sink.hand_over(sealed) {
-            Ok(()) => {
-                self.failing_since_ns = None;
-                self.aside = None;
-                Ok(())
-            }
-            Err(error) => {
-                let since_ns = *self.failing_since_ns.get_or_insert(now_ns);
-                if is_first || now_ns.saturating_sub(since_ns) < settings.patience_ns {
-                    return Err(error);
-                }
-                self.aside = Some(error);
-                // What it began it will finish first.
-                self.missed += u64::from(!self.sink.is_partway(sealed.seq()));
-                Ok(())
-            }
-        }
-    }
-}
-
-/// True if what a record tells of is in no other that is final.
-fn is_final(record: &Record) -> bool {
-    matches!(record.kind(), Kind::Flow | Kind::Violation)
-        && matches!(record.text(Field::State), Some("closed" | "rollup"))
 }
 
 #[cfg(test)]

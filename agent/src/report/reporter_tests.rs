@@ -1,9 +1,14 @@
 //! Tests of the reporter: numbering, waiting, and what is told about losses.
 
-use std::{cell::RefCell, fs::File, os::fd::OwnedFd, rc::Rc};
+use std::{
+    cell::RefCell,
+    fs::{self, File},
+    os::fd::OwnedFd,
+    rc::Rc,
+};
 
 use super::*;
-use crate::report::{Json, Priority, sink::Lines};
+use crate::report::{Field, Json, Kind, Priority, sink::Lines};
 
 const SECOND_NS: u64 = 1_000_000_000;
 
@@ -366,7 +371,7 @@ fn the_agent_after_this_one_goes_on_with_the_records_of_this_one() {
     );
 }
 
-/// What was set and what was emitted is there together, or neither.
+/// Facts that were set and records that were emitted are there together, or neither.
 #[test]
 fn what_was_not_kept_is_not_handed_over_and_forgotten_with_its_facts() {
     let world = World::new();

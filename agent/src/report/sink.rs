@@ -155,7 +155,7 @@ impl Lines {
     }
 
     fn write_rest(&mut self) -> io::Result<()> {
-        // What a pipe that is ready takes at least without blocking (PIPE_BUF).
+        // Bytes that a ready pipe takes at least without blocking (PIPE_BUF).
         const PIPE_STEP: usize = 4096;
         while self.n_written < self.text.len() {
             let mut rest = &self.text[self.n_written..];

@@ -41,6 +41,9 @@ const HEADER: usize = 256;
 /// Room of each file that is taken up in advance.
 const ROOM: u64 = 1 << 20;
 
+/// The fact that counts batches.
+const BATCH: &str = "batch";
+
 /// Where the first number of this agent comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -208,9 +211,20 @@ impl Spool {
             .map_while(move |(name, value)| Some((name.strip_prefix(prefix)?, value.as_str())))
     }
 
+    /// How many batches were kept in this boot.
+    pub(super) fn batch(&self) -> u64 {
+        let number = self.fact(BATCH).and_then(|it| it.parse().ok());
+        number.unwrap_or(0)
+    }
+
     /// Changes a fact with the next batch. Neither name nor value has a line's end, and a name
     /// has no blank.
     pub(super) fn set(&mut self, name: String, value: Option<String>) {
+        // A fact that comes and goes within a batch is not written at all.
+        if value.is_none() && !self.facts.contains_key(&name) {
+            self.changes.remove(&name);
+            return;
+        }
         self.changes.insert(name, value);
     }
 
@@ -221,6 +235,8 @@ impl Spool {
         if self.changes.is_empty() && n_kept == pending.len() {
             return Ok(());
         }
+        self.changes
+            .insert(BATCH.to_owned(), Some((self.batch() + 1).to_string()));
         let new = pending.iter().skip(n_kept);
         let batch = Batch::text(new, &self.changes, self.generation, self.len);
         let end = self.len + batch.len() as u64;

@@ -116,8 +116,8 @@ fn paint(text: &str, colour: Colour, style: Style) -> String {
     format!("\u{1b}[{code}m{text}\u{1b}[0m")
 }
 
-/// What is in a line about flows. The widths of the three columns in the middle
-/// share what the terminal has.
+/// Cells of a line about flows. The three columns in the middle share the width that the
+/// others leave.
 struct Cells<'a> {
     time: &'a str,
     verdict: &'a str,

@@ -5,7 +5,7 @@ use trefoil_ebpf::abi::{Event, Owner, unseen};
 use super::{Field, FlowFacts, Kind, Priority, Record, flow_record::who};
 use crate::clock::{BootClock, since_boot_ns};
 
-/// What leaves by it is judged.
+/// Traffic that leaves by it is judged.
 const COVERED: &str = "covered";
 /// Some of it is, or it is judged and not kept from leaving.
 const PARTLY: &str = "partly";

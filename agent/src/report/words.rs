@@ -15,6 +15,7 @@ pub fn direction(direction: u8) -> Option<&'static str> {
     match direction {
         direction::OUTBOUND => Some("outbound"),
         direction::ACCEPTED => Some("accepted"),
+        direction::CLAIMED => Some("claimed"),
         _ => None,
     }
 }
@@ -41,8 +42,8 @@ pub fn mode(decision: &Decision) -> &'static str {
     }
 }
 
-/// What became of a flow with these `FLOW_*` bits. What happened goes before what should
-/// have.
+/// Names the outcome of a flow with these `FLOW_*` bits. An event that happened goes
+/// before one that should have.
 #[must_use]
 pub fn outcome(state: u16, decision: &Decision, counted: &Counters) -> &'static str {
     if state & FLOW_CUT != 0 {

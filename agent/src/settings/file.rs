@@ -10,6 +10,7 @@ use toml::de::{DeTable, DeValue};
 use super::values::{self, Uplinks};
 use super::{Settings, Tables};
 use crate::flow::FlowMode;
+use crate::gateway_log::{Mapping, Translation};
 use crate::policy::LinkLocal;
 use crate::policy::problem::{Fault, Lines, Problem, Problems, nearest};
 use crate::quantity;
@@ -28,7 +29,7 @@ pub(super) fn parse(text: &str, file: &str) -> Result<Settings, Problems> {
             Fault::new(error.message()).at(lines.place(offset), "")
         })
         .collect();
-    // What is left of a line that is no TOML is not worth a second problem.
+    // The rest of a line that is no TOML is not worth a second problem.
     let broken: Vec<u32> = problems.iter().map(|problem| problem.place.line).collect();
     let settings = {
         let mut reader = Reader {
@@ -77,6 +78,10 @@ fn settings(reader: &mut Reader<'_>, root: &DeTable<'_>) -> Settings {
         "-" => Ok(Some("-".into())),
         _ => path(value).map(Some),
     });
+    table.set("evidence", &mut to.evidence, |value| match string(value)? {
+        "none" => Ok(None),
+        _ => path(value).map(Some),
+    });
     table.set("flows", &mut to.flows, |value| {
         let name = string(value)?;
         FlowMode::parse(name).ok_or_else(|| {
@@ -117,13 +122,42 @@ fn settings(reader: &mut Reader<'_>, root: &DeTable<'_>) -> Settings {
         },
     );
     table.set("sha256_max_bytes", &mut to.sha256_max_bytes, bytes);
-    if let Some(tables) = table.sub_table("tables") {
-        table.finish();
+    let (tables, log) = (table.sub_table("tables"), table.sub_table("gateway_log"));
+    table.finish();
+    if let Some(tables) = tables {
         sizes(reader, tables, &mut to.tables);
-    } else {
-        table.finish();
+    }
+    if let Some(log) = log {
+        gateway_log(reader, log, &mut to.gateway_log);
     }
     to
+}
+
+fn gateway_log(reader: &mut Reader<'_>, from: &DeTable<'_>, to: &mut Mapping) {
+    let mut table = reader.table(from, "gateway_log.");
+    let name = |value: &DeValue<'_>| match string(value)? {
+        "" => Err(Fault::new("the name is empty").help("write the name of a field of the log")),
+        name => Ok(name.to_owned()),
+    };
+    table.set("time", &mut to.time, name);
+    table.set("duration", &mut to.duration, name);
+    table.set("src_addr", &mut to.src_addr, name);
+    table.set("src_port", &mut to.src_port, name);
+    table.set("dst_addr", &mut to.dst_addr, name);
+    table.set("dst_port", &mut to.dst_port, name);
+    table.set("protocol", &mut to.protocol, name);
+    table.set("community_id", &mut to.community_id, name);
+    table.set("src_bytes", &mut to.src_bytes, name);
+    table.set("dst_bytes", &mut to.dst_bytes, name);
+    table.set("translations", &mut to.translations, |value| {
+        let all = list(value)?.into_iter();
+        all.map(|one| Translation::parse(string(one)?)).collect()
+    });
+    table.set("clock_skew", &mut to.clock_skew, |value| {
+        duration(value, "0s"..="1h")
+    });
+    table.set("delay", &mut to.delay, |value| duration(value, "0s"..="1d"));
+    table.finish();
 }
 
 fn sizes(reader: &mut Reader<'_>, from: &DeTable<'_>, to: &mut Tables) {
@@ -190,7 +224,7 @@ impl<'t> Reader<'t> {
 struct Table<'r, 't, 'v> {
     reader: &'r mut Reader<'t>,
     table: &'v DeTable<'v>,
-    /// What stands before a key of this table in messages.
+    /// Prefix of this table's keys in messages.
     path: &'static str,
     known: Vec<&'static str>,
 }
@@ -221,7 +255,7 @@ impl<'v> Table<'_, '_, 'v> {
         }
         let fault = expected(
             value.get_ref(),
-            "a table: write `[tables]`, and its keys below",
+            &format!("a table: write `[{key}]`, and its keys below"),
         );
         self.problem(fault, value.span().start, key);
         None

@@ -1,4 +1,4 @@
-//! What a settings file may say, what it may not, and who wins.
+//! Settings files: what they may say, what they may not, and which source wins.
 
 use std::fs;
 
@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::flow::FlowSettings;
+use crate::gateway_log::{Mapping, Translation};
 
 const SHIPPED: &str = include_str!("../../../packaging/trefoil.toml");
 
@@ -77,6 +78,7 @@ fn the_shipped_file_shows_every_setting() {
     let keys = [
         listed("nonsense-of-that-kind = 1"),
         listed("[tables]\nnonsense-of-that-kind = 1"),
+        listed("[gateway_log]\nnonsense-of-that-kind = 1"),
     ];
     assert!(keys[0].len() > 15 && keys[1].len() > 5, "{keys:?}");
     for key in keys.iter().flatten() {
@@ -85,6 +87,46 @@ fn the_shipped_file_shows_every_setting() {
             .any(|line| line == format!("[{key}]") || line.starts_with(&format!("{key} = ")));
         assert!(is_shown, "{key} is not in the shipped file");
     }
+}
+
+#[test]
+fn every_field_of_a_gateways_log_can_be_named() {
+    let settings = parse(
+        r#"
+        [gateway_log]
+        time = "start"
+        duration = "lasted"
+        src_addr = "a"
+        src_port = "b"
+        dst_addr = "c"
+        dst_port = "d"
+        protocol = "e"
+        community_id = "f"
+        src_bytes = "g"
+        dst_bytes = "h"
+        translations = ["203.0.113.50:443 -> 192.0.2.10:443"]
+        clock_skew = "1s"
+        delay = "2s"
+        "#,
+    );
+    assert_eq!(
+        settings.gateway_log,
+        Mapping {
+            time: "start".to_owned(),
+            duration: "lasted".to_owned(),
+            src_addr: "a".to_owned(),
+            src_port: "b".to_owned(),
+            dst_addr: "c".to_owned(),
+            dst_port: "d".to_owned(),
+            protocol: "e".to_owned(),
+            community_id: "f".to_owned(),
+            src_bytes: "g".to_owned(),
+            dst_bytes: "h".to_owned(),
+            translations: vec![Translation::parse("203.0.113.50:443 -> 192.0.2.10:443").unwrap()],
+            clock_skew: Duration::from_secs(1),
+            delay: Duration::from_secs(2),
+        }
+    );
 }
 
 #[test]
@@ -99,6 +141,7 @@ fn everything_can_be_set() {
         journal = "/run/systemd/journal.test/socket"
         journal_object_pid = true
         json = "/srv/log.json"
+        evidence = "/srv/evidence"
         flows = "each"
         flows_rate = 0
         violations_rate = 1_000_000
@@ -138,6 +181,7 @@ fn everything_can_be_set() {
             journal: Some("/run/systemd/journal.test/socket".into()),
             journal_object_pid: true,
             json: Some("/srv/log.json".into()),
+            evidence: Some("/srv/evidence".into()),
             flows: FlowMode::Each,
             flows_rate: 0,
             violations_rate: 1_000_000,
@@ -164,6 +208,7 @@ fn everything_can_be_set() {
                 pending: 8,
                 spool_bytes: 9 << 20,
             },
+            gateway_log: Mapping::default(),
         }
     );
 }
@@ -221,7 +266,7 @@ fn every_mistake_is_told_in_one_run() {
     let found = problems(&text);
     assert_eq!(found.len(), expected.len(), "{found:#?}");
     for (found, expected) in found.iter().zip(&expected) {
-        // What is no TOML is told in the words of the TOML parser.
+        // A text that is no TOML is reported in the words of the TOML parser.
         let agree = found == expected || expected.ends_with(": : ") && found.starts_with(expected);
         assert!(agree, "{found}\n{expected}");
     }

@@ -14,23 +14,24 @@ pub struct Look {
     pub after_bytes: u64,
 }
 
-/// What the counter and the books say of each other, since the hook was attached.
+/// Comparison of the counter and the books, since the hook was attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Balance {
-    /// What the interface had counted before it was watched: it is in no books. Frames
-    /// that left while the hook was attached are here unless the books have them.
+    /// Bytes that the interface had counted before it was watched: they are in no books.
+    /// Frames that left while the hook was being attached are here unless the books have
+    /// them.
     pub earlier_bytes: u64,
-    /// What the interface counted. As close to the books as the looks at the counter
-    /// allow, so that it is what they say unless they disagree.
+    /// Bytes that the interface counted. The number is as close to the books as the looks at
+    /// the counter allow, so that both are equal unless they disagree.
     pub sent_bytes: u64,
-    /// What the interface counted and the books have not: it left past the hook.
+    /// Bytes that the interface counted and the books have not: they left past the hook.
     pub unaccounted_bytes: u64,
-    /// What passed the hook and is not in the counter: dropped afterwards, or waiting.
+    /// Bytes that passed the hook and are not in the counter: dropped afterwards, or waiting.
     pub unsent_bytes: u64,
 }
 
 impl Look {
-    /// What passed the hook.
+    /// Sums the traffic that passed the hook.
     #[must_use]
     pub fn passed(&self) -> UplinkTotals {
         let mut sum = UplinkTotals::default();

@@ -17,7 +17,7 @@ pub struct Link {
     pub index: u32,
     /// Its name.
     pub name: String,
-    /// What kind of software it is (`veth`, `bond`, ...); empty for a device.
+    /// Kind of software (`veth`, `bond`, ...); empty for a device.
     pub kind: String,
     /// `ARPHRD_*`
     pub hardware: u16,
@@ -154,12 +154,12 @@ enum Nature {
     Parts,
     /// By those of its parts that are no guest's.
     Bridge,
-    /// What is sent by it is wrapped into other packets, which leave by another interface or
-    /// by a process and are judged there; or it goes nowhere.
+    /// Wrapped into other packets, which leave by another interface or by a process and are
+    /// judged there; or nowhere.
     Elsewhere,
 }
 
-/// What is known of interfaces and routes.
+/// Interfaces and routes that are known.
 #[derive(Clone, Debug, Default)]
 pub struct Network {
     links: BTreeMap<u32, Link>,
@@ -183,8 +183,8 @@ impl Network {
     /// There is a route.
     pub fn add_route(&mut self, route: &Route) {
         for index in &route.interfaces {
-            // What is reached without a gateway by software is on this host: a container,
-            // a virtual machine. A device leads out without a route.
+            // A destination that a software interface reaches without a gateway is on this
+            // host: a container, a virtual machine. A device leads out without a route.
             if route.is_default || route.has_gateway {
                 self.leads_out.insert(*index);
             }

@@ -8,8 +8,11 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod packets;
+mod sessions;
 
-use std::{cell::RefCell, collections::HashMap};
+use std::{cell::RefCell, collections::HashMap, net::IpAddr};
+
+use sessions::Sessions;
 
 use trefoil::{
     clock::{self, BootClock},
@@ -18,13 +21,14 @@ use trefoil::{
         Compiled, Mode, compile,
         evaluate::Question as Flow,
         explain::{decide, explain},
+        source::Direction,
         testing::{NOW_US, OwnedQuestion, Random, Scene},
     },
 };
 use trefoil_ebpf::abi::{
     ClassCache, DECISION_LIMITED, Decision, EXECUTABLE_FOREIGN, EXECUTABLE_PATH,
     EXECUTABLE_TRUNCATED, Executable, NO_RULE, NOBODY_LOGGED_IN, QUESTION_MAY_STAY, Question,
-    verdict,
+    direction, near, verdict,
 };
 
 /// How many pairs of a flow and a policy there are, if not [`N_PAIRS`].
@@ -89,7 +93,7 @@ impl Accounts {
         let after = *used + bytes;
         let is_within = after <= budget.bytes;
         *used = match policy.mode() {
-            // What does not fit into the rest takes the rest.
+            // A packet that does not fit into the rest takes the rest.
             Mode::Enforce if !is_within => budget.bytes.max(*used),
             _ => after,
         };
@@ -97,7 +101,7 @@ impl Accounts {
     }
 }
 
-/// What the program returns for this decision.
+/// Returns the program's result for this decision.
 fn packed(decision: &Decision) -> u32 {
     u32::from(decision.verdict) | u32::from(decision.flags) << 8 | u32::from(decision.rule) << 16
 }
@@ -113,6 +117,19 @@ fn put_in_force(kernel: &mut Unattached, scene: &Scene) -> Compiled {
     compiled
 }
 
+/// The near end as the hooks say it.
+fn near_of(question: &OwnedQuestion) -> u32 {
+    let known = match question.direction {
+        None => direction::UNKNOWN,
+        Some(Direction::Outbound) => direction::OUTBOUND,
+        Some(Direction::Accepted) => direction::ACCEPTED,
+    };
+    match question.near_port {
+        Some(port) => near::of(known, question.protocol, port),
+        None => u32::from(known) << near::SHIFT | near::NO_PORT,
+    }
+}
+
 /// How an explanation says it.
 fn named(verdict: u8) -> &'static str {
     trefoil::report::words::verdict(verdict).unwrap_or("none")
@@ -125,6 +142,7 @@ fn kernel_evaluator_and_reader_decide_the_same() {
     let mut kernel = Unattached::load(n_pairs as u32 / 2).unwrap();
     let (mut executables, mut cgroups) = (Ids::default(), Ids::default());
     let accounts = Accounts::default();
+    let mut sessions = Sessions::new(&kernel);
     let mut by_verdict: HashMap<u8, usize> = HashMap::new();
     let (mut n_embedded, mut n_could) = (0, 0);
     for seed in 0..(n_pairs / N_QUESTIONS) as u64 {
@@ -139,7 +157,7 @@ fn kernel_evaluator_and_reader_decide_the_same() {
             .iter()
             .zip(&sizes)
             .map(|(question, &bytes)| {
-                // What is less than a packet is none.
+                // A rest that is smaller than a packet is none.
                 let bytes = bytes.saturating_sub(30);
                 let mut exe_id = 0;
                 if let Some(path) = &question.executable {
@@ -171,13 +189,9 @@ fn kernel_evaluator_and_reader_decide_the_same() {
                     uid: question.uid,
                     bytes,
                     gid: question.gid.unwrap_or(u32::MAX),
-                    session: match question.interactive {
-                        None => 0,
-                        Some(false) => NOBODY_LOGGED_IN,
-                        Some(true) => 1 + random.next_u64() as u32 % 1000,
-                    },
+                    session: sessions.of(question, &mut random),
                     flags: QUESTION_MAY_STAY * u32::from(question.may_stay),
-                    pad: 0,
+                    near: near_of(question),
                 }
             })
             .collect();
@@ -220,7 +234,10 @@ fn kernel_evaluator_and_reader_decide_the_same() {
                 && question.executable.is_some()
                 && question.uid < u32::MAX
                 && question.gid.is_some()
-                && question.interactive.is_some();
+                && question.interactive.is_some()
+                && (question.interactive == Some(false) || question.origin.is_some())
+                && question.direction.is_some()
+                && question.near_port != Some(0);
             n_could += usize::from(!is_known && expected.verdict == verdict::DENIED);
         }
     }
@@ -278,8 +295,8 @@ fn an_executable_that_a_user_could_have_put_there_is_approved_by_no_path() {
     );
 }
 
-/// What a `deny` with `from` asks for and nobody knows counts against the sender; what is
-/// known and does not match still excludes it.
+/// A fact that a `deny` with `from` asks for and nobody knows counts against the sender;
+/// one that is known and does not match still excludes the sender.
 #[test]
 fn what_is_not_known_of_a_sender_does_not_undo_a_deny() {
     let mut kernel = Unattached::load(N_NAMES).unwrap();
@@ -409,7 +426,7 @@ fn what_is_not_known_of_a_sender_does_not_undo_a_deny() {
             },
             denied(3),
         ),
-        // Who is known to be somebody else is excluded, whatever else is not known.
+        // A sender known to be somebody else is excluded, whatever else is not known.
         (
             Question {
                 uid: 7,
@@ -438,7 +455,7 @@ fn what_is_not_known_of_a_sender_does_not_undo_a_deny() {
     }
 }
 
-/// What every decision reads is mostly in the first chunk of the tables, and here it is
+/// The tables that every decision reads are mostly in the first chunk, and here they are
 /// not.
 #[test]
 fn rows_that_fill_more_than_a_chunk_are_found() {
@@ -482,7 +499,7 @@ fn rows_that_fill_more_than_a_chunk_are_found() {
     let mut questions = Vec::new();
     let mut expected = Vec::new();
     for number in 0..N_RULES {
-        let destination: std::net::IpAddr = format!("{}.7", network(number)).parse().unwrap();
+        let destination: IpAddr = format!("{}.7", network(number)).parse().unwrap();
         for port in [443, 1_000 + number as u16, 999] {
             questions.push(Question {
                 peer: peer(destination, port, 6),

@@ -36,10 +36,12 @@ struct Packet {
 
 const UDP: u8 = 17;
 const PORT: u16 = 443;
+/// Where they come from.
+const NEAR_PORT: u16 = 22;
 
 /// The header of UDP, as far as it is read.
 fn datagram() -> Vec<u8> {
-    let mut bytes = vec![0x10, 0x00];
+    let mut bytes = NEAR_PORT.to_be_bytes().to_vec();
     bytes.extend(PORT.to_be_bytes());
     bytes.extend([0; 28]);
     bytes
@@ -271,6 +273,12 @@ fn packets_that_list_where_they_go_are_read_as_they_were_made() {
                 uid: u32::MAX,
                 gid: None,
                 interactive: None,
+                origin: None,
+                direction: None,
+                near_port: Some(match packet.port {
+                    0 => 0,
+                    _ => NEAR_PORT,
+                }),
                 destination: packet.stops[0],
                 may_stay: false,
                 protocol: packet.protocol,

@@ -1,4 +1,4 @@
-//! What the journal's message catalog says about each kind of record.
+//! Text of the journal's message catalog about each kind of record.
 //!
 //! The manual takes its words from there, so that `journalctl -x` and the manual
 //! cannot differ.
@@ -10,7 +10,7 @@ use crate::roff;
 
 const CATALOG: &str = include_str!("../../../packaging/trefoil.catalog");
 
-/// What the catalog says about records of this kind, for a manual page.
+/// Returns the catalog's text about records of this kind, for a manual page.
 pub fn text(kind: Kind) -> Result<String> {
     let entry = CATALOG
         .split("\n-- ")

@@ -64,7 +64,7 @@ pub fn verbs(command: &Command) -> impl Iterator<Item = &Command> {
         .filter(|verb| verb.get_name() != "help" && !verb.is_hide_set())
 }
 
-/// What a verb takes, without `--help`.
+/// Returns the arguments of a verb, without `--help`.
 pub fn arguments(verb: &Command) -> impl Iterator<Item = &Arg> {
     verb.get_arguments().filter(|argument| {
         !["help", "version"].contains(&argument.get_id().as_str()) && !argument.is_hide_set()

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{PAGES, template_of};
 
-/// What an example is; each kind is tested in its own way.
+/// Kind of an example; each kind is tested in its own way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExampleKind {
     /// A policy, or rules of one.
@@ -25,7 +25,7 @@ pub enum ExampleKind {
 pub struct Example {
     /// File and line before it.
     pub place: String,
-    /// What it is.
+    /// Kind of the example.
     pub kind: ExampleKind,
     /// Its text.
     pub text: String,
@@ -70,7 +70,7 @@ impl Example {
                 (_, Some(command)) if goes_on => {
                     *command = format!("{} {}", command.trim_end_matches('\\'), line.trim());
                 }
-                // What a command prints.
+                // Output of a command.
                 _ => continue,
             }
             let in_quotes = |command: &String| command.matches('\'').count() % 2 == 1;
@@ -80,14 +80,19 @@ impl Example {
     }
 }
 
-/// Every example of the pages, of the README and of the lab's tour.
+/// Every example of the pages, of the README, of the guides and of the lab's tour.
 pub fn all() -> Result<Vec<Example>> {
     let mut all = Vec::new();
     for page in PAGES {
         let file = format!("docs/man/{page}.in");
         blocks(&file, &template_of(page)?, ("@example ", "@end"), &mut all)?;
     }
-    for file in ["README.md", "docs/LAB.md"] {
+    for file in [
+        "README.md",
+        "docs/GUIDE.md",
+        "docs/GATEWAYS.md",
+        "docs/LAB.md",
+    ] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../..")
             .join(file);

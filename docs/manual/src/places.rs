@@ -1,5 +1,5 @@
-//! What a policy can name without defining it: groups of countries, protocols, what
-//! is in no country, and what is local whatever it says.
+//! Names that a policy can use without defining them: groups of countries, protocols, addresses
+//! that are in no country, and destinations that are local whatever the policy says.
 
 use trefoil::geo::{groups, special};
 use trefoil::policy::local::always_local;

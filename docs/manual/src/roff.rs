@@ -3,8 +3,8 @@
 /// Longest line of running text.
 const WIDTH: usize = 78;
 
-/// Running text, one sentence or part of one a line. What is between backticks
-/// is literal, and bold.
+/// Running text, one sentence or part of one a line. Text between backticks is
+/// literal, and bold.
 pub fn prose(text: &str) -> String {
     let mut lines: Vec<String> = Vec::new();
     let mut line = String::new();

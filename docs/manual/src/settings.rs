@@ -1,7 +1,7 @@
 //! The settings, as packaging/trefoil.toml shows and explains them.
 //!
-//! What values one may have is not written down a second time: the reader of the
-//! settings file is asked, by giving it values that are wrong.
+//! Values that a setting may have are not written down a second time: the
+//! reader of the settings file is asked, by giving it values that are wrong.
 
 use anyhow::{Context, Result, bail};
 use trefoil::settings::Settings;
@@ -9,6 +9,9 @@ use trefoil::settings::Settings;
 use crate::roff;
 
 const SHIPPED: &str = include_str!("../../../packaging/trefoil.toml");
+
+/// Tables of the file; the first is the file itself.
+const TABLES: [&str; 3] = ["", "tables", "gateway_log"];
 
 /// Settings that are explained together.
 struct Entry {
@@ -79,13 +82,13 @@ pub fn shown() -> Result<Vec<String>> {
 pub fn known() -> Result<Vec<String>> {
     const NONE_SUCH: &str = "no_setting_is_called_so_in_this_table";
     let mut all = Vec::new();
-    for table in ["", "tables"] {
+    for table in TABLES {
         let helps = helps(table, NONE_SUCH, "1");
         let list = helps
             .iter()
             .find_map(|help| help.strip_prefix("there are: "))
             .context("the reader of settings does not say which there are")?;
-        let keys = list.split(", ").filter(|key| *key != "tables");
+        let keys = list.split(", ").filter(|key| !TABLES.contains(key));
         all.extend(keys.map(|key| path(table, key)));
     }
     Ok(all)
@@ -99,8 +102,8 @@ fn path(table: &str, key: &str) -> String {
     }
 }
 
-/// What the reader of the file says is right, when it is given what is wrong;
-/// empty where the comment says all there is to say.
+/// Returns the values that the reader of the file says are right, when it is
+/// given wrong ones; empty where the comment says all there is to say.
 fn values(table: &str, key: &str, comment: &str) -> Result<String> {
     // A date is the right type for no setting.
     let kind = helps(table, key, "1979-05-27")

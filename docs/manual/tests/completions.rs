@@ -26,7 +26,7 @@ fn completions() -> Result<tempfile::TempDir> {
     Ok(directory)
 }
 
-/// What bash would offer at the end of a line, as readline asks for it.
+/// Returns the words that bash would offer at the end of a line, as readline asks for them.
 fn bash(script: &Path, line: &str) -> Result<Vec<String>> {
     let words: Vec<&str> = line.split(' ').collect();
     let at = words.len() - 1;

@@ -1,4 +1,4 @@
-//! What the manual and the README show works: policies and settings are read,
+//! Examples of the manual and the README work: policies and settings are read,
 //! command lines are understood, fields are those that records have.
 
 use anyhow::{Context, Result, bail, ensure};

@@ -70,7 +70,7 @@ fn commands_that_read_the_journal_find_something() -> Result<()> {
     let journal = lab.journal()?;
     for (place, command) in commands {
         let command = command
-            // What is said about one process and one flow, about those that there are.
+            // Commands about one process and one flow ask about those that there are.
             .replace(
                 "TREFOIL_PID=4711",
                 &format!("TREFOIL_PID={}", closed.text("pid")),
@@ -80,9 +80,12 @@ fn commands_that_read_the_journal_find_something() -> Result<()> {
                 &format!("TREFOIL_FLOW={}", closed.text("flow")),
             )
             // It would never end.
-            .replace(" -f", "")
-            // What goes into a file is looked at here.
-            .replace(" > week.json", "");
+            .replace(" -f", "");
+        // Output that goes into a file is looked at here.
+        let command = match command.rsplit_once(" > ") {
+            Some((command, file)) if file.ends_with(".json") => command.to_owned(),
+            _ => command,
+        };
         let script = format!(
             "set -eu\njournalctl() {{ command journalctl -q --no-pager --namespace={} \"$@\"; }}\n{command}\n",
             journal.name()

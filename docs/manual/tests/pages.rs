@@ -132,6 +132,10 @@ fn every_key_of_a_policy_is_told() -> Result<()> {
         (format!("{rule}{none_such} = 1\n"), "verdict"),
         (format!("{rule}from = {{ {none_such} = 1 }}\n"), "unit"),
         (format!("{rule}to = {{ {none_such} = 1 }}\n"), "networks"),
+        (
+            format!("{rule}from = {{ session = {{ {none_such} = 1 }} }}\n"),
+            "gateway",
+        ),
     ] {
         let keys = keys_of(&policy)?;
         ensure!(keys.iter().any(|key| key == must_be), "{keys:?}");

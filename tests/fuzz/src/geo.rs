@@ -7,7 +7,7 @@ use trefoil::geo::{Country, Geo, Range, Special};
 
 use crate::mmdb;
 
-/// What a file says about an address.
+/// Facts that a file tells about an address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Said {
     /// The country, if the file places the address in exactly one.
@@ -18,7 +18,7 @@ pub struct Said {
 
 /// A file, by somebody who looks up one address at a time.
 pub trait Reference {
-    /// What it says; nothing if that cannot be told.
+    /// Returns the facts that it tells; nothing if they cannot be told.
     fn says(&self, address: IpAddr) -> Option<Said>;
 
     /// True if the reader may know nothing of this address all the same.

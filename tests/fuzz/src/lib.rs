@@ -1,4 +1,4 @@
-//! What must hold of every reader of files, whatever is in the file.
+//! Promises that must hold of every reader of files, whatever is in the file.
 //!
 //! Owns one function for each reader: it takes bytes, and panics if a promise is
 //! broken. `cargo xtask fuzz` searches for such bytes, guided by coverage; the tests

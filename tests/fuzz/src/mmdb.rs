@@ -24,7 +24,7 @@ pub struct Database<'a> {
     reader: Reader<&'a [u8]>,
 }
 
-/// What a record says.
+/// Facts that a record tells.
 #[derive(Clone, Copy, Default)]
 struct Told {
     /// In one country, or (`Some(None)`) in several, or anywhere.

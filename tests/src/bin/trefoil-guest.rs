@@ -67,8 +67,8 @@ fn say(port: &mut File, message: &Message) -> Result<()> {
         .context("write to the host")
 }
 
-/// Runs a request to its end. What could not be started is an exit code, too:
-/// that of a shell which finds no such program.
+/// Runs a request to its end. A program that could not be started has an exit
+/// code, too: that of a shell which finds no such program.
 fn answer(request: &Request) -> Message {
     let (code, stdout, stderr) = match run(request) {
         Ok(ended) => ended,

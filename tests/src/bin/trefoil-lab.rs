@@ -144,7 +144,7 @@ fn run(lab: &Lab, agent: &Agent<'_>, words: &[String], visitor: &AtomicI32) -> R
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-/// What is worth a line here: heartbeats are not.
+/// Kinds of records that are worth a line here: heartbeats are not.
 const SHOWN: [&str; 6] = ["flow", "violation", "policy", "coverage", "loss", "tamper"];
 
 /// `journalctl` for the agent's reports, a line each.

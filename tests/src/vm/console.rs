@@ -16,8 +16,8 @@ const TAIL: usize = 40;
 const MORE: u32 = 60;
 const MORE_TIME: Duration = Duration::from_secs(2);
 
-/// What a kernel writes when it has failed, or has found that something is not as it must
-/// be: all of its warnings about itself begin with a line to cut along. It is not told to
+/// Words that a kernel writes when it has failed, or has found that something is not as it must be:
+/// all of its warnings about itself begin with a line to cut along. The kernel is not told to
 /// reboot then, so these are its last words.
 const FATAL: [&str; 9] = [
     "Kernel panic",

@@ -41,8 +41,11 @@ pub const NEXT_PACKAGE: &str = "/guest/trefoil-next.deb";
 pub const TARBALL: &str = "/guest/trefoil.tar.gz";
 
 /// How long a command, a boot or a condition may take: emulation is slow, and
-/// two machines share two processors. Who waits this long has failed.
+/// two machines share two processors. A wait of this length has failed.
 const PATIENCE: Duration = Duration::from_secs(420);
+
+/// Boots of one machine that may be tried.
+const BOOTS: u32 = 3;
 
 /// How often the wire is looked at, and the pause between the first two looks at a
 /// condition.
@@ -102,10 +105,22 @@ impl Vm {
         Self::boot(name, Some(kernel))
     }
 
+    /// Boots Debian as the image has it, on which nothing of Trefoil has run.
+    ///
+    /// The emulator sometimes loses a timer of a processor that is halted, and the guest's kernel
+    /// then tells of a stall, so a boot that fails is begun again, [`BOOTS`] times in all.
     fn boot(name: &str, kernel: Option<&str>) -> Result<Self> {
-        let mut vm = Self::start(name, &stock(kernel)?)?;
-        vm.wait_for_boot(None)?;
-        Ok(vm)
+        let origin = stock(kernel)?;
+        let mut attempt = 1;
+        loop {
+            let mut vm = Self::start(name, &origin)?;
+            match vm.wait_for_boot(None) {
+                Ok(()) => return Ok(vm),
+                Err(error) if attempt < BOOTS => eprintln!("{name}, boot {attempt}: {error:#}"),
+                Err(error) => return Err(error),
+            }
+            attempt += 1;
+        }
     }
 
     /// A machine as it was at a moment; `reach` is asked for one that has got there.
@@ -152,7 +167,7 @@ impl Vm {
         self.ok(&format!("cat '{path}'"))
     }
 
-    /// What `journalctl -o json` says with these arguments.
+    /// Returns the records that `journalctl -o json` prints with these arguments.
     pub fn journal(&mut self, arguments: &str) -> Result<Vec<Record>> {
         self.ok(&format!("journalctl --quiet -o json {arguments}"))?
             .lines()

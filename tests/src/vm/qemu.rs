@@ -36,7 +36,7 @@ const KERNEL_ARGUMENTS: &str =
 /// byte, and with `la57` each walk through page tables is a level longer.
 const PROCESSOR: &str = "max,erms=off,fsrm=off,la57=off";
 
-/// What a guest is started from. None of it is changed by the guest.
+/// Files that a guest is started from. The guest changes none of them.
 #[derive(Clone, Debug)]
 pub struct Origin {
     /// The directory with `vmlinuz` and `initrd`.
@@ -59,7 +59,7 @@ pub struct Qemu {
     child: Arc<Mutex<Child>>,
     control: BufReader<UnixStream>,
     directory: PathBuf,
-    /// What the console's watcher found.
+    /// Failure that the console's watcher found.
     fatal: Arc<Mutex<Option<String>>>,
     log: PathBuf,
 }
@@ -199,7 +199,7 @@ impl Qemu {
         }
     }
 
-    /// What it has taken of the host's processors.
+    /// Returns the time that it has taken of the host's processors.
     pub fn processor_time(&self) -> Duration {
         let id = lock(&self.child).id();
         let ticks = || -> Option<u64> {
@@ -319,7 +319,7 @@ fn bind_to_this_thread(command: &mut Command, inherited: Vec<OwnedFd>) {
     unsafe { command.pre_exec(enter) };
 }
 
-/// Watches the console and the clock from threads of their own. What is fatal
+/// Watches the console and the clock from threads of their own. A fatal finding
 /// ends QEMU, and with it the wire to the guest, so that nobody waits.
 fn watch(
     console: UnixStream,

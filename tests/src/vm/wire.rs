@@ -1,5 +1,5 @@
-//! What the host and the program in the guest say to each other: one line of
-//! JSON for each request, one for each answer, over a serial port.
+//! Messages between the host and the program in the guest: one line of JSON for
+//! each request, one for each answer, over a serial port.
 //!
 //! A line that is no message is skipped by both: after a reboot of the guest
 //! half a line of the time before may still be on its way.
@@ -15,13 +15,13 @@ pub const PORT: &str = "trefoil";
 pub struct Request {
     /// Repeated in the answer.
     pub id: u64,
-    /// What `sh -c` runs.
+    /// Command that `sh -c` runs.
     pub command: String,
     /// Its standard input.
     pub stdin: String,
 }
 
-/// What the guest says.
+/// Message from the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
     /// It has just started, in this boot of the guest.
@@ -31,7 +31,7 @@ pub enum Message {
     },
     /// The command of request `id` has ended.
     Answer {
-        /// That of the request.
+        /// Id of the request.
         id: u64,
         /// Exit code; 128 and the signal if it died of one, as in a shell.
         code: i32,

@@ -3,7 +3,8 @@
 use anyhow::Result;
 use trefoil_lab::Lab;
 
-use crate::stage::{Furniture, Stage, TCP_PORT, UDP_PORT, go, nothing, way};
+use crate::round::go;
+use crate::stage::{Furniture, Stage, TCP_PORT, UDP_PORT, nothing, way};
 use crate::world::{TRAFFIC, at, told, traffic};
 
 #[test]

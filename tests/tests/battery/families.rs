@@ -33,8 +33,8 @@ fn row_43_sockets_to_the_hypervisor() -> Result<()> {
     table.hold("43b", of_a_container)
 }
 
-/// Opens a socket, in enforce mode. What counts as seen is that it was opened; it counts as
-/// blocked if it could not be.
+/// Opens a socket, in enforce mode. It counts as seen if its opening is told, and as blocked if
+/// it could not be opened.
 fn opened(program: impl FnOnce(&Lab) -> Result<Program>) -> Result<Grades> {
     let lab = Lab::new()?;
     let agent = lab.agent().policy(&policy(true));

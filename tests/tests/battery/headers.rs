@@ -1,4 +1,4 @@
-//! What packets can look like, and destinations that are not what they seem.
+//! Forms that packets can have, and destinations that are not what they seem.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -9,7 +9,8 @@ use trefoil_lab::program::Program;
 use trefoil_lab::wiring::far_link_address;
 
 use crate::lists::{CONTAINERS, a_router_and_a_container};
-use crate::stage::{APPROVED, Furniture, LINK, Stage, TCP_PORT, UDP_PORT, go, nothing, way};
+use crate::round::go;
+use crate::stage::{APPROVED, Furniture, LINK, Stage, TCP_PORT, UDP_PORT, nothing, way};
 use crate::world::books::FOREIGN_LINK;
 use crate::world::{TRAFFIC, at, mapped_at};
 

@@ -8,7 +8,8 @@ use trefoil_lab::namespace::Namespace;
 use trefoil_lab::program::Program;
 
 use crate::lists::a_router_and_a_container;
-use crate::stage::{Furniture, Stage, USER, go, way};
+use crate::round::go;
+use crate::stage::{Furniture, Stage, USER, way};
 use crate::world::{TRAFFIC, other_root, told};
 
 /// A program that may send where nobody else may, below the lab's directory.
@@ -42,7 +43,7 @@ fn a_program_that_may(lab: &Lab) -> Result<Furniture> {
     Ok(furniture)
 }
 
-/// Whose program sends.
+/// Owner of the program that sends.
 #[derive(Clone, Copy)]
 enum By {
     User,
@@ -133,7 +134,7 @@ fn turned(stage: &mut Stage<'_>, program: Program, how: &[&str]) -> Result<()> {
         .args(how)
         .start()?;
     sender.line()?;
-    // What was sent so far is approved: by TCP two packets for the connection, the first of
+    // All that was sent so far is approved: by TCP two packets for the connection, the first of
     // which is shorter than this, and the one with hello.
     let connected = if is_datagram { 0 } else { 88 };
     let hello = if is_silent { 0 } else { 32 };

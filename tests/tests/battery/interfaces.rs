@@ -16,7 +16,8 @@ use trefoil_lab::tap::Tap;
 use trefoil_lab::{Lab, Record};
 
 use crate::lists::a_router_and_a_container;
-use crate::stage::{APPROVED, Furniture, LINK, Stage, UDP_PORT, USER, go, policy, way};
+use crate::round::go;
+use crate::stage::{APPROVED, Furniture, LINK, Stage, UDP_PORT, USER, policy, way};
 use crate::world::{TRAFFIC, at, is_about_a_flow};
 
 /// Link address of the far ends.
@@ -215,8 +216,8 @@ type Put = fn(&Lab) -> Result<Option<OwnedFd>>;
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 8);
 
 /// A user sends to an approved address by the link abroad while something stands behind its
-/// hook. What counts as seen is that this is told; what counts as blocked is what then leaves
-/// for elsewhere.
+/// hook. It counts as seen if this is told, and as blocked if no packet then leaves for
+/// elsewhere.
 fn behind_the_hook(put: Put, by: &str, is_older: bool) -> Result<Grades> {
     let lab = Lab::new()?;
     pair(&lab, "second", 60)?;

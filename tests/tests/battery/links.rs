@@ -7,7 +7,8 @@ use trefoil_lab::program::Program;
 use trefoil_lab::wiring::{far_link_address, forward};
 use trefoil_lab::{Lab, places};
 
-use crate::stage::{Furniture, LINK, Stage, UDP_PORT, Way, go, nothing, way};
+use crate::round::go;
+use crate::stage::{Furniture, LINK, Stage, UDP_PORT, Way, nothing, way};
 use crate::world::books::FOREIGN_LINK;
 use crate::world::{TRAFFIC, at, traffic, traffic_in};
 
@@ -213,7 +214,7 @@ fn row_23_questions_to_a_resolver() -> Result<()> {
         let port = if stage.enforced { "5354" } else { "5353" };
         let resolver = stage.start(&["relay", port, &to])?.pid();
         stage.run(&["udp", &format!("127.0.0.1:{port}")])?;
-        // Who asks sends nothing outside.
+        // The asker sends nothing outside.
         stage.senders = [resolver].into();
         Ok(())
     };

@@ -8,7 +8,8 @@ use trefoil_lab::places::{HOST, HOST6, PEER, PEER6};
 use trefoil_lab::router::{self, ROUTER, ROUTER_LINK, ROUTER_MAC, ROUTER6, Router};
 use trefoil_lab::wiring::{container, forward};
 
-use crate::stage::{Furniture, Stage, UDP_PORT, Way, go, way};
+use crate::round::go;
+use crate::stage::{Furniture, Stage, UDP_PORT, Way, way};
 use crate::world::at;
 
 /// Address of the host's end of the container's link.
@@ -33,7 +34,7 @@ pub fn a_router_and_a_container(lab: &Lab) -> Result<Furniture> {
     })
 }
 
-/// Whose program sends.
+/// Owner of the program that sends.
 #[derive(Clone, Copy)]
 enum By {
     User,

@@ -8,13 +8,15 @@
 //! | blocked | in enforce mode no packet to that address arrives |
 //!
 //! Each way has far addresses of its own, by which its records and its packets are
-//! told apart. What needs a kernel that has more modules is in `tests/vm/battery.rs`.
+//! told apart. Ways that need a kernel with more modules are in
+//! `tests/vm/battery.rs`.
 
 #[path = "../world/mod.rs"]
 mod world;
 
 mod calls;
 mod families;
+mod foretold;
 mod headers;
 mod identity;
 mod interfaces;
@@ -23,6 +25,7 @@ mod lists;
 mod monitor;
 mod processes;
 mod reflected;
+mod round;
 mod scopes;
 mod senders;
 mod stage;

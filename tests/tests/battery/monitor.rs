@@ -9,7 +9,8 @@ use trefoil_lab::tap::Tap;
 use trefoil_lab::{Agent, Lab, Record, kernel, places, wait_for};
 
 use crate::links::{container, frame, send_as_a_guest};
-use crate::stage::{LINK, Meanwhile, Stage, Way, from_first, go, nothing, policy, way};
+use crate::round::go;
+use crate::stage::{LINK, Meanwhile, Stage, Way, from_first, nothing, policy, way};
 use crate::world::traffic;
 
 const DESTINATIONS: u8 = 240;
@@ -99,8 +100,8 @@ fn is_tamper(record: &Record) -> bool {
     record.is("event", "tamper")
 }
 
-/// Does this to an agent that enforces. What counts as seen is that it was done; what
-/// counts as blocked is a packet that is sent afterwards.
+/// Does this to an agent that enforces. It counts as seen if the act is told, and as
+/// blocked if a packet that is sent afterwards is blocked.
 fn tampered(act: impl FnOnce(&mut Agent<'_>, &Lab) -> Result<()>) -> Result<Grades> {
     let lab = Lab::new()?;
     let mut agent = lab

@@ -12,7 +12,8 @@ use nix::sys::socket::{
 };
 use trefoil_lab::Record;
 
-use crate::stage::{APPROVED, LINK, Meanwhile, Stage, UDP_PORT, Way, go, nothing, policy, way};
+use crate::round::go;
+use crate::stage::{APPROVED, LINK, Meanwhile, Stage, UDP_PORT, Way, nothing, policy, way};
 use crate::world::{TRAFFIC, at, told, traffic};
 
 const BYTES: &str = "20000";
@@ -204,7 +205,7 @@ fn row_28_processes_that_change() -> Result<()> {
             let other = stage.lab.unit("other.service")?.join("cgroup.procs");
             std::fs::write(other, sender.pid().to_string())?;
             sender.proceed()?;
-            // What it tells is the sum.
+            // The number that it tells is the sum.
             stage.bytes = Record::parse(&sender.line()?)?.number("bytes")?;
             sender.finish()?.success().map(drop)
         }),

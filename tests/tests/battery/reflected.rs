@@ -6,7 +6,8 @@ use trefoil_lab::places::HOST;
 use trefoil_lab::wiring::far_link_address;
 
 use crate::lists::{CONTAINERS, a_router_and_a_container};
-use crate::stage::{Furniture, LINK, Stage, go, way};
+use crate::round::go;
+use crate::stage::{Furniture, LINK, Stage, way};
 use crate::world::at;
 use crate::world::books::FOREIGN_LINK;
 

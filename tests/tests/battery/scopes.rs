@@ -8,7 +8,8 @@ use trefoil_lab::places::{FOREIGN, HOST, HOST6};
 use trefoil_lab::router::{self, ROUTER_MAC};
 
 use crate::lists::{a_router_and_a_container, by_router};
-use crate::stage::{LINK, Stage, TCP_PORT, UDP_PORT, go, nothing, way};
+use crate::round::go;
+use crate::stage::{LINK, Stage, TCP_PORT, UDP_PORT, nothing, way};
 use crate::world::{TRAFFIC, at};
 
 fn metadata(stage: &mut Stage<'_>) -> IpAddr {

@@ -1,4 +1,4 @@
-//! What one sender may is nothing that another one may: decisions do not pass on.
+//! Permission of one sender is none for another: decisions do not pass on.
 
 use anyhow::{Context, Result};
 use trefoil_lab::Lab;
@@ -7,7 +7,8 @@ use trefoil_lab::places::HOST;
 use trefoil_lab::program::Program;
 use trefoil_lab::wiring::{container, far_link_address};
 
-use crate::stage::{Furniture, LINK, Stage, UDP_PORT, go, nothing, way};
+use crate::round::go;
+use crate::stage::{Furniture, LINK, Stage, UDP_PORT, nothing, way};
 use crate::world::books::FOREIGN_LINK;
 use crate::world::{TRAFFIC, at, told};
 

@@ -1,23 +1,18 @@
-//! Going every way out twice, in report mode and in enforce mode, and grading it.
+//! A way out, the place where it is gone once, and what is seen of it there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
-use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
-use nix::sys::signal::Signal;
-use serde_json::Value;
-use trefoil_lab::agent::verb;
-use trefoil_lab::battery::{Grade, Grades, Table, Told, seen_and_owned};
+use anyhow::{Context, Result, ensure};
+use trefoil_lab::battery::{Grade, Told, seen_and_owned};
 use trefoil_lab::link::LinkCounters;
 use trefoil_lab::namespace::Namespace;
 use trefoil_lab::places::HOST;
 use trefoil_lab::program::{Outcome, Program, Running};
 use trefoil_lab::router::{self, Router};
-use trefoil_lab::sink::{TcpSink, UdpSink};
 use trefoil_lab::tap::Tap;
-use trefoil_lab::{Agent, Lab, Record, wait_for};
+use trefoil_lab::{Lab, Record, wait_for};
 
 use crate::world::{self, at, is_about_a_flow, is_final, told};
 
@@ -63,7 +58,7 @@ to      = { networks = ["2002::/16", "2001::/32", "64:ff9b::/96"] }
 verdict = "approve"
 "#;
 
-/// What the agent does while a way is gone.
+/// State of the agent while a way is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Meanwhile {
     Runs,
@@ -80,9 +75,9 @@ pub const LINK: &str = "to-foreign";
 pub struct Way {
     /// Its line in the table.
     pub id: &'static str,
-    /// What the agent does meanwhile.
+    /// State of the agent meanwhile.
     pub agent: Meanwhile,
-    /// What is done before the agent starts.
+    /// Prepares the way before the agent starts.
     pub prepare: fn(&mut Stage<'_>) -> Result<()>,
     /// Sends.
     pub send: fn(&mut Stage<'_>) -> Result<()>,
@@ -121,27 +116,27 @@ pub struct Stage<'lab> {
     pub to: Vec<IpAddr>,
     /// Processes that sent to the same addresses before, whose records are not graded.
     pub bystanders: BTreeSet<u32>,
-    /// What the sender was as long as it was approved, if it has changed since: a field of
+    /// Identity of the sender as long as it was approved, if it has changed since: a field of
     /// records, and its value.
     pub was: Option<(&'static str, String)>,
     /// Bytes that had arrived before.
     before: u64,
     /// Looks at what arrives.
-    tap: Option<Arc<Tap>>,
+    pub tap: Option<Arc<Tap>>,
     /// Processes that sent, as records should name them.
     pub senders: BTreeSet<u32>,
     /// Bytes of payload that were sent.
     pub bytes: u64,
     /// A sender was told that it must not.
-    refused: bool,
+    pub refused: bool,
     /// Programs that go on.
     pub running: Vec<Running>,
-    /// What the far end listens with, for a way that begins before the agent.
+    /// Socket that the far end listens with, for a way that begins before the agent.
     pub listener: Option<TcpListener>,
 }
 
 impl<'lab> Stage<'lab> {
-    fn new(lab: &'lab Lab, furniture: &'lab Furniture, enforced: bool, number: usize) -> Self {
+    pub fn new(lab: &'lab Lab, furniture: &'lab Furniture, enforced: bool, number: usize) -> Self {
         let first = FIRST + 4 * number as u8;
         let addresses = (first..first + 4).flat_map(|host| [v4(host), v6(host)]);
         Self {
@@ -244,7 +239,7 @@ impl<'lab> Stage<'lab> {
         at(self.v4, TCP_PORT)
     }
 
-    fn arrived(&self, tap: &Tap) -> u64 {
+    pub fn arrived(&self, tap: &Tap) -> u64 {
         let all: u64 = self.to.iter().map(|address| tap.to(*address).bytes).sum();
         all.saturating_sub(self.before)
     }
@@ -274,13 +269,13 @@ impl<'lab> Stage<'lab> {
     }
 
     /// The same that say that something left.
-    fn left<'r>(&self, records: &'r [Record]) -> impl Iterator<Item = &'r Record> {
+    pub fn left<'r>(&self, records: &'r [Record]) -> impl Iterator<Item = &'r Record> {
         let left = |record: &&Record| record.number("bytes_out").is_ok_and(|bytes| bytes > 0);
         self.finals(records).filter(left)
     }
 
     /// Bytes and ownership as final records tell them.
-    fn told_by(&self, records: &[Record]) -> Result<(Grade, Grade)> {
+    pub fn told_by(&self, records: &[Record]) -> Result<(Grade, Grade)> {
         let mut all = Vec::new();
         for record in self.finals(records) {
             let pid = record.number("pid").unwrap_or_default() as u32;
@@ -311,7 +306,7 @@ impl<'lab> Stage<'lab> {
     }
 
     /// True if a record says that this way was blocked.
-    fn is_blocked_by(&self, records: &[Record]) -> bool {
+    pub fn is_blocked_by(&self, records: &[Record]) -> bool {
         records.iter().any(|record| {
             is_about_a_flow(record)
                 && self.is_about_this(record)
@@ -334,255 +329,9 @@ pub fn policy(enforced: bool) -> String {
 }
 
 /// The same, with `first` before them.
-fn policy_with(enforced: bool, first: &str) -> String {
+pub fn policy_with(enforced: bool, first: &str) -> String {
     let mode = if enforced { "enforce" } else { "report" };
     format!("mode = \"{mode}\"\n{first}{RULES}{}", world::RULES)
-}
-
-/// Goes all ways of a row and holds what is observed against the table. `furnish` sets
-/// up what the lab does not have by itself.
-pub fn go(ways: &[Way], settings: &str, furnish: Furnish) -> Result<()> {
-    let lab = Lab::new()?;
-    let furniture = furnish(&lab)?;
-    let _sinks = (
-        UdpSink::new(&lab.foreign, UDP_PORT)?,
-        TcpSink::new(&lab.foreign, TCP_PORT)?,
-    );
-    let once = |enforced| go_once(&lab, &furniture, ways, enforced, settings);
-    let (reported, enforced) = (once(false)?, once(true)?);
-    let table = Table::of_the_project()?;
-    let mut differences = Vec::new();
-    for ((way, first), second) in ways.iter().zip(reported).zip(enforced) {
-        // Where something leaves nevertheless, the table says why.
-        let is_blocked = second.arrived == 0 && first.left > 0;
-        if is_blocked && !is_foretold(&lab, &furniture.policy, &first.would_be_blocked)? {
-            differences.push(format!(
-                "{} is blocked, and report mode or `check --against` does not say so: {}",
-                way.id,
-                first.would_be_blocked.join("\n")
-            ));
-        }
-        let observed = Grades {
-            seen: first.seen,
-            owned: first.owned,
-            blocked: match second.arrived {
-                0 => Grade::Yes,
-                some if some < first.bytes => Grade::Part,
-                _ => Grade::No,
-            },
-        };
-        if let Err(difference) = table.hold(way.id, observed) {
-            differences.push(difference.to_string());
-        }
-    }
-    ensure!(differences.is_empty(), "{}", differences.join("\n"));
-    lab.close()
-}
-
-/// True if there are such records, and `check --against` says of all of them that they would have
-/// been dropped, by a policy with these rules of the row's own.
-fn is_foretold(lab: &Lab, rules: &str, records: &[String]) -> Result<bool> {
-    let (file, policy_file) = (lab.file("records.json"), lab.file("foretelling.toml"));
-    std::fs::write(&policy_file, policy_with(true, rules))?;
-    std::fs::write(&file, records.join("\n"))?;
-    let path = |path: &Path| path.to_str().map(str::to_owned).context("its path");
-    let (file, policy_file) = (path(&file)?, path(&policy_file)?);
-    let words = ["check", &policy_file, "--json", "--against", &file];
-    let checked = verb(lab, &words)?;
-    let said: Value =
-        serde_json::from_str(&checked.stdout).with_context(|| format!("{checked:?}"))?;
-    let said = &said["against"];
-    let flows = said["flows"].as_u64().context("how many flows")?;
-    let dropped = ["would_drop", "may_drop"]
-        .iter()
-        .filter_map(|list| said[list].as_array());
-    let dropped = dropped
-        .flatten()
-        .filter_map(|group| group["flows"].as_u64());
-    Ok(flows > 0 && flows == dropped.sum::<u64>())
-}
-
-/// What one way came to, once.
-struct Gone {
-    /// Final records about it that say that something left.
-    left: usize,
-    /// Of these, those by which enforce mode would have blocked it.
-    would_be_blocked: Vec<String>,
-    seen: Grade,
-    owned: Grade,
-    bytes: u64,
-    arrived: u64,
-}
-
-fn go_once(
-    lab: &Lab,
-    furniture: &Furniture,
-    ways: &[Way],
-    enforced: bool,
-    settings: &str,
-) -> Result<Vec<Gone>> {
-    let mut stages: Vec<Stage<'_>> = (0..ways.len())
-        .map(|number| Stage::new(lab, furniture, enforced, number))
-        .collect();
-    for (way, stage) in ways.iter().zip(&mut stages) {
-        (way.prepare)(stage).with_context(|| format!("{}, before the agent", way.id))?;
-    }
-    let settings = format!("heartbeat_interval = \"1s\"\n{settings}");
-    let start = || {
-        let policy = policy_with(enforced, &furniture.policy);
-        let agent = lab.agent().policy(&policy).settings(&settings);
-        agent.uplink(ways[0].uplink).start()
-    };
-    let mut agent = start()?;
-    // What left before was judged by nobody.
-    let tap = Arc::new(Tap::new(&lab.foreign)?);
-    let before = lab.link_to(&lab.foreign)?;
-    let routed = furniture.routed(lab)?;
-    let mut records = Vec::new();
-    for (way, stage) in ways.iter().zip(&mut stages) {
-        let described = || format!("{}, enforced: {enforced}", way.id);
-        stage.tap = Some(tap.clone());
-        let books = Books::told_by(agent.records()?);
-        match way.agent {
-            Meanwhile::Runs => (way.send)(stage).with_context(described)?,
-            Meanwhile::Stopped => {
-                agent.signal(Signal::SIGSTOP)?;
-                (way.send)(stage).with_context(described)?;
-                agent.signal(Signal::SIGCONT)?;
-            }
-            Meanwhile::Killed => {
-                records.extend(agent.stop(Signal::SIGKILL)?.1);
-                (way.send)(stage).with_context(described)?;
-                agent = start()?;
-            }
-        }
-        wait_until_gone(stage, &tap, &mut agent, books).with_context(described)?;
-        stage.running.clear();
-    }
-    let link = match ways[0].uplink {
-        "auto" => ways[0].link,
-        name => name,
-    };
-    let sent = LinkCounters::read(&lab.host, link)?.tx_bytes;
-    let books = agent.wait_for("books that are about all of it", |records| {
-        let books = Books::told_by(records);
-        (books.counted_by(link) >= sent).then_some(books)
-    })?;
-    records.extend(agent.stop(Signal::SIGINT)?.1);
-    if let Some(counter) = furniture.fills {
-        let is_full = |record: &Record| record.is("event", "loss") && record.is("subject", counter);
-        ensure!(records.iter().any(is_full), "nothing moved {counter}");
-    }
-    if lab.pins().exists() {
-        trefoil_lab::agent::detach(lab)?;
-    }
-    // What the link took has arrived.
-    if let Some(router) = &furniture.router {
-        let sent = furniture.routed(lab)?;
-        wait_for("the router has read all that was sent", || {
-            Ok((router.received() >= sent).then_some(()))
-        })?;
-        println!("{} frames by the router", sent - routed);
-    }
-    let sent = lab.link_to(&lab.foreign)?.since(before).tx_packets;
-    wait_for("all that was sent arrives", || {
-        Ok((tap.packets() >= sent).then_some(()))
-    })
-    .with_context(|| format!("{} of {sent} have", tap.packets()))?;
-    let mut all: Vec<Gone> = stages
-        .iter()
-        .map(|stage| {
-            let (seen, owned) = stage.told_by(&records)?;
-            Ok(Gone {
-                left: stage.left(&records).count(),
-                would_be_blocked: stage
-                    .left(&records)
-                    .filter(|record| !record.is("outcome", "passed"))
-                    .map(ToString::to_string)
-                    .collect(),
-                seen,
-                owned,
-                bytes: stage.bytes,
-                arrived: stage.arrived(&tap),
-            })
-        })
-        .collect::<Result<_>>()?;
-    // What no record of a flow tells may be among the sums of an uplink.
-    let of_no_flow = all.iter_mut().filter(|gone| gone.seen == Grade::No);
-    let of_no_flow: Vec<&mut Gone> = of_no_flow.collect();
-    let bytes: u64 = of_no_flow.iter().map(|gone| gone.bytes).sum();
-    if books.without_flow() >= bytes {
-        of_no_flow
-            .into_iter()
-            .for_each(|gone| gone.seen = Grade::Part);
-    }
-    Ok(all)
-}
-
-/// The last books of each uplink.
-#[derive(Default)]
-struct Books(BTreeMap<String, Record>);
-
-impl Books {
-    fn told_by(records: &[Record]) -> Self {
-        let mut books = Self::default();
-        for record in records {
-            if record.text("subject").starts_with("books of uplink") {
-                books.0.insert(record.text("uplink"), record.clone());
-            }
-        }
-        books
-    }
-
-    fn sum(&self, fields: &[&str]) -> u64 {
-        let number = |record: &Record, field: &&str| record.number(field).unwrap_or_default();
-        let of_one = |record| fields.iter().map(move |field| number(record, field));
-        self.0.values().flat_map(of_one).sum()
-    }
-
-    /// Bytes that no hook of a socket has judged.
-    fn without_flow(&self) -> u64 {
-        self.sum(&[
-            "bytes_kernel",
-            "bytes_forwarded",
-            "bytes_packet_socket",
-            "bytes_not_ip",
-            "bytes_unaccounted",
-        ])
-    }
-
-    fn dropped(&self) -> u64 {
-        self.sum(&["bytes_dropped"])
-    }
-
-    /// Bytes of which the interface's counter knew.
-    fn counted_by(&self, uplink: &str) -> u64 {
-        self.0.get(uplink).map_or(0, |record| {
-            ["bytes_before", "bytes_sent"]
-                .iter()
-                .map(|field| record.number(field).unwrap_or_default())
-                .sum()
-        })
-    }
-}
-
-/// Waits until all bytes of a way have arrived, or until a record says why not.
-fn wait_until_gone(
-    stage: &Stage<'_>,
-    tap: &Tap,
-    agent: &mut Agent<'_>,
-    before: Books,
-) -> Result<()> {
-    if stage.bytes == 0 && !stage.enforced {
-        bail!("nothing was sent");
-    }
-    agent.wait_for("bytes arrive or are blocked", |records| {
-        let arrived = stage.arrived(tap);
-        let is_dropped = || Books::told_by(records).dropped() > before.dropped();
-        let is_blocked =
-            stage.enforced && (stage.refused || stage.is_blocked_by(records) || is_dropped());
-        (is_blocked || arrived > 0 && arrived >= stage.bytes).then_some(())
-    })
 }
 
 /// Places that a row needs beside the lab's.
@@ -602,7 +351,7 @@ pub struct Furniture {
 
 impl Furniture {
     /// Frames that the host has sent to the router so far.
-    fn routed(&self, lab: &Lab) -> Result<u64> {
+    pub fn routed(&self, lab: &Lab) -> Result<u64> {
         match &self.router {
             Some(_) => Ok(LinkCounters::read(&lab.host, router::LINK)?.tx_packets),
             None => Ok(0),

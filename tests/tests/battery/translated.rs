@@ -7,7 +7,8 @@ use anyhow::Result;
 use trefoil_lab::Lab;
 
 use crate::lists::{CONTAINERS, a_router_and_a_container};
-use crate::stage::{Furniture, TCP_PORT, UDP_PORT, go, way};
+use crate::round::go;
+use crate::stage::{Furniture, TCP_PORT, UDP_PORT, way};
 use crate::world::at;
 
 /// Rewrites as service proxies do, for the host's own packets and for forwarded ones: each

@@ -11,7 +11,8 @@ use trefoil_lab::program::Program;
 use trefoil_lab::wiring::far_link_address;
 
 use crate::lists::{CONTAINERS, a_router_and_a_container};
-use crate::stage::{Furniture, LINK, Stage, USER, go, way};
+use crate::round::go;
+use crate::stage::{Furniture, LINK, Stage, USER, way};
 use crate::world::books::FOREIGN_LINK;
 use crate::world::{TRAFFIC, at, told};
 
@@ -51,11 +52,15 @@ fn with_a_full_table(lab: &Lab, counter: &'static str) -> Result<Furniture> {
     })
 }
 
+/// A user of whom no test makes more than there is room for: rows run side by side, and what one
+/// user makes anywhere takes his room in all of their tables.
+const BYSTANDER: u32 = 65_533;
+
 /// Somebody else sends, and it arrives.
 fn another_sends(stage: &mut Stage<'_>) -> Result<()> {
     let unit = stage.lab.unit("other.service")?;
     let to = stage.udp();
-    let sent = Program::new(TRAFFIC, &stage.lab.host, Some(&unit), Some(USER))?
+    let sent = Program::new(TRAFFIC, &stage.lab.host, Some(&unit), Some(BYSTANDER))?
         .args(["udp", &to])
         .run()?;
     let sent = told(&sent.success()?)?.pop().context("it said nothing")?;
@@ -81,7 +86,7 @@ fn send_from(stage: &mut Stage<'_>, unit: &str, by: By) -> Result<()> {
     stage.run_program(by.program(stage, TRAFFIC, &unit)?, &["udp", &to])
 }
 
-/// Whose program sends.
+/// Owner of the program that sends.
 #[derive(Clone, Copy)]
 enum By {
     User,

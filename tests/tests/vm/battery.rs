@@ -1,5 +1,5 @@
-//! The ways of the battery that need a kernel with more modules than the machine that
-//! runs the tests may have. What is graded, and how, is in `tests/battery/main.rs`.
+//! The ways of the battery that need a kernel with more modules than the machine that runs the
+//! tests may have. See `tests/battery/main.rs` for what is graded, and how.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -7,11 +7,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use anyhow::{Context, Result, ensure};
 use trefoil_lab::Record;
 use trefoil_lab::battery::{Grade, Grades, Table, Told, seen_and_owned};
+use trefoil_lab::foretold::foretold;
 use trefoil_lab::vm::Vm;
 
 use crate::world::{REFUSED, TRAFFIC, arrived, detach, installed};
 
-/// What is inside of tunnels goes to an approved address.
+/// Policy under which packets inside of tunnels go to an approved address.
 const POLICY: &str = r#"mode = "report"
 [[rules]]
 name    = "inside of tunnels"
@@ -29,7 +30,7 @@ struct Way {
     id: &'static str,
     /// Last part of its far address.
     host: u8,
-    /// What is there before.
+    /// Makes what is there before.
     prepare: String,
     /// Sends.
     send: String,
@@ -256,7 +257,14 @@ fn ways() -> Vec<Way> {
         as_user(Way {
             id: "43d",
             host: 48,
-            prepare: "modprobe rds_tcp".into(),
+            // A message whose connection is there before `sendto` returns is sent by the
+            // process. It gets its route afterwards, so that the kernel sends it.
+            prepare: "modprobe rds_tcp && ip route add prohibit 203.0.113.48 && \
+                      { for _ in $(seq 100); do \
+                            grep -qsx sent /proc/[0-9]*/comm && break; sleep 0.1; \
+                        done; \
+                        ip route del prohibit 203.0.113.48; } >/dev/null 2>&1 &"
+                .into(),
             send: format!("{TRAFFIC} rds 192.0.2.1:4000 203.0.113.48:4000"),
             take: String::new(),
             end: String::new(),
@@ -318,7 +326,7 @@ fn the_battery_where_the_kernel_has_more_modules() -> Result<()> {
     for way in &ways {
         arrived.push(go(&mut vm, way, true)?.packets);
     }
-    // What is taken out of the kernel ends its flows.
+    // Removal of the programs from the kernel ends their flows.
     detach(&mut vm)?;
     let records = vm.journal(&format!(
         "-u trefoil TREFOIL_STATE=closed TREFOIL_POLICY={reporting}"
@@ -338,6 +346,22 @@ fn the_battery_where_the_kernel_has_more_modules() -> Result<()> {
     let table = Table::of_the_project()?;
     let mut differences = Vec::new();
     for ((way, gone), packets) in ways.iter().zip(reported).zip(arrived) {
+        let has_left = |record: &&Record| {
+            record
+                .number("TREFOIL_BYTES_OUT")
+                .is_ok_and(|bytes| bytes > 0)
+        };
+        let left: Vec<Record> = about(&records, way).filter(has_left).cloned().collect();
+        let foretold = foretold(&left, "TREFOIL_OUTCOME", |records| {
+            against(&mut vm, records)
+        })?;
+        if !left.is_empty() && foretold != Some(packets > 0) {
+            differences.push(format!(
+                "{}: {packets} packets arrive in enforce mode; report mode or `check --against` \
+                 says {foretold:?}: {left:#?}",
+                way.id
+            ));
+        }
         let told = told_by(&records, way)?;
         let by_the_kernel =
             about(&records, way).filter(|record| record.is("TREFOIL_ATTRIBUTION", "kernel"));
@@ -366,7 +390,7 @@ fn the_battery_where_the_kernel_has_more_modules() -> Result<()> {
     Ok(())
 }
 
-/// What one way came to, once.
+/// Outcome of one way, gone once.
 struct Gone {
     senders: BTreeSet<u32>,
     /// Payload that was sent; 1 where only greetings were.
@@ -377,7 +401,7 @@ struct Gone {
     packets: u64,
 }
 
-/// What the uplinks' books say now.
+/// Sums of the uplinks' books as they are now.
 struct Books {
     of_no_flow: u64,
     dropped: u64,
@@ -461,6 +485,14 @@ fn about<'a>(records: &'a [Record], way: &Way) -> impl Iterator<Item = &'a Recor
     records
         .iter()
         .filter(move |record| record.is("TREFOIL_DST_ADDR", to))
+}
+
+/// Prints what the policy in enforce mode would make of these records.
+fn against(vm: &mut Vm, records: &[&Record]) -> Result<String> {
+    let lines: Vec<String> = records.iter().map(ToString::to_string).collect();
+    vm.write("/run/records.json", &lines.join("\n"))?;
+    let verb = "trefoil check /etc/trefoil/policy.toml --json --against /run/records.json";
+    Ok(vm.run(verb)?.stdout)
 }
 
 fn told_by(records: &[Record], way: &Way) -> Result<Vec<Told>> {

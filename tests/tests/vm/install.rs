@@ -9,7 +9,7 @@ use crate::world::{
     wait_for_violation,
 };
 
-/// What the agent puts on the uplink of a kernel that has no links for it.
+/// Command that shows what the agent puts on the uplink of a kernel that has no links for it.
 const FILTERS: &str = "tc filter show dev uplink egress";
 /// See [`FILTERS`].
 const CLSACT: &str = "tc qdisc show dev uplink clsact";
@@ -64,7 +64,7 @@ fn traffic_of_a_service_is_a_violation_wherever_one_looks() -> Result<()> {
         ensure!(shown.contains(&message), "journalctl {view}: {shown}");
     }
     let explained = vm.ok("journalctl -x -u exporter")?;
-    for words in ["Traffic that the policy does not approve", "What to do"] {
+    for words in ["Traffic that the policy does not approve", "Action:"] {
         ensure!(explained.contains(words), "{explained}");
     }
     ensure!(!explained.contains("@TREFOIL_"), "{explained}");
@@ -223,7 +223,7 @@ fn an_uplink_has_books_that_go_on_and_is_free_at_the_end() -> Result<()> {
         ensure!(books["attached"] == true, "{status}");
         ensure!(bytes("bytes_unaccounted") == Some(0), "{status}");
         ensure!(bytes("bytes_unsent") == Some(0), "{status}");
-        // What services sent, and nobody else.
+        // Bytes that services sent, and nobody else.
         ensure!(
             bytes("bytes_socket") == bytes("bytes_sent")
                 && bytes("bytes_sent") == bytes("bytes_undetermined")

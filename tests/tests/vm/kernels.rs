@@ -2,17 +2,18 @@
 //! what is recorded of traffic, what is blocked and what the books say is held against what
 //! is expected of it. A kernel that warns about itself ends its scenario.
 
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use trefoil_lab::Record;
 use trefoil_lab::books::balanced;
-use trefoil_lab::link::LinkCounters;
-use trefoil_lab::places::{FOREIGN, FOREIGN6, PEER, PEER6};
+use trefoil_lab::places::{FOREIGN, PEER, PEER6};
 use trefoil_lab::vm::Vm;
 
+use crate::flows::{
+    Flow, all_is_recorded, counters, last_records, left_since, right_record, send_all, sum,
+};
 use crate::world::{OBJECTS, REFUSED, TRAFFIC, connect, install};
 
 /// Every program, as on a kernel that has all that Trefoil uses.
@@ -78,21 +79,20 @@ to      = { networks = ["198.51.100.0/24", "2001:db8:2::/48"] }
 verdict = "approve"
 "#;
 
-/// What a connection and a datagram carry, and how many of the latter there are.
-const CONNECTION_BYTES: u64 = 100_000;
-const DATAGRAM_BYTES: u64 = 500;
-const DATAGRAMS: u64 = 3;
-
-/// What a kernel is expected to be and to have.
+/// Expectations of a kernel: its version, and its features.
 struct Kernel {
     /// The beginning of its release.
     release: &'static str,
     /// The hooks that it lacks, and what is therefore not covered.
     lacks: &'static [(&'static str, &'static str)],
+    /// Of them, those without which a promise does not hold.
+    broken: &'static [&'static str],
     /// The programs that do the work of hooks which are not in the kernel themselves.
     instead: &'static [&'static str],
     /// Those hooks, apart from what is lacking.
     replaced: &'static [&'static str],
+    /// A trace shows frames at uplinks (6.6).
+    traces_uplinks: bool,
 }
 
 #[test]
@@ -118,8 +118,10 @@ fn linux_5_10() -> Result<()> {
                     "frames of AF_XDP, even those that the kernel copies",
                 ),
             ],
+            broken: &["sock_send_length", "__dev_direct_xmit"],
             instead: &[],
             replaced: &[],
+            traces_uplinks: false,
         },
     )
 }
@@ -141,8 +143,10 @@ fn linux_6_1() -> Result<()> {
                     "users, groups and control groups that processes changed to, in their first call",
                 ),
             ],
+            broken: &[],
             instead: &["security_socket_sendmsg"],
             replaced: &[],
+            traces_uplinks: false,
         },
     )
 }
@@ -164,8 +168,10 @@ fn everything(release: &'static str) -> Kernel {
     Kernel {
         release,
         lacks: &[],
+        broken: &[],
         instead: &["security_socket_sendmsg"],
         replaced: &["sock_send_length", "tcp_sendmsg_locked"],
+        traces_uplinks: true,
     }
 }
 
@@ -187,6 +193,7 @@ fn watches_and_enforces(vm: &mut Vm, kernel: &Kernel) -> Result<()> {
     nothing_is_lost_after_the_end(vm)?;
     put_in_force(vm, &POLICY.replace("\"report\"", "\"enforce\""))?;
     only_what_is_approved_leaves(vm)?;
+    a_trace_tells_what_is_refused_and_what_passes(vm, kernel)?;
     books_are_right(vm)?;
     if !kernel.instead.is_empty() {
         let is_spliced_seen = !kernel.replaced.is_empty();
@@ -199,14 +206,60 @@ fn watches_and_enforces(vm: &mut Vm, kernel: &Kernel) -> Result<()> {
     })
 }
 
+/// One process is refused and another is not, while somebody traces.
+fn a_trace_tells_what_is_refused_and_what_passes(vm: &mut Vm, kernel: &Kernel) -> Result<()> {
+    let (refused, passed) = (SocketAddr::new(FOREIGN, 9), SocketAddr::new(PEER6, 9));
+    vm.ok(
+        "(trefoil trace --json --for 10min --to :9 >/run/trace 2>/run/trace-errors </dev/null & \
+         echo $! >/run/trace-pid) && \
+         until grep -q 'tracing for' /run/trace-errors || ! kill -0 $(cat /run/trace-pid); do \
+         sleep 0.2; done; cat /run/trace-errors; kill -0 $(cat /run/trace-pid)",
+    )?;
+    vm.ok(&format!(
+        "systemd-run --quiet --wait --pipe --unit=traced sh -c '{TRAFFIC} udp {refused}; \
+         test $? = {REFUSED} && {TRAFFIC} udp {passed}'"
+    ))?;
+    vm.ok("kill -INT $(cat /run/trace-pid); while kill -0 $(cat /run/trace-pid); do sleep 0.2; done 2>/dev/null")?;
+    let errors = vm.ok("cat /run/trace-errors")?;
+    println!("{errors}");
+    let lines: Vec<_> = vm
+        .ok("cat /run/trace")?
+        .lines()
+        .map(Record::parse)
+        .collect::<Result<_>>()?;
+    let mut expected = vec![
+        ("sendmsg4", "refused", ""),
+        ("sendmsg6", "passed", "the peer"),
+        ("egress", "passed", "the peer"),
+    ];
+    ensure!(
+        errors.contains("frames at uplink uplink") != kernel.traces_uplinks,
+        "{errors}"
+    );
+    if kernel.traces_uplinks {
+        expected.push(("uplink_egress", "passed", "the peer"));
+    }
+    for (hook, outcome, rule) in expected {
+        let is_told = |line: &Record| {
+            line.is("hook", hook)
+                && line.is("outcome", outcome)
+                && line.is("unit", "traced.service")
+                && line.is("rule", rule)
+        };
+        ensure!(lines.iter().any(is_told), "{hook} {outcome}: {lines:?}");
+    }
+    Ok(())
+}
+
 fn put_in_force(vm: &mut Vm, policy: &str) -> Result<()> {
     vm.write("/etc/trefoil/policy.toml", policy)?;
     vm.ok("systemctl reload trefoil").map(drop)
 }
 
-/// What `check` says, what `status` says and what is in the kernel.
+/// Checks the output of `check` and `status`, and the objects in the kernel.
 fn has_what_is_expected(vm: &mut Vm, kernel: &Kernel, objects_before: &str) -> Result<()> {
     let checked: Value = serde_json::from_str(&vm.run("trefoil check --json")?.stdout)?;
+    ensure!(checked["kernel_tried"] == true, "{checked:#}");
     let hooks = checked["kernel"].as_array().context("no hooks")?;
     let lacks: Vec<_> = hooks
         .iter()
@@ -215,12 +268,32 @@ fn has_what_is_expected(vm: &mut Vm, kernel: &Kernel, objects_before: &str) -> R
         .collect();
     ensure!(lacks == kernel.lacks, "check: it lacks {lacks:?}");
 
+    let broken = |hook: &&Value| hook["breaks_promise"] == true;
+    let broken: Vec<_> = hooks
+        .iter()
+        .filter(broken)
+        .map(|hook| &hook["name"])
+        .collect();
+    ensure!(broken == kernel.broken, "check: {broken:?}");
+
+    let findings = status(vm)?["findings"].clone();
+    let findings = findings.as_array().context("no findings")?;
+    let is_found = |hook: &&str| {
+        let finding = format!("no hook {hook} on this kernel, and a promise needs it: ");
+        let mut findings = findings.iter().filter_map(Value::as_str);
+        findings.any(|it| it.starts_with(&finding))
+    };
+    ensure!(
+        findings.len() == kernel.broken.len() && kernel.broken.iter().all(is_found),
+        "status: {findings:?}"
+    );
+    vm.ok("trefoil status --acknowledge")?;
     let status = status(vm)?;
     ensure!(status["healthy"] == true, "{status:#}");
     let notes = status["notes"].as_array().context("no notes")?;
     let is_said = |(hook, what): &(&str, &str)| {
         notes.iter().filter_map(Value::as_str).any(|note| {
-            note.contains(&format!("hook {hook} on this kernel")) && note.ends_with(what)
+            note.contains(&format!("hook {hook} on this kernel")) && note.contains(what)
         })
     };
     ensure!(
@@ -262,148 +335,6 @@ fn status(vm: &mut Vm) -> Result<Value> {
     serde_json::from_str(&said).with_context(|| format!("status is {said:?}"))
 }
 
-/// One of the flows of a phase.
-#[derive(Clone, Copy)]
-struct Flow {
-    is_tcp: bool,
-    to: IpAddr,
-    approved: bool,
-}
-
-impl Flow {
-    /// By both protocols, to a place that the policy approves of and to one that it does not,
-    /// with both versions of IP.
-    fn all() -> impl Iterator<Item = Self> {
-        let places = [
-            (PEER, true),
-            (PEER6, true),
-            (FOREIGN, false),
-            (FOREIGN6, false),
-        ];
-        places.into_iter().flat_map(|(to, approved)| {
-            [true, false].map(|is_tcp| Self {
-                is_tcp,
-                to,
-                approved,
-            })
-        })
-    }
-
-    fn command(self) -> String {
-        let to = SocketAddr::new(self.to, if self.is_tcp { 443 } else { 9 });
-        if self.is_tcp {
-            format!("{TRAFFIC} tcp {to} --bytes {CONNECTION_BYTES}")
-        } else {
-            format!("{TRAFFIC} udp {to} --size {DATAGRAM_BYTES} --count {DATAGRAMS}")
-        }
-    }
-
-    /// The bytes of so many packets that leave, headers included. A connection has more if the
-    /// kernel sends something once again.
-    fn bytes_out(self, packets: u64) -> u64 {
-        let header = if self.to.is_ipv4() { 20 } else { 40 };
-        if self.is_tcp {
-            // The first packet has 20 B of options, and all others have 12 B.
-            CONNECTION_BYTES + (header + 32) * packets + 8
-        } else {
-            (DATAGRAM_BYTES + header + 8) * packets
-        }
-    }
-
-    fn is_about(self, record: &Record) -> bool {
-        record.is("TREFOIL_DST_ADDR", self.to)
-            && record.is("TREFOIL_PROTOCOL", if self.is_tcp { "tcp" } else { "udp" })
-    }
-}
-
-impl fmt::Display for Flow {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.command())
-    }
-}
-
-/// Sends all flows, one after the other, as a service. Returns the exit code of each, and the
-/// id of its process if it was not refused.
-fn send_all(vm: &mut Vm, service: &str) -> Result<Vec<(Flow, i32, Option<u64>)>> {
-    let script: Vec<_> = Flow::all()
-        .map(|flow| format!("{flow}; echo \"exit $?\""))
-        .collect();
-    vm.write("/run/send", &script.join("\n"))?;
-    let said = vm.ok(&format!(
-        "systemd-run --quiet --wait --pipe --collect --unit={service} sh /run/send"
-    ))?;
-    let mut sent = Vec::new();
-    let (mut flows, mut pid) = (Flow::all(), None);
-    for line in said.lines() {
-        match line.strip_prefix("exit ") {
-            Some(code) => {
-                let flow = flows.next().context("more were sent than there are")?;
-                sent.push((flow, code.parse()?, pid.take()));
-            }
-            None => pid = Some(Record::parse(line)?.number("pid")?),
-        }
-    }
-    ensure!(flows.next().is_none(), "not all were sent: {said}");
-    Ok(sent)
-}
-
-/// What an interface has counted, of this host or of the far end.
-fn counters(vm: &mut Vm, enter: &str, interface: &str) -> Result<LinkCounters> {
-    LinkCounters::parse(&vm.ok(&format!("{enter} cat /proc/net/dev"))?, interface)
-}
-
-/// Fails unless the far end has got all that has left since, and returns that.
-fn left_since(vm: &mut Vm, before: LinkCounters) -> Result<LinkCounters> {
-    let now = counters(vm, "", "uplink")?;
-    let far = counters(vm, "ip netns exec far", "far")?;
-    ensure!(
-        (far.rx_bytes, far.rx_packets) == (now.tx_bytes, now.tx_packets),
-        "{far:?} {now:?}"
-    );
-    Ok(now.since(before))
-}
-
-/// The last records of flows with these fields, once there are so many.
-fn last_records(vm: &mut Vm, fields: &str, n_flows: usize) -> Result<Vec<Record>> {
-    vm.wait_until(&format!("{n_flows} last records with {fields}"), |vm| {
-        let records = vm.journal(&format!("-u trefoil TREFOIL_STATE=closed {fields}"))?;
-        Ok((records.len() >= n_flows).then_some(records))
-    })
-}
-
-/// Fails unless there is one record of a flow, with the right sender and the right bytes.
-fn right_record(records: &[Record], flow: Flow, pid: Option<u64>) -> Result<&Record> {
-    let of_flow: Vec<_> = records.iter().filter(|it| flow.is_about(it)).collect();
-    let [record] = of_flow[..] else {
-        anyhow::bail!("not one record of {flow}: {of_flow:?}");
-    };
-    let verdict = if flow.approved {
-        "approved"
-    } else {
-        "undetermined"
-    };
-    let pid = pid.with_context(|| format!("{flow} has not left"))?;
-    for (name, expected) in [
-        ("TREFOIL_PID", &*pid.to_string()),
-        ("TREFOIL_EXE", TRAFFIC),
-        ("TREFOIL_ATTRIBUTION", "direct"),
-        ("TREFOIL_VERDICT", verdict),
-    ] {
-        ensure!(
-            record.is(name, expected),
-            "{name} is not {expected}: {record}"
-        );
-    }
-    let packets = record.number("TREFOIL_PACKETS_OUT")?;
-    ensure!(flow.is_tcp || packets == DATAGRAMS, "{record}");
-    let (bytes, expected) = (record.number("TREFOIL_BYTES_OUT")?, flow.bytes_out(packets));
-    ensure!(
-        bytes == expected || (flow.is_tcp && bytes > expected),
-        "{packets} packets of {flow} are {expected} B: {record}"
-    );
-    Ok(record)
-}
-
 /// In report mode everything leaves, and all of it is in records.
 fn records_are_right(vm: &mut Vm) -> Result<()> {
     let before = counters(vm, "", "uplink")?;
@@ -422,26 +353,8 @@ fn records_are_right(vm: &mut Vm) -> Result<()> {
     all_is_recorded(vm, before, &records)
 }
 
-/// Fails unless what has left since is what these records say.
-fn all_is_recorded(vm: &mut Vm, before: LinkCounters, records: &[Record]) -> Result<()> {
-    let left = left_since(vm, before)?;
-    let recorded = (
-        sum(records, "TREFOIL_BYTES_OUT")?,
-        sum(records, "TREFOIL_PACKETS_OUT")?,
-    );
-    ensure!(
-        recorded == (left.ip_bytes_out(), left.tx_packets),
-        "{recorded:?} B and packets are recorded of {left:?}"
-    );
-    Ok(())
-}
-
-fn sum(records: &[Record], field: &str) -> Result<u64> {
-    records.iter().map(|record| record.number(field)).sum()
-}
-
-/// What the kernel still sends for a program that has ended is in records, too: in that of the
-/// connection or, where its end is not seen, in others.
+/// Packets that the kernel still sends for a program that has ended are in records, too: in
+/// that of the connection or, where its end is not seen, in others.
 fn nothing_is_lost_after_the_end(vm: &mut Vm) -> Result<()> {
     let flow = Flow {
         is_tcp: true,

@@ -1,5 +1,5 @@
-//! Who sends, where the kernel has no tracepoint that tells (before 6.3), and another
-//! program stands in for it.
+//! Senders where the kernel has no tracepoint that tells them (before 6.3), and another program
+//! stands in for it.
 
 use std::collections::BTreeSet;
 
@@ -19,7 +19,7 @@ verdict = "approve"
 
 const N_WORKERS: u8 = 5;
 
-/// What a program said about each time that it sent.
+/// Returns the reports of a program, one for each time that it sent.
 fn told(said: &str) -> Result<Vec<Record>> {
     let lines = said.lines().map(Record::parse);
     let told: Vec<_> = lines.collect::<Result<_>>()?;
@@ -76,7 +76,7 @@ fn senders_are_named_where_the_kernel_has_no_tracepoint_for_them() -> Result<()>
          02:00:00:00:00:02 203.0.113.61:9 --from 192.0.2.1:4000 --count 3"
     ))?;
 
-    // What is taken out of the kernel ends its flows.
+    // Removal of the programs from the kernel ends their flows.
     detach(&mut vm)?;
     let records = vm.journal("-u trefoil TREFOIL_STATE=closed")?;
     let about = |is_wanted: &dyn Fn(&Record) -> bool| -> Result<BTreeSet<(u64, u64)>> {

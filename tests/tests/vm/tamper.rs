@@ -6,7 +6,8 @@ use trefoil_lab::vm::Vm;
 
 use crate::world::{GUEST, installed};
 
-const PINS: &str = "/sys/fs/bpf/trefoil/v4";
+/// Pins of the agent, whatever the version of their layout.
+const PINS: &str = "/sys/fs/bpf/trefoil/v*";
 
 /// Runs a command as a service of this name, and returns the number of the shell that does.
 fn meddle(vm: &mut Vm, service: &str, command: &str) -> Result<String> {

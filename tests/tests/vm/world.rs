@@ -1,5 +1,5 @@
-//! What the scenarios share: a host with an uplink, the package installed on it,
-//! and a far end that counts what arrives.
+//! World that the scenarios share: a host with an uplink, the package installed
+//! on it, and a far end that counts what arrives.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -173,7 +173,7 @@ pub fn wait_for_attempts(vm: &mut Vm) -> Result<()> {
     .map(drop)
 }
 
-/// What the service of [`insist`] said last.
+/// Returns the last report of the service of [`insist`].
 fn attempts(vm: &mut Vm) -> Result<Option<Record>> {
     let line = vm.run("tail -n1 /run/insistent")?.stdout;
     (!line.is_empty()).then(|| Record::parse(&line)).transpose()

@@ -1,9 +1,11 @@
-//! What the tests of this folder share: traffic from the host under test, the
-//! policies it is judged by, and how records are read.
+//! Parts that the tests of this folder share: traffic from the host under test,
+//! the policies it is judged by, and how records are read.
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub mod books;
+pub mod chance;
+pub mod discovery;
 pub mod senders;
 pub mod told;
 
@@ -72,6 +74,13 @@ pub fn lacks_hook(agent: &mut Agent<'_>, name: &str) -> Result<bool> {
     Ok(records.any(|record| record.is("event", "coverage") && record.is("subject", &subject)))
 }
 
+/// True if `trefoil check` ended as it does where it finds nothing but what this kernel lacks.
+pub fn finds_only_the_kernel(checked: &Outcome) -> bool {
+    let mut lines = checked.stdout.lines();
+    let is_finding = |line: &str| line.starts_with("kernel: lacks") && line.contains("a promise");
+    checked.code == i32::from(lines.any(is_finding))
+}
+
 /// Sees frames that go to a driver past traffic control.
 pub const DIRECT_FRAMES: &str = "__dev_direct_xmit";
 
@@ -98,7 +107,7 @@ pub fn mapped_at(address: IpAddr, port: u16) -> String {
     }
 }
 
-/// What `traffic` told, line by line.
+/// Parses the lines of JSON that `traffic` told.
 pub fn told(outcome: &Outcome) -> Result<Vec<Record>> {
     outcome.stdout.lines().map(Record::parse).collect()
 }

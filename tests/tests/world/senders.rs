@@ -1,6 +1,7 @@
-//! Traffic to the foreign host without a pause, while a test does something.
+//! Traffic to the foreign host, without a pause or with one, while a test does something.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::Result;
 use trefoil_lab::{Lab, places, wait_for};
@@ -13,6 +14,16 @@ pub type Rounds = [AtomicU64; 3];
 /// Sends to the foreign host without a pause, by a connection, a connected and
 /// an unconnected socket, while `act` runs, which is told how often each has sent.
 pub fn while_sending<T>(lab: &Lab, act: impl FnOnce(&Rounds) -> Result<T>) -> Result<T> {
+    while_sending_every(Duration::ZERO, lab, act)
+}
+
+/// Sends as [`while_sending`] does, with a pause between rounds, for what takes long: the
+/// processors are left to the agents.
+pub fn while_sending_every<T>(
+    pause: Duration,
+    lab: &Lab,
+    act: impl FnOnce(&Rounds) -> Result<T>,
+) -> Result<T> {
     let (end, rounds) = (AtomicBool::new(false), Rounds::default());
     let (end, rounds) = (&end, &rounds);
     let datagrams = ["--hold", "--count", "200", "--size", "300"];
@@ -47,6 +58,7 @@ pub fn while_sending<T>(lab: &Lab, act: impl FnOnce(&Rounds) -> Result<T>) -> Re
                     sender.proceed()?;
                     sender.line()?;
                     rounds.fetch_add(1, Ordering::Relaxed);
+                    std::thread::sleep(pause);
                 }
                 sender.finish()?.success()?;
                 Ok(())

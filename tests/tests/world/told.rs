@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use trefoil_lab::agent::kernel_verb;
 use trefoil_lab::namespace::Namespace;
-use trefoil_lab::{Lab, Record};
+use trefoil_lab::{Lab, Record, wait_for};
 
 use super::is_final;
 
@@ -44,6 +46,19 @@ pub fn told_by_verdict(records: &[Record]) -> Result<BTreeMap<String, Sum>> {
     Ok(told)
 }
 
+/// Sums the new bytes of records of all kinds, over all verdicts: none of the records may lack
+/// the field.
+pub fn told_as_new(records: &[Record]) -> Result<Sum> {
+    let mut new = (0, 0);
+    for record in numbered(records)? {
+        if record.is("event", "flow") || record.is("event", "violation") {
+            new.0 += record.number("bytes_new")?;
+            new.1 += record.number("packets_new")?;
+        }
+    }
+    Ok(new)
+}
+
 /// The sums of `loss` records alone.
 pub fn lost(records: &[Record]) -> Result<Sum> {
     let mut lost = (0, 0);
@@ -72,4 +87,15 @@ pub fn arrived(lab: &Lab, places: &[(&str, &Namespace)]) -> Result<BTreeMap<Stri
     }
     arrived.retain(|_, sum| *sum != (0, 0));
     Ok(arrived)
+}
+
+/// Waits until the agent has nothing left to tell of what others have left to it.
+pub fn wait_until_nothing_waits(lab: &Lab) -> Result<()> {
+    let mut said = String::new();
+    let waited = wait_for("nothing waits", || {
+        said = kernel_verb(lab, "status", &["--json"])?.stdout;
+        let status: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
+        Ok((status["agent"]["pending"] == 0).then_some(()))
+    });
+    waited.with_context(|| format!("status was {said}"))
 }

@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use crate::workspace;
 
-/// What a binary that contains the dependency may be distributed under,
-/// without more than a notice.
+/// Licences under which a binary that contains the dependency may be
+/// distributed, without more than a notice.
 const ACCEPTED: [&str; 11] = [
     "0BSD",
     "Apache-2.0",

@@ -2,15 +2,16 @@
 //!
 //! They read lines, not syntax: cheap, and good enough to catch what slips in.
 
-use std::{fs, path::Path, process::Command};
+use std::fs;
 
 use anyhow::{Context, Result, bail};
 
+use super::files;
 use crate::workspace;
 
 /// One rule about a Rust source file.
 struct Rule {
-    /// What is wrong where it is broken, and why that matters.
+    /// Fault where the rule is broken, and why it matters.
     reason: &'static str,
     /// The first line, from 1, at which this file breaks it.
     broken_at: fn(path: &str, text: &str) -> Option<usize>,
@@ -57,13 +58,9 @@ const RULES: [Rule; 4] = [
 /// Reads every Rust file that git knows or would add, and names each break.
 pub fn check() -> Result<()> {
     let mut broken = 0;
-    for path in rust_files()? {
-        let file = workspace::root().join(&path);
-        // A file that is deleted but not yet committed is still listed.
-        if !file.exists() {
-            continue;
-        }
-        let text = fs::read_to_string(&file).with_context(|| format!("read {path}"))?;
+    for path in files(&["*.rs"])? {
+        let text = fs::read_to_string(workspace::root().join(&path))
+            .with_context(|| format!("read {path}"))?;
         for (line, reason) in breaks(&path, &text) {
             println!("{path}:{line}: {reason}");
             broken += 1;
@@ -81,35 +78,6 @@ fn breaks(path: &str, text: &str) -> Vec<(usize, &'static str)> {
         .iter()
         .filter_map(|rule| Some(((rule.broken_at)(path, text)?, rule.reason)))
         .collect()
-}
-
-fn rust_files() -> Result<Vec<String>> {
-    let mut git = Command::new("git");
-    git.args([
-        "ls-files",
-        "--cached",
-        "--others",
-        "--exclude-standard",
-        "--",
-        "*.rs",
-    ]);
-    let output = git
-        .current_dir(workspace::root())
-        .output()
-        .context("start git")?;
-    if !output.status.success() {
-        bail!("git ls-files ended with {}", output.status);
-    }
-    let text = String::from_utf8(output.stdout).context("file names in UTF-8")?;
-    Ok(text
-        .lines()
-        .map(str::to_owned)
-        .filter(|path| is_source(path))
-        .collect())
-}
-
-fn is_source(path: &str) -> bool {
-    !Path::new(path).starts_with("target")
 }
 
 /// The first line of code, comments apart, with this word in it.

@@ -18,9 +18,9 @@ use crate::workspace::{self, as_root};
 /// The release of Debian that it is.
 pub const SUITE: &str = "bookworm";
 
-/// What is installed beside the essential packages. No network tools but `ip`
-/// and `wg`, no compiler, no Python: a host that has little must be enough.
-const PACKAGES: [&str; 9] = [
+/// Packages installed beside the essential ones. No network tools but `ip`, `wg` and
+/// `ssh`, no compiler, no Python: a host that has little must be enough.
+const PACKAGES: [&str; 13] = [
     "systemd",
     "systemd-sysv",
     "udev",
@@ -29,10 +29,14 @@ const PACKAGES: [&str; 9] = [
     "iproute2",
     "wireguard-tools",
     "bash-completion",
+    "openssh-server",
+    "openssh-client",
+    "sudo",
+    "screen",
     "linux-image-cloud-amd64",
 ];
 
-/// What the image has and Debian does not: the way for the tests to give
+/// Files that the image has and Debian does not: the way for the tests to give
 /// commands. Each with its path.
 const FILES: [(&str, &str); 4] = [
     (
@@ -45,11 +49,12 @@ const FILES: [(&str, &str); 4] = [
 ];
 
 /// Run as root, with the image's root directory as `$1`. The timers would do
-/// their work in the middle of a test.
+/// their work in the middle of a test, and ssh is started by the one that needs it.
 const FINISH: &str = r#"set -eu
 mkdir "$1/guest"
 rm -f "$1/etc/resolv.conf"
 systemctl --root="$1" --quiet enable trefoil-guest.service
+systemctl --root="$1" --quiet disable ssh.service
 systemctl --root="$1" --quiet mask apt-daily.timer apt-daily-upgrade.timer \
     dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer
 "#;

@@ -18,11 +18,11 @@ use crate::{
     workspace::{self, as_root},
 };
 
-/// The names that scenarios have for them, and where the newest of each is. What a suite has
-/// changes: the kernel is the one of the day on which the image is made.
+/// The names that scenarios have for them, and where the newest of each is. A suite's newest kernel
+/// changes: it is the one of the day on which the image is made.
 const KERNELS: [(&str, &str); 3] = [("5.10", "bullseye"), ("6.12", "trixie"), ("newest", "sid")];
 
-/// What depends on the newest kernel of a suite, and the flavour of it that is meant.
+/// Package that depends on the newest kernel of a suite, and the flavour of it that is meant.
 const PACKAGE: &str = "linux-image-cloud-amd64";
 const FLAVOUR: &str = "-cloud-amd64";
 

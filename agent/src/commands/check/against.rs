@@ -1,4 +1,4 @@
-//! What a policy would have dropped of what was seen, had it been enforced then.
+//! Traffic that was seen and that a policy would have dropped, had it been enforced then.
 
 use std::path::PathBuf;
 
@@ -17,17 +17,17 @@ use crate::{
     policy::{self, Geography, LinkLocal, Policy, Surroundings, geography::Nowhere},
 };
 
-/// What would have become of the flows that were seen.
+/// Outcome for the flows that were seen, had the policy been enforced.
 #[derive(Debug, Serialize)]
 pub struct Against {
     /// Flows that were seen.
     flows: u64,
-    /// What they sent.
+    /// Bytes that they sent.
     bytes_out: u64,
     reading: Reading,
-    /// What would have been dropped.
+    /// Flows that would have been dropped.
     would_drop: Vec<Group<Opinion>>,
-    /// What would have been dropped or not: that is not in the records.
+    /// Flows of which the records do not say whether they would have been dropped.
     may_drop: Vec<Group<Opinion>>,
     #[serde(skip)]
     observations: Observations,
@@ -52,7 +52,7 @@ impl Against {
         let surroundings = Surroundings {
             geography: geo.map_or(&Nowhere as &dyn Geography, |geo| geo),
             users: &OfHost,
-            // What was seen to leave was not local then, whatever is today.
+            // Traffic that was seen to leave was not local then, whatever is today.
             own_addresses: &[],
             link_local,
         };

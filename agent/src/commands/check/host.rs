@@ -1,4 +1,4 @@
-//! What a policy names and this host does not have: units and executables.
+//! Names in a policy that this host does not have: units and executables.
 //!
 //! Reads unit files, control groups and paths; says nothing where it may not look, or
 //! where a look would take too long. A policy may be for many hosts, so that none of
@@ -103,7 +103,7 @@ impl Units {
         }
     }
 
-    /// What is wrong with a pattern for units here.
+    /// Returns the fault of a pattern for units on this host, if it has one.
     fn complaint(&self, pattern: &UnitPattern) -> Option<Fault> {
         let text = pattern.to_string();
         // Units of users may be in every home. Scopes and slices need no file.
@@ -161,11 +161,12 @@ fn add_cgroups(directory: &Path, path: &str, depth: usize, found: &mut Vec<Strin
     }
 }
 
-/// What is wrong with a pattern for executables here. `root` is `/`, but for tests.
+/// Returns the fault of a pattern for executables on this host, if it has one. `root` is `/`,
+/// but for tests.
 fn complaint(pattern: &ExecutablePattern, root: &Path) -> Option<Fault> {
     let text = pattern.to_string();
     let wild = text.find(['*', '?', '[']);
-    // What comes before the first part that is a pattern.
+    // The path before its first part that is a pattern.
     let (fixed, rest) = match wild {
         None => (text.as_str(), ""),
         Some(wild) => text.split_at(text[..wild].rfind('/').unwrap_or(0)),

@@ -1,4 +1,4 @@
-//! What the country data is that a policy is checked with, and how much it leaves open.
+//! Country data that a policy is checked with, and how much it leaves open.
 
 use std::fmt::Write as _;
 
@@ -89,7 +89,8 @@ impl File {
     }
 }
 
-/// What is open by the setting that makes unicast to the link's scope local.
+/// Returns the problem of the setting that makes unicast to the link's scope local: the
+/// traffic that it leaves open.
 pub fn open_link(link_local: LinkLocal) -> Vec<Problem> {
     let networks: Vec<String> = match link_local {
         LinkLocal::Judged => return Vec::new(),

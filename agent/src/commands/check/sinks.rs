@@ -1,4 +1,4 @@
-//! What `run` would write to, tried without changing it.
+//! Places that `run` would write to, tried without changing them.
 
 use std::{
     fs::{self, OpenOptions},
@@ -16,7 +16,8 @@ use crate::{
     state::State,
 };
 
-/// What could not be opened or made. What only root may is left to root to try.
+/// Returns the problems of places that could not be opened or made. A place that only root
+/// may use is left to root to try.
 pub fn problems(settings: &Settings) -> Vec<String> {
     let mut problems = Vec::new();
     let is_telling = |error: &io::Error| {

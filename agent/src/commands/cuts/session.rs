@@ -1,4 +1,5 @@
-//! Whose connection it is: that of whoever asks, somebody else's login, or any.
+//! Relation of a connection to the caller: the caller's own session, somebody else's
+//! login, or any.
 
 use std::{env, net::SocketAddr, path::Path, process};
 
@@ -9,7 +10,7 @@ use crate::connections::{Connection, Holder, ancestors, audit_session};
 /// Programs that hold the connection of somebody who logged in.
 const LOGIN_PROGRAMS: [&str; 4] = ["sshd", "sshd-session", "dropbear", "in.telnetd"];
 
-/// Whose connection it is; what hurts most first.
+/// Relation of a connection to the caller; the most painful to lose first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Whose {
@@ -46,7 +47,7 @@ impl Asker {
         }
     }
 
-    /// Whose a connection is to this asker.
+    /// Tells the relation of a connection to this asker.
     pub fn whose(&self, connection: &Connection) -> Whose {
         let any = |is: &dyn Fn(&Holder) -> bool| connection.holders.iter().any(|one| is(one));
         let is_told = self.told == Some((connection.peer, connection.local));
@@ -99,6 +100,7 @@ mod tests {
             local: at("192.0.2.1:22"),
             peer: at("203.0.113.10:51234"),
             accepted: true,
+            direction: None,
             uid: 0,
             holders: vec![Arc::new(Holder {
                 pid,

@@ -1,5 +1,5 @@
-//! What /proc does not know: UDP that is sent without connecting, and other
-//! protocols. The tables in the kernel have it, if there are any.
+//! Flows that /proc does not know: UDP that is sent without connecting, other protocols, and
+//! the side that opened a connection. The tables in the kernel have them, if there are any.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -9,7 +9,8 @@ use std::{
 };
 
 use trefoil_ebpf::abi::{
-    EXECUTABLE_FOREIGN, EXECUTABLE_TRUNCATED, FLOW_EMBRYONIC, FLOW_ENDED, Owner, Tracked, direction,
+    EXECUTABLE_FOREIGN, EXECUTABLE_TRUNCATED, FLOW_EMBRYONIC, FLOW_ENDED, Owner, Tracked,
+    direction, quality,
 };
 
 use crate::{
@@ -17,15 +18,61 @@ use crate::{
     flow::{counted, ip_address},
     kernel::{KernelError, PinDir, Reader},
     owner::process::{cgroup_path, comm, executable_path, logged_in},
+    policy::source::Direction,
 };
+
+const TCP: u8 = 6;
 
 /// Adds the flows of sockets with many peers that are open in the tables of a pin
 /// directory. Where there are none, or they cannot be read, nothing is added.
 pub fn add_flows(connections: &mut Vec<Connection>, pin_dir: &Path) {
-    if let Ok(reader) = Reader::open(&PinDir::new(pin_dir))
-        && let Ok(flows) = flows(&reader)
-    {
+    let Ok(reader) = Reader::open(&PinDir::new(pin_dir)) else {
+        return;
+    };
+    if let Ok(sockets) = reader.socket_flows() {
+        set_directions(connections, &sockets);
+    }
+    if let Ok(flows) = flows(&reader) {
         add(connections, flows);
+    }
+}
+
+/// Where the login sessions of holders came from that the kernel programs of a pin directory have
+/// seen begin, by audit session. No rule takes another's word for it.
+pub fn origins(connections: &[Connection], pin_dir: &Path) -> HashMap<u32, IpAddr> {
+    let Ok(reader) = Reader::open(&PinDir::new(pin_dir)) else {
+        return HashMap::new();
+    };
+    let holders = connections.iter().flat_map(|one| &one.holders);
+    let sessions: HashSet<u32> = holders.filter_map(|holder| holder.session).collect();
+    let origin = |session| {
+        let origin = reader.session(session).ok().flatten()?;
+        let is_seen = origin.quality == quality::DIRECT;
+        is_seen.then(|| (session, ip_address(&origin.peer.address)))
+    };
+    sessions.into_iter().filter_map(origin).collect()
+}
+
+/// Takes in who has opened the connections of TCP that have a tag.
+fn set_directions(connections: &mut [Connection], sockets: &[Tracked]) {
+    let known: HashMap<_, _> = sockets
+        .iter()
+        .filter(|socket| socket.flow.peer.protocol == TCP && socket.flow.state & FLOW_ENDED == 0)
+        .filter_map(|Tracked { flow, .. }| {
+            let peer = SocketAddr::new(ip_address(&flow.peer.address), flow.peer.port);
+            Some(((flow.local_port, peer), direction_of(flow.direction)?))
+        })
+        .collect();
+    for one in connections.iter_mut().filter(|one| one.protocol == TCP) {
+        one.direction = known.get(&(one.local.port(), one.peer)).copied();
+    }
+}
+
+fn direction_of(number: u8) -> Option<Direction> {
+    match number {
+        direction::OUTBOUND => Some(Direction::Outbound),
+        direction::ACCEPTED => Some(Direction::Accepted),
+        _ => None,
     }
 }
 
@@ -38,7 +85,6 @@ fn add(connections: &mut Vec<Connection>, flows: Vec<Connection>) {
 }
 
 fn flows(reader: &Reader) -> Result<Vec<Connection>, KernelError> {
-    const TCP: u8 = 6;
     let mut holders = Holders {
         reader,
         known: HashMap::new(),
@@ -69,7 +115,8 @@ fn flows(reader: &Reader) -> Result<Vec<Connection>, KernelError> {
                 protocol: flow.peer.protocol,
                 local: end(local, flow.local_port),
                 peer: end(ip_address(&flow.peer.address), flow.peer.port),
-                accepted: flow.direction == direction::ACCEPTED,
+                accepted: direction::is_answer(flow.direction),
+                direction: direction_of(flow.direction),
                 uid: owner.uid,
                 holders: holders.of(&owner)?.into_iter().collect(),
             })
@@ -126,6 +173,7 @@ mod tests {
             local: local.parse().unwrap(),
             peer: peer.parse().unwrap(),
             accepted: false,
+            direction: Some(Direction::Outbound),
             uid: 0,
             holders: Vec::new(),
         };

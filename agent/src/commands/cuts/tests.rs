@@ -53,6 +53,7 @@ fn connection(local_port: u16, peer: &str, holders: Vec<Arc<Holder>>) -> Connect
         local: SocketAddr::new([192, 0, 2, 1].into(), local_port),
         peer: peer.parse().unwrap(),
         accepted: local_port < 1024,
+        direction: None,
         uid: 0,
         holders,
     }
@@ -69,20 +70,24 @@ fn compiled(text: &str) -> Compiled {
     policy::load(text, "policy.toml", &surroundings, 1).unwrap()
 }
 
-/// What becomes of these connections when processes in `watched` are watched, and
-/// a child of `asker` asks.
+/// Judges these connections as if processes in `watched` were watched, and a
+/// child of `asker` asked.
 fn cuts(watched: &str, asker: u32, list: Vec<Connection>) -> Cuts {
     let compiled = compiled(POLICY);
     let judge = Judge {
         compiled: &compiled,
         geo: None,
         watched: watched.to_owned(),
+        origins: HashMap::new(),
         asker: Asker {
             ancestors: vec![asker],
             ..Asker::default()
         },
     };
-    judge.cuts(&Connections { list, n_unread: 0 })
+    judge.cuts(&Connections {
+        list,
+        ..Connections::default()
+    })
 }
 
 fn ports(cuts: &Cuts) -> Vec<u16> {

@@ -1,5 +1,5 @@
-//! What would be cut, in words: sessions one by one, the rest by who it is and
-//! where it goes.
+//! Text of what would be cut: sessions one by one, the rest by owner and
+//! destination.
 
 use std::{
     cmp::Reverse,
@@ -78,6 +78,12 @@ impl Cuts {
                  or have no name\n"
             );
         }
+        if self.unread_namespaces > 0 {
+            text += &format!(
+                "{} could not be looked at in time: connections in there are missing here\n",
+                count(self.unread_namespaces as u64, "network namespace")
+            );
+        }
         text
     }
 
@@ -97,8 +103,15 @@ impl Cuts {
         let first = self.would_cut.first().map_or(String::new(), |fate| {
             format!("; the first: {}", Group::of(fate))
         });
+        let unread = match self.unread_namespaces {
+            0 => String::new(),
+            n => format!(
+                "; those of {} are not counted, since the start does not wait for them",
+                count(n as u64, "network namespace")
+            ),
+        };
         format!(
-            "enforcing the policy cuts {} of {}{sessions}{first}",
+            "enforcing the policy cuts {} of {}{sessions}{first}{unread}",
             self.would_cut.len(),
             count(self.open_connections as u64, "open connection")
         )
@@ -137,7 +150,7 @@ impl<'a> Group<'a> {
     }
 }
 
-/// What the connections of a group have in common.
+/// Returns the key that the connections of a group have in common.
 fn kind(fate: &Fate) -> impl Eq + Hash + use<'_> {
     // The port of a client says nothing.
     let port = match fate.direction {

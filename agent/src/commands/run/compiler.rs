@@ -26,7 +26,7 @@ pub struct Compiler {
     again: bool,
 }
 
-/// What has changed.
+/// Request to compile, by what has changed.
 enum Request {
     /// Somebody wants policy and country data read anew.
     Reread,
@@ -34,7 +34,7 @@ enum Request {
     Addresses(Vec<IpAddr>),
 }
 
-/// What came of a request.
+/// Result of a request.
 pub struct Renewal {
     /// True if a person asked for it.
     pub is_asked: bool,
@@ -56,9 +56,9 @@ pub struct Renewed {
 
 /// Why there is no policy to put in force.
 pub struct Refusal {
-    /// What was read.
+    /// Source that was read.
     pub source: String,
-    /// What is wrong with it.
+    /// Problems of the source.
     pub problems: String,
 }
 
@@ -86,7 +86,7 @@ impl Compiler {
         self.is_busy
     }
 
-    /// Asks for everything to be read anew. What is being made already is finished
+    /// Asks for everything to be read anew. A compilation that is under way is finished
     /// first and does not do, since its files were read before.
     pub fn reread(&mut self) {
         if self.is_busy {

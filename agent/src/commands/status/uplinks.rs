@@ -1,9 +1,10 @@
-//! What `status` says of uplinks: their books, now.
+//! Uplinks in `status`: their books, now.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::health::Health;
 use crate::{
     clock::{self, BootClock},
     kernel::{KernelError, Others, Reader, RouteSocket, UplinkTable, is_uplink_pin},
@@ -29,8 +30,7 @@ pub struct UplinkStatus {
 /// Looks at the books of all uplinks, by name.
 pub fn look(
     reader: &Reader,
-    findings: &mut Vec<String>,
-    notes: &mut Vec<String>,
+    health: &mut Health,
 ) -> Result<BTreeMap<String, UplinkStatus>, KernelError> {
     let table = UplinkTable::open(reader.pins())?;
     let mut routes = RouteSocket::open()?;
@@ -46,7 +46,7 @@ pub fn look(
             .iter()
             .any(|(of, name)| *of == instance && is_uplink_pin(name, index));
         if !attached {
-            findings.push(format!(
+            health.find(format!(
                 "{} {} is not watched: its hook was attached, and is not any more",
                 if uplink.is_tunnel() {
                     "tunnel"
@@ -64,11 +64,17 @@ pub fn look(
         };
         let balance = look.balance(&uplink, link.counts_before_segmentation());
         if balance.unaccounted_bytes > 0 {
-            findings.push(format!(
-                "{} left by uplink {} that no hook saw",
-                words::bytes(balance.unaccounted_bytes),
-                link.name
-            ));
+            let bytes = balance.unaccounted_bytes;
+            health.lost(
+                &format!("books of uplink {}", link.name),
+                bytes,
+                uplink.attached_ns,
+                &format!(
+                    "{} left by uplink {} that no hook saw",
+                    words::bytes(bytes),
+                    link.name
+                ),
+            );
         }
         let since_us = BootClock::read().unix_us(uplink.attached_ns);
         let record = Record::books(&Balanced {
@@ -85,7 +91,7 @@ pub fn look(
             .collect();
         let others = Others::look(&mut routes, reader.pins(), index)?;
         if !others.behind.is_empty() {
-            findings.push(format!(
+            health.find(format!(
                 "behind the hook of uplink {} stands what may change or send elsewhere that which \
                  was judged: {}",
                 link.name,
@@ -93,7 +99,7 @@ pub fn look(
             ));
         }
         if !others.before.is_empty() {
-            notes.push(format!(
+            health.note(format!(
                 "before the hook of uplink {}: {}; what they let pass for good is a remainder of \
                  the books",
                 link.name,

@@ -167,8 +167,8 @@ fn rules_believe_only_what_the_system_has_named() {
         assert!(found.is_some(), "{path}");
         assert_eq!(found, Placement::of(&path).container, "{path}");
     }
-    // What reports may name and rules must not, since somebody else than root or the
-    // system's manager can make a directory there.
+    // Containers that reports may name and rules must not, since somebody else than root or
+    // the system's manager can make a directory there.
     for path in [
         format!("{users}/user.slice/docker-{id}.scope"),
         format!("{users}/user.slice/libpod-{id}.scope/container"),

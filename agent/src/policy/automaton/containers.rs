@@ -12,11 +12,11 @@ use crate::owner::cgroup::PREFIXES;
 use crate::policy::glob::{Glob, NOT_SLASH, Token};
 use crate::policy::pattern::ContainerPattern;
 
-/// What a name is made of.
+/// Kind of a name: the characters that it is made of.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Hexadecimal digits. That an id has 64 of them is not counted, which would be
-    /// that many states for each pattern.
+    /// Hexadecimal digits. The automaton does not count that an id has 64 of them: that would
+    /// be as many states for each pattern.
     Id,
     /// A name of a machine, as systemd-nspawn calls them, escaped as in the name of a
     /// unit. Not of libvirt's virtual machines, `qemu-...`.
@@ -37,8 +37,8 @@ const BEGUN: u8 = 1;
 const SLICE: &[u8] = b".slice";
 
 impl Kind {
-    /// What may follow: ranges of bytes, and the state that each leads to. States,
-    /// from 0, are what is known of the name so far.
+    /// Returns the ranges of bytes that may follow, and the state that each leads to. States,
+    /// from 0, stand for what is known of the name so far.
     fn steps(self, state: u8) -> Vec<(u8, u8, u8)> {
         const HOST: [(u8, u8); 5] = [
             (b'-', b'.'),

@@ -18,7 +18,7 @@ pub(super) struct Draft {
     builder: thompson::Builder,
 }
 
-/// What the library makes, or why it does not.
+/// Result of a call to the library's builder: the product, or why there is none.
 pub(super) type Drawn<T> = Result<T, Box<thompson::BuildError>>;
 
 impl Draft {
@@ -164,7 +164,7 @@ impl Draft {
         Ok(next)
     }
 
-    /// What `next` is, within this user's manager if there is one.
+    /// Draws `next` within this user's manager, or `next` alone if there is no manager.
     fn behind_manager(&mut self, manager: Option<&Glob>, next: StateID) -> Drawn<StateID> {
         match manager {
             None => Ok(next),

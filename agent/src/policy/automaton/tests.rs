@@ -1,10 +1,10 @@
-//! What paths an automaton accepts, held against a matcher that tries everything.
+//! Paths that an automaton accepts, compared with a matcher that tries everything.
 
 use std::collections::HashMap;
 
 use super::*;
 
-/// What the table says about one path: the patterns that match it.
+/// Answers of the table about a path: sets of the patterns that match it.
 struct Classes {
     sets: Vec<Vec<usize>>,
     known: HashMap<Vec<usize>, u16>,
@@ -210,7 +210,7 @@ fn containers_and_groups_are_those_that_the_patterns_match() {
         "\u{e4}",
     ];
     let mut asked = paths(3, &parts);
-    // What is rarely made by chance.
+    // Paths that chance rarely makes.
     asked.extend(paths(4, &parts).into_iter().map(|path| {
         let above: &[&str] = &[
             "/kubepods/pod1",

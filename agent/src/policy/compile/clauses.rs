@@ -7,6 +7,8 @@ use std::net::IpAddr;
 use trefoil_ebpf::abi::{ROW_WORDS, Row};
 
 use super::limits::{Budget, Clause, Period};
+use super::logins::origin_of;
+use super::services::{all_of, keys_of_all, services, with_unread};
 use super::set_bit;
 use crate::geo::Country;
 use crate::policy::geography::{Surroundings, Users};
@@ -14,8 +16,10 @@ use crate::policy::intervals::Intervals;
 use crate::policy::network::{Extent, Network};
 use crate::policy::pattern::{CgroupPattern, ContainerPattern, ExecutablePattern, UnitPattern};
 use crate::policy::problem::{Fault, Problem};
-use crate::policy::service::{self, PROTOCOLS_WITH_PORTS, Ports, Protocol};
-use crate::policy::source::{Area, Endpoint, Group, Located, Policy, Rule, RuleVerdict, User};
+use crate::policy::service;
+use crate::policy::source::{
+    Area, Direction, Endpoint, Group, Located, Policy, Rule, RuleVerdict, User,
+};
 
 /// All clauses, in the order of their rules.
 pub(super) struct Clauses<'p> {
@@ -25,7 +29,8 @@ pub(super) struct Clauses<'p> {
 /// A clause and the index of its rule.
 pub(super) struct NumberedClause<'p> {
     pub(super) rule: usize,
-    /// What is not known about a sender counts against him: the clause then matches.
+    /// True if the clause denies: an unknown fact about a sender counts against him, and
+    /// the clause matches.
     pub(super) denies: bool,
     pub(super) test: Test<'p>,
 }
@@ -74,7 +79,7 @@ pub(super) fn row_of_path(keys: &[&PatternUse], matched: &[usize]) -> Row {
     common
 }
 
-/// What a flow must satisfy. `None`: anything does.
+/// Condition that a flow must satisfy. `None`: any flow does.
 #[derive(Clone, Default)]
 pub(super) struct Test<'p> {
     pub(super) units: Option<Vec<&'p UnitPattern>>,
@@ -84,8 +89,19 @@ pub(super) struct Test<'p> {
     pub(super) users: Option<Intervals<u32>>,
     pub(super) groups: Option<Intervals<u32>>,
     pub(super) interactive: Option<bool>,
+    /// Where somebody logged in from.
+    pub(super) origin: Option<DestinationTest<'p>>,
+    pub(super) direction: Option<Direction>,
+    pub(super) near_ports: Option<Intervals<u32>>,
     pub(super) destination: Option<DestinationTest<'p>>,
     pub(super) services: Option<Intervals<u32>>,
+}
+
+impl Test<'_> {
+    /// True if it asks for who opened the session, or for this host's port.
+    pub(super) fn names_near_end(&self) -> bool {
+        self.direction.is_some() || self.near_ports.is_some()
+    }
 }
 
 impl NumberedClause<'_> {
@@ -94,18 +110,44 @@ impl NumberedClause<'_> {
         Some(self.or_unknown(self.test.users.as_ref()?))
     }
 
-    /// The groups that satisfy the clause where this is known of a login session;
+    /// The groups that satisfy the clause, which has this index, in this case of a login session;
     /// `None` if it asks for neither.
-    pub(super) fn groups_where(&self, interactive: Option<bool>) -> Option<Intervals<u32>> {
+    pub(super) fn groups_where(&self, index: usize, case: Login<'_>) -> Option<Intervals<u32>> {
         let groups = self.test.groups.as_ref().map(|ids| self.or_unknown(ids));
-        let has_session = match (self.test.interactive, interactive) {
-            (None, _) => return groups,
-            (Some(_), None) => self.denies,
-            (Some(asked), Some(known)) => asked == known,
+        let asks_origin = self.test.origin.is_some();
+        if self.test.interactive.is_none() && !asks_origin {
+            return groups;
+        }
+        let is_satisfied = match case {
+            Login::Unknown => self.denies,
+            Login::None => self.test.interactive != Some(true) && !asks_origin,
+            Login::Session(is_met) => {
+                self.test.interactive != Some(false) && (!asks_origin || is_met(index))
+            }
         };
-        Some(match has_session {
+        Some(match is_satisfied {
             false => Intervals::default(),
             true => groups.unwrap_or_else(|| Intervals::union([(0, u32::MAX)])),
+        })
+    }
+
+    /// The near ends that satisfy the clause where this is known of who opened the session;
+    /// `None` if it asks for neither that nor this host's port.
+    pub(super) fn near_ends_where(&self, known: Option<Direction>) -> Option<Intervals<u32>> {
+        if !self.test.names_near_end() {
+            return None;
+        }
+        let is_opened_so = match (self.test.direction, known) {
+            // A port is nothing to approve by where it is not known who wrote it.
+            (_, None) => self.denies,
+            (None, Some(_)) => true,
+            (Some(asked), Some(known)) => asked == known,
+        };
+        Some(match (is_opened_so, &self.test.near_ports) {
+            (false, _) => Intervals::default(),
+            (true, None) => Intervals::union([(0, u32::MAX)]),
+            (true, Some(ports)) if self.denies => with_unread(ports),
+            (true, Some(ports)) => ports.clone(),
         })
     }
 
@@ -118,7 +160,19 @@ impl NumberedClause<'_> {
     }
 }
 
-/// All of these must hold for a destination; one that is `None` does.
+/// Facts known of a login session.
+#[derive(Clone, Copy)]
+pub(super) enum Login<'f> {
+    /// Nothing.
+    Unknown,
+    /// There is none.
+    None,
+    /// There is one. Whether its origin satisfies the clause with this index, where that asks.
+    Session(&'f dyn Fn(usize) -> bool),
+}
+
+/// All of these must hold for a destination, or for the far end that somebody logged in from; one
+/// that is `None` does.
 #[derive(Clone, Default)]
 pub(super) struct DestinationTest<'p> {
     pub(super) networks: Option<Addresses>,
@@ -224,7 +278,7 @@ impl<'p> Clauses<'p> {
 }
 
 impl NumberedClause<'_> {
-    /// What the clause decides. `budgets` are those of the policy.
+    /// Returns the outcome of the clause. `budgets` are those of the policy.
     pub(super) fn decides(&self, policy: &Policy, budgets: &[Budget]) -> Clause {
         let rule = &policy.rules[self.rule];
         // A rule has a clause, and clauses are fewer than u16 numbers.
@@ -286,13 +340,7 @@ fn clauses_of<'p>(
     rule: &'p Rule,
     users: &dyn Users,
 ) -> Result<Vec<Test<'p>>, Fault> {
-    let services = services(rule);
-    if services.as_ref().is_some_and(Intervals::is_empty) {
-        return Err(
-            Fault::new("no flow can have one of `ports` and one of `protocols`")
-                .help("both must hold: leave out `protocols`, or give ports of these protocols"),
-        );
-    }
+    let services = services(rule)?;
     let destination = DestinationTest {
         networks: rule
             .networks
@@ -343,12 +391,27 @@ fn clauses_of<'p>(
             )
         }),
         interactive: rule.interactive,
+        origin: rule.session.as_ref().map(|own| origin_of(policy, own)),
+        direction: rule.direction,
+        near_ports: rule.near_ports.as_deref().map(keys_of_all),
         destination: names_destination.then(|| destination.clone()),
         services,
     };
     let Some(gateways) = &rule.gateways else {
         return Ok(vec![test]);
     };
+    if rule.means_clients() {
+        let clients = gateways
+            .iter()
+            .flat_map(|&index| &policy.gateways[index].clients);
+        return Ok(vec![Test {
+            destination: Some(DestinationTest {
+                gateway: Some(Addresses::new(clients.copied())),
+                ..destination
+            }),
+            ..test
+        }]);
+    }
 
     let endpoints: Vec<&Endpoint> = gateways
         .iter()
@@ -407,43 +470,6 @@ fn by_services(endpoints: &[&Endpoint]) -> Vec<(Vec<IpAddr>, Intervals<u32>)> {
         }
     }
     groups
-}
-
-/// The services that `ports` and `protocols` leave.
-fn services(rule: &Rule) -> Option<Intervals<u32>> {
-    let ports = rule
-        .ports
-        .as_ref()
-        .map(|ports| Intervals::union(ports.iter().flat_map(keys_of)));
-    let protocols = rule
-        .protocols
-        .as_ref()
-        .map(|protocols| Intervals::union(protocols.iter().map(|&protocol| all_of(protocol))));
-    match (ports, protocols) {
-        (Some(ports), Some(protocols)) => Some(ports.intersection(&protocols)),
-        (ports, protocols) => ports.or(protocols),
-    }
-}
-
-fn keys_of(ports: &Ports) -> Vec<(u32, u32)> {
-    let protocols = match ports.protocol {
-        Some(protocol) => vec![protocol.0],
-        None => PROTOCOLS_WITH_PORTS.to_vec(),
-    };
-    let keys = |protocol: u8| {
-        (
-            service::key(protocol, ports.first),
-            service::key(protocol, ports.last),
-        )
-    };
-    protocols.into_iter().map(keys).collect()
-}
-
-fn all_of(protocol: Protocol) -> (u32, u32) {
-    (
-        service::key(protocol.0, 0),
-        service::key(protocol.0, u16::MAX),
-    )
 }
 
 /// Every country that `areas` name, by itself or in a group.

@@ -9,9 +9,9 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
-use trefoil_ebpf::abi::{Row, layout, verdict};
+use trefoil_ebpf::abi::{Row, class, layout, verdict};
 
-use super::clauses::{Addresses, Clauses, countries, networks};
+use super::clauses::{Addresses, Clauses, DestinationTest, Test, countries, networks};
 use super::embedding::{self, Embedding};
 use super::{Classes, EMBEDS, OWN, Range32, Range128, check_size, set_bit};
 use crate::geo::{Countries, Country};
@@ -22,8 +22,8 @@ use crate::policy::network::Network;
 use crate::policy::problem::Fault;
 use crate::policy::source::Policy;
 
-/// What the policy says about a destination: its class, the verdict if no clause matches,
-/// and its marks.
+/// Outcome of the policy for a destination: its class, the verdict if no clause matches, and
+/// its marks.
 type Outcome = (u16, u8, u8);
 
 /// The tables for IPv4 and IPv6, and the combinations of layouts that marks speak of.
@@ -36,14 +36,70 @@ pub(super) fn ranges(
     surroundings: &Surroundings<'_>,
     classes: &mut Classes<'_>,
 ) -> Result<Tables, Fault> {
-    let world = World::new(policy, clauses, surroundings);
+    let world = World::new(policy, clauses, surroundings, Ends::Destinations);
+    let (v4, v6) = tables(&world, surroundings, classes)?;
+    let layouts = world.layouts.into_inner().0;
+    Ok((v4, v6, layouts))
+}
+
+/// The tables for the addresses that sessions come from, by IPv4 and IPv6.
+///
+/// An address of this host says nothing of where somebody came from before, and one that embeds
+/// another may mean either: both are of class [`class::UNKNOWN`], as is what never leaves a link.
+pub(super) fn origins(
+    policy: &Policy,
+    clauses: &Clauses<'_>,
+    surroundings: &Surroundings<'_>,
+    classes: &mut Classes<'_>,
+) -> Result<(Vec<Range32>, Vec<Range128>), Fault> {
+    let world = World::new(policy, clauses, surroundings, Ends::Origins);
+    let (mut v4, mut v6) = tables(&world, surroundings, classes)?;
+    let plain = |class, marks, fallback| match marks != 0 || fallback == verdict::LOCAL {
+        true => class::UNKNOWN,
+        false => class,
+    };
+    for range in &mut v4 {
+        range.class = plain(range.class, range.marks, range.fallback);
+        (range.marks, range.fallback) = (0, 0);
+    }
+    for range in &mut v6 {
+        range.class = plain(range.class, range.marks, range.fallback);
+        (range.marks, range.fallback) = (0, 0);
+    }
+    Ok((v4, v6))
+}
+
+/// Which addresses of flows the clauses are asked about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ends {
+    /// Where flows go.
+    Destinations,
+    /// Where somebody logged in from who sends.
+    Origins,
+}
+
+impl Ends {
+    /// The test of these.
+    fn asked<'t, 'p>(self, test: &'t Test<'p>) -> Option<&'t DestinationTest<'p>> {
+        match self {
+            Self::Destinations => test.destination.as_ref(),
+            Self::Origins => test.origin.as_ref(),
+        }
+    }
+}
+
+fn tables(
+    world: &World,
+    surroundings: &Surroundings<'_>,
+    classes: &mut Classes<'_>,
+) -> Result<(Vec<Range32>, Vec<Range128>), Fault> {
     let sets: Vec<Intervals<u32>> = world.sets.iter().map(|set| set.v4.clone()).collect();
     let geography = surroundings.geography;
     let places = world.numbered(geography.v4(), geography.several_v4());
-    let v4 = fold(&world, &sets, places, classes)?;
+    let v4 = fold(world, &sets, places, classes)?;
     let sets: Vec<Intervals<u128>> = world.sets.iter().map(|set| set.v6.clone()).collect();
     let places = world.numbered(geography.v6(), geography.several_v6());
-    let v6 = fold(&world, &sets, places, classes)?;
+    let v6 = fold(world, &sets, places, classes)?;
     check_size(v4.len(), "IPv4 destinations")?;
     check_size(v6.len(), "IPv6 destinations")?;
     let v4 = v4
@@ -62,12 +118,12 @@ pub(super) fn ranges(
             fallback,
             marks,
         });
-    let layouts = world.layouts.into_inner().0;
-    Ok((v4.collect(), v6.collect(), layouts))
+    Ok((v4.collect(), v6.collect()))
 }
 
-/// What clauses can ask of a destination, with indexes instead of values.
+/// Properties that clauses can ask of a destination, with indexes instead of values.
 struct World {
+    ends: Ends,
     /// Sets of addresses. The first is what is local, the second the host's own.
     sets: Vec<Addresses>,
     /// Indexes of the sets whose addresses embed others, and how.
@@ -112,7 +168,12 @@ enum Alternative {
 }
 
 impl World {
-    fn new(policy: &Policy, clauses: &Clauses<'_>, surroundings: &Surroundings<'_>) -> Self {
+    fn new(
+        policy: &Policy,
+        clauses: &Clauses<'_>,
+        surroundings: &Surroundings<'_>,
+        ends: Ends,
+    ) -> Self {
         let own = surroundings.own_addresses.iter().map(IpAddr::to_canonical);
         let own = local::own().chain(own.map(Network::host));
         let local = surroundings.link_local.local();
@@ -133,7 +194,7 @@ impl World {
         let mut tests = Vec::new();
         let mut sets_of_asn: HashMap<u32, Vec<usize>> = HashMap::new();
         for clause in &clauses.list {
-            let test = clause.test.destination.as_ref().map(|test| {
+            let test = ends.asked(&clause.test).map(|test| {
                 let mut questions = Questions::default();
                 for addresses in test.networks.iter().chain(&test.gateway) {
                     sets.push(addresses.clone());
@@ -226,6 +287,7 @@ impl World {
             number_of_several.insert(several, number);
         }
         Self {
+            ends,
             sets,
             embedding,
             layouts: RefCell::default(),
@@ -237,7 +299,7 @@ impl World {
         }
     }
 
-    /// What the data says, with numbers, in order.
+    /// Merges the ranges of the country data in order, with numbers instead of countries.
     fn numbered<K: Key>(
         &self,
         countries: impl Iterator<Item = (K, K, Country)>,
@@ -263,8 +325,8 @@ impl World {
         })
     }
 
-    /// What holds for addresses that are in the sets of `signature` and in a
-    /// country of this number.
+    /// Returns the outcome for addresses that are in the sets of `signature` and in a country
+    /// of this number.
     fn outcome(
         &self,
         signature: &[u64],
@@ -280,6 +342,10 @@ impl World {
             // to be approved.
             let holds = |alternative: &Alternative| match *alternative {
                 Alternative::AddressSet(set) => is_in(signature, set),
+                // Of a sender nothing counts for him that is not known.
+                Alternative::CountrySet(_) if country == UNKNOWN && self.ends == Ends::Origins => {
+                    *denies
+                }
                 Alternative::CountrySet(set) => match self.memberships[country][set] {
                     Part::None => false,
                     Part::Some => *denies,

@@ -6,10 +6,10 @@ use std::mem::offset_of;
 
 use trefoil_ebpf::abi::{
     self, Branch, CHUNK_BYTES, CLAUSE_COUNTED, CLAUSE_TIMED, First, Header, MAX_CHUNKS,
-    MAX_CLAUSES, MODE_ENFORCE, MODE_REPORT, N_SMALL, Span, StateClass, class, login,
+    MAX_CLAUSES, MODE_ENFORCE, MODE_REPORT, N_SMALL, Span, StateClass, class, login, near,
 };
 
-use super::{Budget, Clause, Compiled, Mode, Period, Range32, order, tree};
+use super::{Budget, Clause, Compiled, Mode, Period, Range32, Range128, order, tree};
 use crate::clock::BootClock;
 use crate::policy::{
     problem::Fault,
@@ -27,7 +27,7 @@ pub struct Image {
     pub words: Vec<u64>,
     /// Clauses that have limits, and their places in the table.
     limited: Vec<(usize, Clause)>,
-    /// What is counted.
+    /// Budgets of the rules.
     pub budgets: Vec<Budget>,
 }
 
@@ -78,6 +78,11 @@ impl Image {
         for (branch, table) in groups.iter_mut().zip(&compiled.groups) {
             *branch = tree::append(&mut layout, &mut values, &numbers(table))?;
         }
+        let origins = Origins::new(&mut layout, &mut values, compiled)?;
+        let mut near_ends = [Branch::value(0); near::N];
+        for (branch, table) in near_ends.iter_mut().zip(&compiled.near_ends) {
+            *branch = tree::append(&mut layout, &mut values, &numbers(table))?;
+        }
         let services = tree::append(&mut layout, &mut values, &numbers(&compiled.services))?;
         layout.align(size_of::<abi::State>());
         let states = layout.here();
@@ -101,15 +106,7 @@ impl Image {
         let state_classes = layout.table(&state_classes);
 
         // The larger tables last: what is hot and small is in the first chunks.
-        let addresses: Vec<_> = compiled
-            .v6
-            .iter()
-            .map(|range| tree::Range {
-                first: range.first,
-                value: Branch::of(range.class, range.fallback, range.marks),
-            })
-            .collect();
-        let v6 = tree::append(&mut layout, &mut values, &addresses)?;
+        let v6 = tree::append(&mut layout, &mut values, &addresses(&compiled.v6))?;
         let v4 = tree::append(&mut layout, &mut values, &numbers(&compiled.v4))?;
 
         layout.align(CHUNK_BYTES);
@@ -136,6 +133,9 @@ impl Image {
                 services,
                 users,
                 groups,
+                origin_groups: origins.groups,
+                origins_v4: origins.v4,
+                origins_v6: origins.v6,
                 rows,
                 row_bytes,
                 rows_are_near,
@@ -143,7 +143,8 @@ impl Image {
                 state_classes,
                 cgroup_start: compiled.header.cgroup_start,
                 executable_start: compiled.header.executable_start,
-                pad: [0; 4],
+                near_ends,
+                pad: [0; 5],
                 layouts: compiled.layouts,
                 letters: compiled.header.letters,
                 values: values.all(),
@@ -200,6 +201,44 @@ impl Image {
     }
 }
 
+/// Where the tables about origins of sessions are.
+struct Origins {
+    v4: Branch,
+    v6: Branch,
+    groups: u32,
+}
+
+impl Origins {
+    fn new(
+        layout: &mut Layout,
+        values: &mut tree::Values,
+        compiled: &Compiled,
+    ) -> Result<Self, Fault> {
+        let Some(origins) = &compiled.origins else {
+            return Ok(Self {
+                v4: Branch::value(0),
+                v6: Branch::value(0),
+                groups: 0,
+            });
+        };
+        let v4 = tree::append(layout, values, &numbers(&origins.v4))?;
+        let v6 = tree::append(layout, values, &addresses(&origins.v6))?;
+        let mut groups = Vec::new();
+        for table in &origins.groups {
+            groups.push(tree::append(layout, values, &numbers(table))?.0);
+        }
+        groups.resize(
+            groups.len().next_power_of_two().max(2),
+            groups[usize::from(class::UNKNOWN)],
+        );
+        Ok(Self {
+            v4,
+            v6,
+            groups: layout.numbers(&groups),
+        })
+    }
+}
+
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
@@ -248,7 +287,7 @@ impl Layout {
         }
     }
 
-    /// What follows is where every policy has it.
+    /// Asserts that the next table is at the place that it has in every policy.
     fn fixed(&self, place: usize) {
         assert_eq!(self.here() as usize, place, "as abi::First has it");
     }
@@ -288,6 +327,15 @@ impl Layout {
     }
 }
 
+/// Ranges of IPv6 addresses, which are the keys.
+fn addresses(ranges: &[Range128]) -> Vec<tree::Range> {
+    let range = |range: &Range128| tree::Range {
+        first: range.first,
+        value: Branch::of(range.class, range.fallback, range.marks),
+    };
+    ranges.iter().map(range).collect()
+}
+
 /// Ranges of numbers of 32 bits, whose keys they begin.
 fn numbers(ranges: &[Range32]) -> Vec<tree::Range> {
     let range = |range: &Range32| tree::Range {
@@ -306,7 +354,7 @@ fn unlimited(clause: Clause) -> abi::Clause {
     }
 }
 
-/// What a table is made of, as it lies in memory.
+/// Element of a table, as it lies in memory.
 pub(super) trait Element {
     /// Size, a power of two.
     const BYTES: usize;

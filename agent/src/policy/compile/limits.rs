@@ -1,10 +1,10 @@
-//! What clauses decide, and within what limits.
+//! Decisions of clauses, and their limits.
 
 use sha2::{Digest as _, Sha256};
 
 use crate::policy::source::{Exception, Policy};
 
-/// What a clause decides.
+/// Decision of a clause, and its limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Clause {
     /// Index of its rule in the policy file, from 0.
@@ -34,7 +34,7 @@ impl Period {
     }
 }
 
-/// What is counted of one rule.
+/// Budget of one rule, or its exception, whose uses are counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Budget {
     /// Names it for good, policies may come and go: a hash of the rule's name, or of the
@@ -54,7 +54,7 @@ pub struct Budget {
     pub exception: Option<Exception>,
 }
 
-/// What a policy has to be counted, in the order of the rules.
+/// Returns the budgets of a policy, in the order of the rules.
 pub(super) fn budgets(policy: &Policy) -> Vec<Budget> {
     let counted = policy.rules.iter().zip(0..).filter_map(|(rule, number)| {
         let (id, bytes, per_ns) = match (&rule.exception, &rule.budget) {

@@ -9,12 +9,14 @@ use trefoil_ebpf::abi::{Row, class, dimension};
 
 use super::Compiled;
 
-/// What tells sources apart comes first: it is that by which policies are mostly arranged.
+/// Order of the dimensions. Those that tell sources apart come first: policies are mostly
+/// arranged by them.
 const DIMENSIONS: [usize; dimension::N] = [
     dimension::CGROUP,
     dimension::EXECUTABLE,
     dimension::USER,
     dimension::GROUP,
+    dimension::NEAR_END,
     dimension::SERVICE,
     dimension::DESTINATION,
 ];
@@ -40,7 +42,8 @@ fn first_classes(compiled: &Compiled, dimension: usize) -> Vec<usize> {
         .filter(|&first| first > begin)
         .min()
         .unwrap_or(compiled.rows.len());
-    // What is not known tells clauses apart by what they decide, and not by what they ask.
+    // Rows for unknown facts tell clauses apart by their decision, and not by their
+    // condition.
     let n_skipped = match dimension {
         dimension::DESTINATION | dimension::SERVICE => 0,
         _ => usize::from(class::UNKNOWN) + 1,

@@ -8,6 +8,7 @@ use trefoil_ebpf::abi::{Decision, NO_RULE, verdict};
 use super::*;
 use crate::geo::Country;
 use crate::policy::geography::{Geography, Nowhere};
+use crate::policy::source::Direction;
 use crate::policy::{LinkLocal, Question};
 
 fn users(name: &str) -> Option<u32> {
@@ -67,7 +68,7 @@ fn compiled(text: &str) -> Compiled {
     compiled_with(text, &[])
 }
 
-/// What the policy says about root's curl in nginx.service, to `destination`.
+/// Judges root's curl in nginx.service, to `destination`.
 fn judge(policy: &Compiled, destination: &str, protocol: u8, port: u16) -> (u8, u16) {
     let Decision {
         verdict,
@@ -81,6 +82,9 @@ fn judge(policy: &Compiled, destination: &str, protocol: u8, port: u16) -> (u8, 
         uid: 0,
         gid: Some(0),
         interactive: Some(false),
+        origin: None,
+        direction: Some(Direction::Outbound),
+        near_port: None,
         destination: destination.parse().unwrap(),
         may_stay: true,
         protocol,
@@ -141,7 +145,7 @@ fn own_addresses_are_local_whatever_rules_say() {
     assert_eq!(judge(&policy, "2001:db8::1", 6, 443).0, verdict::LOCAL);
     assert_eq!(judge(&policy, "192.0.2.2", 6, 443), (verdict::DENIED, 0));
     assert_eq!(judge(&policy, "2001:db8::", 6, 443), (verdict::DENIED, 0));
-    // What leaves for them nevertheless is judged.
+    // A packet that leaves for them nevertheless is judged.
     let leaves = |destination: &str| {
         policy.judge(&Question {
             cgroup: None,
@@ -150,6 +154,9 @@ fn own_addresses_are_local_whatever_rules_say() {
             uid: 0,
             gid: None,
             interactive: None,
+            origin: None,
+            direction: Some(Direction::Outbound),
+            near_port: None,
             destination: destination.parse().unwrap(),
             may_stay: false,
             protocol: 6,
@@ -256,6 +263,9 @@ fn the_first_rule_that_matches_decides() {
         uid: 0,
         gid: Some(0),
         interactive: Some(false),
+        origin: None,
+        direction: Some(Direction::Outbound),
+        near_port: None,
         destination: "192.0.2.1".parse().unwrap(),
         may_stay: true,
         protocol: 6,
@@ -339,7 +349,7 @@ fn problems_of_the_host_and_of_the_text_are_said_together() {
     assert_eq!(
         problems.to_string(),
         "policy.toml:4:11: error: rules[0].verdict: `permit` is not a verdict\n  \
-         help: write `verdict = \"approve\"` or `verdict = \"deny\"`\n\
+         help: write `verdict = \"approve\"`\n\
          policy.toml:5:26: error: rules[0].from.user: this host has no user `nobody-here`\n  \
          help: write the login name of a user, or the number\n\
          policy.toml:5:50: error: rules[0].from.group: this host has no group `no-group`\n  \
@@ -406,6 +416,9 @@ fn judge_at(policy: &Compiled, destination: &str) -> (u8, u16) {
         uid: 0,
         gid: Some(0),
         interactive: Some(false),
+        origin: None,
+        direction: Some(Direction::Outbound),
+        near_port: None,
         destination: destination.parse().unwrap(),
         may_stay: true,
         protocol: 6,

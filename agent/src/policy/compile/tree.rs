@@ -70,7 +70,7 @@ pub fn append(layout: &mut Layout, values: &mut Values, ranges: &[Range]) -> Res
     whole.branch(layout, values)
 }
 
-/// What is behind one branch.
+/// Part of the ranges that is behind one branch.
 struct Part<'r> {
     /// The first one has the first key of the part, and may begin before.
     ranges: &'r [Range],

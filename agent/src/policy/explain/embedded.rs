@@ -13,6 +13,17 @@ use crate::policy::Policy;
 
 /// The IPv4 addresses that are embedded, and in what way.
 pub(super) fn in_address(policy: &Policy, address: IpAddr) -> Vec<(IpAddr, String)> {
+    let all = forms(policy, address);
+    let is_several = all.len() > 1;
+    // Of several, one to which nothing can go is not the one that is meant.
+    let meant = all
+        .into_iter()
+        .filter(|(v4, _)| !is_several || v4.octets()[0] != 0);
+    meant.map(|(v4, how)| (IpAddr::V4(v4), how)).collect()
+}
+
+/// All that may be meant by an address, whether anything can go there or not.
+pub(super) fn forms(policy: &Policy, address: IpAddr) -> Vec<(Ipv4Addr, String)> {
     let IpAddr::V6(v6) = address else {
         return Vec::new();
     };
@@ -56,12 +67,7 @@ pub(super) fn in_address(policy: &Policy, address: IpAddr) -> Vec<(IpAddr, Strin
     }
     all.sort_by_key(|(form, ..)| *form);
     all.dedup_by_key(|(form, ..)| *form);
-    let is_several = all.len() > 1;
-    // Of several, one to which nothing can go is not the one that is meant.
-    let meant = all
-        .into_iter()
-        .filter(|(_, v4, _)| !is_several || v4.octets()[0] != 0);
-    meant.map(|(_, v4, how)| (IpAddr::V4(v4), how)).collect()
+    all.into_iter().map(|(_, v4, how)| (v4, how)).collect()
 }
 
 /// The stricter of two rulings, and whether it is that of the embedded address.
@@ -77,7 +83,7 @@ pub(super) fn stricter(outer: Ruling, inner: Ruling) -> (Ruling, bool) {
         verdict::DENIED,
     ];
     let inner = match inner.verdict {
-        // What leaves is not made local by what is embedded.
+        // A packet that leaves is not local because of an embedded address.
         verdict::LOCAL => Ruling {
             verdict: verdict::UNDETERMINED,
             rule: None,
@@ -145,7 +151,7 @@ mod tests {
                 .collect();
             assert_eq!(found, inner, "{outer}");
         }
-        // Who says how the translator does it is believed.
+        // The policy is believed if it says how the translator embeds addresses.
         policy.nat64 = vec!["64:ff9b:1::/48".parse::<Prefix>().unwrap().0];
         assert_eq!(
             in_address(&policy, "64:ff9b:1:c000:2:2100::".parse().unwrap()).len(),

@@ -4,9 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::policy::evaluate::Question;
 use crate::policy::geography::Users;
+use crate::policy::network::parse_address;
 use crate::policy::pattern::{cgroup_of_unit, container::cgroup_of_container};
 use crate::policy::problem::Fault;
 use crate::policy::service::Protocol;
+use crate::policy::source::Direction;
 
 /// A flow that need not exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +23,12 @@ pub struct Inquiry {
     pub gid: Option<u32>,
     /// Whether there is a login session.
     pub interactive: bool,
+    /// Address that somebody logged in from.
+    pub origin: Option<IpAddr>,
+    /// Which end opened it.
+    pub direction: Direction,
+    /// This host's port, if one is asked about.
+    pub near_port: Option<u16>,
     /// Where to.
     pub destination: IpAddr,
     /// The protocol.
@@ -32,13 +40,20 @@ pub struct Inquiry {
 }
 
 impl Inquiry {
-    /// A flow of root's by TCP to `to`, which is `ADDR`, `ADDR:PORT` or
-    /// `[ADDR]:PORT`.
+    /// A flow of root's to `to`, which is `ADDR`, `ADDR:PORT` or `[ADDR]:PORT`, as it is or with
+    /// `/PROTOCOL` behind it, as reports show it; by TCP without that.
     ///
     /// # Errors
     ///
     /// `to` is not of this form.
     pub fn to(to: &str) -> Result<Self, Fault> {
+        if let Some((destination, protocol)) = to.rsplit_once('/') {
+            if protocol.bytes().all(|byte| byte.is_ascii_digit()) {
+                return Err(Fault::new(format!("`{to}` is not one destination"))
+                    .help("ask for an address; the number of a protocol goes into --protocol"));
+            }
+            return Self::to(destination)?.by(protocol);
+        }
         let bare = to
             .strip_prefix('[')
             .and_then(|to| to.strip_suffix(']'))
@@ -48,7 +63,8 @@ impl Inquiry {
             (_, Ok(address)) => (address, 0),
             _ => {
                 return Err(Fault::new(format!("`{to}` is not a destination")).help(
-                    "write it as in 192.0.2.1, 192.0.2.1:443, 2001:db8::1 or [2001:db8::1]:443",
+                    "write it as in 192.0.2.1, 192.0.2.1:443, 192.0.2.1:53/udp, 2001:db8::1 or \
+                     [2001:db8::1]:443",
                 ));
             }
         };
@@ -58,6 +74,9 @@ impl Inquiry {
             uid: 0,
             gid: Some(0),
             interactive: false,
+            origin: None,
+            direction: Direction::Outbound,
+            near_port: None,
             destination,
             protocol: Protocol(6),
             port,
@@ -179,6 +198,53 @@ impl Inquiry {
         self
     }
 
+    /// The same flow from a process of a login session that came from this address.
+    ///
+    /// # Errors
+    ///
+    /// Not an address.
+    pub fn logged_in_from(mut self, address: &str) -> Result<Self, Fault> {
+        self.origin = Some(parse_address(address)?);
+        Ok(self.logged_in())
+    }
+
+    /// The same flow as one of a session that the far end opened.
+    ///
+    /// # Errors
+    ///
+    /// A protocol by which sessions are not known to be accepted.
+    pub fn accepted(mut self) -> Result<Self, Fault> {
+        if self.protocol != Protocol::TCP {
+            return Err(Fault::new(format!(
+                "sessions are known to be accepted by TCP alone, and not by {}",
+                self.protocol
+            ))
+            .help("what answers datagrams is outbound: ask for it so, with --from-port"));
+        }
+        self.direction = Direction::Accepted;
+        Ok(self)
+    }
+
+    /// The same flow from this port of the host, which for a session that it accepts is the
+    /// service's.
+    ///
+    /// # Errors
+    ///
+    /// A protocol without ports, or port 0.
+    pub fn from_port(mut self, port: u16) -> Result<Self, Fault> {
+        if !self.protocol.has_ports() {
+            return Err(Fault::new(format!(
+                "protocol {} has no ports",
+                self.protocol
+            )));
+        }
+        if port == 0 {
+            return Err(Fault::new("ports are numbers from 1 to 65535"));
+        }
+        self.near_port = Some(port);
+        Ok(self)
+    }
+
     /// The question to a policy.
     #[must_use]
     pub fn question(&self) -> Question<'_> {
@@ -189,6 +255,12 @@ impl Inquiry {
             uid: self.uid,
             gid: self.gid,
             interactive: Some(self.interactive),
+            origin: self.origin,
+            direction: Some(self.direction),
+            near_port: match self.direction {
+                Direction::Accepted => Some(self.near_port.unwrap_or(0)),
+                Direction::Outbound => self.near_port,
+            },
             destination: self.destination,
             may_stay: true,
             protocol: self.protocol.0,

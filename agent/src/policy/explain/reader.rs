@@ -17,13 +17,15 @@ use crate::policy::local;
 use crate::policy::network::Network;
 use crate::policy::pattern::ExecutablePattern;
 use crate::policy::service::Protocol;
-use crate::policy::source::{Area, Exception, Group, Policy, Rule, RuleVerdict, User, Zone};
+use crate::policy::source::{
+    Area, Exception, Gateway, Group, Policy, Rule, RuleVerdict, User, Zone,
+};
 
 /// Goes through rules with one flow in mind.
 pub(super) struct Reader<'a> {
-    policy: &'a Policy,
-    surroundings: &'a Surroundings<'a>,
-    question: &'a Question<'a>,
+    pub(super) policy: &'a Policy,
+    pub(super) surroundings: &'a Surroundings<'a>,
+    pub(super) question: &'a Question<'a>,
     pub(super) destination: IpAddr,
     pub(super) country: Option<Country>,
     /// Where the data gives more than one.
@@ -77,7 +79,8 @@ impl<'a> Reader<'a> {
         local.find(|network| network.contains(self.destination))
     }
 
-    /// What goes to an address that is embedded in another is on its way elsewhere.
+    /// True if the packet may stay on the link. A packet to an address that is embedded in
+    /// another is on its way elsewhere.
     fn may_stay(&self) -> bool {
         self.question.may_stay && self.question.destination.to_canonical() == self.destination
     }
@@ -267,6 +270,8 @@ impl<'a> Reader<'a> {
                 }
             });
         }
+        conditions.extend(self.session(rule));
+        conditions.extend(self.near_end(rule));
         if let Some(networks) = &rule.networks {
             conditions.push(self.one_of(
                 "to.networks",
@@ -281,7 +286,7 @@ impl<'a> Reader<'a> {
                 (Some(several), _) => {
                     let is_named = |country| areas.iter().any(|area| area.has_country(country));
                     self.condition("to.countries", counts(several, rule, is_named), || {
-                        self.of_several(several, rule, is_named)
+                        self.of_several(destination, several, rule, is_named)
                     })
                 }
                 (None, None) => {
@@ -320,31 +325,14 @@ impl<'a> Reader<'a> {
             });
         }
         if let Some(gateways) = &rule.gateways {
-            let endpoints: Vec<_> = gateways
+            let gateways = gateways
                 .iter()
-                .flat_map(|&gateway| {
-                    let gateway = &self.policy.gateways[gateway];
-                    gateway
-                        .endpoints
-                        .iter()
-                        .map(move |endpoint| (endpoint, &gateway.name.value))
-                })
-                .collect();
-            let found = endpoints.iter().find(|(endpoint, _)| {
-                endpoint.address == destination
-                    && endpoint.protocol == protocol
-                    && endpoint.port.is_none_or(|port| port == question.port)
+                .map(|&gateway| &self.policy.gateways[gateway]);
+            let gateways: Vec<&Gateway> = gateways.collect();
+            conditions.push(match rule.means_clients() {
+                true => self.client_of(&gateways),
+                false => self.endpoint_of(&gateways),
             });
-            conditions.push(
-                self.condition("to.gateway", found.is_some(), || match found {
-                    Some((endpoint, name)) => format!("{endpoint} is an endpoint of `{name}`"),
-                    None => format!(
-                        "{} is no endpoint: {}",
-                        self.service_at(destination),
-                        list(endpoints.iter().map(|(endpoint, _)| endpoint))
-                    ),
-                }),
-            );
         }
         if let Some(ports) = &rule.ports {
             conditions.push(self.one_of(
@@ -397,9 +385,9 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A key about a sender of whom what it asks for is not known. That counts against
-    /// him: what denies holds, since it could.
-    fn unknown_sender(&self, key: &'static str, what: &str, rule: &Rule) -> Condition {
+    /// Makes the condition of a key about a sender of whom the fact is unknown. An unknown
+    /// fact counts against the sender: a rule that denies holds, since it could.
+    pub(super) fn unknown_sender(&self, key: &'static str, what: &str, rule: &Rule) -> Condition {
         match rule.verdict {
             RuleVerdict::Approve => self.unknown(key, what),
             RuleVerdict::Deny => Condition {
@@ -434,13 +422,14 @@ impl<'a> Reader<'a> {
     }
 
     /// Several countries, in words.
-    fn of_several(
+    pub(super) fn of_several(
         &self,
+        address: IpAddr,
         several: Countries,
         rule: &Rule,
         is_named: impl Fn(Country) -> bool,
     ) -> String {
-        let place = format!("the country data places {} in {several}", self.destination);
+        let place = format!("the country data places {address} in {several}");
         match (counts(several, rule, &is_named), rule.verdict) {
             (true, RuleVerdict::Deny) => format!("{place}, and one of these is enough to deny it"),
             (true, RuleVerdict::Approve) => format!("{place}, all of which are named"),
@@ -466,7 +455,7 @@ impl<'a> Reader<'a> {
             && !in_network
         {
             return self.condition("to.zones", counts(several, rule, is_named), || {
-                self.of_several(several, rule, is_named)
+                self.of_several(destination, several, rule, is_named)
             });
         }
         let holds = |area: &Area| match area {
@@ -504,7 +493,7 @@ impl<'a> Reader<'a> {
 
     /// A condition of alternatives: `holds` for one, which `why` names; `why_not` is
     /// followed by all of them.
-    fn one_of<T: Display>(
+    pub(super) fn one_of<T: Display>(
         &self,
         key: &'static str,
         alternatives: &[T],
@@ -528,7 +517,12 @@ impl<'a> Reader<'a> {
         self.condition(key, false, || format!("{what} is not known"))
     }
 
-    fn condition(&self, key: &'static str, holds: bool, why: impl FnOnce() -> String) -> Condition {
+    pub(super) fn condition(
+        &self,
+        key: &'static str,
+        holds: bool,
+        why: impl FnOnce() -> String,
+    ) -> Condition {
         let reason = if self.says_why { why() } else { String::new() };
         Condition {
             key,
@@ -546,7 +540,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn service_at(&self, address: IpAddr) -> String {
+    pub(super) fn service_at(&self, address: IpAddr) -> String {
         let protocol = Protocol(self.question.protocol);
         match (address, self.question.port) {
             (address, 0) => format!("{address}/{protocol}"),
@@ -558,14 +552,14 @@ impl<'a> Reader<'a> {
 
 /// Whether a rule's countries are met where the data gives several: one of them is enough to
 /// deny, and all have to be approved.
-fn counts(several: Countries, rule: &Rule, is_named: impl Fn(Country) -> bool) -> bool {
+pub(super) fn counts(several: Countries, rule: &Rule, is_named: impl Fn(Country) -> bool) -> bool {
     match rule.verdict {
         RuleVerdict::Deny => several.any(is_named),
         RuleVerdict::Approve => several.all(is_named),
     }
 }
 
-fn in_area(country: Country, area: &Area) -> String {
+pub(super) fn in_area(country: Country, area: &Area) -> String {
     match area {
         Area::Group(name, _) => format!("{country}, which is in {name}"),
         _ => country.to_string(),
@@ -573,7 +567,7 @@ fn in_area(country: Country, area: &Area) -> String {
 }
 
 /// The first few of them.
-fn list<T: Display>(all: impl ExactSizeIterator<Item = T>) -> String {
+pub(super) fn list<T: Display>(all: impl ExactSizeIterator<Item = T>) -> String {
     const SHOWN: usize = 8;
     let n_hidden = all.len().saturating_sub(SHOWN);
     let mut text = all

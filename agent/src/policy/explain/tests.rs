@@ -74,6 +74,26 @@ fn explained(inquiry: &Inquiry) -> Explanation {
 }
 
 #[test]
+fn a_destination_is_taken_as_reports_show_it() {
+    let asked = |to: &str| Inquiry::to(to).map(|it| (it.destination, it.port, it.protocol.0));
+    let (v4, v6) = ("192.0.2.7".parse().unwrap(), "2001:db8::7".parse().unwrap());
+    assert_eq!(asked("192.0.2.7:53/udp"), Ok((v4, 53, 17)));
+    assert_eq!(asked("192.0.2.7:443"), Ok((v4, 443, 6)));
+    assert_eq!(asked("[2001:db8::7]:443/tcp"), Ok((v6, 443, 6)));
+    assert_eq!(asked("192.0.2.7/icmp"), Ok((v4, 0, 1)));
+    // A network is no destination, and its prefix no protocol.
+    for wrong in [
+        "192.0.2.0/24",
+        "192.0.2.7:443/",
+        "192.0.2.7:1/tpc",
+        "192.0.2.7:1/icmp",
+        "/tcp",
+    ] {
+        assert!(asked(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
 fn a_flow_that_a_rule_approves() {
     let inquiry = Inquiry::to("192.0.2.7:5432")
         .and_then(|inquiry| inquiry.from_unit("postgresql@15-main.service"))
@@ -210,6 +230,74 @@ fn inquiries() {
     assert!(Inquiry::to("example.org:443").is_err());
     assert!(Inquiry::to("192.0.2.1:443").unwrap().by("icmp").is_err());
     assert!(Inquiry::to("192.0.2.1:443").unwrap().by("tpc").is_err());
+}
+
+#[test]
+fn where_somebody_logged_in_from_is_asked_for_in_every_way() {
+    const TEXT: &str = r#"
+mode = "enforce"
+[[gateways]]
+name = "dublin"
+clients = ["192.0.2.16/28"]
+[[rules]]
+name = "by dublin"
+from = { session = { gateway = "dublin", networks = "192.0.2.0/24" } }
+verdict = "approve"
+"#;
+    let own = ["192.0.2.20".parse().unwrap()];
+    let surroundings = Surroundings {
+        geography: &Places,
+        users: &users,
+        own_addresses: &own,
+        link_local: crate::policy::LinkLocal::default(),
+    };
+    let asked = |verdict: &str, address: Option<&str>| -> (bool, Vec<String>, String) {
+        let policy = Policy::parse(&TEXT.replace("approve", verdict), "policy.toml").unwrap();
+        let inquiry = Inquiry::to("203.0.113.7:22").unwrap();
+        let inquiry = match address {
+            None => inquiry.logged_in(),
+            Some("nobody") => inquiry,
+            Some(address) => inquiry.logged_in_from(address).unwrap(),
+        };
+        let explanation = explain(&policy, &surroundings, &inquiry.question());
+        let conditions = explanation.rules[0].conditions.iter();
+        let reasons = conditions.map(|one| format!("{} {}", one.key, one.reason));
+        let text = explanation.to_string();
+        (explanation.rules[0].matches, reasons.collect(), text)
+    };
+    let (matches, reasons, text) = asked("approve", Some("192.0.2.17"));
+    assert!(matches);
+    assert_eq!(
+        reasons,
+        [
+            "from.session.gateway the session came from 192.0.2.17, in 192.0.2.16/28, from where \
+             `dublin` opens sessions",
+            "from.session.networks the session came from 192.0.2.17, in 192.0.2.0/24",
+        ]
+    );
+    assert!(text.contains("logged in from 192.0.2.17"), "{text}");
+    let (matches, reasons, _) = asked("approve", Some("192.0.2.40"));
+    assert!(!matches && reasons[0].contains("in no network of the gateway's clients"));
+    let (matches, reasons, _) = asked("deny", Some("nobody"));
+    assert!(!matches && reasons[0].ends_with("there is no login session"));
+    // Not known: by the kernel, or since the address is this host's own or embeds another.
+    for unknown in [
+        None,
+        Some("192.0.2.20"),
+        Some("127.0.0.1"),
+        Some("64:ff9b::192.0.2.17"),
+    ] {
+        let (approves, _, _) = asked("approve", unknown);
+        let (denies, reasons, _) = asked("deny", unknown);
+        assert!(!approves && denies, "{unknown:?}");
+        assert!(reasons[0].contains("so it could match"), "{reasons:?}");
+    }
+    assert!(
+        Inquiry::to("192.0.2.1:443")
+            .unwrap()
+            .logged_in_from("bob")
+            .is_err()
+    );
 }
 
 #[test]

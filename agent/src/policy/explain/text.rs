@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::{Explanation, FlowFacts, RuleTrace};
+use crate::policy::source::Direction;
 
 impl fmt::Display for Explanation {
     /// The answer first, then the rules up to the one that decides.
@@ -25,7 +26,21 @@ impl fmt::Display for Explanation {
 
 impl fmt::Display for FlowFacts {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} to {}", self.protocol, self.dst_addr)?;
+        match (self.direction, self.src_port) {
+            (Some(Direction::Accepted), None) => {
+                write!(formatter, "{} accepted", self.protocol)?;
+            }
+            (Some(Direction::Accepted), Some(port)) => {
+                write!(formatter, "{} accepted on port {port}", self.protocol)?;
+            }
+            (_, Some(port)) => write!(formatter, "{} from port {port}", self.protocol)?,
+            (_, None) => write!(formatter, "{}", self.protocol)?,
+        }
+        let way = match self.direction {
+            Some(Direction::Accepted) => "from",
+            _ => "to",
+        };
+        write!(formatter, " {way} {}", self.dst_addr)?;
         if let Some(port) = self.dst_port {
             write!(formatter, " port {port}")?;
         }
@@ -37,15 +52,21 @@ impl fmt::Display for FlowFacts {
             write!(formatter, ", AS{asn}")?;
         }
         write!(formatter, ")")?;
+        let whose = match self.direction {
+            Some(Direction::Accepted) => "by",
+            _ => "from",
+        };
         match self.uid {
-            Some(uid) => write!(formatter, " from user id {uid}")?,
-            None => write!(formatter, " from a user who is not known")?,
+            Some(uid) => write!(formatter, " {whose} user id {uid}")?,
+            None => write!(formatter, " {whose} a user who is not known")?,
         }
         if let Some(gid) = self.gid.filter(|gid| Some(*gid) != self.uid) {
             write!(formatter, ", group id {gid}")?;
         }
-        if self.interactive == Some(true) {
-            write!(formatter, ", logged in")?;
+        match (self.interactive, self.session_addr) {
+            (_, Some(address)) => write!(formatter, ", logged in from {address}")?,
+            (Some(true), None) => write!(formatter, ", logged in")?,
+            _ => {}
         }
         if let Some(exe) = &self.exe {
             write!(formatter, ", {exe}")?;

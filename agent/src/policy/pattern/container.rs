@@ -1,7 +1,7 @@
-//! What a pattern means for containers, and where their control groups are.
+//! Meaning of a pattern for containers, and where their control groups are.
 //!
-//! Owns the `container` key. Which group is that of a container, and when its name
-//! can be believed, is said in [`crate::owner::cgroup`].
+//! Owns the `container` key. [`crate::owner::cgroup`] says which group is that of a
+//! container, and when its name can be believed.
 
 use std::fmt::{self, Write as _};
 
@@ -45,7 +45,7 @@ impl ContainerPattern {
             );
         }
         let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-        // What the engines' own lists show.
+        // The engines' own lists show such short ids.
         let is_short = name.len() >= 12 && name.len() < ID_DIGITS && name.bytes().all(is_hex);
         if is_short && !matches!(engine, Some("systemd-nspawn" | "lxc")) {
             return Err(

@@ -1,4 +1,4 @@
-//! What patterns mean, and what is wrong with those that mean nothing.
+//! Meaning of patterns, and the mistakes in those that mean nothing.
 
 use super::*;
 

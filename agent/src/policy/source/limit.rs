@@ -21,10 +21,11 @@ pub struct Budget {
     pub written: String,
 }
 
-/// Who has allowed, for how long and why, what the policy does not approve.
+/// Exception for traffic that the policy does not approve: who has allowed it, for how long
+/// and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exception {
-    /// What it is called outside, as in a register of exceptions.
+    /// Identifier outside of the policy, as in a register of exceptions.
     pub id: String,
     /// Legal basis, as in `Art. 49(1)(e)`.
     pub basis: String,

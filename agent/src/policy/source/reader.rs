@@ -4,6 +4,7 @@
 //! the value is left out and the rest is read, so that one run shows everything.
 
 mod limits;
+mod session;
 mod tables;
 
 use toml::Spanned;
@@ -11,7 +12,9 @@ use toml::de::{DeTable, DeValue};
 
 use self::tables::{At, Keys, Reader, a};
 use super::recovery::{self, Document};
-use super::{Area, Gateway, Group, Located, Mode, Policy, Rule, RuleVerdict, User, Zone, value};
+use super::{
+    Area, Direction, Gateway, Group, Located, Mode, Policy, Rule, RuleVerdict, User, Zone, value,
+};
 use crate::geo::{Country, groups};
 use crate::policy::pattern::{CgroupPattern, ContainerPattern, ExecutablePattern, UnitPattern};
 use crate::policy::problem::{Fault, Problem, nearest};
@@ -25,7 +28,10 @@ const FROM: &[&str] = &[
     "user",
     "group",
     "interactive",
+    "session",
+    "ports",
 ];
+const SESSION: &[&str] = &["gateway", "networks", "countries"];
 const TO: &[&str] = &[
     "networks",
     "countries",
@@ -43,19 +49,33 @@ const ROOT_KEYS: Keys = Keys {
     elsewhere: &[],
 };
 const GATEWAY_KEYS: Keys = Keys {
-    known: &["name", "endpoints"],
+    known: &["name", "endpoints", "clients"],
     later: &[],
     elsewhere: &[],
 };
 const RULE_KEYS: Keys = Keys {
-    known: &["name", "from", "to", "verdict", "budget", "exception"],
+    known: &[
+        "name",
+        "direction",
+        "from",
+        "to",
+        "verdict",
+        "budget",
+        "exception",
+    ],
     later: &[],
-    elsewhere: &[(FROM, "from"), (TO, "to"), (TO_LATER, "to")],
+    // `ports` of a rule are mostly those that it sends to.
+    elsewhere: &[(TO, "to"), (TO_LATER, "to"), (FROM, "from")],
 };
 const FROM_KEYS: Keys = Keys {
     known: FROM,
     later: &[],
     elsewhere: &[(TO, "to"), (TO_LATER, "to")],
+};
+const SESSION_KEYS: Keys = Keys {
+    known: SESSION,
+    later: &[],
+    elsewhere: &[(TO, "to"), (FROM, "from")],
 };
 const TO_KEYS: Keys = Keys {
     known: TO,
@@ -162,24 +182,17 @@ impl Reader<'_> {
     fn gateway(&mut self, at: At<'_>) -> Gateway {
         self.check_keys(at, &GATEWAY_KEYS);
         let name = self.name(at);
-        let endpoints = match at.table.get("endpoints") {
-            Some(endpoints) => self.list(
-                endpoints,
-                &format!("{}.endpoints", at.path),
-                value::endpoint,
-            ),
-            None => {
-                let help = "write `endpoints = [\"192.0.2.10:443/tcp\"]`";
-                self.missing(at, "endpoints", help);
-                Vec::new()
-            }
-        };
+        let endpoints = self.values(at, "endpoints", value::endpoint);
+        let clients = self.values(at, "clients", value::network);
+        if endpoints.is_none() && clients.is_none() && !self.is_misspelt(at, "clients") {
+            let help = "write `endpoints = [\"192.0.2.10:443/tcp\"]` for where hosts send, \
+                        `clients = [\"192.0.2.16/28\"]` for where it opens sessions from, or both";
+            self.missing(at, "endpoints", help);
+        }
         Gateway {
             name,
-            endpoints: endpoints
-                .into_iter()
-                .map(|endpoint| endpoint.value)
-                .collect(),
+            endpoints: endpoints.unwrap_or_default(),
+            clients: clients.unwrap_or_default(),
         }
     }
 
@@ -188,6 +201,8 @@ impl Reader<'_> {
         let mut rule = Rule {
             place: self.place(at.offset),
             name: self.name(at),
+            direction: self.direction(at),
+            near_ports: None,
             units: None,
             cgroups: None,
             containers: None,
@@ -195,6 +210,7 @@ impl Reader<'_> {
             users: None,
             groups: None,
             interactive: None,
+            session: None,
             networks: None,
             countries: None,
             zones: None,
@@ -217,6 +233,8 @@ impl Reader<'_> {
             rule.users = self.located::<User>(from, "user", value::user);
             rule.groups = self.located::<Group>(from, "group", value::group);
             rule.interactive = self.boolean(from, "interactive");
+            rule.near_ports = self.values(from, "ports", Ports::parse);
+            rule.session = self.session(from, &rule, zones, gateways);
         }
         let to_path = format!("{}.to", at.path);
         let to = self.sub_table(at, "to", &to_path);
@@ -231,6 +249,7 @@ impl Reader<'_> {
                 .map(|gateway| &*gateway.name.value)
                 .collect();
             rule.gateways = self.references(to, "gateway", &gateway_names);
+            self.check_gateways(to, &rule, gateways);
             rule.asns = self.located(to, "asns", value::asn);
             rule.ports = self.values(to, "ports", Ports::parse);
             rule.protocols = self.values(to, "protocols", Protocol::parse);
@@ -247,6 +266,51 @@ impl Reader<'_> {
         rule
     }
 
+    fn direction(&mut self, at: At<'_>) -> Option<Direction> {
+        const HELP: &str = "write `direction = \"accepted\"` for sessions that others open to this \
+                            host, or `direction = \"outbound\"` for what this host begins";
+        at.table.get("direction")?;
+        let (text, place) = self.required_string(at, "direction", HELP)?;
+        match text {
+            "accepted" => Some(Direction::Accepted),
+            "outbound" => Some(Direction::Outbound),
+            _ => {
+                let fault = Fault::new(format!("`{text}` is not a direction")).help(HELP);
+                self.problem(fault, place, format!("{}.direction", at.path));
+                None
+            }
+        }
+    }
+
+    /// The gateways of a rule have what it means: clients, or endpoints.
+    fn check_gateways(&mut self, to: At<'_>, rule: &Rule, gateways: &[Gateway]) {
+        // A key that is missing may have been there, and been wrong.
+        if self.has_problem_with("gateways") {
+            return;
+        }
+        let Some(value) = to.table.get("gateway") else {
+            return;
+        };
+        for &index in rule.gateways.iter().flatten() {
+            let gateway = &gateways[index];
+            let name = &gateway.name.value;
+            let fault = match rule.means_clients() {
+                true if gateway.clients.is_empty() => {
+                    Fault::new(format!("gateway `{name}` opens no sessions to hosts"))
+                        .help("give it `clients`, the networks from which it does")
+                }
+                false if gateway.endpoints.is_empty() => {
+                    Fault::new(format!("gateway `{name}` has no endpoints to send to")).help(
+                        "give it `endpoints`; or write `direction = \"accepted\"` in the rule, for \
+                         the sessions that it opens",
+                    )
+                }
+                _ => continue,
+            };
+            self.problem(fault, value.span().start, format!("{}.gateway", to.path));
+        }
+    }
+
     fn verdict(&mut self, at: At<'_>) -> RuleVerdict {
         const HELP: &str = "write `verdict = \"approve\"` or `verdict = \"deny\"`";
         let Some((text, place)) = self.required_string(at, "verdict", HELP) else {
@@ -256,7 +320,14 @@ impl Reader<'_> {
             "approve" => RuleVerdict::Approve,
             "deny" => RuleVerdict::Deny,
             _ => {
-                let fault = Fault::new(format!("`{text}` is not a verdict")).help(HELP);
+                let help = match text {
+                    "allow" | "accept" | "permit" | "pass" | "ok" => {
+                        "write `verdict = \"approve\"`"
+                    }
+                    "block" | "drop" | "reject" | "refuse" => "write `verdict = \"deny\"`",
+                    _ => HELP,
+                };
+                let fault = Fault::new(format!("`{text}` is not a verdict")).help(help);
                 self.problem(fault, place, format!("{}.verdict", at.path));
                 RuleVerdict::Deny
             }

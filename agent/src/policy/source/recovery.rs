@@ -5,6 +5,7 @@
 //! it takes the rest of the file for its content; here each statement is parsed
 //! alone, so that a mistake ends where its statement ends.
 
+use std::net::IpAddr;
 use std::ops::Range;
 
 use toml::Spanned;
@@ -12,7 +13,7 @@ use toml::de::DeTable;
 
 use crate::policy::problem::{Fault, Lines, Problem};
 
-/// What could be understood of a text.
+/// Document, as far as its text could be understood.
 pub(super) struct Document<'t> {
     pub(super) root: Spanned<DeTable<'t>>,
     pub(super) problems: Vec<Problem>,
@@ -76,9 +77,14 @@ pub(super) fn repair(text: &str) -> (Option<String>, Vec<Problem>, Vec<Damage>) 
         for error in &errors {
             let offset = error.span().map_or(0, |span| span.start).min(source.len());
             let place = lines.place(statement.start + offset);
-            // What follows on the same line follows from the first.
+            // Further errors on a line follow from its first one.
             if place.line > last_line {
-                problems.push(Fault::new(error.message()).at(place, ""));
+                let fault = match unquoted(source, offset) {
+                    None => Fault::new(error.message()),
+                    Some(network) => Fault::new(format!("`{network}` is not in quotes"))
+                        .help(format!("write `\"{network}\"`")),
+                };
+                problems.push(fault.at(place, ""));
                 last_line = place.line;
             }
         }
@@ -91,8 +97,20 @@ pub(super) fn repair(text: &str) -> (Option<String>, Vec<Problem>, Vec<Damage>) 
     (Some(repaired), problems, damage)
 }
 
-/// Parses a text that [`repair`] has been over. What is still wrong is between
-/// statements, such as a key that is there twice.
+/// The network or address at this place, which TOML takes for a number that is wrong.
+fn unquoted(text: &str, offset: usize) -> Option<&str> {
+    let belongs = |c: char| c.is_ascii_hexdigit() || matches!(c, '.' | ':' | '/');
+    let before = text[..offset].trim_end_matches(belongs).len();
+    let behind = text[offset..].trim_start_matches(belongs).len();
+    let word = &text[before..text.len() - behind];
+    let is_bare = !text[..before].ends_with(['"', '\'']);
+    let address = word.split_once('/').map_or(word, |(address, _)| address);
+    let is_address = address.contains(['.', ':']) && address.parse::<IpAddr>().is_ok();
+    (is_bare && is_address).then_some(word)
+}
+
+/// Parses a text that [`repair`] has been over. The remaining mistakes are
+/// between statements, such as a key that is there twice.
 pub(super) fn parse<'t>(
     text: &'t str,
     mut problems: Vec<Problem>,

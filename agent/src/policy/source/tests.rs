@@ -1,4 +1,4 @@
-//! What the text of a policy says, and how mistakes in it are told.
+//! Meaning of a policy's text, and the messages about mistakes in it.
 
 use proptest::prelude::*;
 
@@ -282,6 +282,16 @@ fn what_would_be_right_is_said() {
         ("to = { ports = \"1/gre\" }", "protocols = [\"gre\"]"),
         ("from = { user = 4294967295 }", "user ids"),
         ("from = { exe = \"curl\" }", "`/**/curl`"),
+        ("from = { service = \"x.service\" }", "did you mean `unit`?"),
+        ("from = { uid = 3 }", "did you mean `user`?"),
+        ("from = { gid = 3 }", "did you mean `group`?"),
+        ("from = { executable = \"/x\" }", "did you mean `exe`?"),
+        ("to = { ip = \"192.0.2.1\" }", "did you mean `networks`?"),
+        (
+            "to = { cidr = \"192.0.2.0/24\" }",
+            "did you mean `networks`?",
+        ),
+        ("to = { proto = \"tcp\" }", "did you mean `protocols`?"),
     ] {
         let problem = rule_problem(line);
         let said = problem.split_once("help: ").map(|(_, help)| help);
@@ -289,6 +299,34 @@ fn what_would_be_right_is_said() {
             said.is_some_and(|said| said.contains(help)),
             "{line}: {problem}"
         );
+    }
+}
+
+#[test]
+fn a_network_without_quotes_is_told_as_that() {
+    for network in ["192.0.2.0/24", "192.0.2.1", "2001:db8::/32", "2001:db8::1"] {
+        for list in [format!("[{network}]"), network.to_owned()] {
+            let problem = rule_problem(&format!("to = {{ networks = {list} }}"));
+            assert!(
+                problem.contains(&format!("`{network}` is not in quotes")),
+                "{problem}"
+            );
+        }
+    }
+    let problem = rule_problem("to = { networks = [1.5.] }");
+    assert!(!problem.contains("is not in quotes"), "{problem}");
+}
+
+#[test]
+fn words_of_other_tools_for_verdicts_are_understood() {
+    for (word, verdict) in [("allow", "approve"), ("block", "deny"), ("drop", "deny")] {
+        let text = format!(
+            "mode = \"report\"\n[[rules]]\nname = \"x\"\nto = {{ ports = \"1/tcp\" }}\n\
+             verdict = \"{word}\"\n"
+        );
+        let problems = Policy::parse(&text, "policy.toml").unwrap_err().to_string();
+        let help = format!("help: write `verdict = \"{verdict}\"`");
+        assert!(problems.contains(&help), "{problems}");
     }
 }
 

@@ -68,7 +68,7 @@ pub(super) fn countries(text: &str) -> Result<Area, Fault> {
     })
 }
 
-/// What a zone can be made of.
+/// Reads a part of a zone: a network, or countries.
 pub(super) fn area(text: &str) -> Result<Area, Fault> {
     if text.contains(['.', ':', '/']) {
         network(text).map(Area::Network)

@@ -91,6 +91,15 @@ const PORTS: &[&str] = &[
     "9/udplite",
 ];
 
+/// Each has one for TCP.
+const TCP_PORTS_OR_ANY: &[&str] = &[
+    "443/tcp",
+    "53",
+    "8000-8010/tcp",
+    "1-65535/tcp",
+    "1024-65535",
+];
+
 const PROTOCOLS: &[&str] = &[
     "tcp", "udp", "icmp", "icmpv6", "gre", "esp", "255", "0", "sctp",
 ];
@@ -143,7 +152,8 @@ pub(super) fn text(random: &mut Random) -> String {
         let endpoints = list(random, 5, endpoint);
         writeln!(
             text,
-            "[[gateways]]\nname = \"gateway-{gateway}\"\nendpoints = {endpoints}"
+            "[[gateways]]\nname = \"gateway-{gateway}\"\nendpoints = {endpoints}\nclients = {}",
+            list(random, 3, |random| network(random).to_string())
         )
         .expect("strings take everything");
     }
@@ -174,6 +184,8 @@ fn rule_text(
 ) -> String {
     let mut from = Vec::new();
     let mut to = Vec::new();
+    let direction = *random.pick(&["", "", "", "outbound", "accepted", "accepted"]);
+    let is_accepted = direction == "accepted";
     if random.one_in(3) {
         from.push(format!(
             "unit = {}",
@@ -204,8 +216,10 @@ fn rule_text(
     if random.one_in(6) {
         from.push(format!("group = {}", list(random, 2, group)));
     }
-    if random.one_in(8) {
-        from.push(format!("interactive = {}", random.one_in(2)));
+    match random.below(8) {
+        0 => from.push(format!("interactive = {}", random.one_in(2))),
+        1 | 2 => from.push(session(random, n_gateways)),
+        _ => {}
     }
     if is_narrow || random.one_in(2) {
         to.push(format!(
@@ -229,25 +243,39 @@ fn rule_text(
     }
     // A gateway's services and those of the rule may exclude each other, which is
     // a problem and no policy; so they do not come together here.
-    if random.one_in(5) {
+    if random.one_in(5) || is_accepted && random.one_in(3) {
+        if is_accepted && random.one_in(2) {
+            from.push(near_ports(random));
+        }
         let gateway = |random: &mut Random| format!("gateway-{}", random.below(n_gateways));
         to.push(format!("gateway = {}", list(random, 2, gateway)));
     } else if random.one_in(3) {
-        let ports = list(random, 3, |random| of(random, PORTS));
+        let ports = list(random, 3, |random| of(random, TCP_PORTS_OR_ANY));
         to.push(format!("ports = {ports}"));
+        if random.one_in(4) {
+            from.push("ports = [\"53\", \"1024-65535\"]".to_owned());
+        }
         if random.one_in(3) {
             to.push("protocols = [\"tcp\", \"udp\", \"sctp\", \"udplite\"]".to_owned());
         }
     } else if random.one_in(4) {
         to.push(format!(
             "protocols = {}",
-            list(random, 3, |random| of(random, PROTOCOLS))
+            match is_accepted {
+                true => "[\"tcp\", \"sctp\"]".to_owned(),
+                false => list(random, 3, |random| of(random, PROTOCOLS)),
+            }
         ));
+    } else if random.one_in(2) {
+        from.push(near_ports(random));
     }
     if from.is_empty() && to.is_empty() {
         to.push("networks = [\"0.0.0.0/0\", \"::/0\"]".to_owned());
     }
     let mut text = format!("[[rules]]\nname = \"rule-{index}\"\n");
+    if !direction.is_empty() {
+        writeln!(text, "direction = \"{direction}\"").expect("strings take everything");
+    }
     for (key, parts) in [("from", from), ("to", to)] {
         if !parts.is_empty() {
             writeln!(text, "{key} = {{ {} }}", parts.join(", ")).expect("strings take everything");
@@ -259,6 +287,34 @@ fn rule_text(
         text.push_str(&limit(random, index));
     }
     text
+}
+
+/// Where somebody logged in from.
+fn session(random: &mut Random, n_gateways: usize) -> String {
+    let gateway = |random: &mut Random| format!("gateway-{}", random.below(n_gateways));
+    let keys = [
+        format!("gateway = {}", list(random, 2, gateway)),
+        format!(
+            "networks = {}",
+            list(random, 3, |random| network(random).to_string())
+        ),
+        format!("countries = {}", list(random, 3, country)),
+    ];
+    let which = *random.pick(&[0b001, 0b010, 0b100, 0b011, 0b101, 0b110, 0b111]);
+    let named = (0..).zip(keys).filter(|(at, _)| which >> at & 1 == 1);
+    let named: Vec<String> = named.map(|(_, key)| key).collect();
+    let interactive = random.pick(&["", ", interactive = true"]);
+    format!("session = {{ {} }}{interactive}", named.join(", "))
+}
+
+/// Ports of this host, one of which is of TCP.
+fn near_ports(random: &mut Random) -> String {
+    let ports = list(random, 2, |random| of(random, PORTS));
+    format!(
+        "ports = [\"{}\", {}",
+        random.pick(&["22/tcp", "443", "8000-8010/tcp"]),
+        &ports[1..]
+    )
 }
 
 /// A budget or an exception, at times. Moments are around [`super::questions::NOW_US`].
@@ -401,10 +457,11 @@ pub(super) fn networks_of(policy: &Policy) -> impl Iterator<Item = Network> {
         .iter()
         .flat_map(|gateway| &gateway.endpoints);
     let endpoints = endpoints.map(|endpoint| Network::host(endpoint.address));
-    let rules = policy
-        .rules
-        .iter()
-        .filter_map(|rule| rule.networks.as_ref())
-        .flatten();
-    zones.chain(endpoints).chain(rules.copied())
+    let clients = policy.gateways.iter().flat_map(|gateway| &gateway.clients);
+    let rules = policy.rules.iter().flat_map(|rule| {
+        let origins = rule.session.as_ref();
+        let origins = origins.and_then(|origin| origin.networks.as_ref());
+        rule.networks.iter().chain(origins).flatten()
+    });
+    zones.chain(endpoints).chain(clients.chain(rules).copied())
 }

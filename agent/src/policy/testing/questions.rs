@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::{GROUPS, Random, Scene, USERS, policies};
 use crate::policy::evaluate::Question;
 use crate::policy::network::Extent;
-use crate::policy::source::Endpoint;
+use crate::policy::source::{Direction, Endpoint};
 
 /// A [`Question`] that owns its paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +22,12 @@ pub struct OwnedQuestion {
     pub gid: Option<u32>,
     /// As in [`Question`].
     pub interactive: Option<bool>,
+    /// As in [`Question`].
+    pub origin: Option<IpAddr>,
+    /// As in [`Question`].
+    pub direction: Option<Direction>,
+    /// As in [`Question`].
+    pub near_port: Option<u16>,
     /// As in [`Question`].
     pub destination: IpAddr,
     /// As in [`Question`].
@@ -43,6 +49,9 @@ impl OwnedQuestion {
             uid: self.uid,
             gid: self.gid,
             interactive: self.interactive,
+            origin: self.origin,
+            direction: self.direction,
+            near_port: self.near_port,
             destination: self.destination,
             may_stay: self.may_stay,
             protocol: self.protocol,
@@ -134,6 +143,14 @@ const EXECUTABLES: &[&str] = &[
     "/bin/\u{e4}",
 ];
 
+const DIRECTIONS: [Option<Direction>; 5] = [
+    None,
+    Some(Direction::Outbound),
+    Some(Direction::Outbound),
+    Some(Direction::Accepted),
+    Some(Direction::Accepted),
+];
+
 const EXECUTABLE_PARTS: &[&str] = &[
     "/usr",
     "/bin",
@@ -188,7 +205,15 @@ impl Scene {
             2 => Some(*random.pick(&[0, 1, 2, 5, 6, 50, 51, 52, u32::MAX - 1])),
             _ => Some(random.pick(GROUPS).1),
         };
-        let interactive = *random.pick(&[None, Some(false), Some(false), Some(true)]);
+        let (interactive, origin) = self.login(random);
+        let direction = *random.pick(&DIRECTIONS);
+        let near_port = match random.below(8) {
+            0 => None,
+            1 => Some(random.next_u64() as u16),
+            _ => Some(*random.pick(&[
+                0, 1, 9, 21, 22, 22, 23, 53, 443, 444, 1024, 7999, 8000, 8011, 65535,
+            ])),
+        };
         // Address and service of an endpoint rarely meet by chance.
         let (destination, protocol, port) = match self.endpoint(random) {
             Some(Endpoint {
@@ -217,10 +242,42 @@ impl Scene {
             uid,
             gid,
             interactive,
+            origin,
+            direction,
+            near_port,
             destination,
             may_stay: random.one_in(2),
             protocol,
             port,
+        }
+    }
+
+    /// Whether there is a login session, and where it came from.
+    fn login(&self, random: &mut Random) -> (Option<bool>, Option<IpAddr>) {
+        let interactive = *random.pick(&[None, Some(false), Some(true), Some(true)]);
+        let is_known = interactive == Some(true) && !random.one_in(8);
+        (interactive, is_known.then(|| self.origin(random)))
+    }
+
+    /// An address to log in from.
+    fn origin(&self, random: &mut Random) -> IpAddr {
+        let clients = self.policy.gateways.iter().flat_map(|one| &one.clients);
+        let clients: Vec<_> = clients.collect();
+        match random.below(8) {
+            0 | 1 if !clients.is_empty() => match random.pick(&clients).extent() {
+                Extent::V4(first, _) => IpAddr::V4(Ipv4Addr::from_bits(first)),
+                Extent::V6(first, _) => IpAddr::V6(Ipv6Addr::from_bits(first)),
+            },
+            2 => policies::address(random),
+            3 => match policies::address(random) {
+                IpAddr::V4(v4) => IpAddr::V6(self.embedding(random, v4)),
+                IpAddr::V6(v6) => IpAddr::V6(v6),
+            },
+            4 => match random.pick(&self.landmarks) {
+                IpAddr::V4(v4) => IpAddr::V6(v4.to_ipv6_mapped()),
+                v6 => *v6,
+            },
+            _ => *random.pick(&self.landmarks),
         }
     }
 

@@ -6,7 +6,7 @@ use super::*;
 use crate::policy::compile::compile;
 use crate::policy::explain::{Ruling, decide};
 
-/// What the compiled form decides, as the reader of a policy would say it.
+/// Returns a decision of the compiled form as the reader of a policy would say it.
 fn ruling(decision: Decision) -> Ruling {
     Ruling {
         verdict: decision.verdict,

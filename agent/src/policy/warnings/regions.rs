@@ -2,25 +2,21 @@
 //! sender everything is known. Of others all rules that deny take some, which is no reason
 //! to keep one.
 //!
-//! A clause is satisfied by some of the classes of each dimension, and takes every
-//! combination of these. So two clauses have flows in common if each dimension has a
-//! class that satisfies both, and one takes all of another's if every class that
-//! satisfies the other satisfies it as well. What several take together is searched
-//! for, within limits: without an answer, nothing is said.
+//! A clause is satisfied by some of the classes of each dimension, and takes every combination
+//! of these. So two clauses have flows in common if each dimension has a class that satisfies
+//! both, and one takes all of another's if every class that satisfies the other satisfies it as
+//! well. Combinations that several take together are searched for, within limits: without an
+//! answer, nothing is said.
 
 use std::{
     collections::HashSet,
     net::{Ipv4Addr, Ipv6Addr},
 };
 
-use trefoil_ebpf::abi::{Row, class, dimension, login, verdict};
+use trefoil_ebpf::abi::{Row, class, dimension, direction, login, near, verdict};
 
-use crate::policy::{
-    compile::Compiled,
-    network::Network,
-    service::{Ports, Protocol},
-    source::{Group, Rule, User},
-};
+use super::common::{Common, extent, joined, service};
+use crate::policy::compile::{Compiled, Range32};
 
 /// A set of clauses.
 type Set = Vec<u64>;
@@ -29,8 +25,6 @@ type Set = Vec<u64>;
 const MOST_STEPS: usize = 20_000;
 /// Classes of what is not known, which come first.
 const N_UNKNOWN: usize = class::UNKNOWN as usize + 1;
-/// Values that are listed of what two rules have in common.
-const MOST_LISTED: usize = 3;
 
 /// All clauses, by the classes that satisfy them.
 pub(super) struct Regions<'a> {
@@ -50,12 +44,6 @@ pub(super) struct Regions<'a> {
 pub(super) struct Cover {
     /// Their indexes, in order.
     pub(super) rules: Vec<usize>,
-}
-
-/// What two rules have in common.
-pub(super) struct Common {
-    addresses: Vec<String>,
-    services: Vec<String>,
 }
 
 impl<'a> Regions<'a> {
@@ -148,8 +136,8 @@ impl<'a> Regions<'a> {
         takers
     }
 
-    /// What two rules have in common and no rule before both takes; nothing if one of
-    /// them is within the other. An exception to a rule comes before it, on purpose.
+    /// Returns flows that two rules have in common and that no rule before takes; nothing if
+    /// one of the two is within the other. An exception to a rule comes before it, on purpose.
     pub(super) fn common(&self, earlier: usize, later: usize) -> Option<Common> {
         let before = self.takers_before(earlier);
         let is_within = |inner: usize, outer: usize| {
@@ -212,26 +200,40 @@ impl<'a> Regions<'a> {
         met
     }
 
+    /// True if a rule decides about sessions that are accepted on a service of this host, given
+    /// as [`service::key`](crate::policy::service::key), as far as that can be found out.
+    pub(super) fn decides_about_service(&self, rule: usize, key: u32) -> bool {
+        let near_ends = &self.compiled.near_ends[usize::from(direction::ACCEPTED)];
+        let mut rows = self.rows.clone();
+        rows[dimension::NEAR_END] = self.rows_within(dimension::NEAR_END, near_ends, key, key);
+        // Both ends have the same protocol.
+        let (first, last) = (key & !0xffff, key | 0xffff);
+        let services = &self.compiled.services;
+        rows[dimension::SERVICE] = self.rows_within(dimension::SERVICE, services, first, last);
+        let before = self.takers_before(rule);
+        self.clauses_of[rule].iter().any(|&clause| {
+            let others = self.met_by(clause, &before);
+            is_free(&rows, &[clause], &others) == Some(true)
+        })
+    }
+
+    /// The sets of clauses that numbers between these satisfy, by the table of a dimension.
+    fn rows_within(&self, dimension: usize, table: &[Range32], first: u32, last: u32) -> Vec<Set> {
+        let begin = table.partition_point(|range| range.first <= first) - 1;
+        let end = table.partition_point(|range| range.first <= last);
+        let first_row = self.compiled.header.rows[dimension] as usize;
+        let of = |range: &Range32| &self.compiled.rows[first_row + usize::from(range.class)];
+        let rows: HashSet<Set> = table[begin..end]
+            .iter()
+            .map(|range| of(range).words[..self.n_words].to_vec())
+            .collect();
+        rows.into_iter().collect()
+    }
+
     /// True if a flow satisfies all of `clauses` and none of `takers`; `None` if that
     /// takes too long to find out.
     fn is_free(&self, clauses: &[usize], takers: &Set) -> Option<bool> {
-        let mut choices: Vec<Vec<Set>> = Vec::new();
-        for rows in &self.rows {
-            let satisfied = rows
-                .iter()
-                .filter(|row| clauses.iter().all(|&clause| contains(row, clause)));
-            let left: HashSet<Set> = satisfied.map(|row| intersection(row, takers)).collect();
-            if left.is_empty() {
-                return Some(false);
-            }
-            let mut left: Vec<Set> = left.into_iter().collect();
-            // What satisfies the fewest is the most likely to be free.
-            left.sort_by_key(|set| (members(set).count(), set.clone()));
-            choices.push(left);
-        }
-        choices.sort_by_key(Vec::len);
-        let mut n_steps = 0;
-        search(takers, &choices, &mut n_steps)
+        is_free(&self.rows, clauses, takers)
     }
 
     fn describe(&self, one: usize, other: usize) -> Common {
@@ -273,76 +275,6 @@ impl<'a> Regions<'a> {
     }
 }
 
-impl Common {
-    /// What both rules match, as words.
-    pub(super) fn words(&self, earlier: &Rule, later: &Rule) -> String {
-        let mut words = Vec::new();
-        let from = |one: &Option<Vec<String>>, other: &Option<Vec<String>>| match (one, other) {
-            (None, None) => None,
-            (Some(one), None) | (None, Some(one)) => Some(listed(one)),
-            (Some(one), Some(other)) if one == other => Some(listed(one)),
-            (Some(one), Some(other)) => {
-                Some(format!("{} that is also {}", listed(one), listed(other)))
-            }
-        };
-        let quoted = |all: Vec<String>| all.into_iter().map(|one| format!("`{one}`")).collect();
-        type Key = fn(&Rule) -> Option<Vec<String>>;
-        let keys: [(&str, Key); 7] = [
-            ("unit", |rule| strings(&rule.units)),
-            ("control group", |rule| strings(&rule.cgroups)),
-            ("container", |rule| strings(&rule.containers)),
-            ("executable", |rule| strings(&rule.executables)),
-            ("user", |rule| {
-                let users = rule.users.as_ref()?.iter();
-                Some(users.map(|user| User::to_string(&user.value)).collect())
-            }),
-            ("group", |rule| {
-                let groups = rule.groups.as_ref()?.iter();
-                Some(groups.map(|group| Group::to_string(&group.value)).collect())
-            }),
-            ("interactive", |rule| {
-                Some(vec![rule.interactive?.to_string()])
-            }),
-        ];
-        for (name, key) in keys {
-            if let Some(who) = from(&key(earlier).map(quoted), &key(later).map(quoted)) {
-                words.push(format!("{name} {who}"));
-            }
-        }
-        let names_place = |rule: &Rule| {
-            rule.networks.is_some()
-                || rule.countries.is_some()
-                || rule.zones.is_some()
-                || rule.asns.is_some()
-                || rule.gateways.is_some()
-        };
-        if names_place(earlier) || names_place(later) {
-            words.push(format!("to {}", listed(&self.addresses)));
-        }
-        let names_service = |rule: &Rule| {
-            rule.ports.is_some() || rule.protocols.is_some() || rule.gateways.is_some()
-        };
-        if names_service(earlier) || names_service(later) {
-            words.push(format!("by {}", listed(&self.services)));
-        }
-        words.join(", ")
-    }
-}
-
-fn strings<T: ToString>(values: &Option<Vec<T>>) -> Option<Vec<String>> {
-    Some(values.as_ref()?.iter().map(T::to_string).collect())
-}
-
-/// The first few of them.
-fn listed(all: &[String]) -> String {
-    let n_more = all.len().saturating_sub(MOST_LISTED);
-    let shown = all[..all.len() - n_more].join(", ");
-    match n_more {
-        0 => shown,
-        n => format!("{shown} and {n} more"),
-    }
-}
-
 /// The rows of the classes of one dimension that flows can have whose sender is known.
 fn classes(compiled: &Compiled, at: usize) -> Vec<&Row> {
     let first = compiled.header.rows[at] as usize;
@@ -381,9 +313,20 @@ fn classes(compiled: &Compiled, at: usize) -> Vec<&Row> {
             let classes = known.map(|range| range.class).chain([class::NONE]);
             classes.map(of).collect()
         }
+        dimension::NEAR_END => {
+            let cases = [direction::OUTBOUND, direction::ACCEPTED];
+            let ranges = cases
+                .iter()
+                .flat_map(|&case| known_near_ends(&compiled.near_ends[usize::from(case)]));
+            ranges.map(|range| of(range.class)).collect()
+        }
         dimension::GROUP => {
-            let cases = [login::NONE, login::SESSION];
-            let ranges = cases.iter().flat_map(|&case| &compiled.groups[case]);
+            let of_sessions = match &compiled.origins {
+                None => std::slice::from_ref(&compiled.groups[login::SESSION]),
+                Some(origins) => &origins.groups[N_UNKNOWN..],
+            };
+            let cases = of_sessions.iter().chain([&compiled.groups[login::NONE]]);
+            let ranges = cases.flatten();
             let known = ranges.filter(|range| range.first < u32::MAX);
             known.map(|range| of(range.class)).collect()
         }
@@ -394,6 +337,36 @@ fn classes(compiled: &Compiled, at: usize) -> Vec<&Row> {
         }
         _ => compiled.rows[first + N_UNKNOWN..end].iter().collect(),
     }
+}
+
+/// See [`Regions::is_free`]. `all` are the sets of clauses that classes satisfy, by dimension.
+fn is_free(all: &[Vec<Set>; dimension::N], clauses: &[usize], takers: &Set) -> Option<bool> {
+    let mut choices: Vec<Vec<Set>> = Vec::new();
+    for rows in all {
+        let satisfied = rows
+            .iter()
+            .filter(|row| clauses.iter().all(|&clause| contains(row, clause)));
+        let left: HashSet<Set> = satisfied.map(|row| intersection(row, takers)).collect();
+        if left.is_empty() {
+            return Some(false);
+        }
+        let mut left: Vec<Set> = left.into_iter().collect();
+        // The set with the fewest members is the most likely to be free.
+        left.sort_by_key(|set| (members(set).count(), set.clone()));
+        choices.push(left);
+    }
+    choices.sort_by_key(Vec::len);
+    let mut n_steps = 0;
+    search(takers, &choices, &mut n_steps)
+}
+
+/// The ranges of near ends that have a port, or none yet, and not only one that cannot be read.
+fn known_near_ends(ranges: &[Range32]) -> impl Iterator<Item = &Range32> {
+    ranges.iter().enumerate().filter_map(|(at, range)| {
+        let next = ranges.get(at + 1).map_or(u32::MAX, |next| next.first);
+        let is_unread = range.first as u16 == 0 && next == range.first + 1;
+        (range.first <= near::NO_PORT && !is_unread).then_some(range)
+    })
 }
 
 /// Looks for a choice of one set of each dimension with nothing in common.
@@ -414,57 +387,6 @@ fn search(left: &Set, choices: &[Vec<Set>], n_steps: &mut usize) -> Option<bool>
         }
     }
     Some(false)
-}
-
-/// The ranges that are in, those that touch joined. Each reaches to the next.
-fn joined(ranges: impl Iterator<Item = (u128, bool)>, end: u128) -> Vec<(u128, u128)> {
-    let mut joined = Vec::new();
-    let mut begun = None;
-    for (first, is_in) in ranges {
-        if first > end {
-            break;
-        }
-        match (begun, is_in) {
-            (None, true) => begun = Some(first),
-            (Some(start), false) => {
-                joined.push((start, first - 1));
-                begun = None;
-            }
-            _ => {}
-        }
-    }
-    joined.extend(begun.map(|start| (start, end)));
-    joined
-}
-
-/// A network, if it is one, else both ends.
-fn extent(first: std::net::IpAddr, last: std::net::IpAddr) -> String {
-    let longest = if first.is_ipv4() { 32 } else { 128 };
-    let exact = (0..=longest).find_map(|prefix| {
-        let network = Network::containing(first, prefix);
-        (network.ends() == (first, last)).then_some(network)
-    });
-    match exact {
-        Some(network) => network.to_string(),
-        None => format!("{first}-{last}"),
-    }
-}
-
-/// Services in words: ports of one protocol, or protocols.
-fn service(first: u32, last: u32) -> String {
-    let part = |key: u32| (Protocol((key >> 16) as u8), key as u16);
-    let ((protocol, from), (last_protocol, to)) = (part(first), part(last));
-    match (protocol == last_protocol, from, to) {
-        (true, 0, u16::MAX) => protocol.to_string(),
-        (true, first, last) => Ports {
-            first,
-            last,
-            protocol: Some(protocol),
-        }
-        .to_string(),
-        (false, _, _) if first == 0 && last == (256 << 16) - 1 => "any protocol".to_owned(),
-        (false, _, _) => format!("protocols {protocol} to {last_protocol}"),
-    }
 }
 
 fn insert(set: &mut Set, clause: usize) {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use nix::fcntl::{SpliceFFlags, splice};
-use nix::sys::socket::{MsgFlags, SockaddrStorage, connect, send};
+use nix::sys::socket::{MsgFlags, SockaddrStorage, connect, send, sendto};
 use nix::unistd::{pipe, setgid, setuid, write as write_to};
 
 use crate::arguments::Arguments;
@@ -30,8 +30,9 @@ pub fn become_another(arguments: &mut Arguments) -> Answer {
     let spliced = arguments.flag("--spliced");
     let mptcp = arguments.flag("--mptcp");
     let twice = arguments.flag("--twice");
+    let unconnected = arguments.flag("--unconnected");
     arguments.done()?;
-    let socket = match datagrams {
+    let socket = match datagrams || unconnected {
         true => udp::open(peer, None)?,
         false if mptcp => raw::open_of(
             family(peer.ip()) as i32,
@@ -40,9 +41,16 @@ pub fn become_another(arguments: &mut Arguments) -> Answer {
         )?,
         false => tcp::open(family(peer.ip()), None)?,
     };
-    connect(socket.as_raw_fd(), &SockaddrStorage::from(peer)).named("connect")?;
+    let address = SockaddrStorage::from(peer);
+    if !unconnected {
+        connect(socket.as_raw_fd(), &address).named("connect")?;
+    }
+    let say = |bytes: &[u8]| match unconnected {
+        true => sendto(socket.as_raw_fd(), bytes, &address, MsgFlags::empty()).named("sendto"),
+        false => send(socket.as_raw_fd(), bytes, MsgFlags::empty()).named("send"),
+    };
     if !silent {
-        send(socket.as_raw_fd(), b"hello", MsgFlags::empty()).named("send")?;
+        say(b"hello")?;
     }
     if hold {
         Sent::default().tell();
@@ -59,11 +67,11 @@ pub fn become_another(arguments: &mut Arguments) -> Answer {
         setuid(user.into()).named("setuid")?;
     }
     if twice {
-        send(socket.as_raw_fd(), b"x", MsgFlags::empty()).named("send")?;
+        say(b"x")?;
     }
     match program {
         None if spliced => splice_once(&socket, bytes),
-        None => send_once(&socket, bytes),
+        None => sent_once(&socket, say(&vec![b'x'; bytes])?),
         Some(program) => Err(Command::new(program)
             .args(["pour", &bytes.to_string()])
             .stdin(Stdio::from(socket))

@@ -21,7 +21,8 @@ pub fn open(arguments: &mut Arguments) -> Answer {
     Ok(())
 }
 
-/// `traffic rds`: a message, for which the kernel makes a connection of TCP.
+/// `traffic rds`: a message, for which the kernel makes a connection of TCP. The process is
+/// called `sent` once it has given the message to the kernel.
 pub fn rds(arguments: &mut Arguments) -> Answer {
     const AF_RDS: i32 = 21;
     let from: SocketAddr = arguments.value("ADDR:PORT")?;
@@ -38,6 +39,7 @@ pub fn rds(arguments: &mut Arguments) -> Answer {
         bytes: bytes as u64,
     }
     .tell();
+    std::fs::write("/proc/self/comm", "sent").named("comm")?;
     // The kernel still has to send it, and would not for a socket that is closed.
     std::thread::sleep(std::time::Duration::from_secs(3));
     Ok(())

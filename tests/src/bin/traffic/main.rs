@@ -11,11 +11,14 @@ mod family;
 mod forged;
 mod handed;
 mod insist;
+mod login;
 mod many;
 mod moved;
+mod often;
 mod option;
 mod packet;
 mod raw;
+mod ring;
 mod rounds;
 mod route;
 mod storm;
@@ -37,21 +40,27 @@ use arguments::Arguments;
 const USAGE: &str = "traffic COMMAND ...
   udp ADDR:PORT [--from PORT] [--size N] [--count N] [--connected] [--hold [--then ADDR:PORT]]
       [--call sendto|sendmsg|sendmmsg] [--lite] [--options] [--source ADDR]
-      [--device NAME]
+      [--device NAME] [--freebind]
       with --hold once for each line on standard input; with --then from the second on
       elsewhere, whether the first was refused or not; with --options each packet has options of IPv4, or an extension header
   family NUMBER [--wait]
       a socket of another family, open until a line on standard input
   rds ADDR:PORT ADDR:PORT
       a message of RDS from one to the other
+  rebind ADDR:PORT ADDR:PORT
+      a datagram from the first to the second, of a socket that was connected to it at another port
+  answer ADDR:PORT
+      answers each datagram with the same
   receive PORT
       one datagram, and tells how long it is
-  udp-many ADDR:PORT --destinations N --count N [--size N] [--from PORT] [--hold]
-      datagrams in turn to N addresses from ADDR on, from one socket
+  udp-many ADDR:PORT --destinations N --count N [--size N] [--from PORT] [--hold [--fresh]]
+      datagrams in turn to N addresses from ADDR on, from one socket; with --fresh each time
+      to N others
   tcp ADDR:PORT [--from PORT] [--bytes N] [--hold socket|peer] [--fast-open|--fast-open-connect]
       [--wait] [--transport mptcp|sctp|dccp|smc] [--source ADDR] [--abandon]
-      [--reset]
-      with --abandon it ends while the kernel still has to send, with --reset by a reset
+      [--reset] [--listened]
+      with --abandon it ends while the kernel still has to send, with --reset by a reset;
+      with --listened the socket has listened before
   serve PORT [--bytes N] [--wait] [--again] [--activated|--transport mptcp|sctp|dccp]
       accepts one connection and sends, with --again one after the other until it is
       killed; with --activated its standard input listens
@@ -59,7 +68,7 @@ const USAGE: &str = "traffic COMMAND ...
       N processes, of which each answers one connection to one listener
       with --wait either reads to the other end's end before it ends its own
   raw ADDR [--protocol N] [--size N] [--own-header [--fragment OFFSET]]
-      [--extensions N] [--sockets N]
+      [--extensions N] [--sockets N] [--hops N] [--type N]
       with --sockets from as many, which no process has open until a line on standard input
   raw-flood ADDR
       such packets without a pause, whatever the kernel says, until its input ends;
@@ -75,8 +84,11 @@ const USAGE: &str = "traffic COMMAND ...
       leaves out traffic control, --xdp and --macvtap the packet socket; with --echo it is
       a request for an echo, of IPv4; with --wait it is opened,
       a line is printed, and another on standard input waited for
-  ways SEED [--from N] [--count N] [--container] [--without PART ...]
-      ways out that are drawn at random, from number N on
+  ring INTERFACE MAC ADDR:PORT ADDR --from ADDR:PORT [--count N] [--version 2|3]
+      frames by the ring of a packet socket, to the first address and to the second in turn, which
+      change while they are sent
+  ways SEED [--from N] [--count N] [--container] [--tun NODE] [--without PART ...]
+      ways out that are drawn at random, from number N on; NODE opens tun devices
   begin ADDR:PORT
       asks for a connection, and does not wait for an answer
   route option|message|header ADDR:PORT --via ADDR ... [--kind N|loose|strict]
@@ -99,8 +111,8 @@ const USAGE: &str = "traffic COMMAND ...
       addresses in turn, until its input ends; a line for each address and way tells
       how many went, how many were refused, and how many failed otherwise
   become ADDR:PORT [--bytes N] [--cgroup DIRECTORY] [--gid N] [--uid N] [--program PATH]
-      [--datagrams|--mptcp] [--silent] [--hold] [--spliced] [--twice]
-      connects and says hello, changes so, and sends N bytes in one call, from a pipe with
+      [--datagrams|--unconnected|--mptcp] [--silent] [--hold] [--spliced] [--twice]
+      connects, or names the peer of each datagram, and says hello, changes so, and sends N bytes in one call, from a pipe with
       --spliced; with --silent it says nothing before; with --hold it waits for a line on
       standard input before it changes; with --twice it sends one byte before that
   pour BYTES
@@ -134,10 +146,25 @@ const USAGE: &str = "traffic COMMAND ...
       the first four
   relay PORT ADDR:PORT
       one datagram to that port of the loopback interface goes on
+  storm forks|namespaces|sockets ADDR:PORT --count N|--until-end
+      so many processes, each gone at once; namespaces of users, mounts and networks; or
+      sockets, each of which sends to one of four ports from PORT on, whatever the kernel says;
+      with --until-end until standard input ends, also of control groups and executables
   storm groups CGROUP|executables PROGRAM|processes --count N [--users N]
       so many control groups, each removed at once; so many names of a program, each executed
       once; or so many processes, all there until a line on standard input, with --users twice
       as many, of so many users of a user namespace, for which it waits for a line before
+  often calls ADDR:PORT --count N [--vary sockets|ports|addresses ...]
+      datagrams that are all refused, on one socket and to one place unless it is to vary
+  often sockets ADDR:PORT --count N
+      sockets, each connected to another address from ADDR on, that send once and wait for a
+      line on standard input
+  often connections ADDR:PORT --count N [--hold]
+      connections, each closed at once, to 250 addresses from ADDR on in turn
+  login PORT UID ADDR:PORT [--count N] [--answers child|same|stranger] [--hold] [--after-logout]
+      N connections, by each of which somebody logs in, and sends a datagram there from the client's
+      port, by a program that he starts; --answers says which process answers in his session: a
+      child of the one that has accepted, this one, or a child's child
   log SOCKET MESSAGE
       one entry for journald, and then waits for its standard input to end
 
@@ -145,7 +172,7 @@ ADDR is IPv4, IPv6 or mapped ([::ffff:203.0.113.10]:9). With --hold a command
 waits for a line on standard input before it sends, sends once for each line,
 and ends with its input.";
 
-/// What a command has to say for itself.
+/// Result of a command.
 type Answer = Result<(), Failure>;
 
 /// Why a command ended early.
@@ -179,7 +206,7 @@ impl<T> Named<T> for std::io::Result<T> {
     }
 }
 
-/// What was sent, for the line of JSON.
+/// Bytes and packets that were sent, for the line of JSON.
 #[derive(Debug, Default)]
 struct Sent {
     port: u16,
@@ -220,6 +247,8 @@ fn told_to_proceed() -> bool {
 fn run(arguments: &mut Arguments) -> Answer {
     match arguments.word("a command")?.as_str() {
         "udp" => udp::one(arguments),
+        "rebind" => udp::rebind(arguments),
+        "answer" => udp::answer(arguments),
         "receive" => udp::receive(arguments),
         "udp-many" => udp::many(arguments),
         "tcp" => tcp::connect(arguments),
@@ -235,6 +264,7 @@ fn run(arguments: &mut Arguments) -> Answer {
         "units" => many::units(arguments),
         "insist" => insist::insist(arguments),
         "rounds" => rounds::rounds(arguments),
+        "ring" => ring::ring(arguments),
         "uring" => uring::uring(arguments),
         "copy" => copy::copy(arguments),
         "tun" => tun::tun(arguments),
@@ -257,7 +287,9 @@ fn run(arguments: &mut Arguments) -> Answer {
         "relay" => handed::relay(arguments),
         "workers" => workers::workers(arguments),
         "storm" => storm::storm(arguments),
+        "often" => often::often(arguments),
         "log" => log(arguments),
+        "login" => login::login(arguments),
         other => Err(Failure::Usage(format!("no command {other:?}"))),
     }
 }

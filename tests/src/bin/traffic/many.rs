@@ -151,8 +151,8 @@ fn clone_into(cgroup: &File) -> Result<Option<Pid>, Failure> {
     Ok((pid != 0).then(|| Pid::from_raw(pid as i32)))
 }
 
-/// What the first process of a control group does: connect, or become a
-/// program that connects.
+/// Acts as the first process of a control group: connects, or becomes a program
+/// that connects.
 fn first_act(peer: SocketAddr, port: u16, exec: Option<&[CString]>, silence: &File) -> ! {
     // Its parent tells what became of it.
     let _ = dup2_stdout(silence);

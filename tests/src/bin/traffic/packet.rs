@@ -117,7 +117,7 @@ fn open_macvtap(interface: &str) -> Result<File, Failure> {
 }
 
 fn write_to_macvtap(mut device: &File, frame: &[u8]) -> Answer {
-    // What a virtual machine says of it, which is nothing.
+    // Header of a virtual machine about the frame, which says nothing.
     const VIRTIO_NET_HEADER: [u8; 10] = [0; 10];
     device
         .write_all(&[&VIRTIO_NET_HEADER, frame].concat())

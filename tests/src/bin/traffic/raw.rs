@@ -10,6 +10,7 @@ use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, sendto,
+    setsockopt, sockopt::Ipv6Ttl,
 };
 use trefoil_lab::packets::checksum;
 
@@ -31,8 +32,13 @@ pub fn raw(arguments: &mut Arguments) -> Answer {
     let fragment: u16 = arguments.option("--fragment")?.unwrap_or(0);
     let extensions: Option<u8> = arguments.option("--extensions")?;
     let sockets: usize = arguments.option("--sockets")?.unwrap_or(0);
+    let hops: Option<i32> = arguments.option("--hops")?;
+    let kind: Option<u8> = arguments.option("--type")?;
     arguments.done()?;
-    let payload = vec![b'x'; size];
+    let mut payload = vec![b'x'; size];
+    if let (Some(kind), Some(first)) = (kind, payload.first_mut()) {
+        *first = kind;
+    }
     if sockets > 0 {
         return in_flight(peer, protocol, sockets, &payload);
     }
@@ -41,6 +47,9 @@ pub fn raw(arguments: &mut Arguments) -> Answer {
     }
     if !own_header {
         let socket = open(peer, libc::SOCK_RAW, protocol)?;
+        if let Some(hops) = hops {
+            setsockopt(&socket, Ipv6Ttl, &hops).named("setsockopt")?;
+        }
         return send(&socket, peer, &payload);
     }
     let IpAddr::V4(address) = peer else {

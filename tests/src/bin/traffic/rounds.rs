@@ -24,7 +24,7 @@ const PAUSE_TCP: Duration = Duration::from_millis(10);
 /// when the policy has changed once more.
 const PATIENCE_TCP: Duration = Duration::from_secs(60);
 
-/// What became of all that was sent in one way to one address.
+/// Outcomes of all that was sent in one way to one address.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
     went: u64,

@@ -19,7 +19,7 @@ use crate::{Answer, Failure, Named, Sent, told_to_proceed};
 
 const CHUNK: usize = 1 << 16;
 
-/// What carries a connection instead of TCP.
+/// Transport that carries a connection instead of TCP.
 #[derive(Clone, Copy, Debug)]
 struct Transport {
     /// Another than that of the address.
@@ -98,6 +98,7 @@ pub fn connect(arguments: &mut Arguments) -> Answer {
     let source: Option<IpAddr> = arguments.option("--source")?;
     let wait = arguments.flag("--wait");
     let reset = arguments.flag("--reset");
+    let listened = arguments.flag("--listened");
     arguments.done()?;
     let hold = hold.as_deref();
 
@@ -122,6 +123,10 @@ pub fn connect(arguments: &mut Arguments) -> Answer {
     }
     if abandon {
         setsockopt(&socket, sockopt::SndBuf, &(4 * bytes as usize)).named("setsockopt")?;
+    }
+    if listened {
+        nix::sys::socket::listen(&socket, Backlog::MAXCONN).named("listen")?;
+        shutdown(socket.as_raw_fd(), How::Read).named("shutdown")?;
     }
     let mut sent = Sent::default();
     if hold == Some("socket") {

@@ -1,6 +1,5 @@
 //! Packets that a process writes to a tun device, or reads from one.
 
-use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, UdpSocket};
@@ -57,22 +56,45 @@ pub fn tun(arguments: &mut Arguments) -> Answer {
 }
 
 fn open_tun(name: &str) -> Result<File, Failure> {
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/net/tun")
-        .named("open /dev/net/tun")?;
-    let name = CString::new(name).map_err(|_| Failure::Usage("a zero in a name".into()))?;
-    // SAFETY: all zeros is a request.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.as_bytes()) {
-        *to = *from as libc::c_char;
-    }
+    open_by("/dev/net/tun", name, false)
+}
+
+/// Opens the tun device of this name by a node. If it is `described`, each packet begins with a
+/// `struct virtio_net_hdr`.
+pub fn open_by(node: &str, name: &str, described: bool) -> Result<File, Failure> {
+    let opened = File::options().read(true).write(true).open(node);
+    let file = opened.named("open a node of tun devices")?;
+    let mut request = request(name);
     // So that several can have one device.
-    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE;
+    let mut flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE;
+    if described {
+        flags |= libc::IFF_VNET_HDR;
+    }
     request.ifr_ifru.ifru_flags = flags as i16;
     // SAFETY: the kernel reads and writes the request.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     Errno::result(result).named("TUNSETIFF")?;
     Ok(file)
+}
+
+/// Brings a tun device of this process's own network up, and keeps it when this process ends.
+pub fn keep_up(device: &File, name: &str) {
+    const TUNSETPERSIST: libc::Ioctl = 0x4004_54cb;
+    let mut request = request(name);
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
+    if let Ok(socket) = UdpSocket::bind("0.0.0.0:0") {
+        // SAFETY: the kernel reads the request.
+        unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+        // SAFETY: the kernel reads a number.
+        unsafe { libc::ioctl(device.as_raw_fd(), TUNSETPERSIST, 1) };
+    }
+}
+
+fn request(name: &str) -> libc::ifreq {
+    // SAFETY: all zeros is a request.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.as_bytes()) {
+        *to = *from as libc::c_char;
+    }
+    request
 }

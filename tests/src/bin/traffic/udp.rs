@@ -99,6 +99,7 @@ pub fn one(arguments: &mut Arguments) -> Answer {
     let options = arguments.flag("--options");
     let source: Option<IpAddr> = arguments.option("--source")?;
     let device: Option<String> = arguments.option("--device")?;
+    let freebind = arguments.flag("--freebind");
     arguments.done()?;
 
     let socket = if lite {
@@ -106,6 +107,14 @@ pub fn one(arguments: &mut Arguments) -> Answer {
     } else {
         open(peer, from)?
     };
+    if freebind {
+        set_option(
+            &socket,
+            libc::SOL_IPV6,
+            libc::IPV6_FREEBIND,
+            &1_i32.to_ne_bytes(),
+        )?;
+    }
     if let Some(source) = source {
         let source = SockaddrStorage::from(SocketAddr::new(source, 0));
         bind(socket.as_raw_fd(), &source).named("bind")?;
@@ -194,6 +203,52 @@ fn send_one(
     }
 }
 
+/// `traffic rebind`: connected at one port, and sends from another.
+pub fn rebind(arguments: &mut Arguments) -> Answer {
+    let near: SocketAddr = arguments.value("ADDR:PORT")?;
+    let peer: SocketAddr = arguments.value("ADDR:PORT")?;
+    arguments.done()?;
+    let socket = open(peer, None)?;
+    let (any, peer) = (SocketAddr::new(near.ip(), 0), SockaddrStorage::from(peer));
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(any)).named("bind")?;
+    connect(socket.as_raw_fd(), &peer).named("connect")?;
+    // AF_UNSPEC takes the peer away, and with it a port that nobody asked for.
+    // SAFETY: an address of zeros is valid.
+    let nobody: libc::sockaddr = unsafe { std::mem::zeroed() };
+    let size = size_of_val(&nobody) as libc::socklen_t;
+    // SAFETY: the address is as large as is said.
+    let outcome = unsafe { libc::connect(socket.as_raw_fd(), &raw const nobody, size) };
+    Errno::result(outcome).named("connect")?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(near)).named("bind")?;
+    connect(socket.as_raw_fd(), &peer).named("connect")?;
+    let bytes = send_one(&socket, Call::Sendto, &[b'x'; 64], None)? as u64;
+    Sent {
+        port: own_port(&socket),
+        packets: 1,
+        bytes,
+    }
+    .tell();
+    Ok(())
+}
+
+/// `traffic answer`: answers each datagram with the same, until it is killed.
+pub fn answer(arguments: &mut Arguments) -> Answer {
+    let at: SocketAddr = arguments.value("ADDR:PORT")?;
+    arguments.done()?;
+    let socket = UdpSocket::bind(at).named("bind")?;
+    Sent {
+        port: at.port(),
+        ..Sent::default()
+    }
+    .tell();
+    let mut room = [0; 2048];
+    loop {
+        let (bytes, peer) = socket.recv_from(&mut room).named("recvfrom")?;
+        // Whether it may is for the agent to say.
+        let _ = socket.send_to(&room[..bytes], peer);
+    }
+}
+
 /// `traffic receive`
 pub fn receive(arguments: &mut Arguments) -> Answer {
     let port: u16 = arguments.value("a port")?;
@@ -218,12 +273,17 @@ pub fn many(arguments: &mut Arguments) -> Answer {
     let payload = vec![b'x'; arguments.option("--size")?.unwrap_or(64)];
     let from = arguments.option("--from")?;
     let hold = arguments.flag("--hold");
+    let fresh = arguments.flag("--fresh");
     arguments.done()?;
 
     let socket = open(first, from)?;
-    let peers: Vec<SockaddrStorage> = (0..destinations)
-        .map(|offset| SocketAddr::new(plus(first.ip(), offset), first.port()).into())
-        .collect();
+    let peers_from = |first_offset| -> Vec<SockaddrStorage> {
+        (first_offset..first_offset + destinations)
+            .map(|offset| SocketAddr::new(plus(first.ip(), offset), first.port()).into())
+            .collect()
+    };
+    let mut next_offset = 0;
+    let mut peers = peers_from(next_offset);
     let mut sent = Sent {
         port: own_port(&socket),
         ..Sent::default()
@@ -241,6 +301,10 @@ pub fn many(arguments: &mut Arguments) -> Answer {
         sent.tell();
         if !hold {
             break;
+        }
+        if fresh {
+            next_offset += destinations;
+            peers = peers_from(next_offset);
         }
     }
     Ok(())

@@ -51,7 +51,7 @@ fn tell_ready(port: u16) {
 }
 
 /// Does it in a child, and returns the child's process id; does not return there.
-fn in_child(act: impl FnOnce() -> Answer) -> Result<Option<Pid>, Failure> {
+pub fn in_child(act: impl FnOnce() -> Answer) -> Result<Option<Pid>, Failure> {
     // SAFETY: this process has one thread.
     match unsafe { fork() }.named("fork")? {
         ForkResult::Parent { child } => Ok(Some(child)),

@@ -75,6 +75,12 @@ impl Reader<'_> {
             .any(|damage| header(damage) == offset || damage.name.is_empty())
     }
 
+    /// True when something in one of the tables of this name is wrong.
+    pub(super) fn has_problem_with(&self, table: &str) -> bool {
+        let is_of_it = |problem: &Problem| problem.key.starts_with(table);
+        self.problems.iter().any(is_of_it) || self.has_lost_names(table)
+    }
+
     /// True when a name in this table may be missing for the same reason, or because
     /// the table's own name is misspelt.
     pub(super) fn has_lost_names(&self, table: &str) -> bool {
@@ -279,7 +285,7 @@ impl Reader<'_> {
                 ))
             } else {
                 let fault = Fault::new(format!("`{name}` is not a known key"));
-                match nearest(name, keys.known) {
+                match meant_by(name, keys.known).or_else(|| nearest(name, keys.known)) {
                     Some(meant) => {
                         self.misspelt.push((at.offset, meant));
                         fault.help(format!("did you mean `{meant}`?"))
@@ -336,4 +342,57 @@ pub(super) fn a(value: &DeValue<'_>) -> String {
         "a"
     };
     format!("{article} {name}")
+}
+
+/// Words of other tools for keys, and the key.
+const WORDS_FOR_KEYS: [(&[&str], &str); 12] = [
+    (
+        &[
+            "origin",
+            "session_addr",
+            "logged_in_from",
+            "ssh",
+            "came_from",
+        ],
+        "session",
+    ),
+    (&["service", "systemd_unit", "slice"], "unit"),
+    (&["uid", "username", "login"], "user"),
+    (&["gid"], "group"),
+    (
+        &["executable", "binary", "program", "process", "path", "comm"],
+        "exe",
+    ),
+    (&["cgroup_path", "control_group"], "cgroup"),
+    (&["docker", "pod", "image"], "container"),
+    (
+        &[
+            "ip",
+            "ips",
+            "cidr",
+            "cidrs",
+            "addr",
+            "address",
+            "addresses",
+            "subnet",
+            "subnets",
+            "net",
+            "dst",
+            "host",
+            "hosts",
+        ],
+        "networks",
+    ),
+    (&["country_code", "geo", "region", "cc"], "countries"),
+    (&["dport", "dst_port", "port_range"], "ports"),
+    (&["proto"], "protocols"),
+    (&["as", "autonomous_system"], "asns"),
+];
+
+/// The key that somebody means who writes a word of another tool, if it may stand here.
+fn meant_by(word: &str, known: &[&'static str]) -> Option<&'static str> {
+    let (_, meant) = WORDS_FOR_KEYS
+        .iter()
+        .find(|(words, _)| words.contains(&word))?;
+    known.iter().copied().find(|key| key == meant)
 }

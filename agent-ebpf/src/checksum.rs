@@ -1,0 +1,83 @@
+//! Packets that leave as another than was decided about: the kernel has still to write a checksum into
+//! their headers, or somebody has held them back or made them longer.
+
+use aya_ebpf::bindings::__sk_buff;
+
+use crate::{
+    globals::offset,
+    in_flight,
+    kernel_memory::{Kernel, read, read_two},
+    packet::{Bytes, DESTINATION_OPTIONS, HOP_BY_HOP, is_extension, protocol},
+};
+
+/// Result of [`is_changed`]: a packet leaves as it is, as far as its headers are concerned.
+pub const SAME: u32 = 0;
+/// Likewise, but its decision does not hold any more, or was not about all of it.
+pub const ANOTHER: u32 = 2;
+
+/// Says whether whoever had a packet on its way to the uplink has changed what was decided about it.
+///
+/// A global function to the kernel, as those of the judge.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn is_changed(skb: *mut __sk_buff, start: u32) -> u32 {
+    match changes_headers(skb, start) {
+        SAME if in_flight::is_late_or_longer(skb, start) => ANOTHER,
+        changes => changes,
+    }
+}
+
+/// Not 0 if the kernel is still to write a checksum into what a packet is judged by: whoever hands in
+/// a whole frame says where, and what comes out.
+///
+/// A global function to the kernel, as those of the judge.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn changes_headers(skb: *mut __sk_buff, start: u32) -> u32 {
+    /// Of `ip_summed`: a checksum is missing.
+    const CHECKSUM_PARTIAL: u8 = 3;
+    let packet = skb as Kernel;
+    let summed = read::<u8>(packet, offset!(sk_buff_ip_summed)).unwrap_or(0);
+    if summed >> (offset!(sk_buff_ip_summed_shift) & 7) & 3 != CHECKSUM_PARTIAL {
+        return 0;
+    }
+    let Some(at) = place_of_checksum(packet) else {
+        return 1;
+    };
+    let Some(first) = skb.load::<[u8; 10]>(start) else {
+        return 1;
+    };
+    let (headers, protocol) = match first[0] >> 4 {
+        4 => (u32::from(first[0] & 0x0f) * 4, first[9]),
+        6 if is_extension(first[6]) => match behind_options(skb, start, first[6]) {
+            Some(last) => last,
+            None => return 1,
+        },
+        _ => (40, first[6]),
+    };
+    // Of ICMP it comes after the type, of all others after the ports.
+    let judged = match protocol {
+        protocol::ICMP | protocol::ICMPV6 => 2,
+        _ => 4,
+    };
+    u32::from(at < u64::from(start + headers + judged))
+}
+
+/// Bytes of a packet's headers before the last one, and the protocol of that, behind one header of
+/// options: the kernel itself hands down segments of over 64 KiB with one. `None` behind anything else.
+#[inline(always)]
+fn behind_options(skb: *mut __sk_buff, start: u32, kind: u8) -> Option<(u32, u8)> {
+    let [next, words] = skb.load::<[u8; 2]>(start + 40)?;
+    let is_all = matches!(kind, HOP_BY_HOP | DESTINATION_OPTIONS) && !is_extension(next);
+    is_all.then_some((48 + u32::from(words) * 8, next))
+}
+
+/// Where the kernel writes the missing checksum, from the beginning of the frame on.
+#[inline(always)]
+fn place_of_checksum(packet: Kernel) -> Option<u64> {
+    let [head, data] = read_two::<u64>(packet, offset!(sk_buff_head), offset!(sk_buff_data))?;
+    let places = (offset!(sk_buff_csum_start), offset!(sk_buff_csum_offset));
+    let [from, behind] = read_two::<u16>(packet, places.0, places.1)?;
+    // Before the frame is nowhere in it.
+    (head + u64::from(from) + u64::from(behind)).checked_sub(data)
+}

@@ -1,0 +1,243 @@
+//! `trefoil-verify`: checks records of Trefoil against the checkpoints among them, without root, network
+//! or anything of the host that they are from.
+//!
+//! Exit codes: 0 all is there and whole; 1 findings; 2 usage; 78 a file or a key that cannot be read.
+
+use std::{
+    fmt::Write as _,
+    fs::File,
+    io::{self, BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::Parser;
+use serde_json::json;
+use trefoil_evidence::{
+    entry::{Entries, EntryError},
+    note::VerifyingKey,
+    verify::{Finding, LogVerdict, Verdict, Verifier},
+};
+
+const FINDINGS: u8 = 1;
+const BAD_FILE: u8 = 78;
+
+/// Check that records of Trefoil are whole and that none is missing
+///
+/// Reads what `trefoil run --json FILE` writes, and what `journalctl -u trefoil` prints with `-o
+/// export` or with `--all -o json`, of any number of hosts.
+#[derive(Debug, Parser)]
+#[command(name = "trefoil-verify", version)]
+struct Arguments {
+    /// Public key of a log: its `key.pub`, or what is in it (repeatable)
+    #[arg(long = "key", value_name = "FILE|KEY", required = true)]
+    keys: Vec<String>,
+    /// Records before this index were verified before; of one log, or of all (repeatable)
+    #[arg(long = "from", value_name = "[LOG=]INDEX", value_parser = parse_begin)]
+    begins: Vec<(Option<String>, u64)>,
+    /// Checkpoint that was kept elsewhere: the records must have gone on from it (repeatable)
+    #[arg(long = "checkpoint", value_name = "FILE")]
+    checkpoints: Vec<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Records; `-` is standard input
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
+fn parse_begin(text: &str) -> Result<(Option<String>, u64), String> {
+    let (log, index) = match text.rsplit_once('=') {
+        Some((log, index)) => (Some(log.to_owned()), index),
+        None => (None, text),
+    };
+    let index = index
+        .parse()
+        .map_err(|_| format!("`{index}` is not an index"))?;
+    Ok((log, index))
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match verify(&arguments) {
+        Ok((verdict, unreadable)) => {
+            let is_clean = verdict.is_clean() && unreadable.is_empty();
+            match arguments.json {
+                true => println!("{}", as_json(&verdict, &unreadable)),
+                false => print!("{}", as_text(&verdict, &unreadable)),
+            }
+            match is_clean {
+                true => ExitCode::SUCCESS,
+                false => FINDINGS.into(),
+            }
+        }
+        Err(error) => {
+            eprintln!("trefoil-verify: {error}");
+            BAD_FILE.into()
+        }
+    }
+}
+
+/// Verifies all files. Returns the lines that are no records, too.
+fn verify(arguments: &Arguments) -> Result<(Verdict, Vec<String>), String> {
+    let keys: Vec<VerifyingKey> = arguments
+        .keys
+        .iter()
+        .map(|text| key(text))
+        .collect::<Result<_, _>>()?;
+    let names: Vec<String> = keys.iter().map(|key| key.name().to_owned()).collect();
+    let mut verifier = Verifier::new(keys);
+    for (log, index) in &arguments.begins {
+        match log {
+            Some(log) if !names.contains(log) => {
+                return Err(format!(
+                    "--from: no key is of `{log}`; keys are of {}",
+                    names.join(", ")
+                ));
+            }
+            Some(log) => verifier.begin_log_at(log.clone(), *index),
+            None => names
+                .iter()
+                .for_each(|log| verifier.begin_log_at(log.clone(), *index)),
+        }
+    }
+    for file in &arguments.checkpoints {
+        let note = std::fs::read_to_string(file)
+            .map_err(|error| format!("read {}: {error}", file.display()))?;
+        let expected = verifier.expect(&note);
+        expected.map_err(|error| format!("{}: {error}", file.display()))?;
+    }
+    let mut unreadable = Vec::new();
+    for file in &arguments.files {
+        verifier.begin_source();
+        let source: Box<dyn BufRead> = match file == Path::new("-") {
+            true => Box::new(io::stdin().lock()),
+            false => Box::new(BufReader::new(
+                File::open(file).map_err(|error| format!("open {}: {error}", file.display()))?,
+            )),
+        };
+        let mut entries = Entries::new(source);
+        loop {
+            match entries.read() {
+                Ok(Some(entry)) => verifier.add(&entry),
+                Ok(None) => break,
+                Err(EntryError::Io(error)) if error.kind() != io::ErrorKind::UnexpectedEof => {
+                    return Err(format!("read {}: {error}", file.display()));
+                }
+                Err(error) => {
+                    unreadable.push(format!("{}:{}: {error}", file.display(), entries.line()));
+                }
+            }
+        }
+    }
+    Ok((verifier.finish(), unreadable))
+}
+
+/// Reads a key, or the file that it is in.
+fn key(text: &str) -> Result<VerifyingKey, String> {
+    if let Ok(key) = VerifyingKey::parse(text) {
+        return Ok(key);
+    }
+    let contents = std::fs::read_to_string(text)
+        .map_err(|error| format!("{text} is no key, and no file with one: {error}"))?;
+    VerifyingKey::parse(&contents).map_err(|error| format!("{text}: {error}"))
+}
+
+/// Findings that are shown of each log. All of them are in JSON.
+const MOST_SHOWN: usize = 50;
+
+fn as_text(verdict: &Verdict, unreadable: &[String]) -> String {
+    let mut text = String::new();
+    let mut line = |words: String| {
+        let _ = writeln!(text, "{words}");
+    };
+    for log in &verdict.logs {
+        let LogVerdict {
+            origin,
+            first,
+            size,
+            n_checkpoints,
+            n_records,
+            n_unanchored,
+            ..
+        } = log;
+        line(format!(
+            "{origin}: index {first} to {}",
+            size.saturating_sub(1)
+        ));
+        line(format!(
+            "  {n_records} records are whole and in their places"
+        ));
+        line(format!(
+            "  {n_checkpoints} checkpoints are signed and go on from each other"
+        ));
+        if *n_unanchored > 0 {
+            line(format!(
+                "  {n_unanchored} records are covered by no checkpoint"
+            ));
+        }
+        for finding in log.findings.iter().take(MOST_SHOWN) {
+            line(format!("  {finding}"));
+        }
+        if log.findings.len() > MOST_SHOWN {
+            line(format!(
+                "  and {} findings more: see --json",
+                log.findings.len() - MOST_SHOWN
+            ));
+        }
+        line(format!("  to go on from here: --from {origin}={size}"));
+    }
+    for finding in &verdict.findings {
+        line(finding.to_string());
+    }
+    for place in unreadable {
+        line(place.clone());
+    }
+    let n_others = [
+        (
+            verdict.n_without_evidence,
+            "records were made without evidence",
+        ),
+        (
+            verdict.n_without_log,
+            "records are of hosts without a valid checkpoint",
+        ),
+    ];
+    for (n, words) in n_others.into_iter().filter(|(n, _)| *n > 0) {
+        line(format!("{n} {words}"));
+    }
+    let n_findings: usize = verdict.logs.iter().map(|log| log.findings.len()).sum();
+    line(match verdict.is_clean() && unreadable.is_empty() {
+        true => "nothing is changed or missing".to_owned(),
+        false => format!(
+            "{} findings",
+            n_findings + verdict.findings.len() + unreadable.len()
+        ),
+    });
+    text
+}
+
+fn as_json(verdict: &Verdict, unreadable: &[String]) -> serde_json::Value {
+    let texts = |findings: &[Finding]| -> Vec<String> {
+        findings.iter().map(ToString::to_string).collect()
+    };
+    let log = |log: &LogVerdict| {
+        json!({
+            "log": log.origin,
+            "first": log.first,
+            "size": log.size,
+            "checkpoints": log.n_checkpoints,
+            "records": log.n_records,
+            "unanchored": log.n_unanchored,
+            "findings": texts(&log.findings),
+        })
+    };
+    json!({
+        "logs": verdict.logs.iter().map(log).collect::<Vec<_>>(),
+        "findings": texts(&verdict.findings),
+        "unreadable": unreadable,
+        "without_evidence": verdict.n_without_evidence,
+        "without_log": verdict.n_without_log,
+        "clean": verdict.is_clean() && unreadable.is_empty(),
+    })
+}

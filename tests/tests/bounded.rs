@@ -1,0 +1,343 @@
+//! Traffic that somebody makes much of costs the agent no more than its part, and nothing is
+//! dropped that the kernel has room for.
+
+mod world;
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use trefoil_lab::agent::{detach, kernel_verb};
+use trefoil_lab::program::{Program, Running};
+use trefoil_lab::sink::UdpSink;
+use trefoil_lab::{Agent, Lab, Record, places, wait_for};
+use world::told::{arrived, lost, told_by_verdict};
+use world::{TRAFFIC, approving, at, enforcing, gapless, traffic, traffic_in};
+
+/// Flows whose numbers are kept in the records' sums alone.
+const SUMS: &str = "rollup";
+
+/// Nanoseconds of a processor that the agent has had, all its threads together.
+fn cpu_ns(agent: &Agent<'_>) -> Result<u64> {
+    let tasks = format!("/proc/{}/task", agent.pid());
+    let mut sum = 0;
+    for task in fs::read_dir(tasks)? {
+        let text = fs::read_to_string(task?.path().join("schedstat"))?;
+        let ns = text.split_whitespace().next().context("no time")?;
+        sum += ns.parse::<u64>()?;
+    }
+    Ok(sum)
+}
+
+/// Flows that the agent has taken in.
+fn taken_in(lab: &Lab) -> Result<u64> {
+    let said = kernel_verb(lab, "status", &["--json"])?.stdout;
+    let status: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
+    let attribution = status["attribution"].as_object().context("attribution")?;
+    Ok(attribution.values().filter_map(Value::as_u64).sum())
+}
+
+fn wait_until_taken_in(lab: &Lab, n_flows: u64) -> Result<()> {
+    wait_for("the agent has all flows", || {
+        Ok((taken_in(lab)? >= n_flows).then_some(()))
+    })
+}
+
+/// One socket that sends a datagram to so many places, and waits.
+fn with_peers(lab: &Lab, count: u64) -> Result<Running> {
+    let count = count.to_string();
+    let sender = traffic(lab)?.args(["udp-many", &at(places::PEER6, 9), "--hold"]);
+    let mut sender = sender
+        .args(["--destinations", &count, "--count", &count])
+        .start()?;
+    sender.line()?;
+    sender.proceed()?;
+    sender.line()?;
+    Ok(sender)
+}
+
+/// Heartbeats so far.
+fn n_beats(records: &[Record]) -> usize {
+    let beats = records
+        .iter()
+        .filter(|record| record.is("event", "heartbeat"));
+    beats.count()
+}
+
+/// The agent's time for so many seconds in which nothing happens, in milliseconds a second.
+fn idle_ms(agent: &mut Agent<'_>, seconds: usize) -> Result<f64> {
+    let begun = n_beats(agent.records()?);
+    agent.wait_for("a heartbeat", |records| {
+        (n_beats(records) > begun).then_some(())
+    })?;
+    let (begun, before) = (n_beats(agent.records()?), cpu_ns(agent)?);
+    agent.wait_for("heartbeats", |records| {
+        (n_beats(records) >= begun + seconds).then_some(())
+    })?;
+    let n_seconds = n_beats(agent.records()?) - begun;
+    Ok((cpu_ns(agent)? - before) as f64 / 1e6 / n_seconds as f64)
+}
+
+#[test]
+fn peers_of_one_socket_cost_at_the_end_what_they_cost_at_the_start() -> Result<()> {
+    const A_PART: u64 = 12_000;
+    const PARTS: usize = 4;
+    let lab = Lab::new()?;
+    let agent = lab.agent().policy(&approving()).flows(SUMS).start()?;
+    let sender = traffic(&lab)?.args(["udp-many", &at(places::PEER6, 9), "--hold", "--fresh"]);
+    let count = A_PART.to_string();
+    let mut sender = sender
+        .args(["--destinations", &count, "--count", &count])
+        .start()?;
+    sender.line()?;
+    let mut parts = Vec::new();
+    for part in 1..=PARTS {
+        let before = cpu_ns(&agent)?;
+        sender.proceed()?;
+        sender.line()?;
+        wait_until_taken_in(&lab, part as u64 * A_PART)?;
+        parts.push((cpu_ns(&agent)? - before) / A_PART);
+    }
+    println!("ns of a processor a flow, by part: {parts:?}");
+    ensure!(parts[PARTS - 1] < 3 * parts[0], "{parts:?}");
+    sender.finish()?.success()?;
+    agent.stop(Signal::SIGINT)?;
+    lab.close()
+}
+
+/// The records of an agent while one socket sends to many places and is closed, with the sinks
+/// stalled or not.
+fn one_socket_ends(is_stalled: bool) -> Result<()> {
+    /// More than are kept for sinks, of what begins and of what ends.
+    const N_PEERS: u64 = 6_000;
+    const SETTINGS: &str = "[tables]\npending = 1024\n";
+    let lab = Lab::new()?;
+    let sink = UdpSink::new(&lab.peer, 9)?;
+    let agent = lab.agent().policy(&approving()).settings(SETTINGS);
+    let agent = agent.start()?;
+    if is_stalled {
+        lab.journal()?.pause()?;
+    }
+    let sender = with_peers(&lab, N_PEERS)?;
+    sink.wait_for_packets(N_PEERS)?;
+    if !is_stalled {
+        wait_until_taken_in(&lab, N_PEERS)?;
+    }
+    sender.finish()?.success()?;
+    if is_stalled {
+        lab.journal()?.go_on()?;
+    }
+    let mut agent = agent;
+    let left = arrived(&lab, &[("approved", &lab.peer)])?;
+    agent.wait_for("all that left is told", |records| {
+        (told_by_verdict(records).ok()? == left).then_some(())
+    })?;
+    let (_, records) = agent.stop(Signal::SIGINT)?;
+    assert_eq!(told_by_verdict(&records)?, left);
+    assert_eq!(lost(&records)?, (0, 0));
+    let dropped = records
+        .iter()
+        .find(|it| it.is("event", "loss") && !it.is("subject", "events-full"));
+    ensure!(dropped.is_none(), "{dropped:?}");
+    gapless(&records)?;
+    lab.close()
+}
+
+#[test]
+fn what_ends_with_its_socket_is_dropped_by_nobody() -> Result<()> {
+    one_socket_ends(false)
+}
+
+#[test]
+fn what_ends_while_a_sink_takes_nothing_waits_in_the_kernel() -> Result<()> {
+    one_socket_ends(true)
+}
+
+#[test]
+fn flows_that_are_idle_cost_next_to_nothing() -> Result<()> {
+    const N_FLOWS: u64 = 50_000;
+    const N_SOCKETS: u64 = 10_000;
+    let lab = Lab::new()?;
+    let settings = "heartbeat_interval = \"1s\"\n";
+    let agent = lab.agent().policy(&approving()).settings(settings);
+    let mut agent = agent.flows(SUMS).start()?;
+    let nothing = idle_ms(&mut agent, 5)?;
+    let many_peers = with_peers(&lab, N_FLOWS)?;
+    let sockets = traffic(&lab)?.args(["often", "sockets", &at(places::PEER6, 10)]);
+    let mut sockets = sockets.args(["--count", &N_SOCKETS.to_string()]).start()?;
+    sockets.line()?;
+    wait_until_taken_in(&lab, N_FLOWS + N_SOCKETS)?;
+    let idle = idle_ms(&mut agent, 20)?;
+    println!("ms of a processor a second: {nothing:.1} without flows, {idle:.1} with idle ones");
+    ensure!(
+        idle - nothing < 60.0,
+        "{nothing} without flows, {idle} with idle ones"
+    );
+    many_peers.finish()?.success()?;
+    sockets.finish()?.success()?;
+    agent.stop(Signal::SIGINT)?;
+    lab.close()
+}
+
+/// Refused calls of `traffic often` as the agent tells them: violations, rollups, and their sum.
+fn refused(arguments: &[&str], settings: &str) -> Result<(usize, usize, u64)> {
+    const N_CALLS: u64 = 4_000;
+    let lab = Lab::new()?;
+    let settings = format!("heartbeat_interval = \"1s\"\n{settings}");
+    let mut agent = lab
+        .agent()
+        .policy(&enforcing())
+        .settings(&settings)
+        .start()?;
+    let sender = traffic_in(&lab, "lab.service")?;
+    let sender = sender.args(["often", "calls", &at(places::FOREIGN, 9)]);
+    let sender = sender
+        .args(["--count", &N_CALLS.to_string()])
+        .args(arguments);
+    sender.run()?.success()?;
+    let sum = |records: &[Record]| -> u64 {
+        let of_violations = records.iter().filter(|it| it.is("event", "violation"));
+        of_violations
+            .filter_map(|it| it.number("refused").ok())
+            .sum()
+    };
+    agent.wait_for("all refusals are told", |records| {
+        (sum(records) >= N_CALLS).then_some(())
+    })?;
+    let (_, records) = agent.stop(Signal::SIGTERM)?;
+    detach(&lab)?;
+    gapless(&records)?;
+    let violations = records.iter().filter(|it| it.is("event", "violation"));
+    let (rollups, singles): (Vec<&Record>, Vec<_>) =
+        violations.partition(|it| it.is("state", "rollup"));
+    for record in rollups.iter().chain(&singles) {
+        for (name, expected) in [("unit", "lab.service"), ("uid", "0"), ("comm", "traffic")] {
+            let is_common = name == "comm" && record.is("state", "rollup");
+            ensure!(is_common || record.is(name, expected), "{name}: {record}");
+        }
+    }
+    lab.close()?;
+    Ok((singles.len(), rollups.len(), sum(&records) - N_CALLS))
+}
+
+#[test]
+fn a_call_that_is_refused_in_a_loop_is_one_violation_and_counts() -> Result<()> {
+    let (singles, rollups, too_many) = refused(&[], "")?;
+    assert_eq!((singles, too_many), (1, 0));
+    ensure!((1..=5).contains(&rollups), "{rollups}");
+    Ok(())
+}
+
+#[test]
+fn new_sockets_make_no_new_violation_of_a_refused_call() -> Result<()> {
+    let (singles, rollups, too_many) = refused(&["--vary", "sockets"], "")?;
+    assert_eq!((singles, too_many), (1, 0));
+    ensure!((1..=5).contains(&rollups), "{rollups}");
+    Ok(())
+}
+
+#[test]
+fn a_user_who_varies_refused_calls_has_the_stated_rate() -> Result<()> {
+    let vary = [
+        "--vary",
+        "addresses",
+        "--vary",
+        "ports",
+        "--vary",
+        "sockets",
+    ];
+    let (singles, _, too_many) = refused(&vary, "violations_rate = 100\n")?;
+    assert_eq!(too_many, 0);
+    // A burst of 100, and ten a second while it takes.
+    ensure!((100..1_000).contains(&singles), "{singles}");
+    Ok(())
+}
+
+#[test]
+fn an_enforcing_start_does_not_wait_for_a_users_network_namespaces() -> Result<()> {
+    /// More than are read before the hooks are there.
+    const N_NAMESPACES: usize = 60;
+    let lab = Lab::new()?;
+    let mut users = Vec::new();
+    for _ in 0..N_NAMESPACES {
+        let arguments = ["--net", "sh", "-c", "echo; read line; true"];
+        let mut user = lab.program("unshare")?.args(arguments).start()?;
+        user.line()?;
+        users.push(user);
+    }
+    let agent = lab.agent().policy(&enforcing()).start()?;
+    let said = agent.errors();
+    ensure!(said.contains("the start does not wait for them"), "{said}");
+    agent.stop(Signal::SIGTERM)?;
+    detach(&lab)?;
+    for user in users {
+        user.finish()?.success()?;
+    }
+    lab.close()
+}
+
+/// One user's refused calls, with everything that he can vary, while no agent takes anything in:
+/// the records of others have their room, and his own are in sums.
+#[test]
+fn a_flood_of_refused_calls_keeps_nobody_elses_records_out() -> Result<()> {
+    const FLOODER: u32 = 65534;
+    const OTHER: u32 = 1;
+    const N_FLOOD: u64 = 12_000;
+    const N_OTHERS: u64 = 20;
+    /// Less room than the flood would take, and enough for what a sender has for himself.
+    const SETTINGS: &str = "[tables]\nevents_bytes = \"512 KiB\"\nended = 512\n";
+    let lab = Lab::new()?;
+    let sink = UdpSink::new(&lab.peer, 9)?;
+    let start = || {
+        let agent = lab.agent().policy(&enforcing()).settings(SETTINGS);
+        agent.start()
+    };
+    let mut records = start()?.stop(Signal::SIGKILL)?.1;
+    let calls = |unit: &str, user, count: u64, vary: &[&str]| -> Result<()> {
+        let unit = lab.unit(unit)?;
+        let sender = Program::new(TRAFFIC, &lab.host, Some(&unit), Some(user))?;
+        let sender = sender.args(["often", "calls", &at(places::FOREIGN, 9)]);
+        let sender = sender.args(["--count", &count.to_string()]).args(vary);
+        sender.run()?.success().map(drop)
+    };
+    let all = ["ports", "addresses", "sockets"];
+    let vary: Vec<&str> = all.iter().flat_map(|what| ["--vary", what]).collect();
+    calls("flood.service", FLOODER, N_FLOOD, &vary)?;
+    calls("other.service", OTHER, 1, &[])?;
+    calls("root.service", 0, 1, &[])?;
+    for _ in 0..N_OTHERS {
+        let sender = traffic(&lab)?.args(["udp", &at(places::PEER, 9)]);
+        sender.run()?.success()?;
+    }
+    sink.wait_for_packets(N_OTHERS)?;
+    let mut agent = start()?;
+    let refused = |records: &[Record], uid: u32| -> u64 {
+        let of_user = records
+            .iter()
+            .filter(|it| it.is("event", "violation") && it.is("uid", uid));
+        of_user.filter_map(|it| it.number("refused").ok()).sum()
+    };
+    agent.wait_for("all refusals are told", |records| {
+        let told = [FLOODER, OTHER, 0].map(|uid| refused(records, uid));
+        (told.iter().sum::<u64>() >= N_FLOOD + 2).then_some(())
+    })?;
+    records.extend(agent.stop(Signal::SIGTERM)?.1);
+    for (uid, expected) in [(FLOODER, N_FLOOD), (OTHER, 1), (0, 1)] {
+        assert_eq!(refused(&records, uid), expected, "of user {uid}");
+    }
+    for (uid, unit) in [(OTHER, "other.service"), (0, "root.service")] {
+        let is_its = |it: &&Record| it.is("event", "violation") && it.is("uid", uid);
+        let record = records.iter().find(is_its).context("no violation")?;
+        let dst = places::FOREIGN.to_string();
+        ensure!(
+            record.is("unit", unit) && record.is("dst_addr", dst),
+            "{record}"
+        );
+    }
+    assert_eq!(lost(&records)?, (0, 0));
+    let left = arrived(&lab, &[("approved", &lab.peer)])?;
+    assert_eq!(told_by_verdict(&records)?, left);
+    detach(&lab)?;
+    lab.close()
+}

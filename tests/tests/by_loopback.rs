@@ -1,0 +1,106 @@
+//! Any user of the host can bind a socket of IPv6 to an address elsewhere, and send from there to the
+//! host itself: whoever gets it answers abroad, with what was sent.
+
+mod world;
+
+use std::net::IpAddr;
+
+use anyhow::{Result, ensure};
+use trefoil_lab::program::Program;
+use trefoil_lab::tap::Tap;
+use trefoil_lab::{Lab, places, wait_for};
+use world::{REFUSED, TRAFFIC, all_of, at, is_final};
+
+const USER: u32 = 65534;
+/// Foreign, and nobody's.
+const ABROAD: &str = "2001:db8:3::77";
+const COUNT: &str = "5";
+
+/// The user sends to a port of the host.
+fn sends(lab: &Lab, port: u16) -> Result<Program> {
+    let (to, size) = (at(places::HOST6, port), "800");
+    let words = [
+        "udp",
+        &to,
+        "--source",
+        ABROAD,
+        "--freebind",
+        "--size",
+        size,
+        "--count",
+        COUNT,
+    ];
+    Ok(lab.program_as(USER, TRAFFIC)?.args(words))
+}
+
+#[test]
+fn errors_that_a_user_has_sent_abroad_are_told_as_his() -> Result<()> {
+    let (lab, tap) = Lab::with_tap()?;
+    let to: IpAddr = ABROAD.parse()?;
+    let agent = lab
+        .agent()
+        .policy("mode = \"report\"\n")
+        .uplink("auto")
+        .start()?;
+    let user = sends(&lab, 9)?.run()?.success()?;
+    wait_for("the kernel answers abroad", || {
+        Ok((tap.to(to).packets > 0).then_some(()))
+    })?;
+    let records = all_of(agent, &lab)?;
+    let his = records
+        .iter()
+        .find(|record| is_final(record) && record.is("dst_addr", to) && record.is("pid", user.pid));
+    ensure!(
+        his.is_some_and(|it| it.is("attribution", "direct")),
+        "{records:#?}"
+    );
+    lab.close()
+}
+
+#[test]
+fn a_service_answers_no_user_abroad() -> Result<()> {
+    const POLICY: &str = "mode = \"enforce\"\n[[rules]]\nname = \"answers\"\nverdict = \"approve\"\n\
+                          from = { unit = \"web.service\" }\n\
+                          to = { networks = [\"2001:db8:3::/48\"] }\n";
+    let (lab, tap) = Lab::with_tap()?;
+    let mut service = lab
+        .program_in("web.service", TRAFFIC)?
+        .args(["answer", &at(places::HOST6, 7)])
+        .start()?;
+    service.line()?;
+    let agent = lab.agent().policy(POLICY).uplink("auto").start()?;
+    let outcome = sends(&lab, 7)?.run()?;
+    ensure!(outcome.code == REFUSED, "{outcome:?}");
+    // The service may still answer whoever asks from his own address.
+    let near = ["udp", &at(places::HOST6, 7), "--count", COUNT];
+    lab.program_as(USER, TRAFFIC)?.args(near).run()?.success()?;
+    let records = all_of(agent, &lab)?;
+    let arrived = tap.to(ABROAD.parse()?).packets;
+    ensure!(arrived == 0, "{arrived} packets have left: {records:#?}");
+    lab.close()
+}
+
+/// A socket was judged for a port that it has not any more when it sends.
+#[test]
+fn a_decision_is_about_the_port_that_it_was_made_for() -> Result<()> {
+    const POLICY: &str = "mode = \"enforce\"\n[[rules]]\nname = \"not from there\"\n\
+                          verdict = \"deny\"\nfrom = { ports = [\"5353/udp\"] }\n[[rules]]\n\
+                          name = \"the peer\"\nverdict = \"approve\"\n\
+                          to = { networks = [\"198.51.100.0/24\"] }\n";
+    let lab = Lab::new()?;
+    let tap = Tap::new(&lab.peer)?;
+    let agent = lab.agent().policy(POLICY).uplink("auto").start()?;
+    let from = |port| -> Result<i32> {
+        let (near, far) = (at(places::HOST, port), at(places::PEER, 9));
+        let user = lab.program_as(USER, TRAFFIC)?;
+        Ok(user.args(["rebind", &near, &far]).run()?.code)
+    };
+    ensure!(from(5353)? == REFUSED && from(5354)? == 0);
+    wait_for("the approved one arrives", || {
+        Ok((tap.to(places::PEER).packets > 0).then_some(()))
+    })?;
+    let arrived = tap.to(places::PEER).packets;
+    ensure!(arrived == 1, "{arrived} datagrams have left");
+    drop(agent);
+    lab.close()
+}
