@@ -179,7 +179,8 @@ pub static CHARGES: HashMap<u32, Charges, MAX_CHARGED, { BPF_F_NO_PREALLOC as us
     HashMap::new();
 
 /// Refused calls by sender that are no events. Written by `connect` and `sendmsg`; read by the
-/// agent, which has made the entries of whoever finds no room here.
+/// agent, which has made the entries of whoever finds no room here, and takes out those that were
+/// not used for a while.
 #[btf_map]
 pub static REFUSALS: HashMap<
     RefusedSender,

@@ -75,10 +75,14 @@ fn of_sender(verdict: u8) -> Option<*mut Refusals> {
     if let Some(known) = REFUSALS.get_ptr_mut(&key) {
         return Some(known);
     }
-    if let Some(empty) = EMPTY_REFUSALS.get(0) {
-        let _ = REFUSALS.insert(&key, empty, BPF_NOEXIST);
-    }
+    let is_mine = EMPTY_REFUSALS
+        .get(0)
+        .is_some_and(|empty| REFUSALS.insert(&key, empty, BPF_NOEXIST).is_ok());
     if let Some(new) = REFUSALS.get_ptr_mut(&key) {
+        if is_mine {
+            // SAFETY: a map value; the verifier checks the access.
+            unsafe { (*new).tracked.flow.started_ns = now_ns() };
+        }
         return Some(new);
     }
     (key.user, key.cgroup_id) = (NOBODY_CHARGED, 0);

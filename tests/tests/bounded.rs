@@ -11,7 +11,7 @@ use serde_json::Value;
 use trefoil_lab::agent::{detach, kernel_verb};
 use trefoil_lab::program::{Program, Running};
 use trefoil_lab::sink::UdpSink;
-use trefoil_lab::{Agent, Lab, Record, places, wait_for};
+use trefoil_lab::{Agent, Lab, Record, fill, places, wait_for};
 use world::told::{arrived, lost, told_by_verdict};
 use world::{TRAFFIC, approving, at, enforcing, gapless, traffic, traffic_in};
 
@@ -338,6 +338,54 @@ fn a_flood_of_refused_calls_keeps_nobody_elses_records_out() -> Result<()> {
     assert_eq!(lost(&records)?, (0, 0));
     let left = arrived(&lab, &[("approved", &lab.peer)])?;
     assert_eq!(told_by_verdict(&records)?, left);
+    detach(&lab)?;
+    lab.close()
+}
+
+/// Who made refused calls leaves their table when he is quiet, and is told whole if he comes back.
+#[test]
+fn who_makes_no_refused_calls_any_more_leaves_their_table() -> Result<()> {
+    const USERS: [u32; 5] = [2001, 2002, 2003, 2004, 2005];
+    /// More than are told one by one in a turn.
+    const N_CALLS: u64 = 1500;
+    let lab = Lab::new()?;
+    let mut agent = lab.agent().policy(&enforcing()).start()?;
+    let in_table = |agent: &Agent<'_>| -> Result<u64> {
+        let entries = fill::entries(agent.objects())?;
+        entries.get("REFUSALS").copied().context("no such table")
+    };
+    let everybody = in_table(&agent)?;
+    let unit = lab.unit("lab.service")?;
+    let calls = |user| -> Result<()> {
+        let sender = Program::new(TRAFFIC, &lab.host, Some(&unit), Some(user))?;
+        let sender = sender.args(["often", "calls", &at(places::FOREIGN, 9)]);
+        let sender = sender.args(["--count", &N_CALLS.to_string()]);
+        sender.run()?.success().map(drop)
+    };
+    for _ in 0..2 {
+        for user in USERS {
+            calls(user)?;
+        }
+        // The first may be quiet already.
+        ensure!(in_table(&agent)? > everybody, "nobody is in the table");
+        wait_for("the table has everybody's entries alone", || {
+            Ok((in_table(&agent)? == everybody).then_some(()))
+        })?;
+    }
+    let told = |records: &[Record], user| -> u64 {
+        let of_user = records
+            .iter()
+            .filter(|it| it.is("event", "violation") && it.is("uid", user));
+        of_user.filter_map(|it| it.number("refused").ok()).sum()
+    };
+    agent.wait_for("all refusals are told", |records| {
+        let is_told = |user: &u32| told(records, *user) >= 2 * N_CALLS;
+        USERS.iter().all(is_told).then_some(())
+    })?;
+    let (_, records) = agent.stop(Signal::SIGTERM)?;
+    for user in USERS {
+        assert_eq!(told(&records, user), 2 * N_CALLS, "of user {user}");
+    }
     detach(&lab)?;
     lab.close()
 }

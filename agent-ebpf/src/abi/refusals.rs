@@ -34,7 +34,8 @@ pub struct Refusals {
     /// Calls of this turn that are told one by one.
     pub n_told: u64,
     /// The last call that is not: its owner, peer and decision. `flow.counters.refused` is the
-    /// number of all of them, which only grows.
+    /// number of all of them, which only grows. `flow.started_ns` is when the entry was made, in
+    /// nanoseconds since boot: 0 for a moment, until its maker has written it.
     pub tracked: Tracked,
 }
 

@@ -1,15 +1,16 @@
 //! The table of refused calls by sender, and whose turn it is to be told one by one.
 
-use aya::maps::{Array, Map, MapData};
+use aya::maps::{Array, Map, MapData, MapError};
 use trefoil_ebpf::abi::{NOBODY_CHARGED, Refusals, RefusedSender, verdict};
 
 use super::{
     KernelError,
     charged::add,
     pins::PinDir,
-    reader::{Hash, collect, failed, hash},
+    reader::{Hash, collect, failed, get, hash},
     wire::Wire,
 };
+use crate::clock;
 
 const BPF_NOEXIST: u64 = 1;
 const NAME: &str = "REFUSALS";
@@ -33,7 +34,8 @@ impl RefusalTable {
                 verdict,
                 cgroup_id: 0,
             };
-            let empty = Refusals::default();
+            let mut empty = Refusals::default();
+            empty.tracked.flow.started_ns = clock::since_boot_ns();
             add(&mut refusals, everybody, &empty, BPF_NOEXIST, NAME)?;
         }
         Ok(Self {
@@ -54,6 +56,18 @@ impl RefusalTable {
     /// All senders.
     pub fn all(&self) -> Result<Vec<(RefusedSender, Refusals)>, KernelError> {
         collect(&self.refusals, NAME)
+    }
+
+    /// Takes out a sender who has made no call since `last` was read; the next one makes another
+    /// entry. False if there was one.
+    pub fn forget(&mut self, sender: &RefusedSender, last: &Refusals) -> Result<bool, KernelError> {
+        if get(&self.refusals, *sender, NAME)? != Some(*last) {
+            return Ok(false);
+        }
+        match self.refusals.remove(&Wire(*sender)) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(true),
+            Err(error) => Err(failed(NAME, error)),
+        }
     }
 
     /// Has the calls of each sender told one by one again, for a while.

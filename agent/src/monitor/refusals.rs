@@ -17,13 +17,20 @@ impl Monitor {
         Ok(())
     }
 
-    /// Tells what is new of each sender, and has calls of all told one by one again.
+    /// Tells what is new of each sender, has calls of all told one by one again, and takes out who
+    /// has made none for long.
     pub(super) fn report_refusals(&mut self) -> Result<(), KernelError> {
         let (table, told) = &mut self.refusals;
-        for (tracked, (name, value)) in told.news(&table.all()?) {
-            let now_ns = clock::since_boot_ns();
+        let all = table.all()?;
+        let now_ns = clock::since_boot_ns();
+        for (tracked, (name, value)) in told.news(&all) {
             self.table.count_refused(tracked, now_ns, &mut self.reports);
             self.reporter.set_fact(name, Some(value));
+        }
+        for (sender, last) in told.quiet(&all, now_ns) {
+            if table.forget(&sender, &last)? {
+                self.reporter.set_fact(told.forget(&sender), None);
+            }
         }
         table.next_turn()?;
         self.report()
