@@ -14,8 +14,8 @@ use trefoil_lab::link::LinkCounters;
 use trefoil_lab::program::Outcome;
 use trefoil_lab::sink::{TcpSink, UdpSink};
 use trefoil_lab::tap::{Header, Tap};
-use trefoil_lab::{Lab, places, wait_for};
-use world::{REFUSED, approving, at, enforcing, mapped_at, reporting, traffic};
+use trefoil_lab::{Lab, Record, places, wait_for};
+use world::{REFUSED, approving, at, enforcing, is_final, mapped_at, reporting, traffic};
 
 /// One of everything, to a place that no policy of these tests approves.
 fn send_one_of_everything(lab: &Lab) -> Result<Vec<(i32, LinkCounters)>> {
@@ -195,6 +195,27 @@ fn an_agent_takes_over_from_another_without_a_gap() -> Result<()> {
     lab.close()
 }
 
+/// The kernel keeps the tag of a socket for a moment when it is closed.
+#[test]
+fn what_is_over_before_an_agent_stops_is_told_by_it() -> Result<()> {
+    const ROUNDS: usize = 5;
+    let lab = Lab::new()?;
+    for _ in 0..ROUNDS {
+        let agent = lab.agent().start()?;
+        let sent = traffic(&lab)?.args(["udp", &at(places::PEER, 9), "--count", "3"]);
+        let pid = sent.run()?.success()?.pid;
+        let (_, records) = agent.stop(Signal::SIGTERM)?;
+        let is_its = |it: &&Record| is_final(it) && it.is("pid", pid);
+        let told = records.iter().find(is_its);
+        ensure!(
+            told.is_some_and(|it| it.is("packets_out", 3)),
+            "{records:#?}"
+        );
+    }
+    detach(&lab)?;
+    lab.close()
+}
+
 #[test]
 fn two_agents_do_not_share_one_set_of_pins() -> Result<()> {
     let lab = Lab::new()?;
@@ -220,8 +241,7 @@ fn status_says_whether_all_is_as_it_should_be() -> Result<()> {
     let alive = kernel_verb(&lab, "status", &[])?;
     ensure!(alive.code == 0, "{alive:?}");
     let json = kernel_verb(&lab, "status", &["--json"])?;
-    trefoil_lab::Record::parse(json.stdout.lines().collect::<String>().as_str())
-        .context("status --json")?;
+    Record::parse(json.stdout.lines().collect::<String>().as_str()).context("status --json")?;
     agent.stop(Signal::SIGKILL)?;
     let dead = kernel_verb(&lab, "status", &[])?;
     ensure!(dead.code == 1, "{dead:?}");

@@ -89,7 +89,7 @@ impl Monitor {
 
     /// Ends flows of sockets that are gone, at most so many. Flows that a killed agent leaves have
     /// no socket any more, and the next agent ends them the same way.
-    fn take_gone(&mut self, max: usize) -> Result<(), KernelError> {
+    pub(super) fn take_gone(&mut self, max: usize) -> Result<(), KernelError> {
         for _ in 0..max {
             if self.is_backed_up() {
                 break;

@@ -129,6 +129,9 @@ impl Monitor {
             .sweep(&sweep, [] as [Tracked; 0], &mut self.reports);
         self.report()?;
         self.end_idle(&at_uplinks, began_ns)?;
+        // Sockets of which this was heard meanwhile: the kernel keeps their tags for a moment, so they
+        // are among those that were read.
+        self.take_gone(self.flows_a_turn())?;
         if self.room.is_due(began_ns) {
             let losses = self.reader.losses()?;
             self.make_room(in_use, &losses, began_ns)?;
