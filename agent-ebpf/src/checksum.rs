@@ -1,5 +1,5 @@
 //! Packets that leave as another than was decided about: the kernel has still to write a checksum into
-//! their headers, or somebody has held them back or made them longer.
+//! their headers, or somebody has made them longer.
 
 use aya_ebpf::bindings::__sk_buff;
 
@@ -7,12 +7,12 @@ use crate::{
     globals::offset,
     in_flight,
     kernel_memory::{Kernel, read, read_two},
-    packet::{Bytes, DESTINATION_OPTIONS, HOP_BY_HOP, is_extension, protocol},
+    packet::{Bytes, DESTINATION_OPTIONS, HOP_BY_HOP, ROUTING, is_extension, protocol},
 };
 
 /// Result of [`is_changed`]: a packet leaves as it is, as far as its headers are concerned.
 pub const SAME: u32 = 0;
-/// Likewise, but its decision does not hold any more, or was not about all of it.
+/// Likewise, but its decision was not about all of it.
 pub const ANOTHER: u32 = 2;
 
 /// Says whether whoever had a packet on its way to the uplink has changed what was decided about it.
@@ -22,7 +22,7 @@ pub const ANOTHER: u32 = 2;
 #[inline(never)]
 pub extern "C" fn is_changed(skb: *mut __sk_buff, start: u32) -> u32 {
     match changes_headers(skb, start) {
-        SAME if in_flight::is_late_or_longer(skb, start) => ANOTHER,
+        SAME if in_flight::is_longer(skb, start) => ANOTHER,
         changes => changes,
     }
 }
@@ -49,7 +49,7 @@ pub extern "C" fn changes_headers(skb: *mut __sk_buff, start: u32) -> u32 {
     };
     let (headers, protocol) = match first[0] >> 4 {
         4 => (u32::from(first[0] & 0x0f) * 4, first[9]),
-        6 if is_extension(first[6]) => match behind_options(skb, start, first[6]) {
+        6 if is_extension(first[6]) => match behind_extensions(skb, start, first[6]) {
             Some(last) => last,
             None => return 1,
         },
@@ -63,13 +63,25 @@ pub extern "C" fn changes_headers(skb: *mut __sk_buff, start: u32) -> u32 {
     u32::from(at < u64::from(start + headers + judged))
 }
 
-/// Bytes of a packet's headers before the last one, and the protocol of that, behind one header of
-/// options: the kernel itself hands down segments of over 64 KiB with one. `None` behind anything else.
+/// Bytes of a packet's headers before the last one, and the protocol of that. `None` behind headers that the
+/// kernel does not make before a checksum: those have no such packets.
 #[inline(always)]
-fn behind_options(skb: *mut __sk_buff, start: u32, kind: u8) -> Option<(u32, u8)> {
-    let [next, words] = skb.load::<[u8; 2]>(start + 40)?;
-    let is_all = matches!(kind, HOP_BY_HOP | DESTINATION_OPTIONS) && !is_extension(next);
-    is_all.then_some((48 + u32::from(words) * 8, next))
+fn behind_extensions(skb: *mut __sk_buff, start: u32, first: u8) -> Option<(u32, u8)> {
+    /// Options before and behind a routing header, and that.
+    const MOST: usize = 4;
+    let (mut kind, mut at) = (first, 40);
+    for _ in 0..MOST {
+        if !is_extension(kind) {
+            return Some((at, kind));
+        }
+        if !matches!(kind, HOP_BY_HOP | DESTINATION_OPTIONS | ROUTING) {
+            return None;
+        }
+        let [next, words] = skb.load::<[u8; 2]>(start + at)?;
+        at += 8 + u32::from(words) * 8;
+        kind = next;
+    }
+    (!is_extension(kind)).then_some((at, kind))
 }
 
 /// Where the kernel writes the missing checksum, from the beginning of the frame on.

@@ -1,9 +1,13 @@
-//! Reading the link header of a frame, as far as a packet of IP.
+//! Reading the link header of a frame, as far as a packet of IP, and what was read behind it.
 
 use aya_ebpf::bindings::__sk_buff;
 use trefoil_ebpf::abi::ETHERNET_HEADER;
 
-use crate::{packet::Bytes, words::load_u16};
+use crate::{
+    maps::FRAME_ENDS,
+    packet::{Bytes, Ends},
+    words::load_u16,
+};
 
 /// The content of a frame.
 pub enum Frame {
@@ -139,4 +143,11 @@ pub fn is_plain_ethernet(skb: *mut __sk_buff) -> bool {
     }
     let ethertype = load_u16::<12>(data as *const u8);
     ethertype == 0x0800_u16.to_be() || ethertype == 0x86dd_u16.to_be()
+}
+
+/// Returns the endpoints that `read_frame_ends` has read.
+#[inline(always)]
+pub fn frame_ends() -> Option<&'static Ends> {
+    // SAFETY: the entry of an array stays where it is while a program runs.
+    FRAME_ENDS.get_ptr(0).map(|ends| unsafe { &*ends })
 }

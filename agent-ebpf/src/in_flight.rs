@@ -13,8 +13,8 @@
 //!   kernel's in it. A packet without one, and one that a process wrote into a tun device, is known
 //!   by its length, for a second.
 //! - It has not come to an uplink before: there its entry is forgotten.
-//! - Where somebody else may have had it, that was for a second at the most, and a decision
-//!   holds only if the packet is no longer than it was.
+//! - Where somebody else may have had it, a decision holds only if the packet is no longer than it was.
+//! - A decision that ends at a time, or with a budget, holds for a second.
 //! - Whatever else it is now, a decision holds only for the destination that it was made about.
 //!
 //! An entry that two packets write at once is nobody's: it is sealed by a sum of its words. A
@@ -54,7 +54,8 @@ pub struct InFlight {
     /// The decision; of verdict `NONE` if there is none yet.
     decision: Decision,
     /// The destination that the socket's hook saw. In `pad[0]`, `HAS_OWNER` and `HAS_NO_HASH`; behind
-    /// them the identification of its datagram, and when it was sent, see [`age_clock`].
+    /// them the identification of its datagram, and of a decision with an end when it was made, see
+    /// [`age_clock`].
     named: Peer,
     /// Its flow's hash; when it was sent, in the kernel's ticks, if it has none.
     hash: u32,
@@ -87,7 +88,7 @@ const FIRST_SEALED: usize = 3;
 /// Ticks after which a packet without a hash is nobody's any more: at 250 a second, a second.
 const LONGEST_WAY_TICKS: u32 = 250;
 
-/// Units of [`age_clock`] after which a packet is nobody's any more that has an owner.
+/// Units of [`age_clock`] for which a decision with an end holds.
 const LONGEST_WAY: u16 = 4;
 
 /// The kernel's ticks, 64 at a time: at 250 a second, a quarter of a second. Begins anew after hours.
@@ -121,6 +122,13 @@ pub fn keep(skb: *mut __sk_buff, tag: *const Socket, named: &Peer, decision: Dec
         (*entry).hash = hash;
         (*entry).bytes = bytes;
     }
+    if decision.flags & DECISION_LIMITED != 0 {
+        let [early, late] = age_clock().to_ne_bytes();
+        unsafe {
+            (*entry).named.pad[3] = early;
+            (*entry).named.pad[4] = late;
+        }
+    }
     let mut seal = low_half(skb) << 32 | low_half(socket);
     if !tag.is_null() {
         let mut has = HAS_OWNER;
@@ -138,12 +146,7 @@ pub fn keep(skb: *mut __sk_buff, tag: *const Socket, named: &Peer, decision: Dec
                 }
             }
         }
-        let [early, late] = age_clock().to_ne_bytes();
-        unsafe {
-            (*entry).named.pad[0] = has;
-            (*entry).named.pad[3] = early;
-            (*entry).named.pad[4] = late;
-        }
+        unsafe { (*entry).named.pad[0] = has };
         let Some(of) = IN_FLIGHT_OWNERS.get_ptr_mut(number) else {
             return;
         };
@@ -167,7 +170,6 @@ pub fn keep_written(packet: Kernel, bytes: u32, header: &[u8; 40]) -> Option<()>
     let number = index(low_half);
     let entry = IN_FLIGHT.get_ptr_mut(number)?;
     let of = IN_FLIGHT_OWNERS.get_ptr_mut(number)?;
-    let [early, late] = age_clock().to_ne_bytes();
     let named = Peer {
         address: match header[0] >> 4 {
             4 => Address::v4(u32::from_be_bytes([
@@ -177,7 +179,7 @@ pub fn keep_written(packet: Kernel, bytes: u32, header: &[u8; 40]) -> Option<()>
         },
         port: 0,
         protocol: WRITTEN,
-        pad: [HAS_OWNER | HAS_NO_HASH, 0, 0, early, late],
+        pad: [HAS_OWNER | HAS_NO_HASH, 0, 0, 0, 0],
     };
     // SAFETY: map values; the verifier checks the access. So below.
     unsafe {
@@ -249,18 +251,16 @@ pub fn forget(skb: *mut __sk_buff) {
     }
 }
 
-/// True if a packet that somebody else may have had was held back, or is longer than it was when its
-/// socket sent it: it may not leave any more, or there is more in it than was counted.
+/// True if a packet that somebody else may have had is longer than it was when its socket sent it: there is
+/// more in it than was counted.
 #[inline(always)]
-pub fn is_late_or_longer(skb: *mut __sk_buff, start: u32) -> bool {
+pub fn is_longer(skb: *mut __sk_buff, start: u32) -> bool {
     let Some(entry) = IN_FLIGHT.get_ptr(index(low_half(skb))) else {
         return false;
     };
     // SAFETY: a field of the context and a map value; the verifier checks the access.
-    let (was, bytes) = unsafe { ((*entry).bytes, (*skb).len) };
-    let [has, _, _, early, late] = unsafe { (*entry).named.pad };
-    let age = age_clock().wrapping_sub(u16::from_ne_bytes([early, late]));
-    has & HAS_OWNER != 0 && (bytes > was + start || age > LONGEST_WAY)
+    let (was, bytes, has) = unsafe { ((*entry).bytes, (*skb).len, (*entry).named.pad[0]) };
+    has & HAS_OWNER != 0 && bytes > was + start
 }
 
 /// Facts known of a packet from its socket.
@@ -315,6 +315,14 @@ impl Found {
     pub fn bytes(&self) -> u32 {
         // SAFETY: a map value; the verifier checks the access.
         unsafe { (*self.entry).bytes }
+    }
+
+    /// True if the packet was held back on its way, so that a decision with an end may not hold any more.
+    #[inline(always)]
+    pub fn is_late(&self) -> bool {
+        // SAFETY: a map value; the verifier checks the access.
+        let [_, _, _, early, late] = unsafe { (*self.entry).named.pad };
+        age_clock().wrapping_sub(u16::from_ne_bytes([early, late])) > LONGEST_WAY
     }
 
     /// True if the packet may have lost its socket.

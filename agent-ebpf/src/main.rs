@@ -52,6 +52,8 @@ mod flows;
 #[cfg(target_arch = "bpf")]
 mod frame;
 #[cfg(target_arch = "bpf")]
+mod frame_owner;
+#[cfg(target_arch = "bpf")]
 mod globals;
 #[cfg(all(target_arch = "bpf", not(feature = "trace")))]
 mod hooks;

@@ -368,7 +368,20 @@ pub fn uplink(interface: u32) -> Option<CachedUplink> {
 /// next.
 #[inline(always)]
 pub fn is_uplink(interface: u32) -> bool {
-    cached_uplink(interface).is_some_and(|uplink| u32::from(uplink.flags) & UPLINK_IS_TUNNEL == 0)
+    match cached_uplink(interface) {
+        Some(uplink) => u32::from(uplink.flags) & UPLINK_IS_TUNNEL == 0,
+        None => is_uplink_new(interface) != 0,
+    }
+}
+
+/// The same of an interface that no packet has left by lately.
+///
+/// A global function to the kernel, as those of the judge.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_uplink_new(interface: u32) -> u32 {
+    let is_uplink = |uplink: CachedUplink| u32::from(uplink.flags) & UPLINK_IS_TUNNEL == 0;
+    u32::from(uplink(interface).is_some_and(is_uplink))
 }
 
 /// Counts a loss.

@@ -22,7 +22,7 @@ pub mod protocol {
 }
 
 pub const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
+pub const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 pub const DESTINATION_OPTIONS: u8 = 60;

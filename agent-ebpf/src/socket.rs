@@ -1,10 +1,17 @@
-//! Kind of a socket: TCP, raw, the kernel's own.
+//! Kind of a socket: TCP, raw, the kernel's own; and the tag of a packet's.
 
-use aya_ebpf::bindings::{__sk_buff, bpf_sock};
+use core::ptr;
+
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_sock},
+    helpers::generated::bpf_sk_fullsock,
+};
+use trefoil_ebpf::abi::{SOCKET_OWN_NAMESPACE, Socket};
 
 use crate::{
     globals::{namespace_inode, offset},
     kernel_memory::{Kernel, follow, read},
+    maps::SOCKETS,
     packet::protocol,
 };
 
@@ -53,4 +60,31 @@ pub fn is_of_own_namespace(skb: *mut __sk_buff) -> bool {
         Some(inode) => inode == namespace_inode(),
         None => false,
     }
+}
+
+/// Index of the loopback interface, in every network namespace.
+pub const LOOPBACK: u32 = 1;
+
+/// The tag of a packet's socket; null if there is none.
+#[inline(always)]
+pub fn tag_of(skb: *mut __sk_buff) -> *mut Socket {
+    // SAFETY: a field of the context; the verifier checks the access. So below.
+    let socket = unsafe { (*skb).__bindgen_anon_2.sk };
+    if socket.is_null() {
+        return ptr::null_mut();
+    }
+    let socket = unsafe { bpf_sk_fullsock(socket) };
+    if socket.is_null() {
+        return ptr::null_mut();
+    }
+    SOCKETS.get(socket).unwrap_or(ptr::null_mut())
+}
+
+/// True for a packet of another network namespace: what it sends to an address of this host may
+/// stay on it. If it leaves nevertheless, that is by an uplink, where it is judged anew.
+#[inline(always)]
+pub fn may_stay(skb: *mut __sk_buff) -> bool {
+    let tag = tag_of(skb);
+    // SAFETY: a map value; the verifier checks the access.
+    !tag.is_null() && unsafe { (*tag).flags } & SOCKET_OWN_NAMESPACE == 0
 }

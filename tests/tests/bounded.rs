@@ -342,7 +342,7 @@ fn a_flood_of_refused_calls_keeps_nobody_elses_records_out() -> Result<()> {
     lab.close()
 }
 
-/// Who made refused calls leaves their table when he is quiet, and is told whole if he comes back.
+/// A user who made refused calls leaves their table when he is quiet, and is told whole if he comes back.
 #[test]
 fn who_makes_no_refused_calls_any_more_leaves_their_table() -> Result<()> {
     const USERS: [u32; 5] = [2001, 2002, 2003, 2004, 2005];

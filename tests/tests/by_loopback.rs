@@ -1,14 +1,16 @@
-//! Any user of the host can bind a socket of IPv6 to an address elsewhere, and send from there to the
-//! host itself: whoever gets it answers abroad, with what was sent.
+//! Any user of the host can bind a socket of IPv6 to an address elsewhere, and send from there to the host
+//! itself, by loopback or as one of a group: whoever gets it answers abroad, with what was sent.
 
 mod world;
 
+use std::fs;
 use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
-use trefoil_lab::program::Program;
+use trefoil_lab::program::{Program, Running};
 use trefoil_lab::tap::Tap;
-use trefoil_lab::{Lab, places, wait_for};
+use trefoil_lab::wiring::forward;
+use trefoil_lab::{Lab, Record, places, wait_for};
 use world::{REFUSED, TRAFFIC, all_of, at, is_final};
 
 const USER: u32 = 65534;
@@ -77,6 +79,105 @@ fn a_service_answers_no_user_abroad() -> Result<()> {
     let records = all_of(agent, &lab)?;
     let arrived = tap.to(ABROAD.parse()?).packets;
     ensure!(arrived == 0, "{arrived} packets have left: {records:#?}");
+    lab.close()
+}
+
+/// All hosts of a link, so the host itself.
+const GROUP: &str = "[ff02::1]:7";
+/// A group beyond the link, where anybody may send.
+const FAR_GROUP: &str = "[ff05::1234]:7";
+
+fn to_group(lab: &Lab, to: &str, source: &str) -> Result<Program> {
+    let program = lab.program_as(USER, TRAFFIC)?;
+    let program = program.args(["udp", to, "--device", "to-foreign", "--count", COUNT]);
+    Ok(program.args(["--size", "800", "--source", source, "--freebind"]))
+}
+
+/// A service that answers whoever asks.
+fn answering(lab: &Lab) -> Result<Running> {
+    let service = lab.program_in("web.service", TRAFFIC)?;
+    let mut service = service.args(["answer", "[::]:7"]).start()?;
+    service.line()?;
+    Ok(service)
+}
+
+#[test]
+fn a_service_answers_no_user_abroad_who_sends_to_a_group() -> Result<()> {
+    const POLICY: &str = "mode = \"enforce\"\n[[rules]]\nname = \"answers\"\nverdict = \"approve\"\n\
+                          from = { unit = \"web.service\" }\n\
+                          to = { networks = [\"2001:db8:3::/48\"] }\n\
+                          [[rules]]\nname = \"a group\"\nverdict = \"approve\"\n\
+                          to = { networks = [\"ff05::/16\"] }\n";
+    let (lab, tap) = Lab::with_tap()?;
+    let service = answering(&lab)?;
+    let agent = lab.agent().policy(POLICY).uplink("auto").start()?;
+    let own = places::HOST6.to_string();
+    for to in [GROUP, FAR_GROUP] {
+        let outcome = to_group(&lab, to, ABROAD)?.run()?;
+        ensure!(outcome.code == REFUSED, "{to}: {outcome:?}");
+        to_group(&lab, to, &own)?.run()?.success()?;
+    }
+    let records = all_of(agent, &lab)?;
+    let arrived = tap.to(ABROAD.parse()?).packets;
+    ensure!(arrived == 0, "{arrived} packets have left: {records:#?}");
+    drop(service);
+    lab.close()
+}
+
+#[test]
+fn what_a_user_has_answered_by_a_group_is_told_as_his() -> Result<()> {
+    let (lab, tap) = Lab::with_tap()?;
+    let service = answering(&lab)?;
+    let agent = lab
+        .agent()
+        .policy("mode = \"report\"\n")
+        .uplink("auto")
+        .start()?;
+    let pid = to_group(&lab, GROUP, ABROAD)?.run()?.success()?.pid;
+    let to: IpAddr = ABROAD.parse()?;
+    wait_for("the service answers abroad", || {
+        Ok((tap.to(to).packets > 0).then_some(()))
+    })?;
+    let records = all_of(agent, &lab)?;
+    let is_his = |it: &Record| is_final(it) && it.is("dst_addr", to) && it.is("pid", pid);
+    ensure!(records.iter().any(is_his), "{records:#?}");
+    drop(service);
+    lab.close()
+}
+
+/// A list of addresses whose first is the host's own: the host itself sends it on.
+#[test]
+fn what_a_user_has_the_host_send_on_is_told_as_his() -> Result<()> {
+    let (lab, tap) = Lab::with_tap()?;
+    forward(&lab.host)?;
+    lab.host.enter(|| {
+        for name in ["all", "lo", "default"] {
+            fs::write(format!("/proc/sys/net/ipv6/conf/{name}/seg6_enabled"), "1")?;
+        }
+        Ok(())
+    })?;
+    let agent = lab
+        .agent()
+        .policy("mode = \"report\"\n")
+        .uplink("auto")
+        .start()?;
+    let to = "2001:db8:3::29";
+    let words = [
+        "route",
+        "option",
+        &at(to.parse()?, 9),
+        "--via",
+        "2001:db8:1::1",
+    ];
+    let sent = lab.program_as(USER, TRAFFIC)?.args(words).run()?;
+    wait_for("the host sends it on", || {
+        Ok((tap.to(to.parse()?).packets > 0).then_some(()))
+    })?;
+    let records = all_of(agent, &lab)?;
+    let is_his =
+        |it: &Record| is_final(it) && it.is("verdict", "unapproved") && it.is("pid", sent.pid);
+    let told: Vec<_> = records.iter().map(|it| it.text("message")).collect();
+    ensure!(records.iter().any(is_his), "{told:#?}");
     lab.close()
 }
 

@@ -412,3 +412,42 @@ fn what_the_kernel_sends_by_itself_is_the_kernels() -> Result<()> {
     )?;
     lab.close()
 }
+
+/// The beginning of a user's connection lists addresses, and its checksum is still to be written when it comes
+/// to the uplink.
+#[test]
+fn a_connection_that_lists_addresses_is_told_once_and_leaves_where_it_may() -> Result<()> {
+    const USER: u32 = 65534;
+    for mode in ["report", "enforce"] {
+        let (lab, tap) = Lab::with_tap()?;
+        let policy = format!(
+            "mode = \"{mode}\"\n[[rules]]\nname = \"there\"\nverdict = \"approve\"\n\
+             to = {{ networks = [\"2001:db8:3::/48\"] }}\n"
+        );
+        let agent = lab.agent().policy(&policy).uplink("auto").start()?;
+        let (to, by) = ("[2001:db8:3::28]:9", "2001:db8:3::29");
+        // Nobody answers it.
+        lab.program_as(USER, TRAFFIC)?
+            .args(["route", "option", to, "--via", by, "--tcp"])
+            .run()?;
+        let left = || -> u64 {
+            let all = tap.as_sent();
+            let there = all.iter().filter(|(to, _)| !to.is_multicast());
+            there.map(|(_, arrived)| arrived.packets).sum()
+        };
+        wait_for("it leaves", || Ok((left() > 0).then_some(())))?;
+        let records = all_of(agent, &lab)?;
+        let finals: Vec<_> = records.iter().filter(|record| is_final(record)).collect();
+        let told: u64 = finals
+            .iter()
+            .filter_map(|record| record.number("packets_out").ok())
+            .sum();
+        ensure!(
+            left() == told,
+            "{mode}: {} left, {told} told: {finals:#?}",
+            left()
+        );
+        lab.close()?;
+    }
+    Ok(())
+}

@@ -26,7 +26,7 @@ use crate::{
     globals::{local_flows, tcp_state_seen},
     in_flight,
     judge::{judge, undetermined},
-    loopback::{answers_abroad, goes_to_its_source},
+    loopback::{TO_BOTH, TO_ITS_SOURCE, WHERE_IT_GOES, answers, goes_to_its_source},
     maps::{CUTS, FLOWS, InForce, SOCKETS, in_force, is_uplink, lose},
     owner::seal,
     packet::{Ends, Route, ends, is_same_peer, plain_ends_at, protocol},
@@ -34,7 +34,7 @@ use crate::{
     route::{address_at, judge_listed},
     sender::{is_current, refresh},
     settle::{decide, decide_as, record},
-    socket::{is_kernels, is_raw, is_tcp},
+    socket::{LOOPBACK, is_kernels, is_raw, is_tcp, may_stay, tag_of},
     source::Source,
     subflow::{follow, inherit, mark},
     words::{copy, forget, set_bit, zero},
@@ -42,9 +42,6 @@ use crate::{
 
 const PASS: i32 = 1;
 const DROP: i32 = 0;
-
-/// Index of the loopback interface, in every network namespace.
-pub const LOOPBACK: u32 = 1;
 
 /// State of a socket that is connected, of whatever protocol.
 const ESTABLISHED: u32 = 1;
@@ -129,8 +126,8 @@ fn keep(skb: *mut __sk_buff, tag: *const Socket, ends: &Ends, decision: Decision
 fn judge_packet(in_force: InForce, skb: *mut __sk_buff) -> i32 {
     // SAFETY: fields of the context; the verifier checks the access.
     let (bytes, interface) = unsafe { (u64::from((*skb).len), (*skb).ifindex) };
-    let is_near =
-        interface == LOOPBACK && (answers_abroad(in_force.generation, skb) == 0 || may_stay(skb));
+    let answers = answers(skb, in_force.generation, interface);
+    let is_near = interface == LOOPBACK && answers == WHERE_IT_GOES;
     if is_near {
         let local = local(in_force);
         count_total(&local, bytes, false);
@@ -145,11 +142,15 @@ fn judge_packet(in_force: InForce, skb: *mut __sk_buff) -> i32 {
         }
         return PASS;
     }
+    if answers == TO_BOTH {
+        tell_of_packet(skb, undetermined(in_force).to_word());
+        return without_flow(&undetermined(in_force), bytes);
+    }
     let Some(mut ends) = ends(skb) else {
         lose(LOSS_PACKETS_UNPARSED, 1);
         return without_flow(&undetermined(in_force), bytes);
     };
-    if interface == LOOPBACK {
+    if answers == TO_ITS_SOURCE {
         goes_to_its_source(&mut ends);
     }
     // SAFETY: a field of the context.
@@ -217,15 +218,6 @@ fn keep_listed(skb: *mut __sk_buff, tag: *const Socket, decision: u64) -> u32 {
     0
 }
 
-/// True for a packet of another network namespace: what it sends to an address of this host may
-/// stay on it. If it leaves nevertheless, that is by an uplink, where it is judged anew.
-#[inline(always)]
-fn may_stay(skb: *mut __sk_buff) -> bool {
-    let tag = tag_of(skb);
-    // SAFETY: a map value; the verifier checks the access.
-    !tag.is_null() && unsafe { (*tag).flags } & SOCKET_OWN_NAMESPACE == 0
-}
-
 /// The decision about what never leaves the host or the link.
 #[inline(always)]
 fn local(in_force: InForce) -> Decision {
@@ -279,21 +271,6 @@ fn without_slot(in_force: InForce, skb: *mut __sk_buff, ends: &Ends, bytes: u64)
     };
     tell_of_packet(skb, decision.to_word());
     without_flow(&decision, bytes)
-}
-
-/// The tag of a packet's socket; null if there is none.
-#[inline(always)]
-fn tag_of(skb: *mut __sk_buff) -> *mut Socket {
-    // SAFETY: a field of the context; the verifier checks the access. So below.
-    let socket = unsafe { (*skb).__bindgen_anon_2.sk };
-    if socket.is_null() {
-        return ptr::null_mut();
-    }
-    let socket = unsafe { bpf_sk_fullsock(socket) };
-    if socket.is_null() {
-        return ptr::null_mut();
-    }
-    SOCKETS.get(socket).unwrap_or(ptr::null_mut())
 }
 
 /// Tells of a packet by itself, and has uplinks know that it was judged. A packet that goes no

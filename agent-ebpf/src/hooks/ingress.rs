@@ -10,12 +10,11 @@ use aya_ebpf::{
 };
 use trefoil_ebpf::abi::*;
 
-use super::egress::LOOPBACK;
 use crate::{
     atomic, flows, in_flight,
     maps::{SOCKETS, in_place},
     packet::{ends, is_same_peer},
-    socket::is_tcp,
+    socket::{LOOPBACK, is_tcp},
 };
 
 /// Every path lets the packet in.

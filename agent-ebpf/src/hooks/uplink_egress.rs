@@ -9,8 +9,7 @@
 use aya_ebpf::{
     bindings::__sk_buff,
     helpers::generated::{
-        bpf_get_hash_recalc, bpf_get_listener_sock, bpf_get_socket_cookie, bpf_sk_fullsock,
-        bpf_skb_pull_data,
+        bpf_get_hash_recalc, bpf_get_listener_sock, bpf_sk_fullsock, bpf_skb_pull_data,
     },
     programs::TcContext,
 };
@@ -20,9 +19,10 @@ use crate::{
     accounting::{NOT_JUDGED, decision_of},
     books::{Size, count, dropped, judged, not_ip},
     checksum::{ANOTHER, SAME, changes_headers, is_changed},
-    control_packet::{is_bare_acknowledgement, is_empty_wireguard, keeps_link},
+    control_packet::{is_bare_acknowledgement, keeps_link},
     flows::{self, set_sender},
-    frame::{Frame, NOT_IP, frame, is_plain_ethernet},
+    frame::{Frame, NOT_IP, frame, frame_ends, is_plain_ethernet},
+    frame_owner::{AF_INET, AF_INET6, owner, sender, sent, tag, who_sent},
     globals::ONLY_LOOKS,
     in_flight::{self, Found, NOWHERE},
     judge::{is_local, undetermined},
@@ -36,7 +36,6 @@ use crate::{
     socket::is_kernels,
     source::Source,
     uplink_flows::{Who, known_flow, slot, tell},
-    words::set_bit,
 };
 
 /// On to the next program on this interface, which may be somebody else's: this one
@@ -45,9 +44,6 @@ use crate::{
 const NEXT: i32 = -1;
 /// `TC_ACT_SHOT`
 const DROP: i32 = 2;
-
-const AF_INET: u32 = 2;
-const AF_INET6: u32 = 10;
 
 #[cfg_attr(not(feature = "trace"), aya_ebpf::macros::classifier)]
 fn uplink_egress(ctx: TcContext) -> i32 {
@@ -210,13 +206,6 @@ pub extern "C" fn read_frame_ends(skb: *mut __sk_buff, start: u32) -> u32 {
     }
 }
 
-/// Returns the endpoints that [`read_frame_ends`] has read.
-#[inline(always)]
-pub fn frame_ends() -> Option<&'static Ends> {
-    // SAFETY: the entry of an array stays where it is while a program runs.
-    FRAME_ENDS.get_ptr(0).map(|ends| unsafe { &*ends })
-}
-
 /// The decision by which the hook of its socket let this very packet pass; of verdict `NONE` if
 /// there is none, or if the packet is another by now: a tunnel's, or translated.
 #[inline(always)]
@@ -228,10 +217,60 @@ fn let_pass(generation: u32, found: &Found, ends: &Ends) -> Decision {
     // Known by the last of the addresses that it lists; who had it on the way may have changed the
     // others.
     let is_another = ends.route != Route::Direct && found.has_owner();
-    if is_wrong || is_old || is_another {
+    // An exception may be over since, or a budget spent.
+    let may_be_over = decision.flags & DECISION_LIMITED != 0 && found.is_late();
+    if is_wrong || is_old || is_another || may_be_over {
         return NOT_JUDGED;
     }
     decision
+}
+
+/// Result of [`judge_anew`]: the packet passes, and is counted already.
+const COUNTED: u64 = u64::MAX;
+
+/// Not 0 if a packet was counted at its socket by a decision with an end, and was held back since.
+///
+/// A global function, as [`carried`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn was_held_back(skb: *mut __sk_buff, start: u32) -> u32 {
+    u32::from(held_back(skb, start).verdict != verdict::NONE)
+}
+
+/// The decision by which a packet that was held back was counted as going where it goes.
+#[inline(always)]
+fn held_back(skb: *mut __sk_buff, start: u32) -> Decision {
+    if let Some(ends) = frame_ends()
+        && ends.route == Route::Direct
+        && let Some(found) = in_flight::find(skb, start)
+        && found.is_late()
+        && !in_flight::is_longer(skb, start)
+    {
+        let decision = found.decision_about(ends);
+        if decision.flags & DECISION_LIMITED != 0 && decision.verdict != verdict::LOCAL {
+            return decision;
+        }
+    }
+    NOT_JUDGED
+}
+
+/// Returns the decision about a packet that was judged; [`COUNTED`] if it was counted at its socket by the
+/// same, and held back since: then it passes, and no flow of the uplink's has it.
+///
+/// A function of its own for the sake of the stack.
+#[inline(never)]
+fn unless_counted(skb: *mut __sk_buff, start: u32, decision: u64) -> u64 {
+    let (before, now) = (held_back(skb, start), Decision::from_word(decision));
+    if ONLY_LOOKS || (now.verdict, now.rule) != (before.verdict, before.rule) || now.blocks() {
+        return decision;
+    }
+    if let Some(ends) = frame_ends()
+        && ends.part == Part::First
+    {
+        remember_beginning(skb, ends, decision, rest_bytes(skb, start));
+    }
+    count(size(skb), judged(sender::SOCKET, now.verdict));
+    COUNTED
 }
 
 /// Keeps whose a packet is that goes into a tunnel which takes it from its socket while it waits.
@@ -328,8 +367,12 @@ fn judged_here(in_force: InForce, skb: *mut __sk_buff, start: u32, known: Decisi
     let (flags, mut known) = (in_force.flags.into(), known.to_word());
     // Which flow it belongs to is known once it is judged, if it lists addresses.
     let lists = frame_ends().is_some_and(|ends| ends.route != Route::Direct);
-    if lists && Decision::from_word(known).verdict == verdict::NONE {
+    let is_judged = Decision::from_word(known).verdict != verdict::NONE;
+    if !is_judged && (lists || was_held_back(skb, start) != 0) {
         known = judge_anew(skb, start, in_force.generation, flags);
+        if known == COUNTED {
+            return NEXT;
+        }
     }
     // Judged in the middle, so that not all of it is on the stack at once.
     let mut outcome = judge_frame(skb, start, flags, known);
@@ -427,7 +470,7 @@ pub extern "C" fn judge_anew(skb: *mut __sk_buff, start: u32, generation: u32, f
         decision.flags |= DECISION_LIMITED;
         name_farthest(skb, farthest);
     }
-    decision.to_word()
+    unless_counted(skb, start, decision.to_word())
 }
 
 /// Has the record of a packet that lists addresses be about the one that its verdict is about.
@@ -589,39 +632,6 @@ fn settle(sender: u8, decision: Decision, size: Size) -> i32 {
     }
 }
 
-/// The tag of the socket that a frame has; null if there is none. An answer to a
-/// connection request has its listener's. A packet socket, which no other hook sees when
-/// it is opened, gets one.
-#[inline(always)]
-pub fn tag(skb: *mut __sk_buff, sender: u8) -> *mut Socket {
-    const NONE: *mut Socket = core::ptr::null_mut();
-    // SAFETY: a field of the context; the verifier checks the access. So below.
-    let socket = unsafe { (*skb).__bindgen_anon_2.sk };
-    if socket.is_null() {
-        return NONE;
-    }
-    let whole = unsafe { bpf_sk_fullsock(socket) };
-    if !whole.is_null() {
-        if sender != sender::PACKET || ONLY_LOOKS {
-            return SOCKETS.get(whole).unwrap_or(NONE);
-        }
-        let Some(tag) = SOCKETS.get_or_create(whole) else {
-            return NONE;
-        };
-        unsafe {
-            set_bit(&raw mut (*tag).flags, SOCKET_OF_FRAMES);
-            set_bit(&raw mut (*tag).flags, SOCKET_HAS_FLOWS);
-            (*tag).tracked.flow.cookie = bpf_get_socket_cookie(skb.cast());
-        }
-        return tag;
-    }
-    let listener = unsafe { bpf_get_listener_sock(socket) };
-    if listener.is_null() {
-        return NONE;
-    }
-    SOCKETS.get(listener).unwrap_or(NONE)
-}
-
 /// Returns the decision that exists already about a packet; of verdict `NONE` if there is none. A
 /// decision that was made here, about the beginning of this datagram, says so.
 ///
@@ -630,7 +640,7 @@ pub fn tag(skb: *mut __sk_buff, sender: u8) -> *mut Socket {
 pub fn known(generation: u32, skb: *mut __sk_buff, start: u32, ends: &Ends) -> u64 {
     let found = in_flight::find(skb, start).or_else(|| find_of_listener(skb, start));
     if let Some(found) = found
-        && !in_flight::is_late_or_longer(skb, start)
+        && !in_flight::is_longer(skb, start)
     {
         let decision = let_pass(generation, &found, ends);
         if decision.verdict != verdict::NONE {
@@ -779,82 +789,6 @@ fn may_be_older(generation: u32) -> bool {
     is_new(generation, LONGEST_WAY_NS)
 }
 
-/// Finds the sender of a packet, and how much is known of the owner.
-#[inline(always)]
-pub fn who_sent(skb: *mut __sk_buff, start: u32) -> Who {
-    let who = who(skb, start);
-    Who {
-        // SAFETY: a field of the context.
-        came_in_by: unsafe { (*skb).ingress_ifindex },
-        cookie: cookie(skb, start),
-        sender: (who >> 8) as u8,
-        quality: who as u8,
-    }
-}
-
-/// See [`who_sent`]. A global function to the kernel, so that what comes after it is not
-/// verified once for each that it can be.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn who(skb: *mut __sk_buff, start: u32) -> u32 {
-    let sender = sender(skb);
-    let quality = quality(skb, start, sender, tag(skb, sender));
-    u32::from(sender) << 8 | u32::from(quality)
-}
-
-/// The cookie of the socket that a frame has or had; 0 if none is known.
-///
-/// A global function to the kernel, for the reason that [`who`] has.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn cookie(skb: *mut __sk_buff, start: u32) -> u64 {
-    let tag = tag(skb, sender(skb));
-    let sent = sent(skb, start, tag);
-    if sent.is_null() {
-        return 0;
-    }
-    // SAFETY: a map value; the verifier checks the access.
-    unsafe { (*sent).flow.cookie }
-}
-
-/// Finds the facts known from its socket about a packet that has one, or had it before it was
-/// forwarded or waited in a tunnel: owner, cookie, and destination. Null if there are none.
-#[inline(always)]
-pub fn sent(skb: *mut __sk_buff, start: u32, tag: *const Socket) -> *const Tracked {
-    if !tag.is_null() {
-        // SAFETY: a map value; the verifier checks the access.
-        return unsafe { &raw const (*tag).tracked };
-    }
-    if start & NOT_IP != 0 {
-        return core::ptr::null();
-    }
-    if let Some(found) = in_flight::find(skb, start)
-        && found.has_owner()
-        && frame_ends().is_some_and(|ends| found.is_to(ends))
-    {
-        return found.sent();
-    }
-    match frame_ends() {
-        Some(ends) => large(skb, ends),
-        None => core::ptr::null(),
-    }
-}
-
-/// Owner of a frame: whoever uses its socket, or did before it lost it; for a tunnel's packet, the
-/// sender of the data in it; for one that came out of a tun device, whoever wrote it there. Null if
-/// unknown.
-#[inline(always)]
-pub fn owner(tag: *const Socket, sent: *const Tracked) -> *const Owner {
-    if !tag.is_null() {
-        // SAFETY: a map value; the verifier checks the access. So below.
-        return unsafe { &raw const (*tag).tracked.owner };
-    }
-    if !sent.is_null() {
-        return unsafe { &raw const (*sent).owner };
-    }
-    core::ptr::null()
-}
-
 /// Where a frame of this owner comes from, which is null if unknown.
 #[inline(always)]
 fn source(owner: *const Owner) -> Source {
@@ -864,78 +798,11 @@ fn source(owner: *const Owner) -> Source {
     }
 }
 
-/// How much is known of the owner of a packet.
-#[inline(always)]
-fn quality(skb: *mut __sk_buff, start: u32, sender: u8, tag: *const Socket) -> u8 {
-    const TCP_TIME_WAIT: u32 = 6;
-    const SOCK_RAW: u32 = 3;
-    // SAFETY: a map value; the verifier checks the access.
-    if !tag.is_null() && unsafe { (*tag).tracked.owner.pid } != 0 {
-        // The sender on a socket has sent every packet in its name, and the packets that wrap
-        // these. In a listener's name the kernel answers.
-        let socket = unsafe { (*skb).__bindgen_anon_2.sk };
-        if !socket.is_null() && !unsafe { bpf_sk_fullsock(socket) }.is_null() {
-            return quality::DIRECT;
-        }
-        return quality::INFERRED;
-    }
-    match sender {
-        sender::FORWARDED => return quality::FORWARDED,
-        sender::PACKET => return quality::NONE,
-        _ => {}
-    }
-    // SAFETY: a field of the context; the verifier checks the access. So below.
-    let socket = unsafe { (*skb).__bindgen_anon_2.sk };
-    if socket.is_null() {
-        if !sent(skb, start, tag).is_null() {
-            return quality::DIRECT;
-        }
-        // With these the kernel answers. All else is a tunnel's, and what is inside may be
-        // somebody's and have lost its socket: it was forwarded, or waited for a session.
-        let protocol = frame_ends().map_or(0, |ends| ends.destination.protocol);
-        return match protocol {
-            protocol::TCP | protocol::ICMP | protocol::ICMPV6 => quality::KERNEL,
-            protocol::UDP if is_empty_wireguard(skb, start) => quality::KERNEL,
-            _ => quality::NONE,
-        };
-    }
-    if unsafe { (*socket).state } == TCP_TIME_WAIT {
-        return quality::KERNEL;
-    }
-    // The sockets with which the kernel resets connections and answers pings are raw.
-    // Any other that is not tagged is of a process that is not watched, or the kernel's.
-    let whole = unsafe { bpf_sk_fullsock(socket) };
-    if whole.is_null() || unsafe { (*whole).type_ } != SOCK_RAW {
-        return quality::NONE;
-    }
-    match unsafe { (*whole).protocol } as u8 {
-        protocol::TCP | protocol::ICMP | protocol::ICMPV6 => quality::KERNEL,
-        _ => quality::NONE,
-    }
-}
-
 /// The decision about the rest of a datagram, as it was remembered of the beginning.
 #[inline(always)]
 fn as_the_beginning(known: Decision) -> Decision {
     Decision {
         flags: known.flags & !DECISION_AT_UPLINK,
         ..known
-    }
-}
-
-/// Reads the sender of a frame that the hooks of its socket have not judged.
-#[inline(always)]
-pub fn sender(skb: *mut __sk_buff) -> u8 {
-    // SAFETY: fields of the context; the verifier checks the access. So below.
-    let (came_in_by, socket) = unsafe { ((*skb).ingress_ifindex, (*skb).__bindgen_anon_2.sk) };
-    if came_in_by != 0 {
-        return sender::FORWARDED;
-    }
-    if socket.is_null() {
-        return sender::KERNEL;
-    }
-    match unsafe { (*socket).family } {
-        AF_INET | AF_INET6 => sender::KERNEL,
-        _ => sender::PACKET,
     }
 }

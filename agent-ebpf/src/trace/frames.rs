@@ -10,15 +10,13 @@ use trefoil_ebpf::abi::{
 
 use super::{
     story,
-    uplink_egress::{
-        carried, frame_ends, is_needed_by_link, judge_anew, known, owner, read_frame_ends, sender,
-        sent, tag, who_sent,
-    },
+    uplink_egress::{carried, is_needed_by_link, judge_anew, known, read_frame_ends},
 };
 use crate::{
     accounting::decision_of,
     checksum::{SAME, changes_headers},
-    frame::{Frame, NOT_IP},
+    frame::{Frame, NOT_IP, frame_ends},
+    frame_owner::{owner, sender, sent, tag, who_sent},
     judge::undetermined,
     maps::{InForce, in_force, uplink},
     owner::is_same,

@@ -14,15 +14,14 @@ use trefoil_ebpf::abi::{
     verdict,
 };
 
-use super::{
-    story,
-    uplink_egress::{frame_ends, read_frame_ends},
-};
+use super::{story, uplink_egress::read_frame_ends};
 use crate::{
     accounting::decision_of,
     control_packet::is_bare_reset,
     direction::direction_of,
-    flows, in_flight,
+    flows,
+    frame::frame_ends,
+    in_flight,
     judge::{judge, undetermined},
     maps::{InForce, SOCKETS, in_force},
     packet::{Ends, Route, is_same_peer},
