@@ -145,25 +145,14 @@ impl Evidence {
         let leaves = Flock::lock(leaves, FlockArg::LockExclusiveNonblock)
             .map_err(|_| EvidenceError::Locked(directory.to_owned()))?;
         let key = Self::key(directory, origin)?;
-
-        let state_path = directory.join("state");
-        let state = match fs::read_to_string(&state_path) {
-            Ok(text) => serde_json::from_str(&text).ok(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Some(State::default()),
-            Err(error) => return Err(failed("read", &state_path)(error)),
-        };
-        let damaged = |what| EvidenceError::Damaged {
-            path: state_path.clone(),
-            what,
-        };
-        let state: State = state.ok_or_else(|| damaged("it is no state"))?;
+        let state = read_state(directory)?;
         let tree = State::tree(state.size, &state.behind);
-        let mut tree = tree.ok_or_else(|| damaged("it has no edge of a tree"))?;
+        let mut tree =
+            tree.ok_or_else(|| damaged(directory, "state", "it has no edge of a tree"))?;
 
         let length = leaves.metadata().map_err(failed("read", &path))?.len() / DIGEST;
         if length < state.size {
-            let what = "digests that a checkpoint covers are not there";
-            return Err(EvidenceError::Damaged { path, what });
+            return Err(damaged(directory, "leaves", LEAVES_MISSING));
         }
         let size = known.unwrap_or(0).clamp(state.size, length);
         leaves
@@ -205,23 +194,22 @@ impl Evidence {
             let path = path.clone();
             move |source| EvidenceError::Io { what, path, source }
         };
-        let damaged = |what| EvidenceError::Damaged {
-            path: path.clone(),
-            what,
-        };
-        let seed = match fs::read(&path) {
-            Ok(seed) => seed,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        let seed = match read_seed(directory)? {
+            Some(seed) => seed,
+            None => {
                 let mut seed = [0; 32];
                 Random::default().fill(&mut seed).map_err(failed("make"))?;
                 write_whole(&path, &seed, 0o600).map_err(failed("write"))?;
-                seed.to_vec()
+                seed
             }
-            Err(error) => return Err(failed("read")(error)),
         };
-        let seed = seed.try_into().map_err(|_| damaged("a key has 32 bytes"))?;
-        let key = SigningKey::from_seed(origin, &seed)
-            .map_err(|_| damaged("the log's name is none that a key can have"))?;
+        let key = SigningKey::from_seed(origin, &seed).map_err(|_| {
+            damaged(
+                directory,
+                "key",
+                "the log's name is none that a key can have",
+            )
+        })?;
         let public = format!("{}\n", key.public());
         let public_path = directory.join("key.pub");
         if fs::read_to_string(&public_path).ok().as_ref() != Some(&public) {
@@ -343,6 +331,65 @@ impl Evidence {
             first: self.state.first,
             size: self.state.size,
         }
+    }
+}
+
+/// Looks whether a log in this directory could be used, and changes nothing. An agent that uses it is no
+/// error.
+///
+/// # Errors
+///
+/// When a file is not what an agent wrote, or cannot be read.
+pub fn check(directory: &Path) -> Result<(), EvidenceError> {
+    read_seed(directory)?;
+    let state = read_state(directory)?;
+    if State::tree(state.size, &state.behind).is_none() {
+        return Err(damaged(directory, "state", "it has no edge of a tree"));
+    }
+    let n_bytes = fs::metadata(directory.join("leaves")).map_or(0, |file| file.len());
+    match n_bytes / DIGEST < state.size {
+        true => Err(damaged(directory, "leaves", LEAVES_MISSING)),
+        false => Ok(()),
+    }
+}
+
+const LEAVES_MISSING: &str = "digests that a checkpoint covers are not there";
+
+fn damaged(directory: &Path, file: &str, what: &'static str) -> EvidenceError {
+    let path = directory.join(file);
+    EvidenceError::Damaged { path, what }
+}
+
+/// Reads what the key is made of. `None` if there is none yet.
+fn read_seed(directory: &Path) -> Result<Option<[u8; 32]>, EvidenceError> {
+    let path = directory.join("key");
+    match fs::read(&path) {
+        Ok(seed) => match seed.try_into() {
+            Ok(seed) => Ok(Some(seed)),
+            Err(_) => Err(damaged(directory, "key", "a key has 32 bytes")),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(EvidenceError::Io {
+            what: "read",
+            path,
+            source,
+        }),
+    }
+}
+
+/// Reads the state; that of an empty log if there is none yet.
+fn read_state(directory: &Path) -> Result<State, EvidenceError> {
+    let path = directory.join("state");
+    match fs::read_to_string(&path) {
+        Ok(text) => {
+            serde_json::from_str(&text).map_err(|_| damaged(directory, "state", "it is no state"))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(State::default()),
+        Err(source) => Err(EvidenceError::Io {
+            what: "read",
+            path,
+            source,
+        }),
     }
 }
 

@@ -11,6 +11,7 @@ use nix::unistd::{AccessFlags, Uid, access};
 
 use crate::{
     commands::sources,
+    evidence::{self, EvidenceError},
     kernel::PinDir,
     settings::{DEFAULT_JOURNAL, Settings},
     state::State,
@@ -31,6 +32,21 @@ pub fn problems(settings: &Settings) -> Vec<String> {
         && is_telling(&error)
     {
         problems.push(sources::no_records(file, &error));
+    }
+    if let Some(directory) = &settings.evidence {
+        if let Err(error) = try_make(directory)
+            && is_telling(&error)
+        {
+            problems.push(format!(
+                "keep evidence in {}: {error}; name a directory that can be made and written with \
+                 `evidence`",
+                directory.display()
+            ));
+        }
+        match evidence::check(directory) {
+            Err(EvidenceError::Io { source, .. }) if !is_telling(&source) => {}
+            checked => problems.extend(checked.err().map(|error| error.to_string())),
+        }
     }
     // Where there is none at the usual place, the agent does without.
     if let Some(socket) = &settings.journal
@@ -116,6 +132,48 @@ mod tests {
         assert!(of_file(&without_dir)[0].contains("make its directory"));
         assert_eq!(of_file(dir.path()).len(), 1, "a directory");
         assert_eq!(of_file(&file.join("records.json")).len(), 1, "below a file");
+    }
+
+    #[test]
+    fn a_log_that_no_agent_could_go_on_with_is_a_problem() {
+        let dir = tempfile::tempdir().unwrap();
+        let evidence = dir.path().join("evidence");
+        let of_log = |directory: &Path| -> Vec<String> {
+            let settings = Settings {
+                evidence: Some(directory.to_owned()),
+                journal: None,
+                ..Settings::default()
+            };
+            let name = directory.display().to_string();
+            let all = problems(&settings).into_iter();
+            all.filter(|problem| problem.contains(&name)).collect()
+        };
+        assert!(of_log(&evidence).is_empty());
+        assert!(!evidence.exists());
+        fs::create_dir(&evidence).unwrap();
+        fs::write(evidence.join("key"), [7; 32]).unwrap();
+        assert!(of_log(&evidence).is_empty());
+        for (name, contents, told) in [
+            ("key", "short", "a key has 32 bytes"),
+            ("state", "{", "it is no state"),
+            (
+                "state",
+                r#"{"note":"n","first":0,"before":"","size":1,"behind":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}"#,
+                "digests that a checkpoint covers are not there",
+            ),
+        ] {
+            let file = evidence.join(name);
+            let kept = fs::read(&file).ok();
+            fs::write(&file, contents).unwrap();
+            let all = of_log(&evidence);
+            assert!(all.len() == 1 && all[0].contains(told), "{all:?}");
+            match kept {
+                Some(kept) => fs::write(&file, kept).unwrap(),
+                None => fs::remove_file(&file).unwrap(),
+            }
+        }
+        let below_a_file = evidence.join("key/evidence");
+        assert!(!of_log(&below_a_file).is_empty());
     }
 
     #[test]
