@@ -13,9 +13,29 @@ use sha2::Sha256;
 
 use crate::{
     digest::{PERSONAL, PREFIX, commitment, is_personal},
-    entry::{Entry, hex, journal_name, json_name},
+    entry::{Entry, hex, json_name},
 };
 
+/// Kinds of values whose pseudonyms are comparable: fields, by their names in the journal.
+const SAME: [(&str, &[&str]); 6] = [
+    (
+        "address",
+        &[
+            "TREFOIL_DST_ADDR",
+            "TREFOIL_DST_NAMED",
+            "TREFOIL_SESSION_ADDR",
+            "TREFOIL_SRC_ADDR",
+        ],
+    ),
+    (
+        "connection",
+        &["TREFOIL_COMMUNITY_ID", "TREFOIL_SESSION_COMMUNITY_ID"],
+    ),
+    ("file", &["TREFOIL_EXE", "TREFOIL_PARENT_EXE"]),
+    ("process", &["TREFOIL_PID", "TREFOIL_PPID"]),
+    ("user", &["TREFOIL_LOGIN", "TREFOIL_USER"]),
+    ("user id", &["TREFOIL_LOGINUID", "TREFOIL_UID"]),
+];
 /// Least bytes of a key: whoever guesses it can find the values of pseudonyms by trying.
 pub const LEAST_KEY_BYTES: usize = 16;
 /// Bytes of a pseudonym.
@@ -37,8 +57,7 @@ pub enum RedactionError {
 
 /// Names of all personal fields, as in JSON.
 fn names() -> String {
-    let names: Vec<String> = PERSONAL.iter().map(|name| json_name(name)).collect();
-    names.join(", ")
+    PERSONAL.map(json_name).join(", ")
 }
 
 /// Choice of the fields that a copy of records shows.
@@ -57,11 +76,9 @@ impl Redaction {
     pub fn showing(names: &[String]) -> Result<Self, RedactionError> {
         let mut shown = BTreeSet::new();
         for name in names {
-            let known = journal_name(name);
-            if !is_personal(&known) || json_name(&known) != *name {
-                return Err(RedactionError::Field(name.clone()));
-            }
-            shown.insert(known);
+            let known = PERSONAL.into_iter().find(|it| json_name(it) == *name);
+            let known = known.ok_or_else(|| RedactionError::Field(name.clone()))?;
+            shown.insert(known.to_owned());
         }
         Ok(Self { shown, key: None })
     }
@@ -129,26 +146,15 @@ impl Redaction {
 
 /// Stands for a value: the same for all fields of its kind.
 fn pseudonym(key: &[u8], name: &str, value: &[u8]) -> String {
+    let kind = SAME.iter().find(|(_, names)| names.contains(&name));
+    let kind = kind.map_or(name.strip_prefix(PREFIX).unwrap_or(name), |(kind, _)| kind);
     // HMAC takes a key of any length.
     let Ok(mac) = Hmac::<Sha256>::new_from_slice(key) else {
         return String::new();
     };
-    let mac = mac.chain_update(kind(name)).chain_update(b"\n");
+    let mac = mac.chain_update(kind).chain_update(b"\n");
     let whole = mac.chain_update(value).finalize().into_bytes();
     hex(&whole[..PSEUDONYM_BYTES])
-}
-
-/// Kind of a field's values: within one, pseudonyms are comparable.
-fn kind(name: &str) -> &str {
-    match name.strip_prefix(PREFIX).unwrap_or(name) {
-        "DST_ADDR" | "DST_NAMED" | "SESSION_ADDR" | "SRC_ADDR" => "address",
-        "COMMUNITY_ID" | "SESSION_COMMUNITY_ID" => "connection",
-        "EXE" | "PARENT_EXE" => "file",
-        "PID" | "PPID" => "process",
-        "LOGIN" | "USER" => "user",
-        "LOGINUID" | "UID" => "user id",
-        other => other,
-    }
 }
 
 /// A value as the agent's lines have it: a number, text, or bytes that are no text.
