@@ -7,7 +7,6 @@
 //! - [`note`] and [`checkpoint`]: C2SP signed notes and checkpoints, with Ed25519.
 //! - [`entry`]: records as they are read back: lines of JSON, the journal's JSON, the journal's export
 //!   format.
-//! - [`redact`]: copies of records without persons, which still verify.
 //! - [`verify`]: what a set of records and checkpoints proves, and what it does not.
 //!
 //! Nothing here reads a clock, a file or the kernel.
@@ -17,5 +16,4 @@ pub mod digest;
 pub mod entry;
 pub mod merkle;
 pub mod note;
-pub mod redact;
 pub mod verify;
