@@ -2,7 +2,7 @@
 //!
 //! It must not look at the kernel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use trefoil_ebpf::abi::{Counters, NOBODY_CHARGED, Refusals, RefusedSender, Tracked};
 
@@ -141,6 +141,15 @@ impl RefusalsTold {
         quiet
     }
 
+    /// Senders who are not there any more: an agent before has taken them out, and did not come to say so.
+    pub fn absent(&self, now: &[(RefusedSender, Refusals)]) -> Vec<RefusedSender> {
+        let there: BTreeSet<RefusedSender> = now.iter().map(|(sender, _)| *sender).collect();
+        let told = self.told.keys();
+        told.filter(|sender| !there.contains(sender))
+            .copied()
+            .collect()
+    }
+
     /// Forgets a sender who was taken out. Returns the name of the fact about him.
     pub fn forget(&mut self, sender: &RefusedSender) -> String {
         self.told.remove(sender);
@@ -215,6 +224,8 @@ mod tests {
         assert_eq!(told.forget(&all[0].0), "refused.1.4.0");
         // Nobody has told these.
         assert_eq!(quiet(&mut told, &all, 4 + 2 * QUIET_NS), [2]);
+        assert_eq!(told.absent(&all), []);
+        assert_eq!(told.absent(&all[..1]), [all[1].0, all[2].0]);
         // Of another entry nothing was told, also if this agent does not know that the first is gone.
         let mut next = refused(2, 3);
         told.skip(&[refused(2, 30)]);

@@ -27,6 +27,9 @@ impl Monitor {
             self.table.count_refused(tracked, now_ns, &mut self.reports);
             self.reporter.set_fact(name, Some(value));
         }
+        for sender in told.absent(&all) {
+            self.reporter.set_fact(told.forget(&sender), None);
+        }
         for (sender, last) in told.quiet(&all, now_ns) {
             if table.forget(&sender, &last)? {
                 self.reporter.set_fact(told.forget(&sender), None);
