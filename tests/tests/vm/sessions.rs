@@ -1,14 +1,19 @@
-//! People who log in by sshd: each record of what they do has the person and the gateway.
+//! People who log in by sshd: each record of what they do has the person and the gateway, and what
+//! they may send depends on it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::env;
 
 use anyhow::{Context, Result, ensure};
 use trefoil_lab::Record;
 use trefoil_lab::vm::Vm;
 
-use crate::world::{TRAFFIC, detach, installed};
+use crate::world::{REFUSED, TRAFFIC, detach, installed};
 
-const POLICY: &str = r#"mode = "report"
+/// Two gateways by which people come in, and in which mode.
+fn gateways(mode: &str) -> String {
+    format!(
+        r#"mode = "{mode}"
 [[gateways]]
 name    = "dublin"
 clients = ["203.0.113.7"]
@@ -17,17 +22,33 @@ name    = "frankfurt"
 clients = ["203.0.113.8"]
 [[rules]]
 name    = "who came by dublin"
-from    = { session = { gateway = "dublin" } }
-to      = { networks = ["203.0.113.60"] }
+from    = {{ session = {{ gateway = "dublin" }} }}
+to      = {{ networks = ["203.0.113.60"] }}
 verdict = "approve"
-[[rules]]
+"#
+    )
+}
+
+/// Approves of all else.
+const ALL: &str = r#"[[rules]]
 name    = "all"
 to      = { networks = ["203.0.113.0/24"] }
 verdict = "approve"
 "#;
 
+/// People log in by a gateway, and by nothing else.
+const LOGINS: &str = r#"[[rules]]
+name      = "logins by the gateways"
+direction = "accepted"
+from      = { ports = ["22/tcp"] }
+to        = { gateway = ["dublin", "frankfurt"] }
+verdict   = "approve"
+"#;
+
 const DUBLIN: &str = "203.0.113.7";
 const FRANKFURT: &str = "203.0.113.8";
+/// Of no gateway.
+const ELSEWHERE: &str = "203.0.113.9";
 
 /// Two people with a key, of whom one may become another user.
 const PEOPLE: &str = r"set -eu
@@ -36,25 +57,49 @@ for name in bob alice; do
     useradd --create-home --shell /bin/sh $name
     install -d -o $name -m 700 /home/$name/.ssh
     install -o $name -m 600 /run/key.pub /home/$name/.ssh/authorized_keys
+    install -o $name -m 600 /run/key /home/$name/.ssh/id_ed25519
+    printf 'StrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nLogLevel ERROR\n' \
+        > /home/$name/.ssh/config
 done
 echo 'bob ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/bob
-echo 'UseDNS no' > /etc/ssh/sshd_config.d/quick.conf
+printf 'UseDNS no\nMaxStartups 100\n' > /etc/ssh/sshd_config.d/quick.conf
 systemctl start ssh
+# Where people copy to, at the far end.
+ip netns exec far /usr/sbin/sshd -p 2222 -o PidFile=none
+head -c 100000 /dev/zero > /run/export
 ";
+
+/// A host on which this policy is in force, and people who log in.
+fn with_people(name: &str, policy: &str) -> Result<Vm> {
+    let mut vm = installed(name)?;
+    vm.write("/run/people", PEOPLE)?;
+    vm.ok("sh /run/people")?;
+    vm.write("/etc/trefoil/policy.toml", policy)?;
+    vm.ok("systemctl reload trefoil")?;
+    Ok(vm)
+}
 
 /// Sends a datagram to this port of the far end.
 fn sends(port: u16) -> String {
     format!("{TRAFFIC} udp 203.0.113.60:{port}")
 }
 
-/// Logs in from the far end, and does something there.
-fn by_ssh(vm: &mut Vm, name: &str, from: &str, command: &str) -> Result<()> {
-    let options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR";
-    vm.ok(&format!(
+/// The command that logs in from the far end, and does something there.
+fn ssh(name: &str, from: &str, command: &str) -> String {
+    let options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR \
+                   -o ConnectTimeout=60";
+    format!(
         "ip netns exec far ssh {options} -b {from} -i /run/key {name}@192.0.2.1 \"{command}\" \
          </dev/null"
-    ))
-    .map(drop)
+    )
+}
+
+/// A command that goes on after who began it has logged out, once `/run/go` exists.
+fn later(command: &str) -> String {
+    format!(
+        "(nohup setsid sh -c 'until [ -e /run/go ]; do sleep 0.2; done; {command}' \
+         >/dev/null 2>&1 </dev/null &)"
+    )
 }
 
 /// Facts about a sender: user, login, far address and gateway of his session; empty if there is none.
@@ -65,31 +110,23 @@ fn facts(record: &Record) -> [String; 4] {
 
 #[test]
 fn people_who_log_in_by_ssh_are_told_with_the_gateway_that_they_came_by() -> Result<()> {
-    let mut vm = installed("sessions")?;
-    vm.write("/etc/trefoil/policy.toml", POLICY)?;
-    vm.ok("systemctl reload trefoil")?;
-    vm.write("/run/people", PEOPLE)?;
-    vm.ok("sh /run/people")?;
-
+    let policy = gateways("report") + ALL;
+    let mut vm = with_people("sessions", &policy)?;
     let logins = [
         ("bob", DUBLIN, sends(1001)),
         ("alice", FRANKFURT, sends(1002)),
         ("bob", DUBLIN, format!("sudo {}", sends(1003))),
         ("bob", DUBLIN, format!("sudo su alice -c '{}'", sends(1004))),
-        // After he has logged out.
-        (
-            "bob",
-            FRANKFURT,
-            format!(
-                "(nohup setsid sh -c 'until [ -e /run/go ]; do sleep 0.2; done; {}' \
-                 >/dev/null 2>&1 </dev/null &)",
-                sends(1005)
-            ),
-        ),
+        ("bob", FRANKFURT, later(&sends(1005))),
         ("alice", DUBLIN, format!("screen -dm {}", sends(1006))),
+        (
+            "alice",
+            FRANKFURT,
+            "scp -q -P 2222 /run/export bob@203.0.113.60:/tmp/".to_owned(),
+        ),
     ];
     for (name, from, command) in &logins {
-        by_ssh(&mut vm, name, from, command)?;
+        vm.ok(&ssh(name, from, command))?;
     }
     vm.ok("touch /run/go")?;
     vm.ok(&format!(
@@ -105,8 +142,9 @@ fn people_who_log_in_by_ssh_are_told_with_the_gateway_that_they_came_by() -> Res
         (1005, ["bob", "bob", FRANKFURT, "frankfurt"]),
         (1006, ["alice", "alice", DUBLIN, "dublin"]),
         (1007, ["root", "", "", ""]),
+        (2222, ["alice", "alice", FRANKFURT, "frankfurt"]),
     ]);
-    vm.wait_until("all datagrams are told", |vm| {
+    vm.wait_until("all that was sent is told", |vm| {
         let mut n_told = 0;
         for port in expected.keys() {
             let told = vm.journal(&format!("-u trefoil TREFOIL_DST_PORT={port}"))?;
@@ -128,6 +166,9 @@ fn people_who_log_in_by_ssh_are_told_with_the_gateway_that_they_came_by() -> Res
         let rule = ["all", "who came by dublin"][usize::from(sender[3] == "dublin")];
         ensure!(record.is("TREFOIL_RULE", rule), "{rule}: {record}");
         ensure!(about.next().is_none(), "two records of {port}");
+        if *port == 2222 {
+            ensure!(record.number("TREFOIL_BYTES_OUT")? > 100_000, "{record}");
+        }
     }
     // Packets of sshd itself are of a session as well, with their own connection's name.
     let answers: Vec<&Record> = records
@@ -139,6 +180,139 @@ fn people_who_log_in_by_ssh_are_told_with_the_gateway_that_they_came_by() -> Res
         let (name, own) = ("TREFOIL_SESSION_COMMUNITY_ID", "TREFOIL_COMMUNITY_ID");
         let is_own = answer.text(name).is_empty() || answer.text(name) == answer.text(own);
         ensure!(is_own, "{answer}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_people_may_send_who_log_in_by_ssh_depends_on_their_gateway() -> Result<()> {
+    let policy = gateways("enforce") + LOGINS;
+    let mut vm = with_people("sessions-enforced", &policy)?;
+    // By the exit code of the last command: the kernel refuses the call, or the sender is content.
+    for (port, name, from, command, code) in [
+        (1001, "bob", DUBLIN, sends(1001), 0),
+        (1002, "bob", FRANKFURT, sends(1002), REFUSED),
+        (1003, "bob", DUBLIN, format!("sudo {}", sends(1003)), 0),
+        (
+            1004,
+            "bob",
+            FRANKFURT,
+            format!("sudo {}", sends(1004)),
+            REFUSED,
+        ),
+        (
+            1005,
+            "bob",
+            DUBLIN,
+            format!("sudo su alice -c '{}'", sends(1005)),
+            0,
+        ),
+        (
+            1006,
+            "alice",
+            FRANKFURT,
+            format!("sh -c '{}'", sends(1006)),
+            REFUSED,
+        ),
+        (1007, "alice", DUBLIN, later(&sends(1007)), 0),
+        (1008, "alice", FRANKFURT, later(&sends(1008)), 0),
+    ] {
+        let ended = vm.run(&ssh(name, from, &command))?;
+        ensure!(ended.code == code, "{port}: {ended:?}");
+    }
+    // Whoever comes by another way is not let in.
+    let ended = vm.run(&format!("timeout 5 {}", ssh("bob", ELSEWHERE, "true")))?;
+    ensure!(ended.code != 0, "{ended:?}");
+    vm.ok("touch /run/go")?;
+    let service = "systemd-run --quiet --wait --unit=exports --collect";
+    let ended = vm.run(&format!("{service} {}", sends(1009)))?;
+    ensure!(ended.code == REFUSED, "{ended:?}");
+
+    for port in [1002, 1004, 1006, 1008, 1009] {
+        let fields = format!("-u trefoil TREFOIL_EVENT=violation TREFOIL_DST_PORT={port}");
+        let told = vm.wait_until(&format!("{port} is told as refused"), |vm| {
+            Ok(vm.journal(&fields)?.pop())
+        })?;
+        ensure!(told.is("TREFOIL_OUTCOME", "refused"), "{told}");
+        let gateway = ["frankfurt", ""][usize::from(port == 1009)];
+        ensure!(told.is("TREFOIL_SESSION_GATEWAY", gateway), "{told}");
+    }
+    let fields = format!(
+        "-u trefoil TREFOIL_EVENT=violation TREFOIL_DIRECTION=accepted TREFOIL_DST_ADDR={ELSEWHERE}"
+    );
+    vm.wait_until("the login by no gateway is told", |vm| {
+        Ok(vm.journal(&fields)?.pop())
+    })?;
+    // The job that went on after its owner had logged out.
+    vm.wait_until("the job by dublin is told", |vm| {
+        Ok(vm.journal("-u trefoil TREFOIL_DST_PORT=1007")?.pop())
+    })?;
+    detach(&mut vm)?;
+    let records = vm.journal("-u trefoil TREFOIL_STATE=closed TREFOIL_PROTOCOL=udp")?;
+    let approved: BTreeSet<String> = records
+        .iter()
+        .filter(|one| one.is("TREFOIL_VERDICT", "approved"))
+        .map(|one| one.text("TREFOIL_DST_PORT"))
+        .collect();
+    let expected = ["1001", "1003", "1005", "1007"].map(str::to_owned);
+    ensure!(approved == BTreeSet::from(expected), "{approved:?}");
+    Ok(())
+}
+
+/// Logins of two people by two gateways, several at the same time. `TREFOIL_LOGINS` says how many.
+#[test]
+fn of_many_short_logins_by_ssh_none_is_taken_for_another() -> Result<()> {
+    const AT_ONCE: usize = 4;
+    const A_COMMAND: usize = 40;
+    const FIRST_PORT: usize = 3000;
+    let count = match env::var("TREFOIL_LOGINS") {
+        Ok(count) => count.parse().context("TREFOIL_LOGINS is no number")?,
+        Err(_) => 80,
+    };
+    let policy = gateways("report") + ALL;
+    let mut vm = with_people("sessions-many", &policy)?;
+    vm.ok(
+        "printf 'flows = \"each\"\n' > /run/each && cat /etc/trefoil/trefoil.toml >> /run/each && \
+           cp /run/each /etc/trefoil/trefoil.toml && systemctl restart trefoil",
+    )?;
+    let expected: Vec<(&str, &str, &str)> = (0..count)
+        .map(|number| match number % 4 {
+            0 => ("bob", DUBLIN, "dublin"),
+            1 => ("alice", DUBLIN, "dublin"),
+            2 => ("alice", FRANKFURT, "frankfurt"),
+            _ => ("bob", FRANKFURT, "frankfurt"),
+        })
+        .collect();
+    let ports: Vec<usize> = (FIRST_PORT..FIRST_PORT + count).collect();
+    for (ports, logins) in ports.chunks(A_COMMAND).zip(expected.chunks(A_COMMAND)) {
+        let logins: Vec<_> = ports.iter().zip(logins).collect();
+        let mut script = String::from("set -e\n");
+        for at_once in logins.chunks(AT_ONCE) {
+            script.push_str("all=\n");
+            for &(port, (name, from, _)) in at_once {
+                let command = ssh(name, from, &format!("{TRAFFIC} udp 203.0.113.60:{port}"));
+                script.push_str(&format!("{command} & all=\"$all $!\"\n"));
+            }
+            script.push_str("for one in $all; do wait $one; done\n");
+        }
+        vm.write("/run/logins", &script)?;
+        vm.ok("sh /run/logins")?;
+    }
+    let about = |vm: &mut Vm| vm.journal("-u trefoil TREFOIL_PROTOCOL=udp TREFOIL_STATE=closed");
+    detach(&mut vm)?;
+    let records = about(&mut vm)?;
+    for (port, (name, from, gateway)) in ports.iter().zip(&expected) {
+        let mut about = records
+            .iter()
+            .filter(|one| one.is("TREFOIL_DST_PORT", *port));
+        let record = about
+            .next()
+            .with_context(|| format!("no record of {port}"))?;
+        ensure!(
+            facts(record) == [*name, *name, *from, *gateway].map(str::to_owned),
+            "{name} from {from}: {record}"
+        );
+        ensure!(about.next().is_none(), "two records of {port}");
     }
     Ok(())
 }
