@@ -8,23 +8,22 @@ use trefoil_ebpf::abi::*;
 
 use crate::{accounting::now_ns, atomic, globals::ONLY_LOOKS, maps::BUDGETS};
 
-/// Charges a packet to a budget, `bytes << 1 | enforced`, and says whether it is within
-/// `limit_bytes`.
+/// Charges a packet to a budget, and says whether it is within `limit_bytes`.
 #[inline(always)]
-pub fn is_within(index: u32, limit_bytes: u64, charge: u64) -> bool {
-    charge_budget(index, limit_bytes, charge) == 0
+pub fn is_within(index: u32, limit_bytes: u64, bytes: u64) -> bool {
+    charge_budget(index, limit_bytes, bytes) == 0
 }
 
 /// Returns 1 when the packet is over the budget, as is all when there is none.
 ///
 /// Several CPUs may charge one budget at once. Each adds first and looks then, so
 /// together they may refuse what would just have fitted, and never let pass what does
-/// not. A packet that is dropped is charged with what there was left, so that it is the
-/// budget that is used up, and not one size of packets after the other.
+/// not. A packet that does not fit is charged with what there was left, so that it is the
+/// budget that is used up, and not one size of packets after the other. So it is in report mode,
+/// where the packet leaves: there is room again when there would be if it had been dropped.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn charge_budget(index: u32, limit_bytes: u64, charge: u64) -> u32 {
-    let (bytes, enforced) = (charge >> 1, charge & 1 != 0);
+extern "C" fn charge_budget(index: u32, limit_bytes: u64, bytes: u64) -> u32 {
     if ONLY_LOOKS {
         return would_exceed(index, limit_bytes, bytes);
     }
@@ -69,12 +68,8 @@ extern "C" fn charge_budget(index: u32, limit_bytes: u64, charge: u64) -> u32 {
         atomic::add(unsafe { &raw mut (*budget).used_packets }, 1);
         return 0;
     }
-    if enforced {
-        let excess = (window - limit_bytes).min(bytes);
-        atomic::add(used, excess.wrapping_neg());
-    } else {
-        atomic::add(unsafe { &raw mut (*budget).used_packets }, 1);
-    }
+    let excess = (window - limit_bytes).min(bytes);
+    atomic::add(used, excess.wrapping_neg());
     1
 }
 

@@ -61,7 +61,6 @@ impl Asked {
             who: u64::from(group as u16) << 32 | u64::from(source.uid),
             packet: u64::from(bytes.min(MOST_BYTES)) << BYTES_SHIFT
                 | u64::from(near as u16) << NEAR_SHIFT
-                | u64::from(in_force.flags & DECISION_ENFORCED) << ENFORCED_SHIFT
                 | u64::from(in_force.flags & MAY_STAY) << MAY_STAY_SHIFT
                 | u64::from(peer.protocol) << 16
                 | u64::from(peer.port),
@@ -209,9 +208,6 @@ const BYTES_SHIFT: u32 = 44;
 const MOST_BYTES: u32 = (1 << (u64::BITS - BYTES_SHIFT)) - 1;
 /// Where the class of the near end is there.
 const NEAR_SHIFT: u32 = 28;
-/// Where [`DECISION_ENFORCED`] is there.
-const ENFORCED_SHIFT: u32 = 27;
-const _: () = assert!(DECISION_ENFORCED == 1);
 /// How far [`MAY_STAY`] is shifted there.
 const MAY_STAY_SHIFT: u32 = 23;
 const _: () = assert!((MAY_STAY as u32) << MAY_STAY_SHIFT == 1 << 26);
@@ -341,8 +337,7 @@ fn decide(policy: u64, high: u64, low: u64, who: u64, packet: u64) -> Option<Dec
     };
     if clause.limits & CLAUSE_COUNTED != 0 {
         decision.flags |= DECISION_LIMITED;
-        let charge = (packet >> BYTES_SHIFT) << 1 | packet >> ENFORCED_SHIFT & 1;
-        if !is_within(clause.budget, clause.budget_bytes, charge) {
+        if !is_within(clause.budget, clause.budget_bytes, packet >> BYTES_SHIFT) {
             decision.verdict = verdict::OVER_BUDGET;
         }
     }

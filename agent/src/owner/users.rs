@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::path::Path;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::{Group, Uid, User};
 
+use crate::bounded;
 use crate::policy::Users;
 use crate::privileges::{self, Duty};
 
@@ -188,6 +190,42 @@ impl Users for OfHost {
     fn gid(&self, name: &str) -> Option<u32> {
         gid(name).ok().flatten()
     }
+
+    fn subordinate_uids(&self, uid: u32) -> Option<Vec<(u32, u32)>> {
+        let file = read("/etc/subuid")?;
+        let owners = [Some(uid.to_string()), of_system(uid).ok()?];
+        let is_his = |owner: &str| owners.iter().flatten().any(|own| own == owner);
+        Some(subordinate(&file, is_his).collect())
+    }
+
+    fn subordinate_gids(&self) -> Option<Vec<(u32, u32)>> {
+        Some(subordinate(&read("/etc/subgid")?, |_| true).collect())
+    }
+}
+
+/// The content of a file, empty if the host has none; `None` if it cannot be read.
+fn read(path: &str) -> Option<String> {
+    /// Those of 200,000 users.
+    const MAX_BYTES: u64 = 4 << 20;
+    match bounded::read_text(Path::new(path), MAX_BYTES) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Some(String::new()),
+        read => read.ok(),
+    }
+}
+
+/// The ranges of subordinate ids, first and last, that a file as of subuid(5) gives to these owners: a
+/// login name or a user id, the first id and the number of ids on each line.
+fn subordinate<'f>(
+    file: &'f str,
+    is_owner: impl Fn(&str) -> bool + 'f,
+) -> impl Iterator<Item = (u32, u32)> + 'f {
+    file.lines().filter_map(move |line| {
+        let mut fields = line.split(':');
+        fields.next().filter(|owner| is_owner(owner.trim()))?;
+        let first: u32 = fields.next()?.trim().parse().ok()?;
+        let count: u32 = fields.next()?.trim().parse().ok()?;
+        Some((first, first.saturating_add(count.checked_sub(1)?)))
+    })
 }
 
 #[cfg(test)]
@@ -207,6 +245,20 @@ mod tests {
         assert_eq!(uid("no-user-is-called-like-this").unwrap(), None);
         assert_eq!(gid("root").unwrap(), Some(0));
         assert_eq!(OfHost.gid("no-group-is-called-like-this"), None);
+    }
+
+    #[test]
+    fn subordinate_ids_are_those_of_their_owner() {
+        let file = "bob:100000:65536\n# nobody's\n1001:300000:10\nalice:165536:65536\nbob:500:0\n\
+                    bob:x:1\nbob:4294967290:100\nbob";
+        let of = |owner: &'static str| subordinate(file, move |one| one == owner);
+        assert_eq!(
+            of("bob").collect::<Vec<_>>(),
+            [(100_000, 165_535), (4_294_967_290, u32::MAX)]
+        );
+        assert_eq!(of("1001").collect::<Vec<_>>(), [(300_000, 300_009)]);
+        assert_eq!(of("bo").count(), 0);
+        assert_eq!(subordinate(file, |_| true).count(), 4);
     }
 
     #[test]

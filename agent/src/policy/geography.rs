@@ -95,6 +95,18 @@ pub trait Users {
     fn gid(&self, _name: &str) -> Option<u32> {
         None
     }
+
+    /// The user ids that a user may give to processes in user namespaces that he makes
+    /// (subuid(5)): the first and the last of each range. `None` if that cannot be known.
+    fn subordinate_uids(&self, _uid: u32) -> Option<Vec<(u32, u32)>> {
+        Some(Vec::new())
+    }
+
+    /// The group ids that users may give to such processes (subgid(5)), of all users. `None` if that
+    /// cannot be known.
+    fn subordinate_gids(&self) -> Option<Vec<(u32, u32)>> {
+        Some(Vec::new())
+    }
 }
 
 impl<F: Fn(&str) -> Option<u32>> Users for F {

@@ -16,6 +16,7 @@ use sha2::{Digest as _, Sha256};
 use trefoil_ebpf::abi::verdict;
 
 pub use self::limit::{Budget, Exception};
+use super::geography::Users;
 use super::network::Network;
 use super::pattern::{CgroupPattern, ContainerPattern, ExecutablePattern, UnitPattern};
 use super::problem::{Place, Problem, Problems};
@@ -299,6 +300,48 @@ impl fmt::Display for Endpoint {
             (address, None) => write!(formatter, "{address}")?,
         }
         write!(formatter, "/{}", self.protocol)
+    }
+}
+
+impl User {
+    /// The user's id; `None` if the host does not know the name.
+    pub(super) fn id(&self, users: &dyn Users) -> Option<u32> {
+        match self {
+            Self::Id(uid) => Some(*uid),
+            Self::Name(name) => users.uid(name),
+        }
+    }
+
+    /// The user ids that a rule means by this user; none if the host does not know the name. One that
+    /// denies also means those that the user may become without privileges.
+    pub(super) fn ids(&self, users: &dyn Users, denies: bool) -> Vec<(u32, u32)> {
+        let Some(uid) = self.id(users) else {
+            return Vec::new();
+        };
+        let mut ids = vec![(uid, uid)];
+        if denies {
+            ids.extend(users.subordinate_uids(uid).into_iter().flatten());
+        }
+        ids
+    }
+}
+
+impl Group {
+    /// As [`User::ids`]. Nobody can say of which group somebody was who has a subordinate group id, so
+    /// a rule that denies a group means all of these.
+    pub(super) fn ids(&self, users: &dyn Users, denies: bool) -> Vec<(u32, u32)> {
+        let own = match self {
+            Self::Id(gid) => Some(*gid),
+            Self::Name(name) => users.gid(name),
+        };
+        let Some(gid) = own else {
+            return Vec::new();
+        };
+        let mut ids = vec![(gid, gid)];
+        if denies {
+            ids.extend(users.subordinate_gids().into_iter().flatten());
+        }
+        ids
     }
 }
 

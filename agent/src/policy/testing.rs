@@ -79,6 +79,10 @@ pub const USERS: &[(&str, u32)] = &[
     ("nobody", 65534),
 ];
 
+/// Ids that users of every scene may give to others, first and last, for user and group ids.
+pub const SUBORDINATE: &[(u32, (u32, u32))] =
+    &[(26, (100_000, 165_535)), (1000, (165_536, 231_071))];
+
 struct KnownUsers;
 
 /// Names of groups of every scene, and their ids.
@@ -95,6 +99,15 @@ impl Users for KnownUsers {
     fn gid(&self, name: &str) -> Option<u32> {
         let known = GROUPS.iter().find(|(known, _)| *known == name);
         known.map(|(_, gid)| *gid)
+    }
+
+    fn subordinate_uids(&self, uid: u32) -> Option<Vec<(u32, u32)>> {
+        let own = SUBORDINATE.iter().filter(|(owner, _)| *owner == uid);
+        Some(own.map(|(_, ids)| *ids).collect())
+    }
+
+    fn subordinate_gids(&self) -> Option<Vec<(u32, u32)>> {
+        Some(SUBORDINATE.iter().map(|(_, ids)| *ids).collect())
     }
 }
 

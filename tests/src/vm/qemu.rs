@@ -23,8 +23,8 @@ use super::console;
 /// QEMU has answered by then, or never will.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(120);
 
-/// A whole scenario takes less, or hangs.
-const LIFE: Duration = Duration::from_secs(15 * 60);
+/// A whole scenario takes fewer minutes, or hangs; `TREFOIL_VM_MINUTES` says otherwise.
+const LIFE_MINUTES: u64 = 15;
 
 /// The kernel's command line. `panic=0`: a failed kernel stays as it is, for
 /// the console's watcher to find; `loglevel=5` shows warnings and worse.
@@ -344,11 +344,14 @@ fn watch(
         let _ = lock(&child).kill();
         let _ = guest.shutdown(std::net::Shutdown::Both);
     });
+    let minutes = match std::env::var("TREFOIL_VM_MINUTES") {
+        Ok(minutes) => minutes.parse().context("TREFOIL_VM_MINUTES is no number")?,
+        Err(_) => LIFE_MINUTES,
+    };
     std::thread::spawn(move || {
         let start = Instant::now();
         while running.strong_count() > 0 {
-            if start.elapsed() > LIFE {
-                let minutes = LIFE.as_secs() / 60;
+            if start.elapsed() > Duration::from_secs(minutes * 60) {
                 lock(&fatal_by_clock).get_or_insert(format!("it still ran after {minutes} min"));
                 let _ = clock.shutdown(std::net::Shutdown::Both);
                 return;

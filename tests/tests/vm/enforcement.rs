@@ -93,6 +93,31 @@ fn the_kernel_may_end_a_connection_whose_socket_is_gone() -> Result<()> {
 }
 
 #[test]
+fn who_is_denied_is_denied_under_his_subordinate_ids_too() -> Result<()> {
+    const RULES: &str = "\n[[rules]]\nname = \"not bob\"\nfrom = { user = \"bob\" }\n\
+                         verdict = \"deny\"\n\n[[rules]]\nname = \"others\"\n\
+                         to = { networks = [\"203.0.113.0/24\"] }\nverdict = \"approve\"\n";
+    let mut vm = enforcing("subordinate")?;
+    let policy = vm.read("/etc/trefoil/policy.toml")?;
+    vm.ok("useradd --create-home bob")?;
+    vm.write("/etc/trefoil/policy.toml", &(policy + RULES))?;
+    vm.ok("systemctl reload trefoil")?;
+    let first = vm.ok("awk -F: '$1 == \"bob\" { print $2 }' /etc/subuid")?;
+    let first: u32 = first.trim().parse()?;
+    let to = foreign(9);
+    for (uid, code) in [
+        ("bob".to_owned(), REFUSED),
+        (first.to_string(), REFUSED),
+        ((first + 65_535).to_string(), REFUSED),
+        ((first + 65_536).to_string(), 0),
+    ] {
+        let send = format!("setpriv --reuid={uid} --clear-groups {TRAFFIC} udp {to}");
+        assert_eq!(vm.run(&send)?.code, code, "{uid}");
+    }
+    Ok(())
+}
+
+#[test]
 fn an_upgrade_keeps_files_and_enforcement() -> Result<()> {
     let mut vm = enforcing("upgrade")?;
     vm.ok("echo '# edited' >> /etc/trefoil/trefoil.toml")?;

@@ -301,6 +301,7 @@ pub(super) fn unknown_here(policy: &Policy, surroundings: &Surroundings<'_>) -> 
     let users = surroundings.users;
     let mut problems = Vec::new();
     for (index, rule) in policy.rules.iter().enumerate() {
+        let denies = rule.verdict == RuleVerdict::Deny;
         for user in rule.users.iter().flatten() {
             if let User::Name(name) = &user.value
                 && users.uid(name).is_none()
@@ -308,6 +309,12 @@ pub(super) fn unknown_here(policy: &Policy, surroundings: &Surroundings<'_>) -> 
                 let fault = Fault::new(format!("this host has no user `{name}`"))
                     .help("write the login name of a user, or the number");
                 problems.push(fault.at(user.place, format!("rules[{index}].from.user")));
+            } else if denies
+                && let Some(uid) = user.value.id(users)
+                && users.subordinate_uids(uid).is_none()
+            {
+                let user_of = format!("rules[{index}].from.user");
+                problems.push(no_subordinate_ids("subuid").at(user.place, user_of));
             }
         }
         if let Some(asn) = rule.asns.iter().flatten().next()
@@ -327,10 +334,20 @@ pub(super) fn unknown_here(policy: &Policy, surroundings: &Surroundings<'_>) -> 
                 let fault = Fault::new(format!("this host has no group `{name}`"))
                     .help("write the name of a group, or the number");
                 problems.push(fault.at(group.place, format!("rules[{index}].from.group")));
+            } else if denies && users.subordinate_gids().is_none() {
+                let group_of = format!("rules[{index}].from.group");
+                problems.push(no_subordinate_ids("subgid").at(group.place, group_of));
             }
         }
     }
     problems
+}
+
+fn no_subordinate_ids(file: &str) -> Fault {
+    Fault::new(format!(
+        "the subordinate ids of users in /etc/{file} cannot be read"
+    ))
+    .help("make it a text file of at most 4 MiB: whoever is denied may send under these ids")
 }
 
 /// One clause, or for a gateway with different services at its addresses one for
@@ -355,14 +372,7 @@ fn clauses_of<'p>(
         || rule.countries.is_some()
         || rule.zones.is_some()
         || rule.asns.is_some();
-    let uid = |user: &User| match user {
-        User::Id(uid) => Some(*uid),
-        User::Name(name) => users.uid(name),
-    };
-    let gid = |group: &Group| match group {
-        Group::Id(gid) => Some(*gid),
-        Group::Name(name) => users.gid(name),
-    };
+    let denies = rule.verdict == RuleVerdict::Deny;
     let test = Test {
         units: rule.units.as_ref().map(|units| units.iter().collect()),
         cgroups: rule.cgroups.as_ref().map(|paths| paths.iter().collect()),
@@ -374,20 +384,14 @@ fn clauses_of<'p>(
             .executables
             .as_ref()
             .map(|paths| paths.iter().collect()),
-        users: rule.users.as_ref().map(|users| {
-            Intervals::union(
-                users
-                    .iter()
-                    .filter_map(|user| uid(&user.value))
-                    .map(|uid| (uid, uid)),
-            )
+        users: rule.users.as_ref().map(|named| {
+            Intervals::union(named.iter().flat_map(|user| user.value.ids(users, denies)))
         }),
-        groups: rule.groups.as_ref().map(|groups| {
+        groups: rule.groups.as_ref().map(|named| {
             Intervals::union(
-                groups
+                named
                     .iter()
-                    .filter_map(|group| gid(&group.value))
-                    .map(|gid| (gid, gid)),
+                    .flat_map(|group| group.value.ids(users, denies)),
             )
         }),
         interactive: rule.interactive,

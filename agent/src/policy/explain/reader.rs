@@ -162,6 +162,7 @@ impl<'a> Reader<'a> {
         let question = self.question;
         let destination = self.destination;
         let protocol = Protocol(question.protocol);
+        let denies = rule.verdict == RuleVerdict::Deny;
         let mut conditions = Vec::new();
         let group = |path: &[u8]| format!("control group {}", String::from_utf8_lossy(path));
         if let Some(units) = &rule.units {
@@ -220,19 +221,17 @@ impl<'a> Reader<'a> {
             });
         }
         if let Some(users) = &rule.users {
-            let uid = question.uid;
-            let is_it = |user: &User| match user {
-                User::Id(own) => *own == uid,
-                User::Name(name) => self.surroundings.users.uid(name) == Some(uid),
-            };
             let users: Vec<&User> = users.iter().map(|user| &user.value).collect();
-            conditions.push(match uid {
+            conditions.push(match question.uid {
                 u32::MAX => self.unknown_sender("from.user", "the user", rule),
                 uid => self.one_of(
                     "from.user",
                     &users,
-                    |user| is_it(user),
-                    |user| format!("user id {uid} is `{user}`"),
+                    |user| is_one_of(user.ids(self.surroundings.users, denies), uid),
+                    |user| match is_one_of(user.ids(self.surroundings.users, false), uid) {
+                        true => format!("user id {uid} is `{user}`"),
+                        false => format!("user id {uid} is a subordinate id of `{user}`"),
+                    },
                     || format!("user id {uid} is no user"),
                 ),
             });
@@ -244,11 +243,13 @@ impl<'a> Reader<'a> {
                 Some(gid) => self.one_of(
                     "from.group",
                     &groups,
-                    |group| match group {
-                        Group::Id(own) => *own == gid,
-                        Group::Name(name) => self.surroundings.users.gid(name) == Some(gid),
+                    |group| is_one_of(group.ids(self.surroundings.users, denies), gid),
+                    |group| match is_one_of(group.ids(self.surroundings.users, false), gid) {
+                        true => format!("group id {gid} is `{group}`"),
+                        false => {
+                            format!("group id {gid} is a subordinate id, so it could be `{group}`")
+                        }
                     },
-                    |group| format!("group id {gid} is `{group}`"),
                     || format!("group id {gid} is no group"),
                 ),
             });
@@ -579,4 +580,10 @@ pub(super) fn list<T: Display>(all: impl ExactSizeIterator<Item = T>) -> String 
         text.push_str(&format!(" and {n_hidden} more"));
     }
     text
+}
+
+/// True if an id is in one of these ranges.
+fn is_one_of(ranges: Vec<(u32, u32)>, id: u32) -> bool {
+    let mut ranges = ranges.into_iter();
+    ranges.any(|(first, last)| (first..=last).contains(&id))
 }

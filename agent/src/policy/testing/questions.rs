@@ -195,14 +195,16 @@ impl Scene {
         };
         let uid = match random.below(8) {
             0 => random.next_u64() as u32,
-            1 => *random.pick(&[0, 1, 2, 25, 27, 28, u32::MAX - 1]),
+            1 => *random.pick(&[0, 1, 2, 25, 27, 28, 99_999, 231_072, u32::MAX - 1]),
+            3 => *random.pick(&[100_000, 165_535, 165_536, 231_071]),
             2 => u32::MAX,
             _ => random.pick(USERS).1,
         };
         let gid = match random.below(8) {
             0 => None,
             1 => Some(random.next_u64() as u32),
-            2 => Some(*random.pick(&[0, 1, 2, 5, 6, 50, 51, 52, u32::MAX - 1])),
+            2 => Some(*random.pick(&[0, 1, 2, 5, 6, 50, 51, 52, 99_999, 231_072, u32::MAX - 1])),
+            3 => Some(*random.pick(&[100_000, 165_536, 231_071])),
             _ => Some(random.pick(GROUPS).1),
         };
         let (interactive, origin) = self.login(random);
