@@ -5,12 +5,13 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     rc::Rc,
     sync::Arc,
 };
 
 use trefoil_ebpf::abi::Tracked;
+use trefoil_evidence::statement::TAKEN_OVER;
 
 use crate::{
     clock::{self, BootClock},
@@ -36,6 +37,7 @@ mod follower;
 mod in_force;
 mod intake;
 mod keeping;
+mod legacy;
 mod limits;
 mod logins;
 mod many_peers;
@@ -115,6 +117,8 @@ pub struct Monitor {
     /// The rest of tables that had another size, to be told.
     remains: Option<Remains>,
     room: Room,
+    /// Containers that are in control groups of version 1 alone, and told.
+    legacy_containers: BTreeSet<String>,
     /// Process ids are those of the host.
     sees_processes: bool,
     reports: Vec<Report>,
@@ -221,6 +225,7 @@ impl Monitor {
             places,
             many_peers: ManyPeers::default(),
             sweeps: Sweeps::default(),
+            legacy_containers: BTreeSet::new(),
             sees_processes: is_in_first_pid_namespace(),
             reports: Vec::new(),
             unreadable_events: 0,
@@ -299,6 +304,7 @@ impl Monitor {
         self.reporter.emit(record);
         let open = self.kernel.unjudged_sockets()?;
         self.report_ways_out(&open)?;
+        self.report_legacy_containers();
         self.report_books();
         self.hand_over();
         Ok(())
@@ -508,8 +514,8 @@ impl Monitor {
         let reason = (self.kernel.took_over() && is_gapless).then(|| {
             let since = last_seen_us.map_or("an unknown time".to_owned(), clock::rfc3339);
             format!(
-                "taken over without a gap; the programs went on counting and judging, but \
-                 nobody reported since {since}"
+                "{TAKEN_OVER}; the programs went on counting and judging, but nobody reported \
+                 since {since}"
             )
         });
         self.reporter.emit(Record::coverage(
@@ -518,6 +524,7 @@ impl Monitor {
             reason.as_deref(),
             time_us,
         ));
+        self.report_legacy_containers();
         self.hand_over();
         Ok(())
     }

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use trefoil_lab::sink::UdpSink;
 use trefoil_lab::{Lab, places};
 use world::{TRAFFIC, at, reporting};
 
@@ -183,6 +184,87 @@ fn whatever_is_done_to_a_record_is_named() -> Result<()> {
             "{index}: {named:?}"
         );
     }
+    lab.close()
+}
+
+/// Bytes that a statement has, by verdict, are those that the far ends have received, over kills.
+#[test]
+fn a_statement_has_the_bytes_that_arrived() -> Result<()> {
+    const HEADERS: u64 = 28;
+    let lab = Lab::new()?;
+    let sinks = [UdpSink::new(&lab.peer, 9)?, UdpSink::new(&lab.foreign, 9)?];
+    let lines = day(&lab)?;
+    let auditor = Auditor::new(&lab)?;
+    let file = lab.file("all.json");
+    fs::write(&file, &lines)?;
+    let mut arrived = Vec::new();
+    for sink in &sinks {
+        let sum = sink.wait_for_packets(12)?;
+        arrived.push(sum.bytes + HEADERS * sum.packets);
+    }
+    let records: Vec<Value> = lines
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
+    let is_beat = |record: &&Value| record["event"] == "heartbeat";
+    let mut beats = records.iter().filter(is_beat);
+    let time = |record: Option<&Value>| -> Result<String> {
+        let time = record.and_then(|it| it["time"].as_str());
+        Ok(time.context("no heartbeat")?.to_owned())
+    };
+    let (first, last) = (time(beats.next())?, time(beats.next_back())?);
+    let stated = |files: &[&Path], until: &str| -> Result<(i32, Value)> {
+        let mut command = Command::new(&auditor.program);
+        command.args(["statement", "--json", "--since", &first, "--until", until]);
+        let output = command
+            .arg("--key")
+            .arg(&auditor.key)
+            .args(files)
+            .output()?;
+        let text = String::from_utf8(output.stdout)?;
+        let value = serde_json::from_str(&text).with_context(|| format!("{text} {command:?}"))?;
+        Ok((output.status.code().context("killed")?, value))
+    };
+    let (code, said) = stated(&[&file], &last)?;
+    let host = &said["hosts"][0];
+    ensure!(code == 1 && said["findings"] == 0, "{said:#}");
+    // Of all these agents only the last has ended what it watched by.
+    let causes: Vec<&Value> = host["gaps"].as_array().into_iter().flatten().collect();
+    ensure!(
+        causes.iter().all(|gap| gap["cause"] == "detached") && causes.len() <= 1,
+        "{said:#}"
+    );
+    ensure!(
+        said["bytes"]["approved"] == arrived[0] && said["bytes"]["denied"] == arrived[1],
+        "{arrived:?}: {said:#}"
+    );
+    ensure!(host["bytes_residual"] == arrived[1], "{said:#}");
+    // Of what comes after nothing is known.
+    let (code, said) = stated(&[&file], "2999-01-01T00:00:00Z")?;
+    let gaps = said["hosts"][0]["gaps"].as_array().context("no gaps")?;
+    let last_cause = gaps.last().context("no gap")?["cause"].as_str();
+    ensure!(
+        code == 1 && last_cause == Some("no record after"),
+        "{said:#}"
+    );
+    // Until the next moment nothing had been sent.
+    let (whole, fraction) = first.split_once('.').context("no fraction")?;
+    let micros: u64 = fraction.trim_end_matches('Z').parse()?;
+    let (code, said) = stated(
+        &[&file],
+        &format!("{whole}.{:06}Z", (micros + 1).min(999_999)),
+    )?;
+    ensure!(code == 0 && said["clean"] == true, "{said:#}");
+
+    // A record that somebody has taken out is missing in both.
+    let flow = lines
+        .lines()
+        .find(|line| line.contains("\"event\":\"flow\""));
+    let less = lines.replace(&format!("{}\n", flow.context("no flow")?), "");
+    let copy = lab.file("less.json");
+    fs::write(&copy, less)?;
+    let (code, said) = stated(&[&copy], &last)?;
+    ensure!(code == 1 && said["findings"] != 0, "{said:#}");
     lab.close()
 }
 

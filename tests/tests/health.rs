@@ -3,8 +3,11 @@
 mod world;
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
+use nix::mount::{MsFlags, mount, umount};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use trefoil_lab::agent::{Agent, acknowledge, detach, kernel_verb, trefoil, verb, verb_in};
@@ -226,5 +229,84 @@ fn status_from_another_network_namespace_has_the_agents_interfaces() -> Result<(
     let says = |it: &String| it.starts_with("uplinks are not looked at: ");
     ensure!(texts(&outside["findings"]).iter().any(says), "{outside:#}");
     detach(&lab)?;
+    lab.close()
+}
+
+/// A hierarchy of version 1: the machine's, or one that is mounted for as long as this lives.
+struct Legacy {
+    root: PathBuf,
+    is_ours: bool,
+}
+
+impl Legacy {
+    fn find(lab: &Lab) -> Result<Self> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let mut of_kind = mounts.lines().filter_map(|line| {
+            let (mount, kind) = line.split_once(" - ")?;
+            let mut mount = mount.split(' ').skip(3);
+            let is_whole = mount.next() == Some("/") && kind.starts_with("cgroup ");
+            mount.next().filter(|_| is_whole)
+        });
+        if let Some(root) = of_kind.next() {
+            return Ok(Self {
+                root: root.into(),
+                is_ours: false,
+            });
+        }
+        let root = lab.file("legacy");
+        fs::create_dir_all(&root)?;
+        let options = Some("none,name=trefoil-test");
+        mount(
+            Some("none"),
+            &root,
+            Some("cgroup"),
+            MsFlags::empty(),
+            options,
+        )?;
+        Ok(Self {
+            root,
+            is_ours: true,
+        })
+    }
+}
+
+impl Drop for Legacy {
+    fn drop(&mut self) {
+        if self.is_ours {
+            let _ = umount(&self.root);
+        }
+    }
+}
+
+#[test]
+fn a_container_in_control_groups_of_version_1_alone_is_told() -> Result<()> {
+    let lab = Lab::new()?;
+    let legacy = Legacy::find(&lab)?;
+    // Of this test alone.
+    let id = format!("{:064x}", u128::from(std::process::id()) << 64 | 0xc0ffee);
+    let agent = lab.agent().policy(&reporting());
+    let mut agent = agent.settings("heartbeat_interval = \"1s\"\n").start()?;
+    let engine = legacy.root.join("docker");
+    let had_engine = engine.exists();
+    let group = engine.join(&id);
+    fs::create_dir_all(&group)?;
+    let subject = format!("container docker:{id}");
+    let told = agent.wait_for("the container is told", |records| {
+        let mut all = records.iter();
+        all.find(|it| it.is("event", "coverage") && it.is("subject", &subject))
+            .cloned()
+    });
+    fs::remove_dir(&group)?;
+    if !had_engine {
+        fs::remove_dir(&engine)?;
+    }
+    let told = told?;
+    ensure!(
+        told.is("state", "partly") && told.text("message").contains("version 1"),
+        "{told}"
+    );
+    agent.stop(Signal::SIGTERM)?;
+    detach(&lab)?;
+    drop(legacy);
     lab.close()
 }

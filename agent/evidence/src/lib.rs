@@ -7,6 +7,8 @@
 //! - [`note`] and [`checkpoint`]: C2SP signed notes and checkpoints, with Ed25519.
 //! - [`entry`]: records as they are read back: lines of JSON, the journal's JSON, the journal's export
 //!   format.
+//! - [`statement`]: what left which hosts in a period, as far as their records say.
+//! - [`time`]: how a moment is written.
 //! - [`verify`]: what a set of records and checkpoints proves, and what it does not.
 //!
 //! Nothing here reads a clock, a file or the kernel.
@@ -16,4 +18,6 @@ pub mod digest;
 pub mod entry;
 pub mod merkle;
 pub mod note;
+pub mod statement;
+pub mod time;
 pub mod verify;

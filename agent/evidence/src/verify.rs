@@ -23,6 +23,8 @@ use crate::{
 pub struct LogVerdict {
     /// Its name.
     pub origin: String,
+    /// Machine ids of the records of its checkpoints: one, if no host was copied.
+    pub machines: BTreeSet<String>,
     /// Index of the first leaf that is looked at.
     pub first: u64,
     /// Number of leaves that the last checkpoint here covers.
@@ -162,12 +164,7 @@ impl Verifier {
 
     /// Takes in a record.
     pub fn add(&mut self, entry: &Entry) {
-        let text = |name: &str| entry.text(name).unwrap_or_default().to_owned();
-        let series = Series {
-            machine: text("machine_id"),
-            boot: text("boot_id"),
-            instance: text("instance"),
-        };
+        let series = Series::of(entry);
         let seq = entry.number("seq").unwrap_or_default();
         let Some(digest) = entry.digest() else {
             self.verdict.n_without_evidence += 1;
@@ -247,7 +244,11 @@ impl Verifier {
                 .into_iter()
                 .partition(|it| machines.contains(it.series.machine.as_str()));
             rest = others;
-            verdict.logs.push(log.hold(own));
+            let machines = machines.into_iter().map(str::to_owned).collect();
+            verdict.logs.push(LogVerdict {
+                machines,
+                ..log.hold(own)
+            });
         }
         verdict.n_without_log = rest.len() as u64;
         verdict

@@ -26,6 +26,13 @@ pub fn cgroup_path(dir: &Path) -> Option<String> {
     path_in(&mounts, dir.to_str()?)
 }
 
+/// Where the hierarchies of version 1 are mounted; most hosts have none.
+pub fn cgroup1_roots() -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let whole = mounts_of(&mounts, "cgroup").filter(|(root, _)| root == "/");
+    whole.map(|(_, mount_point)| mount_point.into()).collect()
+}
+
 fn path_in(mounts: &str, dir: &str) -> Option<String> {
     let below = cgroup2_mounts(mounts).filter_map(|(root, mount_point)| {
         let rest = dir.strip_prefix(mount_point.as_str())?;
@@ -43,12 +50,17 @@ fn path_in(mounts: &str, dir: &str) -> Option<String> {
 
 /// Root within the hierarchy, and mount point, of each mount of it.
 fn cgroup2_mounts(mountinfo: &str) -> impl Iterator<Item = (String, String)> {
-    mountinfo.lines().filter_map(|line| {
+    mounts_of(mountinfo, "cgroup2")
+}
+
+/// The same of all hierarchies of a kind.
+fn mounts_of(mountinfo: &str, kind: &str) -> impl Iterator<Item = (String, String)> {
+    mountinfo.lines().filter_map(move |line| {
         // 30 23 0:26 / /sys/fs/cgroup rw,... shared:4 - cgroup2 cgroup2 rw
         let (before, after) = line.split_once(" - ")?;
         let mut fields = before.split(' ').skip(3);
         let (root, mount_point) = (fields.next()?, fields.next()?);
-        let is_of_it = after.split(' ').next() == Some("cgroup2");
+        let is_of_it = after.split(' ').next() == Some(kind);
         is_of_it.then(|| (unescaped(root), unescaped(mount_point)))
     })
 }

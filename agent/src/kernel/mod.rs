@@ -48,7 +48,7 @@ mod ways_out;
 mod wire;
 
 pub use budgets::Budgets;
-pub use cgroups::{cgroup_path, cgroup2_root};
+pub use cgroups::{cgroup_path, cgroup1_roots, cgroup2_root};
 pub use charged::{ChargedTables, Contents};
 pub use error::KernelError;
 pub(crate) use error::with_causes;

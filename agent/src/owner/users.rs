@@ -191,15 +191,24 @@ impl Users for OfHost {
         gid(name).ok().flatten()
     }
 
-    fn subordinate_uids(&self, uid: u32) -> Option<Vec<(u32, u32)>> {
+    fn subordinate_uids(&self, uid: u32, name: Option<&str>) -> Option<Vec<(u32, u32)>> {
         let file = read("/etc/subuid")?;
-        let owners = [Some(uid.to_string()), of_system(uid).ok()?];
-        let is_his = |owner: &str| owners.iter().flatten().any(|own| own == owner);
-        Some(subordinate(&file, is_his).collect())
+        // Several login names may have one id, and each of them a line.
+        let passwd = read("/etc/passwd")?;
+        let named = passwd.lines().filter_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next()?;
+            (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+        });
+        let mut owners: Vec<String> = named.collect();
+        owners.extend(of_system(uid).ok()?);
+        owners.extend(name.map(str::to_owned));
+        owners.push(uid.to_string());
+        subordinate(&file, |owner| owners.iter().any(|own| own == owner))
     }
 
     fn subordinate_gids(&self) -> Option<Vec<(u32, u32)>> {
-        Some(subordinate(&read("/etc/subgid")?, |_| true).collect())
+        subordinate(&read("/etc/subgid")?, |_| true)
     }
 }
 
@@ -214,18 +223,23 @@ fn read(path: &str) -> Option<String> {
 }
 
 /// The ranges of subordinate ids, first and last, that a file as of subuid(5) gives to these owners: a
-/// login name or a user id, the first id and the number of ids on each line.
-fn subordinate<'f>(
-    file: &'f str,
-    is_owner: impl Fn(&str) -> bool + 'f,
-) -> impl Iterator<Item = (u32, u32)> + 'f {
-    file.lines().filter_map(move |line| {
-        let mut fields = line.split(':');
-        fields.next().filter(|owner| is_owner(owner.trim()))?;
-        let first: u32 = fields.next()?.trim().parse().ok()?;
-        let count: u32 = fields.next()?.trim().parse().ok()?;
-        Some((first, first.saturating_add(count.checked_sub(1)?)))
-    })
+/// login name or a user id, the first id and the number of ids on each line. `None` if a line about one
+/// of them says something else.
+fn subordinate(file: &str, is_owner: impl Fn(&str) -> bool) -> Option<Vec<(u32, u32)>> {
+    let mut ranges = Vec::new();
+    for line in file.lines() {
+        let mut fields = line.split(':').map(str::trim);
+        let is_comment = line.starts_with('#') || line.trim().is_empty();
+        if is_comment || !fields.next().is_some_and(&is_owner) {
+            continue;
+        }
+        let (first, count): (u32, u32) =
+            (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        if let Some(more) = count.checked_sub(1) {
+            ranges.push((first, first.saturating_add(more)));
+        }
+    }
+    Some(ranges)
 }
 
 #[cfg(test)]
@@ -249,16 +263,18 @@ mod tests {
 
     #[test]
     fn subordinate_ids_are_those_of_their_owner() {
-        let file = "bob:100000:65536\n# nobody's\n1001:300000:10\nalice:165536:65536\nbob:500:0\n\
-                    bob:x:1\nbob:4294967290:100\nbob";
+        let file = "bob:100000:65536\n# nobody's\n\n1001:300000:10\nalice:165536:65536\nbob:500:0\n\
+                    bob:4294967290:100\n";
         let of = |owner: &'static str| subordinate(file, move |one| one == owner);
-        assert_eq!(
-            of("bob").collect::<Vec<_>>(),
-            [(100_000, 165_535), (4_294_967_290, u32::MAX)]
-        );
-        assert_eq!(of("1001").collect::<Vec<_>>(), [(300_000, 300_009)]);
-        assert_eq!(of("bo").count(), 0);
-        assert_eq!(subordinate(file, |_| true).count(), 4);
+        let of_bob = vec![(100_000, 165_535), (4_294_967_290, u32::MAX)];
+        assert_eq!(of("bob"), Some(of_bob));
+        assert_eq!(of("1001"), Some(vec![(300_000, 300_009)]));
+        assert_eq!(of("bo"), Some(vec![]));
+        assert_eq!(subordinate(file, |_| true).unwrap().len(), 4);
+        for line in ["bob", "bob:1", "bob:x:1", "bob:1:0x10", "bob:1:4294967296"] {
+            assert_eq!(subordinate(line, |_| true), None, "{line}");
+            assert_eq!(subordinate(line, |_| false), Some(vec![]), "{line}");
+        }
     }
 
     #[test]

@@ -499,4 +499,6 @@ fn set_bit(row: &mut Row, clause: usize) {
 #[cfg(test)]
 mod near_ends_tests;
 #[cfg(test)]
+mod subordinate_tests;
+#[cfg(test)]
 mod tests;

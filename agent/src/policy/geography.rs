@@ -97,8 +97,9 @@ pub trait Users {
     }
 
     /// The user ids that a user may give to processes in user namespaces that he makes
-    /// (subuid(5)): the first and the last of each range. `None` if that cannot be known.
-    fn subordinate_uids(&self, _uid: u32) -> Option<Vec<(u32, u32)>> {
+    /// (subuid(5)), by his id and by a login name of his: the first and the last of each range. `None` if
+    /// that cannot be known.
+    fn subordinate_uids(&self, _uid: u32, _name: Option<&str>) -> Option<Vec<(u32, u32)>> {
         Some(Vec::new())
     }
 

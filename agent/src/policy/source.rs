@@ -312,6 +312,15 @@ impl User {
         }
     }
 
+    /// The ids that this user, who has this id, may give to others; `None` if that cannot be known.
+    pub(super) fn subordinate_ids(&self, uid: u32, users: &dyn Users) -> Option<Vec<(u32, u32)>> {
+        let name = match self {
+            Self::Id(_) => None,
+            Self::Name(name) => Some(name.as_ref()),
+        };
+        users.subordinate_uids(uid, name)
+    }
+
     /// The user ids that a rule means by this user; none if the host does not know the name. One that
     /// denies also means those that the user may become without privileges.
     pub(super) fn ids(&self, users: &dyn Users, denies: bool) -> Vec<(u32, u32)> {
@@ -320,7 +329,7 @@ impl User {
         };
         let mut ids = vec![(uid, uid)];
         if denies {
-            ids.extend(users.subordinate_uids(uid).into_iter().flatten());
+            ids.extend(self.subordinate_ids(uid, users).into_iter().flatten());
         }
         ids
     }

@@ -101,7 +101,7 @@ impl Users for KnownUsers {
         known.map(|(_, gid)| *gid)
     }
 
-    fn subordinate_uids(&self, uid: u32) -> Option<Vec<(u32, u32)>> {
+    fn subordinate_uids(&self, uid: u32, _: Option<&str>) -> Option<Vec<(u32, u32)>> {
         let own = SUBORDINATE.iter().filter(|(owner, _)| *owner == uid);
         Some(own.map(|(_, ids)| *ids).collect())
     }

@@ -11,13 +11,15 @@ use std::{
     process::ExitCode,
 };
 
-use clap::Parser;
+use clap::{Args, Parser, Subcommand};
 use serde_json::json;
 use trefoil_evidence::{
-    entry::{Entries, EntryError},
+    entry::{Entries, Entry, EntryError},
     note::VerifyingKey,
     verify::{Finding, LogVerdict, Verdict, Verifier},
 };
+
+mod statement;
 
 const FINDINGS: u8 = 1;
 const BAD_FILE: u8 = 78;
@@ -27,8 +29,28 @@ const BAD_FILE: u8 = 78;
 /// Reads what `trefoil run --json FILE` writes, and what `journalctl -u trefoil` prints with `-o
 /// export` or with `--all -o json`, of any number of hosts.
 #[derive(Debug, Parser)]
-#[command(name = "trefoil-verify", version)]
+#[command(
+    name = "trefoil-verify",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Verb>,
+    #[command(flatten)]
+    records: Option<Records>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// State what left the hosts in a period, and for which share of it they reported
+    Statement(statement::Arguments),
+}
+
+/// Records, and what they are held against.
+#[derive(Args, Debug)]
+struct Records {
     /// Public key of a log: its `key.pub`, or what is in it (repeatable)
     #[arg(long = "key", value_name = "FILE|KEY", required = true)]
     keys: Vec<String>,
@@ -46,6 +68,18 @@ struct Arguments {
     files: Vec<PathBuf>,
 }
 
+impl Records {
+    fn keys(&self) -> Result<Vec<VerifyingKey>, String> {
+        self.keys.iter().map(|text| key(text)).collect()
+    }
+
+    /// Names of the logs that there are keys of.
+    fn names(&self) -> Result<Vec<String>, String> {
+        let name = |key: &VerifyingKey| key.name().to_owned();
+        Ok(self.keys()?.iter().map(name).collect())
+    }
+}
+
 fn parse_begin(text: &str) -> Result<(Option<String>, u64), String> {
     let (log, index) = match text.rsplit_once('=') {
         Some((log, index)) => (Some(log.to_owned()), index),
@@ -59,13 +93,21 @@ fn parse_begin(text: &str) -> Result<(Option<String>, u64), String> {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match verify(&arguments) {
-        Ok((verdict, unreadable)) => {
-            let is_clean = verdict.is_clean() && unreadable.is_empty();
-            match arguments.json {
-                true => println!("{}", as_json(&verdict, &unreadable)),
-                false => print!("{}", as_text(&verdict, &unreadable)),
-            }
+    let outcome = match (&arguments.command, &arguments.records) {
+        (Some(Verb::Statement(arguments)), _) => statement::state(arguments),
+        (None, Some(records)) => verify(records, |_| {}).map(|(verdict, unreadable)| {
+            let text = match records.json {
+                true => format!("{}\n", as_json(&verdict, &unreadable)),
+                false => as_text(&verdict, &unreadable),
+            };
+            (text, verdict.is_clean() && unreadable.is_empty())
+        }),
+        // Without a command, clap asks for records.
+        (None, None) => Err("no records".to_owned()),
+    };
+    match outcome {
+        Ok((text, is_clean)) => {
+            print!("{text}");
             match is_clean {
                 true => ExitCode::SUCCESS,
                 false => FINDINGS.into(),
@@ -78,14 +120,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// Verifies all files. Returns the lines that are no records, too.
-fn verify(arguments: &Arguments) -> Result<(Verdict, Vec<String>), String> {
-    let keys: Vec<VerifyingKey> = arguments
-        .keys
-        .iter()
-        .map(|text| key(text))
-        .collect::<Result<_, _>>()?;
-    let names: Vec<String> = keys.iter().map(|key| key.name().to_owned()).collect();
+/// Verifies all files, and shows each record to `look`. Returns the lines that are no records, too.
+fn verify(
+    arguments: &Records,
+    mut look: impl FnMut(&Entry),
+) -> Result<(Verdict, Vec<String>), String> {
+    let (keys, names) = (arguments.keys()?, arguments.names()?);
     let mut verifier = Verifier::new(keys);
     for (log, index) in &arguments.begins {
         match log {
@@ -119,7 +159,10 @@ fn verify(arguments: &Arguments) -> Result<(Verdict, Vec<String>), String> {
         let mut entries = Entries::new(source);
         loop {
             match entries.read() {
-                Ok(Some(entry)) => verifier.add(&entry),
+                Ok(Some(entry)) => {
+                    verifier.add(&entry);
+                    look(&entry);
+                }
                 Ok(None) => break,
                 Err(EntryError::Io(error)) if error.kind() != io::ErrorKind::UnexpectedEof => {
                     return Err(format!("read {}: {error}", file.display()));

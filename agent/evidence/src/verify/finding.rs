@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::merkle::Hash;
+use crate::{entry::Entry, merkle::Hash};
 
 /// Numbers that records count up: a boot of a host, and the instance of the agent, which is empty
 /// for the usual one.
@@ -14,6 +14,19 @@ pub struct Series {
     pub boot: String,
     /// `instance`
     pub instance: String,
+}
+
+impl Series {
+    /// The series that a record is of.
+    #[must_use]
+    pub fn of(entry: &Entry) -> Self {
+        let text = |name: &str| entry.text(name).unwrap_or_default().to_owned();
+        Self {
+            machine: text("machine_id"),
+            boot: text("boot_id"),
+            instance: text("instance"),
+        }
+    }
 }
 
 impl fmt::Display for Series {

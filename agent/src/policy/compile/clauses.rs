@@ -311,7 +311,7 @@ pub(super) fn unknown_here(policy: &Policy, surroundings: &Surroundings<'_>) -> 
                 problems.push(fault.at(user.place, format!("rules[{index}].from.user")));
             } else if denies
                 && let Some(uid) = user.value.id(users)
-                && users.subordinate_uids(uid).is_none()
+                && user.value.subordinate_ids(uid, users).is_none()
             {
                 let user_of = format!("rules[{index}].from.user");
                 problems.push(no_subordinate_ids("subuid").at(user.place, user_of));
