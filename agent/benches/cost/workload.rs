@@ -6,6 +6,7 @@ use std::hint::black_box;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -330,7 +331,10 @@ fn exec() {
 
 /// Tries to connect to where nothing may go; when that was refused.
 fn refused() -> u64 {
-    let to: SocketAddr = REFUSED.parse().unwrap();
+    // A call that is repeated is counted, and has no record of its own.
+    static PORT: AtomicU16 = AtomicU16::new(1);
+    let mut to: SocketAddr = REFUSED.parse().unwrap();
+    to.set_port(PORT.fetch_add(1, Ordering::Relaxed));
     let refused = TcpStream::connect(to);
     let now = since_boot_ns();
     let kind = refused.unwrap_err().kind();
