@@ -34,6 +34,8 @@ pub enum Verb {
     Diff(DiffArgs),
     /// Hold records of the past against a gateway's own log
     Query(QueryArgs),
+    /// Copy records without the persons in them, so that the copy still verifies
+    Redact(RedactArgs),
     /// List the flows that are open now, from the kernel's tables
     Flows(FlowsArgs),
     /// Say of each packet and call what a hook finds and why it decides so, for a while; decides
@@ -261,6 +263,22 @@ pub struct QueryArgs {
     /// For programs
     #[arg(long)]
     pub json: bool,
+}
+
+/// `trefoil redact`
+#[derive(Args, Clone, Debug)]
+pub struct RedactArgs {
+    /// Records, as `trefoil run --json`, `journalctl -o export` or `journalctl --all -o json` writes
+    /// them; `-` is standard input
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+    /// Show this personal field nevertheless, such as dst_addr; may be repeated
+    #[arg(long, value_name = "FIELD")]
+    pub show: Vec<String>,
+    /// Give hidden values pseudonyms by the secret in this file, of 16 bytes or more: the same value has
+    /// the same pseudonym
+    #[arg(long, value_name = "KEYFILE")]
+    pub pseudonyms: Option<PathBuf>,
 }
 
 /// `trefoil flows`

@@ -268,6 +268,107 @@ fn a_statement_has_the_bytes_that_arrived() -> Result<()> {
     lab.close()
 }
 
+/// A copy without persons verifies, from each format, and whoever changes it is found out.
+#[test]
+fn a_copy_without_persons_proves_as_much() -> Result<()> {
+    let lab = Lab::new()?;
+    let journal = lab.journal()?;
+    let lines = day(&lab)?;
+    let auditor = Auditor::new(&lab)?;
+    let (own, export, copy) = (
+        lab.file("all.json"),
+        lab.file("all.export"),
+        lab.file("copy.json"),
+    );
+    fs::write(&own, &lines)?;
+    let said = journal
+        .command()
+        .args(["-q", "--all", "-o", "export"])
+        .output()?;
+    fs::write(&export, said.stdout)?;
+    let key = lab.file("pseudonyms.key");
+    fs::write(&key, [7; 32])?;
+    let key = key.display().to_string();
+    let redact = |file: &Path, more: &[&str]| -> Result<String> {
+        let mut command = Command::new(trefoil_lab::agent::trefoil()?);
+        let output = command.arg("redact").arg(file).args(more).output()?;
+        ensure!(output.status.success(), "{output:?}");
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let sizes = |verdict: &Value| {
+        let log = &verdict["logs"][0];
+        ["size", "records", "checkpoints", "unanchored"].map(|name| log[name].clone())
+    };
+    for file in [&own, &export] {
+        let whole = auditor.verdict(file)?;
+        for more in [
+            &[][..],
+            &["--show", "dst_addr"],
+            &["--pseudonyms", &key, "--show", "user", "--show", "exe"],
+        ] {
+            fs::write(&copy, redact(file, more)?)?;
+            let of_copy = auditor.verdict(&copy)?;
+            ensure!(
+                sizes(&of_copy) == sizes(&whole) && findings(&of_copy) == findings(&whole),
+                "{more:?}: {of_copy} {whole}"
+            );
+        }
+    }
+    let hidden = redact(&own, &[])?;
+    for value in ["198.51.100", "203.0.113", "traffic", "\"root\""] {
+        let shows = hidden.lines().filter(|line| {
+            let record: BTreeMap<String, Value> = serde_json::from_str(line).unwrap_or_default();
+            let is_flow = record.get("event").is_some_and(|it| it == "flow");
+            is_flow && line.contains(value)
+        });
+        ensure!(shows.count() == 0, "{value} is in the copy");
+    }
+    let shown = redact(&own, &["--show", "dst_addr"])?;
+    for (from, to) in [
+        ("198.51.100.10", "198.51.100.11"),
+        ("\"bytes_out\":", "\"bytes_out\":1"),
+    ] {
+        fs::write(&copy, shown.replacen(from, to, 1))?;
+        let (code, text) = auditor.asked(&[], &[&copy])?;
+        ensure!(code == 1 && text.contains("altered"), "{from}: {text}");
+    }
+    lab.close()
+}
+
+#[test]
+fn redact_says_what_to_do() -> Result<()> {
+    let lab = Lab::new()?;
+    let (file, key) = (lab.file("records.json"), lab.file("key"));
+    fs::write(
+        &file,
+        "{\"event\":\"flow\",\"seq\":1,\"user\":\"bob\"}\n{\n",
+    )?;
+    fs::write(&key, "short")?;
+    let said = |words: &[&str]| -> Result<(i32, String)> {
+        let mut command = Command::new(trefoil_lab::agent::trefoil()?);
+        let output = command.arg("redact").arg(&file).args(words).output()?;
+        let text =
+            String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        Ok((output.status.code().context("killed")?, text.into_owned()))
+    };
+    let (code, text) = said(&[])?;
+    ensure!(
+        code == 1
+            && text.contains("{\"event\":\"flow\",\"seq\":1}")
+            && text.contains("1 record made without evidence")
+            && text.contains("records.json:2:"),
+        "{code}: {text}"
+    );
+    let (code, text) = said(&["--show", "rule"])?;
+    ensure!(code == 2 && text.contains("session_addr"), "{code}: {text}");
+    let (code, text) = said(&["--pseudonyms", &key.display().to_string()])?;
+    ensure!(
+        code == 78 && text.contains("/dev/urandom"),
+        "{code}: {text}"
+    );
+    lab.close()
+}
+
 /// Bytes before the 32 of a key in a SubjectPublicKeyInfo (RFC 8410).
 const SPKI_OF_ED25519: [u8; 12] = [
     0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,

@@ -84,11 +84,8 @@ impl RecordDigest {
     /// Adds a field that [`is_covered`]. Fields come sorted by their names' bytes.
     pub fn add(&mut self, name: &str, value: &[u8]) {
         if is_personal(name) {
-            let commitment = self.commitment(name, value);
-            self.hash.update(b"#");
-            self.hash.update(name);
-            self.hash.update(b"\n");
-            self.hash.update(commitment);
+            let own_salt = own_salt(&self.salt, name);
+            self.add_commitment(name, &commitment(&own_salt, name, value));
         } else {
             self.hash.update(name);
             self.hash.update(b"\n");
@@ -97,20 +94,12 @@ impl RecordDigest {
         }
     }
 
-    /// Commitment to a personal value.
-    fn commitment(&self, name: &str, value: &[u8]) -> Hash {
-        // HMAC takes a key of any length.
-        let Ok(mac) = Hmac::<Sha256>::new_from_slice(&self.salt) else {
-            return [0; 32];
-        };
-        let own_salt = mac.chain_update(name).finalize().into_bytes();
-        Sha256::new()
-            .chain_update(&own_salt[..16])
-            .chain_update(name)
-            .chain_update(b"\n")
-            .chain_update(value)
-            .finalize()
-            .into()
+    /// Adds a personal field of which the commitment alone is known, in its place among the others.
+    pub fn add_commitment(&mut self, name: &str, commitment: &Hash) {
+        self.hash.update(b"#");
+        self.hash.update(name);
+        self.hash.update(b"\n");
+        self.hash.update(commitment);
     }
 
     /// Ends it.
@@ -118,6 +107,29 @@ impl RecordDigest {
     pub fn finish(self) -> Hash {
         self.hash.finalize().into()
     }
+}
+
+/// Returns the salt of one field of a record with this salt.
+#[must_use]
+pub fn own_salt(salt: &Salt, name: &str) -> Salt {
+    // HMAC takes a key of any length.
+    let Ok(mac) = Hmac::<Sha256>::new_from_slice(salt) else {
+        return Salt::default();
+    };
+    let whole: Hash = mac.chain_update(name).finalize().into_bytes().into();
+    *whole.first_chunk().unwrap_or(&Salt::default())
+}
+
+/// Returns the commitment to a personal value, by the salt of its field.
+#[must_use]
+pub fn commitment(own_salt: &Salt, name: &str, value: &[u8]) -> Hash {
+    Sha256::new()
+        .chain_update(own_salt)
+        .chain_update(name)
+        .chain_update(b"\n")
+        .chain_update(value)
+        .finalize()
+        .into()
 }
 
 #[cfg(test)]

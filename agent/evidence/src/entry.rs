@@ -9,7 +9,9 @@ use std::{
 use serde_json::{Map, Value};
 
 use crate::{
-    digest::{OTHERS, PREFIX, RecordDigest, SALT, Salt, is_covered},
+    digest::{
+        OTHERS, PREFIX, RecordDigest, SALT, Salt, commitment, is_covered, is_personal, own_salt,
+    },
     merkle::Hash,
 };
 
@@ -33,6 +35,10 @@ pub const KINDS: [(&str, &str); 10] = [
 pub struct Entry {
     /// By their names in the journal.
     fields: BTreeMap<String, Vec<u8>>,
+    /// Salts of the personal fields that a redacted copy shows.
+    salts: BTreeMap<String, Salt>,
+    /// Commitments to those that it hides.
+    commitments: BTreeMap<String, Hash>,
 }
 
 /// Why something is no record of the agent's.
@@ -60,11 +66,9 @@ impl Entry {
         let mut entry = Self::default();
         let is_own_line = object.contains_key("event");
         for (name, value) in object {
-            let name = match name.as_str() {
-                _ if !is_own_line => name.clone(),
-                "message" => "MESSAGE".to_owned(),
-                "priority" => "PRIORITY".to_owned(),
-                name => format!("{PREFIX}{}", name.to_ascii_uppercase()),
+            let name = match is_own_line {
+                true => journal_name(name),
+                false => name.clone(),
             };
             if let Some(value) = bytes_of(value) {
                 entry.add(name, value);
@@ -74,6 +78,13 @@ impl Entry {
             let event = object.get("event")?.as_str()?;
             let (_, id) = KINDS.iter().find(|(kind, _)| *kind == event)?;
             entry.add("MESSAGE_ID".to_owned(), id.as_bytes().to_vec());
+            entry.salts = bytes_by_name(object.get("salts"));
+            entry.commitments = bytes_by_name(object.get("commitments"));
+            // A value that is there is read, so it is the one to be proven.
+            let fields = &entry.fields;
+            entry
+                .commitments
+                .retain(|name, _| !fields.contains_key(name));
         }
         entry.get("TREFOIL_EVENT").is_some().then_some(entry)
     }
@@ -93,11 +104,7 @@ impl Entry {
     /// A field that is text, by its name in JSON.
     #[must_use]
     pub fn text(&self, name: &str) -> Option<&str> {
-        let name = match OTHERS.iter().find(|it| it.eq_ignore_ascii_case(name)) {
-            Some(name) => (*name).to_owned(),
-            None => format!("{PREFIX}{}", name.to_ascii_uppercase()),
-        };
-        str::from_utf8(self.fields.get(&name)?).ok()
+        str::from_utf8(self.fields.get(&journal_name(name))?).ok()
     }
 
     /// A field that is a number, by its name in JSON.
@@ -106,15 +113,86 @@ impl Entry {
         self.text(name)?.parse().ok()
     }
 
-    /// The digest. `None` if the record has no salt: evidence was off when it was made.
+    /// The fields that count for the digest and are there, by their names in the journal.
+    pub fn values(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let fields = self.fields.iter().filter(|(name, _)| *name != SALT);
+        fields.map(|(name, value)| (name.as_str(), value.as_slice()))
+    }
+
+    /// Commitments to the values that a redacted copy hides, by the fields' names in the journal.
+    pub fn commitments(&self) -> impl Iterator<Item = (&str, &Hash)> {
+        self.commitments
+            .iter()
+            .map(|(name, commitment)| (name.as_str(), commitment))
+    }
+
+    /// Returns the salt of a personal field. `None` if nothing says it.
+    #[must_use]
+    pub fn own_salt(&self, name: &str) -> Option<Salt> {
+        match self.get(SALT) {
+            Some(text) => Some(own_salt(&from_hex(text)?, name)),
+            None => self.salts.get(name).copied(),
+        }
+    }
+
+    /// The digest. `None` if the record has no salt, and is no redacted copy: evidence was off when it
+    /// was made.
+    ///
+    /// A personal value whose salt is missing has a digest that no log has.
     #[must_use]
     pub fn digest(&self) -> Option<Hash> {
-        let mut digest = RecordDigest::new(salt(self.get(SALT)?)?);
-        for (name, value) in self.fields.iter().filter(|(name, _)| *name != SALT) {
-            digest.add(name, value);
+        let salt = self.get(SALT);
+        if salt.is_none() && self.salts.is_empty() && self.commitments.is_empty() {
+            return None;
         }
+        let salt = salt.map(from_hex);
+        let mut digest = RecordDigest::new(match salt {
+            Some(salt) => salt?,
+            None => Salt::default(),
+        });
+        let mut hidden = self.commitments().peekable();
+        for (name, value) in self.values() {
+            while let Some((name, commitment)) = hidden.next_if(|(other, _)| *other < name) {
+                digest.add_commitment(name, commitment);
+            }
+            match salt.is_none() && is_personal(name) {
+                true => {
+                    let own = self.own_salt(name).unwrap_or_default();
+                    digest.add_commitment(name, &commitment(&own, name, value));
+                }
+                false => digest.add(name, value),
+            }
+        }
+        hidden.for_each(|(name, commitment)| digest.add_commitment(name, commitment));
         Some(digest.finish())
     }
+}
+
+/// Name in the journal of a field of a line of JSON.
+#[must_use]
+pub fn journal_name(name: &str) -> String {
+    match OTHERS.iter().find(|it| it.eq_ignore_ascii_case(name)) {
+        Some(name) => (*name).to_owned(),
+        None => format!("{PREFIX}{}", name.to_ascii_uppercase()),
+    }
+}
+
+/// Name in a line of JSON of a field of the journal.
+#[must_use]
+pub fn json_name(name: &str) -> String {
+    let name = name.strip_prefix(PREFIX).unwrap_or(name);
+    name.to_ascii_lowercase()
+}
+
+/// Reads an object of JSON whose values are bytes as hexadecimal digits; others are passed over.
+fn bytes_by_name<const N: usize>(object: Option<&Value>) -> BTreeMap<String, [u8; N]> {
+    let object = object.and_then(Value::as_object);
+    let read = |(name, value): (&String, &Value)| {
+        let name = journal_name(name);
+        let value = from_hex(value.as_str()?.as_bytes())?;
+        is_personal(&name).then_some((name, value))
+    };
+    object.into_iter().flatten().filter_map(read).collect()
 }
 
 /// A value as bytes: journald writes one that is no text as an array of numbers. The agent sends no field
@@ -131,18 +209,42 @@ fn bytes_of(value: &Value) -> Option<Vec<u8>> {
     }
 }
 
-/// Reads 32 hexadecimal digits.
-fn salt(text: &[u8]) -> Option<Salt> {
-    let text = str::from_utf8(text).ok()?;
-    let is_hex = text.len() == 32 && text.bytes().all(|it| it.is_ascii_hexdigit());
-    let number = is_hex.then(|| u128::from_str_radix(text, 16).ok())??;
-    Some(number.to_be_bytes())
+/// Reads so many bytes, two hexadecimal digits each.
+fn from_hex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
+    bytes_from_hex(text)?.try_into().ok()
+}
+
+/// The same for any number of bytes.
+fn bytes_from_hex(text: &[u8]) -> Option<Vec<u8>> {
+    if !text.len().is_multiple_of(2) {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(text.len() / 2);
+    for digits in text.chunks_exact(2) {
+        let mut byte = 0;
+        for &digit in digits {
+            byte = byte << 4 | char::from(digit).to_digit(16)?;
+        }
+        bytes.push(byte as u8);
+    }
+    Some(bytes)
+}
+
+/// Writes bytes as hexadecimal digits.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        text.extend(char::from_digit(u32::from(byte >> 4), 16));
+        text.extend(char::from_digit(u32::from(byte & 15), 16));
+    }
+    text
 }
 
 /// Writes a salt as its field has it.
 #[must_use]
 pub fn salt_text(salt: &Salt) -> String {
-    format!("{:032x}", u128::from_be_bytes(*salt))
+    hex(salt)
 }
 
 /// Reads entries one after the other.
@@ -302,7 +404,8 @@ mod tests {
     fn a_salt_survives_its_text() {
         let bytes = *b"0123456789abcdef";
         assert_eq!(salt_text(&bytes), SALT_TEXT);
-        assert_eq!(salt(SALT_TEXT.as_bytes()), Some(bytes));
-        assert_eq!(salt(b"+0313233343536373839616263646566"), None);
+        assert_eq!(from_hex(SALT_TEXT.as_bytes()), Some(bytes));
+        assert_eq!(from_hex::<16>(b"+0313233343536373839616263646566"), None);
+        assert_eq!(from_hex::<2>(b"0102f"), None);
     }
 }

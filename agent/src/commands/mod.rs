@@ -12,6 +12,7 @@ mod learn;
 mod live;
 mod observations;
 mod query;
+mod redact;
 mod reload;
 mod reporter;
 mod run;
@@ -156,6 +157,7 @@ pub fn main() -> ExitCode {
         Verb::Learn(args) => learn::learn(&args),
         Verb::Diff(args) => diff::diff(&args),
         Verb::Query(args) => query::query(&args),
+        Verb::Redact(args) => redact::redact(&args),
         Verb::Flows(args) => flows::flows(&args),
         Verb::Trace(args) => trace::trace(&args),
         Verb::Status(args) => status::status(&args),
