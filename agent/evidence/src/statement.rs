@@ -8,7 +8,10 @@
 //!   seconds. While an agent was away and its kernel programs went on counting, the next one told what
 //!   they counted: this is reported, too, and later.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound::{Excluded, Included},
+};
 
 use crate::{entry::Entry, time::unix_us_of, verify::Series};
 
@@ -18,6 +21,9 @@ pub const TAKEN_OVER: &str = "taken over without a gap";
 
 /// Verdicts by which something may leave.
 const PERMITTED: [&str; 4] = ["local", "gateway", "approved", "exception"];
+
+/// Counter of losses of which the numbers come later.
+const LOSES_NOTHING: &str = "events-full";
 
 /// A heartbeat may be late by its interval and this.
 const LATE_US: u64 = 10_000_000;
@@ -56,6 +62,8 @@ pub enum Cause {
     Detached,
     /// The agent did not report, and nothing says that the kernel programs went on.
     Away,
+    /// An agent loaded the kernel programs anew: until then there were none.
+    LoadedAnew,
 }
 
 impl Cause {
@@ -68,6 +76,7 @@ impl Cause {
             Self::Boot => "boot",
             Self::Detached => "detached",
             Self::Away => "no agent",
+            Self::LoadedAnew => "loaded anew",
         }
     }
 }
@@ -87,6 +96,8 @@ pub struct HostStatement {
     pub bytes: BTreeMap<String, u64>,
     /// Bytes whose records were lost, by verdict.
     pub lost_bytes: BTreeMap<String, u64>,
+    /// Other losses than those of bytes, by counter; not those that lose nothing.
+    pub losses: BTreeMap<String, u64>,
     /// Bytes that the kernel programs counted from the first heartbeat to the last, by verdict.
     pub counted_bytes: BTreeMap<String, u64>,
     /// Bytes that left by an exception, by its rule.
@@ -97,7 +108,9 @@ pub struct HostStatement {
     pub policies: BTreeSet<(String, String)>,
     /// Country data that they judged by.
     pub geo: BTreeSet<String>,
-    /// Subjects that were watched in part or not at all.
+    /// Subjects that were watched in part.
+    pub partly: BTreeSet<String>,
+    /// Subjects that were not watched.
     pub uncovered: BTreeSet<String>,
     /// Subjects that were tampered with.
     pub tampered: BTreeSet<String>,
@@ -119,12 +132,14 @@ impl HostStatement {
         of(&self.bytes) + of(&self.lost_bytes)
     }
 
-    /// True if the host reported all the time, nothing was lost or tampered with, and nothing left
-    /// without an approval.
+    /// True if the host reported all the time, nothing was unwatched, lost or tampered with, and nothing
+    /// left without an approval.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.gaps.is_empty()
+            && self.uncovered.is_empty()
             && self.lost_bytes.is_empty()
+            && self.losses.is_empty()
             && self.tampered.is_empty()
             && self.residual_bytes() == 0
     }
@@ -141,6 +156,7 @@ struct Mark {
 enum MarkKind {
     Heartbeat { interval_us: u64 },
     TakenOver,
+    Begun,
     Detached,
 }
 
@@ -149,7 +165,8 @@ enum MarkKind {
 pub struct Statement {
     period: Period,
     host: HostStatement,
-    marks: BTreeMap<u64, Mark>,
+    /// By time, and by the order in which they came.
+    marks: BTreeMap<(u64, usize), Mark>,
     /// Sums of the kernel programs: boot, time and bytes, by verdict.
     sums: BTreeMap<String, BTreeMap<u64, u64>>,
     /// Series of records, each once: numbers are of one series.
@@ -210,7 +227,14 @@ impl Statement {
             "loss" if entry.text("verdict").is_some() => {
                 *host.lost_bytes.entry(text("verdict")).or_default() += number("bytes_out");
             }
-            "coverage" if matches!(text("state").as_str(), "partly" | "uncovered") => {
+            "loss" if number("count") > 0 && text("subject") != LOSES_NOTHING => {
+                *host.losses.entry(text("subject")).or_default() += number("count");
+            }
+            "coverage" if text("state") == "partly" => {
+                host.partly.insert(text("subject"));
+            }
+            // The times of the host and its agent themselves are gaps.
+            "coverage" if text("state") == "uncovered" && !text("subject").starts_with("this ") => {
                 host.uncovered.insert(text("subject"));
             }
             "tamper" => {
@@ -250,11 +274,13 @@ impl Statement {
             ("coverage", Some("covered")) if is_about_host && reason.starts_with(TAKEN_OVER) => {
                 MarkKind::TakenOver
             }
+            ("coverage", Some("covered")) if is_about_host && reason.is_empty() => MarkKind::Begun,
             ("coverage", Some("uncovered")) if is_about_host => MarkKind::Detached,
             _ => return,
         };
         let boot = boot.to_owned();
-        self.marks.insert(time_us, Mark { boot, kind });
+        self.marks
+            .insert((time_us, self.marks.len()), Mark { boot, kind });
     }
 
     /// States what the records tell.
@@ -272,34 +298,38 @@ impl Statement {
 
     /// Goes through the period from heartbeat to heartbeat.
     fn find_gaps(&mut self) {
-        let beats: Vec<(u64, u64, &str)> = self
+        let beats: Vec<((u64, usize), u64, &str)> = self
             .marks
             .iter()
-            .filter_map(|(&time_us, mark)| match mark.kind {
+            .filter_map(|(&place, mark)| match mark.kind {
                 MarkKind::Heartbeat { interval_us } => {
-                    Some((time_us, interval_us, mark.boot.as_str()))
+                    Some((place, interval_us, mark.boot.as_str()))
                 }
-                MarkKind::TakenOver | MarkKind::Detached => None,
+                MarkKind::TakenOver | MarkKind::Begun | MarkKind::Detached => None,
             })
             .collect();
         let period = self.period;
         let mut spans = Vec::new();
-        let first_us = beats.first().map_or(u64::MAX, |(time_us, ..)| *time_us);
+        let first_us = beats
+            .first()
+            .map_or(u64::MAX, |((time_us, _), ..)| *time_us);
         spans.push((0, first_us, Some(Cause::NotBegun)));
         for pair in beats.windows(2) {
-            let [(from_us, interval_us, boot), (to_us, _, next_boot)] = pair else {
+            let [(from, interval_us, boot), (to, _, next_boot)] = pair else {
                 continue;
             };
+            let ((from_us, _), (to_us, _)) = (from, to);
             let in_time = to_us - from_us <= 2 * interval_us + LATE_US;
             let between = || {
                 self.marks
-                    .range(from_us + 1..=*to_us)
+                    .range((Excluded(from), Included(to)))
                     .map(|(_, mark)| &mark.kind)
             };
             let was = |kind: &MarkKind| between().any(|it| it == kind);
             let cause = match in_time {
                 _ if was(&MarkKind::Detached) => Some(Cause::Detached),
                 _ if boot != next_boot => Some(Cause::Boot),
+                _ if was(&MarkKind::Begun) => Some(Cause::LoadedAnew),
                 true => None,
                 false if was(&MarkKind::TakenOver) => {
                     self.host.told_later_us += within(period, *from_us, *to_us).length_us();
@@ -309,7 +339,7 @@ impl Statement {
             };
             spans.push((*from_us, *to_us, cause));
         }
-        if let Some((last_us, interval_us, _)) = beats.last() {
+        if let Some(((last_us, _), interval_us, _)) = beats.last() {
             let due_us = last_us + 2 * interval_us + LATE_US;
             match due_us >= period.until_us {
                 true => spans.push((*last_us, u64::MAX, None)),

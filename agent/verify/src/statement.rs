@@ -237,6 +237,12 @@ fn add_host(lines: &mut Lines, host: &Host) {
         );
     }
     for subject in &statement.uncovered {
+        lines.add("not watched", &format!("{origin}: {subject}"));
+    }
+    for (counter, n) in &statement.losses {
+        lines.add("losses", &format!("{origin}: {n} {counter}"));
+    }
+    for subject in &statement.partly {
         lines.add("in part", &format!("{origin}: {subject}"));
     }
     for subject in &statement.tampered {
@@ -286,6 +292,8 @@ fn as_json(
             "violations": it.violations,
             "policies": policies,
             "geo": it.geo,
+            "losses": it.losses,
+            "partly": it.partly,
             "uncovered": it.uncovered,
             "tampered": it.tampered,
             "unanchored_s": it.longest_unanchored_us / 1_000_000,

@@ -109,6 +109,20 @@ fn a_gap_has_its_cause() {
     }
 }
 
+/// Somebody stops the agent, detaches, sends, and starts another before a heartbeat is late.
+#[test]
+fn programs_that_are_loaded_anew_in_time_are_a_gap_too() {
+    let mut day = Day::new(600);
+    day.beats(0, 240, 0);
+    let covered = serde_json::json!({"subject": "this host", "state": "covered"});
+    // At the same moment as a heartbeat, too.
+    day.add(300, "coverage", covered);
+    day.beats(300, 600, 0);
+    let (host, gaps) = day.gaps();
+    assert_eq!(gaps, [(240, 300, Cause::LoadedAnew)]);
+    assert!(!host.is_clean());
+}
+
 #[test]
 fn what_the_next_agent_tells_is_told_later() {
     let mut day = Day::new(1200);
@@ -189,6 +203,10 @@ fn losses_and_what_nobody_approved_are_found() {
     assert_eq!(residual("loss", loss), 0);
     let flow = serde_json::json!({"verdict": "unapproved", "bytes_new": 30});
     assert_eq!(residual("flow", flow), 30);
+    let loss = serde_json::json!({"subject": "ended-full", "count": 2});
+    assert_eq!(residual("loss", loss), 0);
+    let uncovered = serde_json::json!({"subject": "uplink eth0", "state": "uncovered"});
+    assert_eq!(residual("coverage", uncovered), 0);
     let tamper = serde_json::json!({"subject": "hook egress"});
     assert_eq!(residual("tamper", tamper), 0);
 }

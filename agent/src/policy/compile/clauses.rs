@@ -347,7 +347,10 @@ fn no_subordinate_ids(file: &str) -> Fault {
     Fault::new(format!(
         "the subordinate ids of users in /etc/{file} cannot be read"
     ))
-    .help("make it a text file of at most 4 MiB: whoever is denied may send under these ids")
+    .help(
+        "write NAME:FIRST:COUNT in decimal on each line, at most 4 MiB in all: whoever is denied may \
+         send under these ids",
+    )
 }
 
 /// One clause, or for a gateway with different services at its addresses one for
