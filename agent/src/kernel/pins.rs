@@ -328,7 +328,7 @@ pub(super) fn open_map(path: &Path) -> Result<MapData, KernelError> {
         .map_err(|error| KernelError::failed(format!("open pinned map {}", path.display()), error))
 }
 
-fn remove(path: &Path) -> Result<(), KernelError> {
+pub(super) fn remove(path: &Path) -> Result<(), KernelError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(KernelError::failed(
             format!("remove pin {}", path.display()),

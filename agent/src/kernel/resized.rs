@@ -20,7 +20,7 @@ use trefoil_ebpf::abi::{
 
 use super::{
     Events, Kernel, KernelError, Position, bpf_syscall,
-    pins::{PinDir, open_map},
+    pins::{self, PinDir, open_map},
     reader::{Hash, collect, failed},
     tables::wait_for_programs,
     wire::Plain,
@@ -251,11 +251,26 @@ impl Remains {
                 return Ok(Some(Remain::Flow(flow)));
             }
         }
-        for pin in self.pins.drain(..) {
-            fs::remove_file(&pin).map_err(|error| {
-                KernelError::failed(format!("remove pin {}", pin.display()), error)
-            })?;
+        while let Some(pin) = self.pins.last() {
+            // Whoever detaches meanwhile removes them as well.
+            pins::remove(pin)?;
+            self.pins.pop();
         }
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever detaches takes all pins away, also while an agent reads what is left behind them.
+    #[test]
+    fn a_pin_that_somebody_else_has_removed_is_gone() {
+        let mut remains = Remains {
+            pins: vec![PathBuf::from("/nonexistent/maps/REMEMBERED-former-0")],
+            ..Remains::default()
+        };
+        assert!(matches!(remains.next(), Ok(None)));
     }
 }
