@@ -278,6 +278,20 @@ pub const NOT_JUDGED: Decision = Decision {
 /// is complete.
 #[inline(always)]
 pub fn begin(tracked: *mut Tracked, cookie: u64, peer: &Peer, direction: u8, decision: Decision) {
+    begin_after(0, tracked, cookie, peer, direction, decision);
+}
+
+/// As [`begin`], of a connection whose socket may have been handed data before: of what the slot says
+/// about senders, these bits stay.
+#[inline(always)]
+pub fn begin_after(
+    senders: u16,
+    tracked: *mut Tracked,
+    cookie: u64,
+    peer: &Peer,
+    direction: u8,
+    decision: Decision,
+) {
     // SAFETY: a map value; the verifier checks the access.
     unsafe {
         let flow = &raw mut (*tracked).flow;
@@ -287,11 +301,24 @@ pub fn begin(tracked: *mut Tracked, cookie: u64, peer: &Peer, direction: u8, dec
         (*flow).local_port = 0;
         (*flow).named = Address([0; 16]);
         (*flow).named_port = 0;
-        (*flow).state = 0;
+        (*flow).state &= senders;
         (*flow).direction = direction;
         (*flow).decision = decision;
         copy(&raw const (*flow).counters, &raw mut (*flow).base);
         (&raw mut (*flow).started_ns).write_volatile(start_ns());
+    }
+}
+
+/// Of the state of a slot, those bits that are about who sent on its socket.
+pub const SENDERS: u16 = FLOW_SENT | FLOW_SHARED;
+
+/// Has a slot say nothing about senders: its socket listens, and what is cloned from it has its own.
+#[inline(always)]
+pub fn forget_senders(tracked: *mut Tracked) {
+    // SAFETY: a map value; the verifier checks the access.
+    unsafe {
+        let state = (&raw mut (*tracked).flow.state).cast::<u8>();
+        state.add(1).write_volatile(0);
     }
 }
 

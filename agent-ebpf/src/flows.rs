@@ -5,10 +5,11 @@ use trefoil_ebpf::abi::*;
 use crate::{
     accounting::{announce_owner, begin, set_state, succeed},
     maps::{EMPTY, FLOWS},
-    owner::{is_same, is_same_process, is_whole, set_current},
+    owner::{forget_user, is_same, is_same_process, is_whole, set_current},
     packet::{Ends, is_same_peer, protocol},
+    sender::WITHOUT_NAME,
     session::note_login,
-    words::copy,
+    words::{copy, set_bit},
 };
 
 /// The flow with this key, if there is one.
@@ -70,11 +71,19 @@ pub fn find_for_sender(key: &FlowKey, sender: *const Owner) -> Option<*mut Track
 /// A function of its own, so that what it needs of the stack is free again when the judge is
 /// asked.
 #[inline(never)]
-pub fn set_running(tag: *mut Socket) -> u32 {
+pub fn set_running(tag: *mut Socket, call: u32) -> u32 {
     // SAFETY: a map value; the verifier checks the access. So below.
     let (owner, flags) = unsafe { (&raw mut (*tag).tracked.owner, (*tag).flags) };
     let before = unsafe { *owner };
     set_current(owner);
+    let is_others = unsafe { before.uid != (*owner).uid } && before.uid != 0 && before.pid != 0;
+    if is_others && call & WITHOUT_NAME != 0 {
+        set_bit(unsafe { &raw mut (*tag).flags }, SOCKET_OF_SEVERAL_USERS);
+    }
+    if unsafe { (*tag).flags } & SOCKET_OF_SEVERAL_USERS != 0 {
+        set_state(unsafe { &raw mut (*tag).tracked }, FLOW_SHARED);
+        forget_user(owner);
+    }
     let is_same = is_same(owner, &raw const before);
     if is_same && is_whole(&raw const before) {
         return 0;
@@ -89,7 +98,9 @@ pub fn set_running(tag: *mut Socket) -> u32 {
     if is_same_process(owner, &raw const before) {
         return CHANGED;
     }
-    let has_many_peers = flags & (SOCKET_HAS_FLOWS | SOCKET_HAS_PEER) == SOCKET_HAS_FLOWS;
+    // A listener's flows are its answers, and it sends nothing itself.
+    const KINDS: u32 = SOCKET_HAS_FLOWS | SOCKET_HAS_PEER | SOCKET_LISTENS;
+    let has_many_peers = flags & KINDS == SOCKET_HAS_FLOWS;
     if has_many_peers && before.pid != 0 {
         set_state(unsafe { &raw mut (*tag).tracked }, FLOW_SHARED);
     }

@@ -20,7 +20,7 @@ use aya_ebpf::{
 use trefoil_ebpf::abi::*;
 
 use crate::{
-    accounting::{NOT_JUDGED, begin, end},
+    accounting::{NOT_JUDGED, begin_after, end},
     flows,
     judge::judge,
     maps::{PROCESSES, SOCKETS, in_force},
@@ -84,7 +84,7 @@ pub fn name(ctx: &SockAddrContext, peer: Peer, purpose: Purpose) -> Option<i32> 
             mark(tag, socket);
         }
     } else {
-        sends(tag, false);
+        sends(tag, 0);
         if peer.port == 0 && !connects {
             return Some(PASS); // A connected socket, and a message with options.
         }
@@ -131,7 +131,10 @@ pub fn name(ctx: &SockAddrContext, peer: Peer, purpose: Purpose) -> Option<i32> 
     }
     if is_first {
         let kept = if is_left { NOT_JUDGED } else { decision };
-        begin(tracked, key.cookie, peer, direction::OUTBOUND, kept);
+        // Data may come with the call that connects.
+        let senders = if kind == SOCK_DGRAM { 0 } else { FLOW_SENT };
+        let cookie = key.cookie;
+        begin_after(senders, tracked, cookie, peer, direction::OUTBOUND, kept);
         set_near(tracked, near as u16);
         set_bit(unsafe { &raw mut (*tag).flags }, SOCKET_HAS_PEER);
         check(tracked, &source);

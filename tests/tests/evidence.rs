@@ -263,15 +263,18 @@ fn a_statement_has_the_bytes_that_arrived() -> Result<()> {
     ensure!(code == 0 && said["clean"] == true, "{said:#}");
 
     // A record that somebody has taken out is missing in both.
-    let flow = lines
-        .lines()
-        .find(|line| line.contains("\"event\":\"flow\""));
-    let less = lines.replace(&format!("{}\n", flow.context("no flow")?), "");
     let copy = lab.file("less.json");
-    fs::write(&copy, less)?;
+    fs::write(&copy, without_a_flow(&lines)?)?;
     let (code, said) = stated(&[&copy], &begun, &last)?;
     ensure!(code == 1 && said["findings"] != 0, "{said:#}");
     lab.close()
+}
+
+/// The same lines without the first about a flow.
+fn without_a_flow(lines: &str) -> Result<String> {
+    let mut all = lines.lines();
+    let flow = all.find(|line| line.contains("\"event\":\"flow\""));
+    Ok(lines.replace(&format!("{}\n", flow.context("no flow")?), ""))
 }
 
 /// A copy without persons verifies, from each format, and whoever changes it is found out.

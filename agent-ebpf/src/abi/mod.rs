@@ -266,6 +266,12 @@ pub struct Offsets {
     pub sock_state: u32,
     /// `sock.sk_protocol`
     pub sock_protocol: u32,
+    /// `sock.sk_type`
+    pub sock_type: u32,
+    /// `sock.sk_write_queue.qlen`
+    pub sock_write_queue_len: u32,
+    /// `sock.sk_wmem_queued`
+    pub sock_wmem_queued: u32,
     /// `sock.__sk_common.skc_prot`
     pub sock_prot: u32,
     /// The byte that `sock.sk_kern_sock` is in

@@ -127,7 +127,7 @@ fn tag(skb: *mut u8) -> *mut Socket {
         set_bit(&raw mut (*tag).flags, SOCKET_HAS_FLOWS);
         (*tag).tracked.flow.cookie = bpf_get_socket_cookie(socket.cast());
     }
-    sends(tag, false);
+    sends(tag, 0);
     tag
 }
 

@@ -17,8 +17,8 @@ use trefoil_ebpf::abi::*;
 
 use crate::{
     accounting::{
-        Alone, NOT_JUDGED, begin, count, count_total, decision_of, has_untold, set_state,
-        tell_alone, tell_rest,
+        Alone, NOT_JUDGED, SENDERS, begin_after, count, count_total, decision_of, forget_senders,
+        has_untold, set_state, tell_alone, tell_rest,
     },
     control_packet::{is_bare_acknowledgement, is_bare_reset, keeps_link},
     direction::{accepted_by, direction_by, direction_of},
@@ -351,6 +351,7 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
             if flags & SOCKET_LISTENS == 0 {
                 flags |= SOCKET_LISTENS;
                 set_bit(unsafe { &raw mut (*tag).flags }, SOCKET_LISTENS);
+                forget_senders(tracked);
             }
             embryonic = FLOW_EMBRYONIC;
         } else if flags & SOCKET_LISTENS != 0 && state != TCP_SYN_SENT {
@@ -367,7 +368,8 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
             } else {
                 direction::UNKNOWN
             };
-            begin(tracked, cookie_of(skb), peer, direction, NOT_JUDGED);
+            let cookie = cookie_of(skb);
+            begin_after(SENDERS, tracked, cookie, peer, direction, NOT_JUDGED);
             flags &= !SOCKET_LISTENS;
             unsafe { (*tag).flags = flags };
             mark(tag, socket);
@@ -512,13 +514,13 @@ fn accept(skb: *mut __sk_buff, tracked: *mut Tracked, peer: &Peer, direction: u8
     unsafe {
         let listener = (*tracked).flow.cookie;
         // Where one is named before it sends, it has acted already.
-        let sent = (*tracked).flow.state & FLOW_SENT;
-        if sent == 0 && (*tracked).owner.quality == quality::DIRECT {
+        let has_sent = (*tracked).flow.state & FLOW_SENT != 0;
+        if !has_sent && (*tracked).owner.quality == quality::DIRECT {
             (*tracked).owner.quality = quality::INFERRED;
         }
         zero(&raw mut (*tracked).flow.counters);
-        begin(tracked, cookie_of(skb), peer, direction, NOT_JUDGED);
-        (*tracked).flow.state = sent;
+        let cookie = cookie_of(skb);
+        begin_after(SENDERS, tracked, cookie, peer, direction, NOT_JUDGED);
         let key = FlowKey {
             cookie: listener,
             peer: *peer,

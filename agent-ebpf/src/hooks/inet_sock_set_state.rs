@@ -10,7 +10,7 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use trefoil_ebpf::abi::{SOCKET_HAS_PEER, SOCKET_LISTENS};
 
 use crate::{
-    accounting::end_connection,
+    accounting::{end_connection, forget_senders},
     maps::{SOCKETS, active},
 };
 
@@ -35,6 +35,7 @@ fn notice(ctx: &BtfTracePointContext) -> Option<()> {
     let flags = unsafe { (*tag).flags };
     if state == TCP_LISTEN {
         unsafe { (*tag).flags = (flags | SOCKET_LISTENS) & !SOCKET_HAS_PEER };
+        forget_senders(unsafe { &raw mut (*tag).tracked });
     } else if flags & SOCKET_LISTENS != 0 {
         unsafe { (*tag).flags = flags & !SOCKET_LISTENS };
     } else if flags & SOCKET_HAS_PEER != 0 {

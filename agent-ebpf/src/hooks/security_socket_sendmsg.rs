@@ -8,13 +8,12 @@
 //! Without it, `sock_send_length` and `tcp_sendmsg_locked` say what they can.
 
 use aya_ebpf::{macros::fentry, programs::FEntryContext};
-use trefoil_ebpf::abi::{FLOW_SENT, SOCKET_LISTENS, SOCKET_OF_FRAMES};
+use trefoil_ebpf::abi::SOCKET_OF_FRAMES;
 
 use crate::{
-    accounting::set_state,
     globals::offset,
     maps::{SOCKETS, active},
-    sender::sends,
+    sender::{call_by, sends},
 };
 
 const AF_PACKET: u16 = 17;
@@ -43,15 +42,10 @@ fn notice(ctx: &FEntryContext) -> Option<()> {
         )
     };
     if let Some(tag) = SOCKETS.get(sock) {
-        // SAFETY: a map value; the verifier checks the access. So below.
-        if unsafe { (*tag).flags } & SOCKET_LISTENS != 0 {
-            if state == TCP_LISTEN {
-                return None; // Nobody can send on it.
-            }
-            // Accepted, and the first packet, which makes the tag a session's, is yet to come.
-            set_state(unsafe { &raw mut (*tag).tracked }, FLOW_SENT);
+        if state == TCP_LISTEN {
+            return None; // Nobody can send on it.
         }
-        sends(tag, false);
+        sends(tag, call_by(sock));
         return Some(());
     }
     if family != AF_PACKET {
@@ -59,7 +53,8 @@ fn notice(ctx: &FEntryContext) -> Option<()> {
     }
     // No other hook sees it before its first frame is on its way.
     let tag = SOCKETS.get_or_create(sock)?;
+    // SAFETY: a map value; the verifier checks the access.
     unsafe { (*tag).flags = SOCKET_OF_FRAMES };
-    sends(tag, false);
+    sends(tag, 0);
     Some(())
 }

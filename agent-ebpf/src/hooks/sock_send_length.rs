@@ -8,7 +8,7 @@ use trefoil_ebpf::abi::SOCKET_OF_FRAMES;
 
 use crate::{
     maps::{SOCKETS, active},
-    sender::sends,
+    sender::{HAS_SENT, call_by, sends},
 };
 
 #[btf_tracepoint(function = "sock_send_length")]
@@ -20,7 +20,8 @@ fn sock_send_length(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn notice(ctx: &BtfTracePointContext) -> Option<()> {
     active()?;
-    let tag = SOCKETS.get(ctx.arg::<*mut u8>(0))?;
+    let socket = ctx.arg::<*mut u8>(0);
+    let tag = SOCKETS.get(socket)?;
     const EPERM: i32 = 1;
     let sent = ctx.arg::<i32>(1);
     // A frame that was dropped at the uplink is somebody's as well, and so is a packet that was
@@ -29,6 +30,6 @@ fn notice(ctx: &BtfTracePointContext) -> Option<()> {
     if sent < 0 && sent != -EPERM && unsafe { (*tag).flags } & SOCKET_OF_FRAMES == 0 {
         return None; // Nothing was sent.
     }
-    sends(tag, true);
+    sends(tag, HAS_SENT | call_by(socket));
     Some(())
 }

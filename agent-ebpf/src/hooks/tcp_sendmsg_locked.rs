@@ -7,12 +7,10 @@
 //! known once the first call has sent.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use trefoil_ebpf::abi::{FLOW_SENT, SOCKET_LISTENS};
 
 use crate::{
-    accounting::set_state,
     maps::{SOCKETS, active},
-    sender::sends,
+    sender::{call_by, sends},
 };
 
 #[btf_tracepoint(function = "tcp_sendmsg_locked")]
@@ -24,12 +22,7 @@ fn tcp_sendmsg_locked(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn notice(ctx: &BtfTracePointContext) -> Option<()> {
     active()?;
-    let tag = SOCKETS.get(ctx.arg::<*mut u8>(0))?;
-    // SAFETY: a map value; the verifier checks the access. So below.
-    if unsafe { (*tag).flags } & SOCKET_LISTENS != 0 {
-        // Accepted, and the first packet, which makes the tag a session's, is yet to come.
-        set_state(unsafe { &raw mut (*tag).tracked }, FLOW_SENT);
-    }
-    sends(tag, false);
+    let socket = ctx.arg::<*mut u8>(0);
+    sends(SOCKETS.get(socket)?, call_by(socket));
     Some(())
 }

@@ -13,13 +13,7 @@ pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 /// Resolves all fields.
 pub fn resolve() -> Result<Offsets, KernelError> {
     let types = open()?;
-    let bits = |name: &str, field: &str| {
-        types
-            .bit_offset(name, field)
-            .ok_or_else(|| KernelError::NoField {
-                field: format!("{name}.{field}"),
-            })
-    };
+    let bits = |name: &str, field: &str| bit_offset(&types, name, field);
     let of = |name: &str, field: &str| Ok::<_, KernelError>(bits(name, field)? / 8);
     let summed = bits("sk_buff", "ip_summed")?;
     let kernels = bits("sock", "sk_kern_sock")?;
@@ -86,6 +80,9 @@ pub fn resolve() -> Result<Offsets, KernelError> {
         sock_family: of("sock", "__sk_common")? + of("sock_common", "skc_family")?,
         sock_state: of("sock", "__sk_common")? + of("sock_common", "skc_state")?,
         sock_protocol: of("sock", "sk_protocol")?,
+        sock_type: of("sock", "sk_type")?,
+        sock_write_queue_len: of("sock", "sk_write_queue")? + of("sk_buff_head", "qlen")?,
+        sock_wmem_queued: of("sock", "sk_wmem_queued")?,
         sock_prot: of("sock", "__sk_common")? + of("sock_common", "skc_prot")?,
         sock_kern_sock: kernels / 8,
         sock_kern_sock_shift: kernels % 8,
@@ -109,6 +106,13 @@ pub fn resolve() -> Result<Offsets, KernelError> {
         net_hooks_ipv6: of("net", "nf")? + of("netns_nf", "hooks_ipv6")?,
         nf_hook_ops_priority: of("nf_hook_ops", "priority")?,
     })
+}
+
+fn bit_offset(types: &Types, name: &str, field: &str) -> Result<u32, KernelError> {
+    let missing = || KernelError::NoField {
+        field: format!("{name}.{field}"),
+    };
+    types.bit_offset(name, field).ok_or_else(missing)
 }
 
 /// See [`Offsets::mnt_namespace_number`].

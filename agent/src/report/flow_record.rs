@@ -305,8 +305,8 @@ pub(super) fn who(owner: &Owner, facts: &FlowFacts) -> String {
     }
     match &facts.user {
         Some(user) => details.push(format!("user {user}")),
-        None if quality::names_a_process(owner.quality) => {
-            details.push(format!("uid {}", owner.uid))
+        None if quality::names_a_process(owner.quality) && owner.uid != u32::MAX => {
+            details.push(format!("uid {}", owner.uid));
         }
         None => {}
     }

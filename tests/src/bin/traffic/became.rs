@@ -10,11 +10,14 @@ use std::process::{Command, Stdio};
 
 use nix::fcntl::{SpliceFFlags, splice};
 use nix::sys::socket::{MsgFlags, SockaddrStorage, connect, send, sendto};
-use nix::unistd::{pipe, setgid, setuid, write as write_to};
+use nix::unistd::{Uid, pipe, setgid, setresuid, setuid, write as write_to};
 
 use crate::arguments::Arguments;
 use crate::udp::{family, own_port};
 use crate::{Answer, Named, Sent, raw, tcp, told_to_proceed, udp};
+
+/// Of a call that sends: the bytes wait in the socket for those of the next.
+const MORE: MsgFlags = MsgFlags::from_bits_retain(libc::MSG_MORE);
 
 /// `traffic become`
 pub fn become_another(arguments: &mut Arguments) -> Answer {
@@ -31,6 +34,7 @@ pub fn become_another(arguments: &mut Arguments) -> Answer {
     let mptcp = arguments.flag("--mptcp");
     let twice = arguments.flag("--twice");
     let unconnected = arguments.flag("--unconnected");
+    let more = arguments.flag("--more");
     arguments.done()?;
     let socket = match datagrams || unconnected {
         true => udp::open(peer, None)?,
@@ -49,7 +53,9 @@ pub fn become_another(arguments: &mut Arguments) -> Answer {
         true => sendto(socket.as_raw_fd(), bytes, &address, MsgFlags::empty()).named("sendto"),
         false => send(socket.as_raw_fd(), bytes, MsgFlags::empty()).named("send"),
     };
-    if !silent {
+    if more {
+        send(socket.as_raw_fd(), b"hello", MORE).named("send")?;
+    } else if !silent {
         say(b"hello")?;
     }
     if hold {
@@ -78,6 +84,30 @@ pub fn become_another(arguments: &mut Arguments) -> Answer {
             .exec())
         .named("execve"),
     }
+}
+
+/// `traffic lend`: whom a socket is connected to is a user's choice, and root sends on it.
+pub fn lend(arguments: &mut Arguments) -> Answer {
+    let peer: SocketAddr = arguments.value("ADDR:PORT")?;
+    let user: u32 = arguments.value("a user id")?;
+    let more = arguments.flag("--more");
+    arguments.done()?;
+    let root = Uid::from_raw(0);
+    // As a program that is set to root is, for whoever executes it.
+    setresuid(user.into(), user.into(), root).named("setresuid")?;
+    let socket = raw::open_of(
+        family(peer.ip()) as i32,
+        libc::SOCK_DGRAM,
+        libc::IPPROTO_UDPLITE,
+    )?;
+    connect(socket.as_raw_fd(), &SockaddrStorage::from(peer)).named("connect")?;
+    if more {
+        send(socket.as_raw_fd(), b"hello", MORE).named("send")?;
+    }
+    setresuid(root, root, root).named("setresuid")?;
+    // One may be refused as the user's.
+    let _ = send(socket.as_raw_fd(), b"x", MsgFlags::empty());
+    send_once(&socket, 5)
 }
 
 /// `traffic pour`: standard input is a connection.

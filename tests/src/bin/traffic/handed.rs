@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrStorage, connect,
-    recvmsg, send, sendmsg, socket,
+    recvmsg, send, sendmsg, sendto, socket,
 };
 use nix::unistd::dup2;
 
@@ -110,19 +110,31 @@ pub fn go_on(arguments: &mut Arguments) -> Answer {
     Ok(())
 }
 
-/// `traffic replace`: one process connects, and is another program when it sends.
+/// `traffic replace`: one process connects, perhaps with a word, and is another program when it sends,
+/// or has one as a child.
 pub fn replace(arguments: &mut Arguments) -> Answer {
     let program = arguments.word("a program")?;
     let peer: SocketAddr = arguments.value("ADDR:PORT")?;
     let bytes: usize = arguments.option("--bytes")?.unwrap_or(64);
+    let fast_open = arguments.flag("--fast-open");
+    let is_child = arguments.flag("--child");
     arguments.done()?;
     let socket = tcp::open(family(peer.ip()), None)?;
-    connect(socket.as_raw_fd(), &SockaddrStorage::from(peer)).named("connect")?;
-    let error = Command::new(program)
-        .args(["give", &bytes.to_string()])
-        .stdin(Stdio::from(socket))
-        .exec();
-    Err(error).named("exec")
+    let address = SockaddrStorage::from(peer);
+    if fast_open {
+        let flags = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN);
+        sendto(socket.as_raw_fd(), &PAYLOAD, &address, flags).named("sendto")?;
+    } else {
+        connect(socket.as_raw_fd(), &address).named("connect")?;
+    }
+    let mut command = Command::new(program);
+    command.args(["give", &bytes.to_string()]);
+    command.stdin(Stdio::from(socket));
+    if is_child {
+        let status = command.status().named("spawn")?;
+        std::process::exit(status.code().unwrap_or(1));
+    }
+    Err(command.exec()).named("exec")
 }
 
 /// `traffic give`: standard input is a connection, and gets all of it in one call.

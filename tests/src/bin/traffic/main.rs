@@ -111,10 +111,14 @@ const USAGE: &str = "traffic COMMAND ...
       addresses in turn, until its input ends; a line for each address and way tells
       how many went, how many were refused, and how many failed otherwise
   become ADDR:PORT [--bytes N] [--cgroup DIRECTORY] [--gid N] [--uid N] [--program PATH]
-      [--datagrams|--unconnected|--mptcp] [--silent] [--hold] [--spliced] [--twice]
+      [--datagrams|--unconnected|--mptcp] [--silent] [--hold] [--spliced] [--twice] [--more]
       connects, or names the peer of each datagram, and says hello, changes so, and sends N bytes in one call, from a pipe with
       --spliced; with --silent it says nothing before; with --hold it waits for a line on
-      standard input before it changes; with --twice it sends one byte before that
+      standard input before it changes; with --twice it sends one byte before that; with --more the
+      hello waits in the socket for what comes after it
+  lend ADDR:PORT UID [--more]
+      connects a socket of UDP-Lite as that user, and sends twice as root; with --more a word of the
+      user's waits in the socket
   pour BYTES
       on the connection that standard input is, in one call
   forge not|memory|root|pivoted|bound-inside|bound|bound-gone|tree PATH DIRECTORY ADDR:PORT
@@ -127,8 +131,9 @@ const USAGE: &str = "traffic COMMAND ...
       datagrams come out of a tun device, each after a line on standard input
   tun carry NAME ADDR:PORT
       what goes into a tun device goes on in a datagram
-  replace PROGRAM ADDR:PORT [--bytes N]
-      connects, and turns into another program, which sends that much in one call
+  replace PROGRAM ADDR:PORT [--bytes N] [--fast-open] [--child]
+      connects, and turns into another program, which sends that much in one call; with --fast-open
+      it says something in the call that connects, with --child the program is a child
   hand-over PROGRAM ADDR:PORT ADDR:PORT [--again]
       sends to both with one socket, and has that program go on with it: send ten datagrams,
       with --again once it has connected the socket to the second by itself
@@ -278,6 +283,7 @@ fn run(arguments: &mut Arguments) -> Answer {
         "turn" => handed::turn(arguments),
         "move" => moved::go(arguments),
         "become" => became::become_another(arguments),
+        "lend" => became::lend(arguments),
         "pour" => became::pour(arguments),
         "forge" => forged::forge(arguments),
         "forge-inside" => forged::inside(arguments),
