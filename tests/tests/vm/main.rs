@@ -11,4 +11,5 @@ mod kernels;
 mod senders;
 mod sessions;
 mod tamper;
+mod web;
 mod world;

@@ -11,7 +11,7 @@ use trefoil_lab::vm::Vm;
 use crate::world::{REFUSED, TRAFFIC, detach, installed};
 
 /// Two gateways by which people come in, and in which mode.
-fn gateways(mode: &str) -> String {
+pub fn gateways(mode: &str) -> String {
     format!(
         r#"mode = "{mode}"
 [[gateways]]
@@ -37,7 +37,7 @@ verdict = "approve"
 "#;
 
 /// People log in by a gateway, and by nothing else.
-const LOGINS: &str = r#"[[rules]]
+pub const LOGINS: &str = r#"[[rules]]
 name      = "logins by the gateways"
 direction = "accepted"
 from      = { ports = ["22/tcp"] }
@@ -45,7 +45,7 @@ to        = { gateway = ["dublin", "frankfurt"] }
 verdict   = "approve"
 "#;
 
-const DUBLIN: &str = "203.0.113.7";
+pub const DUBLIN: &str = "203.0.113.7";
 const FRANKFURT: &str = "203.0.113.8";
 /// Of no gateway.
 const ELSEWHERE: &str = "203.0.113.9";
@@ -70,7 +70,7 @@ head -c 100000 /dev/zero > /run/export
 ";
 
 /// A host on which this policy is in force, and people who log in.
-fn with_people(name: &str, policy: &str) -> Result<Vm> {
+pub fn with_people(name: &str, policy: &str) -> Result<Vm> {
     let mut vm = installed(name)?;
     vm.write("/run/people", PEOPLE)?;
     vm.ok("sh /run/people")?;
@@ -85,7 +85,7 @@ fn sends(port: u16) -> String {
 }
 
 /// The command that logs in from the far end, and does something there.
-fn ssh(name: &str, from: &str, command: &str) -> String {
+pub fn ssh(name: &str, from: &str, command: &str) -> String {
     // The guest is emulated, and this is the cheapest exchange of keys.
     let options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR \
                    -o ConnectTimeout=60 -o KexAlgorithms=curve25519-sha256";

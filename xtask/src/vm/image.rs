@@ -19,8 +19,8 @@ use crate::workspace::{self, as_root};
 pub const SUITE: &str = "bookworm";
 
 /// Packages installed beside the essential ones. No network tools but `ip`, `wg` and
-/// `ssh`, no compiler, no Python: a host that has little must be enough.
-const PACKAGES: [&str; 13] = [
+/// `ssh`, a web server, no compiler, no Python: a host that has little must be enough.
+const PACKAGES: [&str; 14] = [
     "systemd",
     "systemd-sysv",
     "udev",
@@ -33,6 +33,7 @@ const PACKAGES: [&str; 13] = [
     "openssh-client",
     "sudo",
     "screen",
+    "nginx-light",
     "linux-image-cloud-amd64",
 ];
 
@@ -49,12 +50,12 @@ const FILES: [(&str, &str); 4] = [
 ];
 
 /// Run as root, with the image's root directory as `$1`. The timers would do
-/// their work in the middle of a test, and ssh is started by the one that needs it.
+/// their work in the middle of a test, and servers are started by the one that needs them.
 const FINISH: &str = r#"set -eu
 mkdir "$1/guest"
 rm -f "$1/etc/resolv.conf"
 systemctl --root="$1" --quiet enable trefoil-guest.service
-systemctl --root="$1" --quiet disable ssh.service
+systemctl --root="$1" --quiet disable ssh.service nginx.service
 systemctl --root="$1" --quiet mask apt-daily.timer apt-daily-upgrade.timer \
     dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer
 "#;

@@ -1,0 +1,129 @@
+//! A web server for the clients of a region, and ssh for the gateways, on one host: nginx and sshd, as
+//! Debian has them.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, ensure};
+use trefoil_lab::Record;
+use trefoil_lab::vm::Vm;
+
+use crate::sessions::{DUBLIN, LOGINS, gateways, ssh, with_people};
+use crate::world::detach;
+
+const REGION: &str = r#"[[rules]]
+name      = "web for the region"
+direction = "accepted"
+from      = { unit = "nginx.service", ports = ["443/tcp"] }
+to        = { networks = ["203.0.113.32/27", "2001:db8:3:1::/64"] }
+verdict   = "approve"
+"#;
+
+/// IPv6 by the same uplink, and nginx with four workers.
+const SERVER: &str = r#"set -eu
+for place in '' '-n far'; do
+    case $place in '') name=uplink own=1 other=10 at=02:00:00:00:00:02 in=;;
+        *) name=far own=10 other=1 at=02:00:00:00:00:01 in='ip netns exec far';; esac
+    $in sh -c "echo 0 > /proc/sys/net/ipv6/conf/$name/disable_ipv6"
+    ip $place -6 address add 2001:db8:1::$own/64 dev $name nodad
+    ip $place neighbour replace 2001:db8:1::$other lladdr $at dev $name nud permanent
+done
+ip netns exec far sh -c 'echo 0 > /proc/sys/net/ipv6/conf/lo/disable_ipv6'
+ip -n far -6 route add local 2001:db8:3::/48 dev lo
+ip -6 route add default via 2001:db8:1::10
+mkdir -p /srv/web
+head -c 200000 /dev/zero > /srv/web/data
+sed -i 's/^worker_processes.*/worker_processes 4;/' /etc/nginx/nginx.conf
+echo 'server { listen 443; listen [::]:443; root /srv/web; }' > /etc/nginx/sites-enabled/default
+systemctl start nginx
+"#;
+
+/// The command by which a client reads it all, from this address.
+fn reads(from: &str) -> String {
+    let (server, family) = match from.contains(':') {
+        true => ("2001:db8:1::1", "-6"),
+        false => ("192.0.2.1", "-4"),
+    };
+    format!(
+        "ip -n far {family} route replace {server} dev far src {from} && \
+         timeout 20 ip netns exec far bash -c 'exec 3<>/dev/tcp/{server}/443 && \
+         printf \"GET /data HTTP/1.0\\r\\n\\r\\n\" >&3 && cat <&3 | wc -c'"
+    )
+}
+
+/// Bytes that a client got.
+fn read_by(vm: &mut Vm, from: &str) -> Result<u64> {
+    let ended = vm.run(&reads(from))?;
+    // Without an answer, the shell does not come as far as to count.
+    Ok(ended.stdout.trim().parse().unwrap_or(0))
+}
+
+fn refused(vm: &mut Vm, port: u16, to: &str) -> Result<Record> {
+    let fields = format!(
+        "-u trefoil TREFOIL_EVENT=violation TREFOIL_DIRECTION=accepted TREFOIL_SRC_PORT={port} \
+         TREFOIL_DST_ADDR={to}"
+    );
+    vm.wait_until(&format!("{to} is told"), |vm| {
+        Ok(vm.journal(&fields)?.pop())
+    })
+}
+
+#[test]
+fn nginx_answers_the_region_and_sshd_the_gateway_alone() -> Result<()> {
+    const CLIENTS: [&str; 4] = [
+        "203.0.113.40",
+        "203.0.113.41",
+        "2001:db8:3:1::40",
+        "2001:db8:3:1::41",
+    ];
+    const OTHERS: [&str; 2] = ["203.0.113.100", "2001:db8:3:2::40"];
+    let policy = gateways("enforce") + LOGINS + REGION;
+    let mut vm = with_people("web", &policy)?;
+    vm.write("/run/server", SERVER)?;
+    vm.ok("sh /run/server")?;
+    for client in CLIENTS.iter().cycle().take(3 * CLIENTS.len()) {
+        let bytes = read_by(&mut vm, client)?;
+        ensure!(bytes > 200_000, "{client} got {bytes} bytes");
+    }
+    for client in OTHERS {
+        ensure!(read_by(&mut vm, client)? == 0, "{client} is served");
+        refused(&mut vm, 443, client)?;
+    }
+    vm.ok(&ssh("bob", DUBLIN, "true"))?;
+    let client = CLIENTS[0];
+    let ended = vm.run(&format!("timeout 5 {}", ssh("bob", client, "true")))?;
+    ensure!(ended.code != 0, "{client} is let in: {ended:?}");
+    refused(&mut vm, 22, client)?;
+
+    let master: u64 = vm.ok("cat /run/nginx.pid")?.trim().parse()?;
+    let user = vm.ok("id --user www-data")?;
+    detach(&mut vm)?;
+    let records = vm.journal("-u trefoil TREFOIL_STATE=closed TREFOIL_SRC_PORT=443")?;
+    let served: Vec<&Record> = records
+        .iter()
+        .filter(|one| one.is("TREFOIL_VERDICT", "approved"))
+        .collect();
+    let mut to = BTreeSet::new();
+    for record in &served {
+        for (field, expected) in [
+            ("TREFOIL_RULE", "web for the region"),
+            ("TREFOIL_EXE", "/usr/sbin/nginx"),
+            ("TREFOIL_UNIT", "nginx.service"),
+            ("TREFOIL_UID", user.trim()),
+            ("TREFOIL_ATTRIBUTION", "direct"),
+            ("TREFOIL_DIRECTION", "accepted"),
+        ] {
+            ensure!(record.is(field, expected), "{field}: {record}");
+        }
+        ensure!(!record.is("TREFOIL_PID", master), "{record}");
+        ensure!(record.number("TREFOIL_BYTES_OUT")? > 200_000, "{record}");
+        to.insert(record.text("TREFOIL_DST_ADDR"));
+    }
+    ensure!(served.len() == 3 * CLIENTS.len(), "{served:#?}");
+    ensure!(to == CLIENTS.map(str::to_owned).into(), "{to:?}");
+    let logins = vm.journal(&format!(
+        "-u trefoil TREFOIL_STATE=closed TREFOIL_SRC_PORT=22 TREFOIL_DST_ADDR={DUBLIN}"
+    ))?;
+    let login = logins.first().context("no record of the login")?;
+    ensure!(login.is("TREFOIL_VERDICT", "gateway"), "{login}");
+    Ok(())
+}
