@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::flow::FlowMode;
+use crate::{flow::FlowMode, quantity};
 
 /// Egress monitor: which process sends what, where to, and may it?
 #[derive(Debug, Parser)]
@@ -99,7 +99,7 @@ pub struct RunArgs {
     pub flows: Option<FlowsArg>,
     /// Go back to reporting after this time, such as 10min, unless `trefoil confirm` is run; `none`
     /// for never
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = confirm_within)]
     pub confirm_within: Option<String>,
     /// On a terminal: begin to enforce, whatever open connections that cuts
     #[arg(long)]
@@ -383,6 +383,15 @@ pub struct DetachArgs {
     /// Settings file [default: /etc/trefoil/trefoil.toml, if it exists]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+}
+
+/// Of `--confirm-within`; [`Settings`](crate::settings::Settings) reads it.
+fn confirm_within(text: &str) -> Result<String, String> {
+    match text {
+        "none" => {}
+        text => drop(quantity::duration(text).map_err(|error| error.to_string())?),
+    }
+    Ok(text.to_owned())
 }
 
 #[cfg(test)]

@@ -23,8 +23,9 @@ use crate::{
 pub struct LogVerdict {
     /// Its name.
     pub origin: String,
-    /// Machine ids of the records of its checkpoints: one, if no host was copied.
-    pub machines: BTreeSet<String>,
+    /// Agents that the records of its checkpoints are of, by machine id and instance: one, if no host was
+    /// copied.
+    pub agents: BTreeSet<(String, String)>,
     /// Index of the first leaf that is looked at.
     pub first: u64,
     /// Number of leaves that the last checkpoint here covers.
@@ -237,16 +238,14 @@ impl Verifier {
             for it in &signed {
                 log.cover(it);
             }
-            // A record is of the log that its host's checkpoints are of.
-            let machines: BTreeSet<&str> =
-                signed.iter().map(|it| it.series.machine.as_str()).collect();
+            // A record is of the log that its agent's checkpoints are of.
+            let agents: BTreeSet<_> = signed.iter().map(|it| it.series.agent()).collect();
             let (own, others) = rest
                 .into_iter()
-                .partition(|it| machines.contains(it.series.machine.as_str()));
+                .partition(|it| agents.contains(&it.series.agent()));
             rest = others;
-            let machines = machines.into_iter().map(str::to_owned).collect();
             verdict.logs.push(LogVerdict {
-                machines,
+                agents,
                 ..log.hold(own)
             });
         }

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     cli::DiffArgs,
     observed::{Judge, Judgement, Reading},
-    owner::users::OfHost,
+    owner::users::OfHostOnce,
     policy::{self, Compiled, Geography, Mode, Policy, Surroundings},
     settings::{Flags, Settings},
 };
@@ -62,10 +62,11 @@ impl Both {
 pub fn diff(args: &DiffArgs) -> Result<Ending, Failure> {
     let settings = sources::settings(args.sources.config.as_deref())?;
     let geo = sources::geo(&args.sources.geo, &settings)?;
+    let users = OfHostOnce::default();
     // Traffic that was seen to leave was not local then, whatever is today.
     let surroundings = Surroundings {
         geography: &geo as &dyn Geography,
-        users: &OfHost,
+        users: &users,
         own_addresses: &[],
         link_local: settings.link_local,
     };

@@ -4,13 +4,14 @@ use super::{Ending, Failure, say, say_json, sources, wrong};
 use crate::{
     cli::{DirectionArg, ExplainArgs},
     clock,
-    owner::users::OfHost,
+    owner::users::OfHostOnce,
     policy::{self, Inquiry, Policy, Problems, Surroundings, Users, problem::Fault},
     settings::Flags,
 };
 
 pub fn explain(args: &ExplainArgs) -> Result<Ending, Failure> {
-    let inquiry = inquiry(args, &OfHost)?;
+    let users = OfHostOnce::default();
+    let inquiry = inquiry(args, &users)?;
     let flags = Flags {
         policy: args.policy.clone(),
         geo: args.sources.geo.clone(),
@@ -25,7 +26,7 @@ pub fn explain(args: &ExplainArgs) -> Result<Ending, Failure> {
     let own = sources::own_addresses();
     let surroundings = Surroundings {
         geography: &geo,
-        users: &OfHost,
+        users: &users,
         own_addresses: &own,
         link_local: settings.link_local,
     };

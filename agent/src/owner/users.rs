@@ -5,6 +5,7 @@
 //! look-ups happen on a thread of their own, and a report waits for one only
 //! for a moment.
 
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
@@ -212,6 +213,48 @@ impl Users for OfHost {
     }
 }
 
+/// Ranges of ids, by whom they are asked for.
+type Ranges<K> = HashMap<K, Option<Vec<(u32, u32)>>>;
+
+/// As [`OfHost`], and each question is asked once: for whoever asks the same of record after record.
+#[derive(Debug, Default)]
+pub struct OfHostOnce {
+    uids: RefCell<HashMap<String, Option<u32>>>,
+    gids: RefCell<HashMap<String, Option<u32>>>,
+    subordinate_uids: RefCell<Ranges<(u32, Option<String>)>>,
+    subordinate_gids: OnceCell<Option<Vec<(u32, u32)>>>,
+}
+
+impl Users for OfHostOnce {
+    fn uid(&self, name: &str) -> Option<u32> {
+        let mut known = self.uids.borrow_mut();
+        *known
+            .entry(name.to_owned())
+            .or_insert_with(|| OfHost.uid(name))
+    }
+
+    fn gid(&self, name: &str) -> Option<u32> {
+        let mut known = self.gids.borrow_mut();
+        *known
+            .entry(name.to_owned())
+            .or_insert_with(|| OfHost.gid(name))
+    }
+
+    fn subordinate_uids(&self, uid: u32, name: Option<&str>) -> Option<Vec<(u32, u32)>> {
+        let mut known = self.subordinate_uids.borrow_mut();
+        let entry = known.entry((uid, name.map(str::to_owned)));
+        let ranges = entry.or_insert_with(|| OfHost.subordinate_uids(uid, name));
+        ranges.clone()
+    }
+
+    fn subordinate_gids(&self) -> Option<Vec<(u32, u32)>> {
+        let ranges = self
+            .subordinate_gids
+            .get_or_init(|| OfHost.subordinate_gids());
+        ranges.clone()
+    }
+}
+
 /// The content of a file, empty if the host has none; `None` if it cannot be read.
 fn read(path: &str) -> Option<String> {
     /// Those of 200,000 users.
@@ -249,6 +292,23 @@ mod tests {
 
     /// Long enough for a machine that is busy with other things.
     const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn who_is_asked_once_says_the_same() {
+        let once = OfHostOnce::default();
+        for _ in 0..2 {
+            assert_eq!(once.uid("root"), Some(0));
+            assert_eq!(once.gid("root"), Some(0));
+            assert_eq!(once.gid("no-group-is-called-like-this"), None);
+            assert_eq!(once.subordinate_gids(), OfHost.subordinate_gids());
+            for uid in [0, 4_000_000_001] {
+                let asked = once.subordinate_uids(uid, None);
+                assert_eq!(asked, OfHost.subordinate_uids(uid, None));
+            }
+        }
+        assert_eq!(once.uids.borrow().len(), 1);
+        assert_eq!(once.subordinate_uids.borrow().len(), 2);
+    }
 
     #[test]
     fn root_has_a_name_on_every_host() {

@@ -63,7 +63,7 @@ pub fn state(arguments: &Arguments) -> Result<(String, bool), String> {
     for log in &verdict.logs {
         let (own, others): (BTreeMap<_, _>, _) = statements
             .into_iter()
-            .partition(|((machine, _), _)| log.machines.contains(machine));
+            .partition(|(agent, _)| log.agents.contains(agent));
         statements = others;
         hosts.extend(own.into_values().map(|statement| Host {
             origin: log.origin.clone(),

@@ -27,6 +27,12 @@ impl Series {
             instance: text("instance"),
         }
     }
+
+    /// The agent that the series is of: machine and instance.
+    #[must_use]
+    pub fn agent(&self) -> (String, String) {
+        (self.machine.clone(), self.instance.clone())
+    }
 }
 
 impl fmt::Display for Series {

@@ -9,11 +9,17 @@ use crate::{checkpoint::to_text, entry::salt_text, note::SigningKey};
 const ORIGIN: &str = "trefoil/0123";
 
 fn key() -> SigningKey {
-    SigningKey::from_seed(ORIGIN, &[7; 32]).unwrap()
+    key_of(ORIGIN)
+}
+
+fn key_of(origin: &str) -> SigningKey {
+    SigningKey::from_seed(origin, &[7; 32]).unwrap()
 }
 
 /// An agent that makes records of one boot, and a checkpoint of every few.
 struct Log {
+    /// Its instance, if the machine has more than one.
+    instance: &'static str,
     lines: Vec<Map<String, Value>>,
     tree: Frontier,
     before: Frontier,
@@ -23,6 +29,7 @@ struct Log {
 impl Log {
     fn new() -> Self {
         Self {
+            instance: "",
             lines: Vec::new(),
             tree: Frontier::default(),
             before: Frontier::default(),
@@ -38,6 +45,9 @@ impl Log {
         });
         let line = line.as_object_mut().unwrap();
         line.extend(more.as_object().unwrap().clone());
+        if !self.instance.is_empty() {
+            line.insert("instance".to_owned(), json!(self.instance));
+        }
         let digest = Entry::of_json(line).unwrap().digest().unwrap();
         self.tree.push(leaf(&digest));
         self.digests.push(digest);
@@ -45,7 +55,8 @@ impl Log {
     }
 
     fn checkpoint(&mut self, boot: &str, seq: u64) {
-        let note = Checkpoint::of(ORIGIN, &self.tree).sign(&key());
+        let origin = format!("{ORIGIN}{}", self.instance);
+        let note = Checkpoint::of(&origin, &self.tree).sign(&key_of(&origin));
         let digests = std::mem::take(&mut self.digests);
         let frontier = to_text(self.before.peaks());
         self.before = self.tree.clone();
@@ -55,6 +66,35 @@ impl Log {
         }
         self.push(boot, seq, more);
     }
+}
+
+#[test]
+fn two_agents_of_one_machine_have_a_log_each() {
+    let mut logs = ["", "/second"].map(|instance| Log {
+        instance,
+        ..Log::new()
+    });
+    for seq in 1..=3 {
+        logs.iter_mut()
+            .for_each(|log| log.push("a", seq, json!({})));
+    }
+    logs.iter_mut().for_each(|log| log.checkpoint("a", 4));
+    let keys = [ORIGIN, "trefoil/0123/second"].map(|origin| key_of(origin).public().clone());
+    let verdict = |without: Option<usize>| {
+        let mut verifier = Verifier::new(keys.to_vec());
+        let lines = logs.iter().flat_map(|log| &log.lines).enumerate();
+        for (_, line) in lines.filter(|(index, _)| Some(*index) != without) {
+            verifier.add(&Entry::of_json(line).unwrap());
+        }
+        verifier.finish()
+    };
+    let whole = verdict(None);
+    assert!(whole.is_clean(), "{whole:?}");
+    assert_eq!(whole.logs.len(), 2);
+    // A record of the second is missing in its log, and in no other.
+    let less = verdict(Some(5));
+    let findings: Vec<usize> = less.logs.iter().map(|log| log.findings.len()).collect();
+    assert_eq!(findings, [0, 1], "{less:?}");
 }
 
 /// Two boots, with a checkpoint of every `every` records, and a last one.

@@ -13,7 +13,7 @@ use crate::{
     },
     geo::Geo,
     observed::{Judge, Reading},
-    owner::users::OfHost,
+    owner::users::OfHostOnce,
     policy::{self, Geography, LinkLocal, Policy, Surroundings, geography::Nowhere},
 };
 
@@ -49,9 +49,10 @@ impl Against {
         link_local: LinkLocal,
     ) -> Result<Option<Self>, Failure> {
         let observations = Observations::read(files)?;
+        let users = OfHostOnce::default();
         let surroundings = Surroundings {
             geography: geo.map_or(&Nowhere as &dyn Geography, |geo| geo),
-            users: &OfHost,
+            users: &users,
             // Traffic that was seen to leave was not local then, whatever is today.
             own_addresses: &[],
             link_local,
