@@ -132,6 +132,16 @@ impl HostStatement {
         of(&self.bytes) + of(&self.lost_bytes)
     }
 
+    /// Takes in what a record says of the coverage of a subject.
+    fn covers(&mut self, subject: String, state: &str) {
+        match state {
+            "partly" => drop(self.partly.insert(subject)),
+            // The times of the host and its agent themselves are gaps.
+            "uncovered" if !subject.starts_with("this ") => drop(self.uncovered.insert(subject)),
+            _ => {}
+        }
+    }
+
     /// True if the host reported all the time, nothing was unwatched, lost or tampered with, and nothing
     /// left without an approval.
     #[must_use]
@@ -160,6 +170,15 @@ enum MarkKind {
     Detached,
 }
 
+/// Told of coverage before the period.
+#[derive(Debug)]
+enum Earlier {
+    /// An agent began to watch: what it lacks it tells itself.
+    Begun,
+    /// A subject, and its state.
+    Subject(String, String),
+}
+
 /// Takes in the records of one host, and states what they tell of a period.
 #[derive(Debug)]
 pub struct Statement {
@@ -167,6 +186,8 @@ pub struct Statement {
     host: HostStatement,
     /// By time, and by the order in which they came.
     marks: BTreeMap<(u64, usize), Mark>,
+    /// By time, and by the order in which they came.
+    earlier: BTreeMap<(u64, usize), Earlier>,
     /// Sums of the kernel programs: boot, time and bytes, by verdict.
     sums: BTreeMap<String, BTreeMap<u64, u64>>,
     /// Series of records, each once: numbers are of one series.
@@ -184,6 +205,7 @@ impl Statement {
             period,
             host: HostStatement::default(),
             marks: BTreeMap::new(),
+            earlier: BTreeMap::new(),
             sums: BTreeMap::new(),
             series: Vec::new(),
             times: BTreeMap::new(),
@@ -200,6 +222,9 @@ impl Statement {
         let (event, boot) = (text("event"), text("boot_id"));
         self.mark(entry, &event, &boot, time_us);
         if !self.period.has(time_us) {
+            if event == "coverage" && time_us < self.period.since_us {
+                self.take_earlier(time_us, text("subject"), text("state"));
+            }
             return;
         }
         let is_checkpoint = event == "checkpoint";
@@ -230,13 +255,7 @@ impl Statement {
             "loss" if number("count") > 0 && text("subject") != LOSES_NOTHING => {
                 *host.losses.entry(text("subject")).or_default() += number("count");
             }
-            "coverage" if text("state") == "partly" => {
-                host.partly.insert(text("subject"));
-            }
-            // The times of the host and its agent themselves are gaps.
-            "coverage" if text("state") == "uncovered" && !text("subject").starts_with("this ") => {
-                host.uncovered.insert(text("subject"));
-            }
+            "coverage" => host.covers(text("subject"), &text("state")),
             "tamper" => {
                 host.tampered.insert(text("subject"));
             }
@@ -250,6 +269,32 @@ impl Statement {
                 }
             }
             _ => {}
+        }
+    }
+
+    fn take_earlier(&mut self, time_us: u64, subject: String, state: String) {
+        let earlier = match subject == "this host" && state == "covered" {
+            true => Earlier::Begun,
+            false => Earlier::Subject(subject, state),
+        };
+        let place = (time_us, self.earlier.len());
+        self.earlier.insert(place, earlier);
+    }
+
+    /// Takes over what was not watched when the period began.
+    fn carry_over(&mut self) {
+        let mut states: BTreeMap<String, (u64, String)> = BTreeMap::new();
+        for ((time_us, _), earlier) in std::mem::take(&mut self.earlier) {
+            match earlier {
+                // At the same moment it has told what it lacks.
+                Earlier::Begun => states.retain(|_, (told_us, _)| *told_us >= time_us),
+                Earlier::Subject(subject, state) => {
+                    states.insert(subject, (time_us, state));
+                }
+            }
+        }
+        for (subject, (_, state)) in states {
+            self.host.covers(subject, &state);
         }
     }
 
@@ -286,6 +331,7 @@ impl Statement {
     /// States what the records tell.
     #[must_use]
     pub fn finish(mut self) -> HostStatement {
+        self.carry_over();
         self.find_gaps();
         self.host.counted_bytes = self
             .sums

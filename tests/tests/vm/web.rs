@@ -28,7 +28,9 @@ for place in '' '-n far'; do
     ip $place neighbour replace 2001:db8:1::$other lladdr $at dev $name nud permanent
 done
 ip netns exec far sh -c 'echo 0 > /proc/sys/net/ipv6/conf/lo/disable_ipv6'
-ip -n far -6 route add local 2001:db8:3::/48 dev lo
+for client in 1::40 1::41 2::40; do
+    ip -n far -6 address add 2001:db8:3:$client/128 dev lo nodad
+done
 ip -6 route add default via 2001:db8:1::10
 mkdir -p /srv/web
 head -c 200000 /dev/zero > /srv/web/data

@@ -82,6 +82,45 @@ fn a_host_that_reports_all_the_time_has_no_gap() {
     assert!(host.is_clean());
 }
 
+/// Also in a period in which nobody says so again.
+#[test]
+fn a_subject_that_was_not_watched_before_the_period_is_not_watched_in_it() {
+    let told = |subject: &str, state: &str| serde_json::json!({"subject": subject, "state": state});
+    let host = |told_before: &[(i64, &str, &str)]| {
+        let mut day = Day::new(600);
+        for (second, subject, state) in told_before {
+            day.add(*second, "coverage", told(subject, state));
+        }
+        day.beats(-60, 600, 0);
+        let host = day.statement.finish();
+        (Vec::from_iter(host.partly), Vec::from_iter(host.uncovered))
+    };
+    let (hook, uplink) = ("hook x", "uplink eth1");
+    let one = |subject: &str| vec![subject.to_owned()];
+    let told_at_start = (-600, "this host", "covered");
+    assert_eq!(
+        host(&[
+            (-600, hook, "partly"),
+            told_at_start,
+            (-500, uplink, "uncovered")
+        ]),
+        (one(hook), one(uplink))
+    );
+    assert_eq!(
+        host(&[(-500, uplink, "uncovered"), (-400, uplink, "covered")]),
+        (vec![], vec![])
+    );
+    // Another agent has begun since, and it lacks nothing.
+    assert_eq!(
+        host(&[
+            (-900, hook, "partly"),
+            (-800, uplink, "uncovered"),
+            told_at_start
+        ]),
+        (vec![], vec![])
+    );
+}
+
 #[test]
 fn a_gap_has_its_cause() {
     for (boot, event, facts, cause) in [
