@@ -5,11 +5,11 @@ use trefoil_ebpf::abi::*;
 use crate::{
     accounting::{announce_owner, begin, set_state, succeed},
     maps::{EMPTY, FLOWS},
-    owner::{forget_user, is_same, is_same_process, is_whole, set_current},
+    owner::{is_same, is_same_process, set_current, set_one_of_several},
     packet::{Ends, is_same_peer, protocol},
-    sender::WITHOUT_NAME,
+    seal::is_whole,
     session::note_login,
-    words::{copy, set_bit},
+    words::copy,
 };
 
 /// The flow with this key, if there is one.
@@ -65,24 +65,21 @@ pub fn find_for_sender(key: &FlowKey, sender: *const Owner) -> Option<*mut Track
 
 /// Takes in that the running process sends on a socket, which is not known to be the one that sent
 /// last; 1 if it is another sender, be it a process that has changed its user, group, control group or
-/// executable. If another one sent before, and the socket has many peers, what is told of it by itself is of
+/// executable. `is_of_several` if somebody else has a part in what it sends. If another one sent before, and the socket has many peers, what is told of it by itself is of
 /// one of them, and not certain.
 ///
 /// A function of its own, so that what it needs of the stack is free again when the judge is
 /// asked.
 #[inline(never)]
-pub fn set_running(tag: *mut Socket, call: u32) -> u32 {
+pub fn set_running(tag: *mut Socket, is_of_several: bool) -> u32 {
     // SAFETY: a map value; the verifier checks the access. So below.
     let (owner, flags) = unsafe { (&raw mut (*tag).tracked.owner, (*tag).flags) };
     let before = unsafe { *owner };
-    set_current(owner);
-    let is_others = unsafe { before.uid != (*owner).uid } && before.uid != 0 && before.pid != 0;
-    if is_others && call & WITHOUT_NAME != 0 {
-        set_bit(unsafe { &raw mut (*tag).flags }, SOCKET_OF_SEVERAL_USERS);
-    }
-    if unsafe { (*tag).flags } & SOCKET_OF_SEVERAL_USERS != 0 {
+    if is_of_several {
         set_state(unsafe { &raw mut (*tag).tracked }, FLOW_SHARED);
-        forget_user(owner);
+        set_one_of_several(owner);
+    } else {
+        set_current(owner);
     }
     let is_same = is_same(owner, &raw const before);
     if is_same && is_whole(&raw const before) {

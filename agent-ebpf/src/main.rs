@@ -86,6 +86,8 @@ mod route;
 #[cfg(target_arch = "bpf")]
 mod running;
 #[cfg(target_arch = "bpf")]
+mod seal;
+#[cfg(target_arch = "bpf")]
 mod sender;
 #[cfg(target_arch = "bpf")]
 mod session;

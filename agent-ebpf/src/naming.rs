@@ -20,14 +20,14 @@ use aya_ebpf::{
 use trefoil_ebpf::abi::*;
 
 use crate::{
-    accounting::{NOT_JUDGED, begin_after, end},
+    accounting::{NOT_JUDGED, SENDERS, begin_after, end},
     flows,
     judge::judge,
     maps::{PROCESSES, SOCKETS, in_force},
     owner::acts,
     packet::{has_ports, is_same_peer},
     refusals::refuse,
-    sender::sends,
+    sender::{Call, sends},
     settle::check,
     source::Source,
     subflow::{inherit, mark},
@@ -70,21 +70,9 @@ pub fn name(ctx: &SockAddrContext, peer: Peer, purpose: Purpose) -> Option<i32> 
         key.cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     }
     if connects && kind != SOCK_DGRAM {
-        // A connection that failed may be tried again.
-        if unsafe { (*tag).flags } & SOCKET_HAS_PEER != 0 {
-            end(tracked);
-            unsafe { (*tag).flags &= !SOCKET_HAS_PEER };
-        }
-        // It listens no more, and what it opens is not accepted.
-        unsafe { (*tag).flags &= !SOCKET_LISTENS };
-        acts(owner);
-        if unsafe { (*owner).pid } == 0 {
-            inherit(tag, socket);
-        } else {
-            mark(tag, socket);
-        }
+        connects_by(tag, socket);
     } else {
-        sends(tag, 0);
+        sends(tag, Call::ANY);
         if peer.port == 0 && !connects {
             return Some(PASS); // A connected socket, and a message with options.
         }
@@ -125,16 +113,20 @@ pub fn name(ctx: &SockAddrContext, peer: Peer, purpose: Purpose) -> Option<i32> 
     };
     // Where it goes to is judged when it goes; so is what stays on the host, which is not a flow.
     let is_left = decision.verdict == verdict::LOCAL || decision.blocks();
-    if decision.blocks() && !may_translate(ctx, &peer.address) {
-        refuse(owner, key.cookie, peer, decision.to_word());
+    if decision.blocks() && is_refused(ctx, tag, &key, decision) {
         return Some(REFUSE);
     }
     if is_first {
         let kept = if is_left { NOT_JUDGED } else { decision };
-        // Data may come with the call that connects.
-        let senders = if kind == SOCK_DGRAM { 0 } else { FLOW_SENT };
-        let cookie = key.cookie;
-        begin_after(senders, tracked, cookie, peer, direction::OUTBOUND, kept);
+        // Data may come with the call that connects, or may wait for it.
+        begin_after(
+            SENDERS,
+            tracked,
+            key.cookie,
+            peer,
+            direction::OUTBOUND,
+            kept,
+        );
         set_near(tracked, near as u16);
         set_bit(unsafe { &raw mut (*tag).flags }, SOCKET_HAS_PEER);
         check(tracked, &source);
@@ -150,6 +142,41 @@ pub fn name(ctx: &SockAddrContext, peer: Peer, purpose: Purpose) -> Option<i32> 
         set_bit(unsafe { &raw mut (*tag).flags }, SOCKET_HAS_FLOWS);
     }
     Some(PASS)
+}
+
+/// Takes in that the running process connects a socket that is not for datagrams.
+#[inline(always)]
+fn connects_by(tag: *mut Socket, socket: *mut bpf_sock) {
+    // SAFETY: a map value; the verifier checks the access. So below.
+    let tracked = unsafe { &raw mut (*tag).tracked };
+    let owner = unsafe { &raw mut (*tracked).owner };
+    // A connection that failed may be tried again.
+    if unsafe { (*tag).flags } & SOCKET_HAS_PEER != 0 {
+        end(tracked);
+        unsafe { (*tag).flags &= !SOCKET_HAS_PEER };
+    }
+    // It listens no more, and what it opens is not accepted.
+    unsafe { (*tag).flags &= !SOCKET_LISTENS };
+    acts(owner);
+    if unsafe { (*owner).pid } == 0 {
+        inherit(tag, socket);
+    } else {
+        mark(tag, socket);
+    }
+}
+
+/// Refuses a call that names a peer, and tells so; false if the host may translate where it goes.
+#[inline(always)]
+fn is_refused(ctx: &SockAddrContext, tag: *mut Socket, key: &FlowKey, decision: Decision) -> bool {
+    if may_translate(ctx, &key.peer.address) {
+        // SAFETY: a map value; the verifier checks the access.
+        set_bit(unsafe { &raw mut (*tag).flags }, SOCKET_NOT_REFUSED);
+        return false;
+    }
+    // SAFETY: as above.
+    let owner = unsafe { &raw const (*tag).tracked.owner };
+    refuse(owner, key.cookie, &key.peer, decision.to_word());
+    true
 }
 
 /// The near end, see [`trefoil_ebpf::abi::near`], of what a socket sends to a peer that is named.

@@ -18,6 +18,7 @@ use crate::{
     },
     room::{BPF_NOEXIST, EEXIST, charge, payer, release},
     running::{Facts, PF_KTHREAD, Running, start_ns_of},
+    seal::{is_whole, seal, seal_of, sealed},
     words::differ,
 };
 
@@ -76,63 +77,6 @@ fn is(owner: *const Owner, task: Running) -> bool {
     }
 }
 
-/// Sum of what rules may ask for. Not of which process it is: those of one service that share a
-/// socket write the same, and at once.
-#[inline(always)]
-fn seal_of(exe_id: u64, cgroup_id: u64, who: u64, session: u32) -> u64 {
-    // An owner that nobody has written has no seal.
-    const START: u64 = 0x9e37_79b9_7f4a_7c15;
-    let mut seal = START;
-    for word in [cgroup_id, who, u64::from(session)] {
-        seal = seal.rotate_left(13) ^ word;
-    }
-    sealed(seal, exe_id)
-}
-
-/// Adds the executable to the sum of all else, or takes it away again.
-#[inline(always)]
-const fn sealed(seal: u64, exe_id: u64) -> u64 {
-    seal ^ exe_id.rotate_left(39)
-}
-
-/// The same of an owner as it is now. Its seal is another if a second processor has written to it
-/// meanwhile: then it may be partly one process and partly another.
-#[inline(always)]
-pub fn sum(owner: &Owner) -> u64 {
-    let who = u64::from(owner.gid) << 32 | u64::from(owner.uid);
-    seal_of(owner.exe_id, owner.cgroup_id, who, owner.session)
-}
-
-/// True if an owner is of one process.
-#[inline(always)]
-pub fn is_whole(owner: *const Owner) -> bool {
-    // SAFETY: the caller's memory; the verifier checks the access.
-    unsafe { sum(&*owner) == (*owner).seal }
-}
-
-/// Takes user and group out of an owner: they are those of the process, and not of all that it
-/// sends. Its login session is.
-///
-/// A function of its own for the sake of the stack.
-#[inline(never)]
-pub fn forget_user(owner: *mut Owner) -> u32 {
-    // SAFETY: the caller's memory; the verifier checks the access.
-    unsafe {
-        (*owner).uid = u32::MAX;
-        (*owner).gid = u32::MAX;
-        (*owner).quality = quality::INFERRED;
-    }
-    seal(owner);
-    0
-}
-
-/// Seals an owner that nobody else writes.
-#[inline(always)]
-pub fn seal(owner: *mut Owner) {
-    // SAFETY: the caller's memory; the verifier checks the access.
-    unsafe { (*owner).seal = sum(&*owner) };
-}
-
 /// True if both are the same process, and execute the same file.
 #[inline(always)]
 pub fn is_same_process(a: *const Owner, b: *const Owner) -> bool {
@@ -167,6 +111,12 @@ pub fn set_current(owner: *mut Owner) -> u32 {
     }
     let facts = task.facts();
     let seal = set_facts(owner, &facts, quality::DIRECT);
+    set_process(owner, facts.pid, set_running(owner, task), seal)
+}
+
+/// Writes what no rule asks for, and returns when the process has started.
+#[inline(always)]
+fn set_running(owner: *mut Owner, task: Running) -> u64 {
     let start_ns = task.start_ns();
     // SAFETY: a map value; the verifier checks the access.
     unsafe {
@@ -174,7 +124,30 @@ pub fn set_current(owner: *mut Owner) -> u32 {
         (*owner).loginuid = task.loginuid();
         bpf_get_current_comm((&raw mut (*owner).comm).cast::<c_void>(), 16);
     }
-    set_process(owner, facts.pid, start_ns, seal)
+    start_ns
+}
+
+/// As [`set_current`], where somebody else has a part in what is sent: it is told which process sends,
+/// with quality `inferred`, and by what rules ask for, nobody is known.
+#[inline(never)]
+pub fn set_one_of_several(owner: *mut Owner) -> u32 {
+    let task = Running::now();
+    let facts = Facts {
+        pid: task.pid(),
+        session: task.session(),
+        who: u64::MAX,
+        cgroup_id: 0,
+    };
+    let seal = set_facts(owner, &facts, quality::INFERRED);
+    set_running(owner, task);
+    // SAFETY: a map value; the verifier checks the access.
+    unsafe {
+        (*owner).parent_exe_id = 0;
+        (*owner).ppid = 0;
+        (*owner).exe_id = 0;
+        (*owner).seal = seal;
+    }
+    0
 }
 
 /// As [`set_current`], where `owner` may be that task already: then only the name of the thread is

@@ -101,6 +101,25 @@ impl Running {
         }
     }
 
+    /// The user who is root of its user namespace; the last number if nobody is, or not by the first
+    /// line of that namespace's map (user_namespaces(7)).
+    #[inline(always)]
+    pub fn root(self) -> u32 {
+        let outside = || {
+            let namespace = follow(
+                follow(self.0 as Kernel, offset!(task_cred))?,
+                offset!(cred_user_ns),
+            )?;
+            // Ids in the namespace and in the initial one: the first of each.
+            read::<u64>(namespace, offset!(user_namespace_uids))
+        };
+        let ids = outside().unwrap_or(u64::MAX);
+        match ids as u32 {
+            0 => (ids >> 32) as u32,
+            _ => u32::MAX,
+        }
+    }
+
     /// True for a thread of the kernel, not of a process.
     #[inline(always)]
     pub fn is_of_kernel(self) -> bool {
@@ -133,6 +152,17 @@ impl Running {
             false => read(self.0 as Kernel, offset).unwrap_or(unknown),
         }
     }
+}
+
+/// True if the running task is neither the user who made a socket, nor is that root, of the host or of
+/// the task's user namespace: whoever made it may have chosen where it goes.
+///
+/// A function of its own for the sake of the verifier.
+#[inline(never)]
+pub fn is_of_another(maker: u32) -> u32 {
+    let task = Running::now();
+    let is_another = maker != 0 && maker != task.who() as u32 && maker != task.root();
+    is_another.into()
 }
 
 /// As [`Running::start_ns`], of any task.

@@ -5,79 +5,125 @@ use trefoil_ebpf::abi::*;
 
 use crate::{
     accounting::{announce_owner, set_state, succeed},
-    flows::{ANOTHER, CHANGED, set_running},
+    flows::{ANOTHER, CHANGED, find_for_sender, set_running},
     globals::offset,
     maps::PROCESSES,
-    owner::{epoch_of, is_running, is_whole, sum},
+    owner::{epoch_of, is_running},
     packet::protocol,
+    running::is_of_another,
+    seal::{is_whole, sum},
     uplink_flows::attribute_last,
     words::differ,
 };
 
-/// Of a call that sends: it has done so.
-pub const HAS_SENT: u32 = 1;
-/// Of a call that sends: by a stream, which sends its peer all that it was handed before it had one.
-const BY_STREAM: u32 = 2;
-/// Of a call that sends: what the stream was handed before may still be in its queue.
-const BEHIND_OTHERS: u32 = 4;
-/// Of a call that sends: by a socket that is connected past the hooks that judge a peer. Whoever has
-/// connected it has chosen where it goes.
-pub const WITHOUT_NAME: u32 = 8;
-
-/// A call that is about to send by this socket, as bits of [`sends`].
+/// A call that sends: by which socket, and whether it has done so.
 ///
-/// `socket` is a `struct sock` that the verifier knows the type of.
-#[inline(always)]
-pub fn call_by(socket: *const u8) -> u32 {
-    const SOCK_STREAM: u16 = 1;
-    const SOCK_RAW: u16 = 3;
-    const MPTCP: u16 = 262;
-    // SAFETY: loads through a pointer that the verifier knows the type of.
-    let (kind, protocol, unsent, queued) = unsafe {
-        (
-            socket.add(offset!(sock_type)).cast::<u16>().read(),
-            socket.add(offset!(sock_protocol)).cast::<u16>().read(),
-            socket
-                .add(offset!(sock_write_queue_len))
-                .cast::<u32>()
-                .read(),
-            socket.add(offset!(sock_wmem_queued)).cast::<u32>().read(),
+/// One word: the user who made the socket, and bits.
+#[derive(Clone, Copy)]
+pub struct Call(u64);
+
+impl Call {
+    /// Nothing is known of it, or nothing that matters.
+    pub const ANY: Self = Self(0);
+
+    /// It has sent.
+    const HAS_SENT: u64 = 1;
+    /// It is by a stream, which sends its peer all that it was handed before it had one.
+    const BY_STREAM: u64 = 2;
+    /// Bytes that the socket was handed before may still be in its queue.
+    const BEHIND_OTHERS: u64 = 4;
+    /// It is by a socket that is connected past the hooks that judge a peer. Whoever has connected it
+    /// has chosen where it goes.
+    const WITHOUT_NAME: u64 = 8;
+
+    /// One that is about to send by this socket, a `struct sock` that the verifier knows the type of.
+    #[inline(always)]
+    pub fn by(socket: *const u8) -> Self {
+        const SOCK_STREAM: u16 = 1;
+        const SOCK_RAW: u16 = 3;
+        const TCP: u16 = protocol::TCP as u16;
+        const MPTCP: u16 = 262;
+        // SAFETY: loads through a pointer that the verifier knows the type of.
+        let (kind, protocol, maker) = unsafe {
+            (
+                socket.add(offset!(sock_type)).cast::<u16>().read(),
+                socket.add(offset!(sock_protocol)).cast::<u16>().read(),
+                socket.add(offset!(sock_uid)).cast::<u32>().read(),
+            )
+        };
+        let (unsent, queued) = unsafe {
+            (
+                socket.add(offset!(sock_write_queue_len)).cast::<u32>(),
+                socket.add(offset!(sock_wmem_queued)).cast::<u32>(),
+            )
+        };
+        // SAFETY: as above.
+        let (unsent, queued): (u64, u64) = unsafe { (unsent.read().into(), queued.read().into()) };
+        // Without a branch: what comes after would be verified once for each.
+        let is_no = |one: u16, other: u16| differ(one.into(), other.into());
+        let is_stream = !is_no(kind, SOCK_STREAM);
+        // Other streams have queues elsewhere, and of these, what is not acknowledged counts.
+        let is_behind = differ(unsent | queued & is_stream & is_no(protocol, TCP), 0);
+        let is_judged = !is_no(protocol, TCP)
+            | !is_no(protocol, MPTCP)
+            | !is_no(protocol, protocol::UDP.into());
+        let is_without_name = !is_judged | !is_no(kind, SOCK_RAW);
+        Self(
+            u64::from(maker) << 32
+                | is_stream & Self::BY_STREAM
+                | is_behind & Self::BEHIND_OTHERS
+                | is_without_name & Self::WITHOUT_NAME,
         )
-    };
-    // Without a branch: what comes after would be verified once for each.
-    let is_no = |one: u16, other: u16| differ(one.into(), other.into()) as u32;
-    let is_mptcp = !is_no(protocol, MPTCP);
-    let is_stream = !is_no(kind, SOCK_STREAM);
-    // Of MPTCP, the queue is that of its subflows, and what is not acknowledged counts.
-    let is_behind = is_stream & differ((unsent | queued & is_mptcp).into(), 0) as u32;
-    let is_other =
-        !is_mptcp & is_no(protocol, protocol::TCP.into()) & is_no(protocol, protocol::UDP.into());
-    let is_without_name = is_other | !is_no(kind, SOCK_RAW);
-    is_stream & BY_STREAM | is_behind & BEHIND_OTHERS | is_without_name & WITHOUT_NAME
+    }
+
+    /// The same, once it has sent.
+    #[inline(always)]
+    pub fn sent(self) -> Self {
+        Self(self.0 | Self::HAS_SENT)
+    }
+
+    /// True if it is by a stream.
+    #[inline(always)]
+    pub fn is_by_stream(self) -> bool {
+        self.has(Self::BY_STREAM)
+    }
+
+    #[inline(always)]
+    fn has(self, bit: u64) -> bool {
+        self.0 & bit != 0
+    }
+
+    #[inline(always)]
+    fn maker(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
 }
 
 /// Takes in that the running process has sent, or is about to.
 ///
 /// A function of its own, so that what comes after it is not verified once for each that it can be.
 #[inline(never)]
-pub fn sends(tag: *mut Socket, call: u32) -> u32 {
+pub fn sends(tag: *mut Socket, call: Call) -> u32 {
     take_in(tag, call);
     0
 }
 
 #[inline(always)]
-fn take_in(tag: *mut Socket, call: u32) -> Option<()> {
+fn take_in(tag: *mut Socket, call: Call) -> Option<()> {
     // SAFETY: map values; the verifier checks the access. So below.
     let tracked = unsafe { &raw mut (*tag).tracked };
     let (owner, flow) = unsafe { (&raw mut (*tracked).owner, &raw mut (*tracked).flow) };
     let (flags, state) = unsafe { ((*tag).flags, (*flow).state) };
     let is_certain = unsafe { (*owner).quality } == quality::DIRECT || state & FLOW_SHARED != 0;
+    let is_of_frames = flags & SOCKET_OF_FRAMES != 0;
+    let is_chosen = call.has(Call::WITHOUT_NAME) || flags & SOCKET_NOT_REFUSED != 0;
+    let is_of_several = is_chosen && !is_of_frames && is_of_another(call.maker()) != 0;
     // A process that has changed since is another sender, too.
-    let change = match is_certain && is_running(owner) {
+    let change = match is_certain && !is_of_several && is_running(owner) {
         true => 0,
-        false => set_running(tag, call),
+        false => set_running(tag, is_of_several),
     };
-    let has_peer = flags & SOCKET_HAS_PEER != 0 || call & BY_STREAM != 0;
+    let has_peer = flags & SOCKET_HAS_PEER != 0 || call.is_by_stream();
     if is_certain && change == 0 {
         if has_peer {
             if state & FLOW_SENT == 0 {
@@ -89,18 +135,25 @@ fn take_in(tag: *mut Socket, call: u32) -> Option<()> {
         }
         return None;
     }
-    if call & HAS_SENT != 0 && flags & SOCKET_OF_FRAMES != 0 {
+    if call.has(Call::HAS_SENT) && is_of_frames {
         attribute_last(tag);
     }
     // Rules may say something else about this sender. Also if there is no peer as yet: it may be
     // named at this moment, by another.
     unsafe { (*flow).decision.generation = 0 };
+    let is_behind = call.has(Call::BEHIND_OTHERS);
     if !has_peer {
+        if is_behind && change != 0 {
+            share_named(tag);
+        }
         return None;
     }
     // A process that has connected and handed the socket on without a word has sent nothing.
-    let is_other = change == ANOTHER || change == CHANGED && call & BEHIND_OTHERS != 0;
-    let is_shared = is_certain && is_other && state & (FLOW_SENT | FLOW_SHARED) != 0;
+    let is_other = change == ANOTHER || change == CHANGED && is_behind;
+    // Nobody knows who did before the agent was there.
+    let is_unknown = !is_certain && is_behind && !call.has(Call::HAS_SENT);
+    let has_sent = is_certain && is_other && state & (FLOW_SENT | FLOW_SHARED) != 0;
+    let is_shared = has_sent || is_unknown;
     if is_shared {
         // Two senders, one flow: whose bytes are whose is not known.
         set_state(tracked, FLOW_SHARED);
@@ -113,6 +166,27 @@ fn take_in(tag: *mut Socket, call: u32) -> Option<()> {
         announce_owner(tracked);
     }
     Some(())
+}
+
+/// Takes in that the running process goes on with a datagram that another has begun, or the same as
+/// another sender, on a socket without a peer.
+///
+/// A function of its own for the sake of the stack.
+#[inline(never)]
+fn share_named(tag: *mut Socket) -> u32 {
+    // SAFETY: map values; the verifier checks the access. So below.
+    let key = unsafe {
+        FlowKey {
+            cookie: (*tag).tracked.flow.cookie,
+            peer: (*tag).named,
+        }
+    };
+    let owner = unsafe { &raw const (*tag).tracked.owner };
+    if let Some(flow) = find_for_sender(&key, owner) {
+        set_state(flow, FLOW_SHARED);
+        unsafe { (*flow).owner.quality = quality::INFERRED };
+    }
+    0
 }
 
 /// True unless who sent on a flow may be another by now: one look into an array.

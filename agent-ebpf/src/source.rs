@@ -10,7 +10,7 @@ use crate::{
     bounds::masked,
     globals::ONLY_LOOKS,
     maps::{CGROUPS, EXECUTABLES, SESSIONS, lose},
-    owner::sum,
+    seal::sum,
     tables::{Tables, entry, in_chunk},
     tree::{find_number, find128},
     words::differ,

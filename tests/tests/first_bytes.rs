@@ -3,12 +3,16 @@
 
 mod world;
 
+use std::io::Read;
+use std::net::TcpListener;
+
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use nix::sys::socket::{setsockopt, sockopt};
 use trefoil_lab::agent::detach;
 use trefoil_lab::program::Program;
 use trefoil_lab::sink::TcpSink;
-use trefoil_lab::{Lab, places};
+use trefoil_lab::{Lab, places, wait_for};
 use world::{TRAFFIC, all_finals, at, reporting};
 
 /// In one call.
@@ -49,7 +53,9 @@ fn ascribed(sender: impl Fn(&Lab) -> Result<Program>, bytes: u64) -> Result<Stri
     sender(&lab)?.run()?.success()?;
     let finals = agent.wait_for("the last record", |records| all_finals(records, 443, 1))?;
     let record = finals.last().context("no record")?.clone();
-    ensure!(sink.bytes() == bytes, "{} bytes arrived", sink.bytes());
+    wait_for("all bytes arrive", || {
+        Ok((sink.bytes() == bytes).then_some(()))
+    })?;
     agent.stop(Signal::SIGINT)?;
     lab.close()?;
     Ok(record.text("attribution").to_owned())
@@ -117,4 +123,37 @@ fn two_senders_on_a_connection_older_than_the_agent_are_not_one() -> Result<()> 
         lab.close()?;
     }
     Ok(())
+}
+
+/// A process that is gone has left bytes in the queue, and the one that is there says one word.
+#[test]
+fn what_was_queued_before_the_agent_was_there_is_not_ascribed_to_who_sends_next() -> Result<()> {
+    const PORT: u16 = 443;
+    const QUEUED: usize = 12_000;
+    let lab = Lab::new()?;
+    let listener = lab
+        .peer
+        .enter(|| Ok(TcpListener::bind(("0.0.0.0", PORT))?))?;
+    // The far end takes little before somebody reads.
+    setsockopt(&listener, sockopt::RcvBuf, &2048)?;
+    let script = format!(
+        "exec 3<>/dev/tcp/{}/{PORT}; head -c {QUEUED} /dev/zero >&3; echo; read; echo hello >&3; \
+         echo; read",
+        places::PEER
+    );
+    let mut older = lab.program("/bin/bash")?.args(["-c", &script]).start()?;
+    older.line()?;
+    let (mut far, _) = listener.accept()?;
+    let mut agent = lab.agent().policy(&reporting()).start()?;
+    older.proceed()?;
+    older.line()?;
+    older.proceed()?;
+    let mut read = Vec::new();
+    far.read_to_end(&mut read)?;
+    assert_eq!(read.len(), QUEUED + 6);
+    let finals = agent.wait_for("the last record", |records| all_finals(records, PORT, 1))?;
+    let record = finals.last().context("no record")?;
+    ensure!(record.is("attribution", "inferred"), "{record}");
+    agent.stop(Signal::SIGINT)?;
+    lab.close()
 }

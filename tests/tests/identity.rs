@@ -261,27 +261,3 @@ fn a_datagrams_sender_that_has_changed_is_judged_as_what_it_is_now() -> Result<(
     }
     lab.close()
 }
-
-/// Nobody judges whom a socket of UDP-Lite is connected to, and bytes that are queued there leave with
-/// another's: a program that is set to root writes to where its caller wants it.
-#[test]
-fn a_user_sends_nothing_by_a_socket_that_he_lends_to_root() -> Result<()> {
-    let lab = Lab::new()?;
-    let policy = "mode = \"enforce\"\n[[rules]]\nname = \"root\"\nfrom = { user = 0 }\n\
-                  to = { networks = [\"198.51.100.0/24\"] }\nverdict = \"approve\"\n";
-    let agent = lab.agent().policy(policy).uplink("auto").start()?;
-    let sent = |user: u32, more: &[&str]| -> Result<u64> {
-        let before = lab.link_to(&lab.peer)?;
-        let words = ["lend", &at(places::PEER, 53), &user.to_string()];
-        // A refused call is an error of its own.
-        lab.program(TRAFFIC)?.args(words).args(more).run()?;
-        Ok(lab.link_to(&lab.peer)?.since(before).tx_packets)
-    };
-    ensure!(sent(0, &[])? != 0, "root may");
-    for how in [&["--more"][..], &[]] {
-        let packets = sent(USER, how)?;
-        ensure!(packets == 0, "{how:?}: {packets} packets left");
-    }
-    all_of(agent, &lab)?;
-    lab.close()
-}

@@ -178,9 +178,9 @@ pub const SOCKET_HAS_PEER: u32 = 4;
 /// calls set the others.
 pub const SOCKET_HAS_FLOWS: u32 = 1 << 8;
 
-/// A socket whose peer nobody judges when it is named, and that another user has had, not root: who
-/// sends on it is not known, since either has a part in it.
-pub const SOCKET_OF_SEVERAL_USERS: u32 = 1 << 24;
+/// A peer was named by somebody who may not send there, and who was let, since the host may translate
+/// it.
+pub const SOCKET_NOT_REFUSED: u32 = 1 << 24;
 
 /// A connection of TCP that carries one of MPTCP, whose socket processes use. In a byte of its own,
 /// likewise.

@@ -256,6 +256,8 @@ pub struct Offsets {
     pub user_namespace_parent: u32,
     /// `user_namespace.owner`
     pub user_namespace_owner: u32,
+    /// `user_namespace.uid_map.extent`
+    pub user_namespace_uids: u32,
     /// `fs_struct.root`
     pub fs_root: u32,
     /// `socket.sk`
@@ -268,6 +270,8 @@ pub struct Offsets {
     pub sock_protocol: u32,
     /// `sock.sk_type`
     pub sock_type: u32,
+    /// `sock.sk_uid`
+    pub sock_uid: u32,
     /// `sock.sk_write_queue.qlen`
     pub sock_write_queue_len: u32,
     /// `sock.sk_wmem_queued`

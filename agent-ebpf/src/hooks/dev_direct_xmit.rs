@@ -24,7 +24,7 @@ use crate::{
     maps::{DIRECT, DirectFrame, InForce, SOCKETS, UPLINKS, active, lose},
     owner::set_nobody,
     packet::{Piece, Route, ends_at},
-    sender::sends,
+    sender::{Call, sends},
     settle::{decide, decide_as, record},
     source::Source,
     uplink_flows::{Who, slot, tell},
@@ -127,7 +127,7 @@ fn tag(skb: *mut u8) -> *mut Socket {
         set_bit(&raw mut (*tag).flags, SOCKET_HAS_FLOWS);
         (*tag).tracked.flow.cookie = bpf_get_socket_cookie(socket.cast());
     }
-    sends(tag, 0);
+    sends(tag, Call::ANY);
     tag
 }
 

@@ -13,7 +13,7 @@ use trefoil_ebpf::abi::SOCKET_OF_FRAMES;
 use crate::{
     globals::offset,
     maps::{SOCKETS, active},
-    sender::{call_by, sends},
+    sender::{Call, sends},
 };
 
 const AF_PACKET: u16 = 17;
@@ -42,10 +42,11 @@ fn notice(ctx: &FEntryContext) -> Option<()> {
         )
     };
     if let Some(tag) = SOCKETS.get(sock) {
-        if state == TCP_LISTEN {
+        let call = Call::by(sock);
+        if state == TCP_LISTEN && call.is_by_stream() {
             return None; // Nobody can send on it.
         }
-        sends(tag, call_by(sock));
+        sends(tag, call);
         return Some(());
     }
     if family != AF_PACKET {
@@ -55,6 +56,6 @@ fn notice(ctx: &FEntryContext) -> Option<()> {
     let tag = SOCKETS.get_or_create(sock)?;
     // SAFETY: a map value; the verifier checks the access.
     unsafe { (*tag).flags = SOCKET_OF_FRAMES };
-    sends(tag, 0);
+    sends(tag, Call::ANY);
     Some(())
 }

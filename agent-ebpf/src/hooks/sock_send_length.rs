@@ -8,7 +8,7 @@ use trefoil_ebpf::abi::SOCKET_OF_FRAMES;
 
 use crate::{
     maps::{SOCKETS, active},
-    sender::{HAS_SENT, call_by, sends},
+    sender::{Call, sends},
 };
 
 #[btf_tracepoint(function = "sock_send_length")]
@@ -30,6 +30,6 @@ fn notice(ctx: &BtfTracePointContext) -> Option<()> {
     if sent < 0 && sent != -EPERM && unsafe { (*tag).flags } & SOCKET_OF_FRAMES == 0 {
         return None; // Nothing was sent.
     }
-    sends(tag, HAS_SENT | call_by(socket));
+    sends(tag, Call::by(socket).sent());
     Some(())
 }

@@ -10,7 +10,7 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
 use crate::{
     maps::{SOCKETS, active},
-    sender::{call_by, sends},
+    sender::{Call, sends},
 };
 
 #[btf_tracepoint(function = "tcp_sendmsg_locked")]
@@ -23,6 +23,6 @@ fn tcp_sendmsg_locked(ctx: BtfTracePointContext) -> i32 {
 fn notice(ctx: &BtfTracePointContext) -> Option<()> {
     active()?;
     let socket = ctx.arg::<*mut u8>(0);
-    sends(SOCKETS.get(socket)?, call_by(socket));
+    sends(SOCKETS.get(socket)?, Call::by(socket));
     Some(())
 }

@@ -83,6 +83,10 @@ fn row_4_tcp_fast_open() -> Result<()> {
             let to = stage.tcp();
             stage.run(&["tcp", &to, "--fast-open-connect", "--bytes", "5000"])
         }),
+        way("4c", |stage| {
+            let to = stage.tcp();
+            stage.run(&["replace", TRAFFIC, &to, "--fast-open", "--child"])
+        }),
     ];
     go(&ways, "", fast_open)
 }

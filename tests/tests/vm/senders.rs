@@ -47,6 +47,31 @@ fn serve(vm: &mut Vm, port: u16, accept: &str) -> Result<Vec<Record>> {
     Ok(all)
 }
 
+/// Two processes, or one as two users, send what leaves as one.
+fn send_by_two(vm: &mut Vm) -> Result<()> {
+    // The first sends in the call that connects, and a child of it after that.
+    vm.ok(&format!(
+        "rm -f /run/served && (ip netns exec far {TRAFFIC} serve 8154 >/run/served 2>&1 </dev/null &) \
+         && until grep -q port /run/served; do sleep 0.1; done && \
+         {TRAFFIC} replace {TRAFFIC} 203.0.113.60:8154 --fast-open --child"
+    ))?;
+    // The first begins a datagram, and is another user when it goes on.
+    vm.ok(&format!("{TRAFFIC} append 203.0.113.62:9 65534"))
+        .map(drop)
+}
+
+/// Fails unless the records about that are not certain of who sent it.
+fn of_two(records: &[Record]) -> Result<()> {
+    for (field, value) in [("DST_PORT", "8154"), ("DST_ADDR", "203.0.113.62")] {
+        let mut of_two = records
+            .iter()
+            .filter(|record| record.is(&format!("TREFOIL_{field}"), value));
+        let of_two = of_two.next_back().context("no record of two senders")?;
+        ensure!(of_two.is("TREFOIL_ATTRIBUTION", "inferred"), "{of_two}");
+    }
+    Ok(())
+}
+
 #[test]
 fn senders_are_named_where_the_kernel_has_no_tracepoint_for_them() -> Result<()> {
     let mut vm = installed("senders")?;
@@ -71,12 +96,7 @@ fn senders_are_named_where_the_kernel_has_no_tracepoint_for_them() -> Result<()>
             handed_on.insert((9, sender.number("pid")?));
         }
     }
-    // The first sends in the call that connects, and a child of it after that.
-    vm.ok(&format!(
-        "rm -f /run/served && (ip netns exec far {TRAFFIC} serve 8154 >/run/served 2>&1 </dev/null &) \
-         && until grep -q port /run/served; do sleep 0.1; done && \
-         {TRAFFIC} replace {TRAFFIC} 203.0.113.60:8154 --fast-open --child"
-    ))?;
+    send_by_two(&mut vm)?;
     vm.ok(&format!(
         "systemd-run --quiet --wait --unit=leases --collect {TRAFFIC} packet uplink \
          02:00:00:00:00:02 203.0.113.61:9 --from 192.0.2.1:4000 --count 3"
@@ -104,11 +124,7 @@ fn senders_are_named_where_the_kernel_has_no_tracepoint_for_them() -> Result<()>
     ensure!(accepted == answered, "{accepted:?} for {answered:?}");
     let sent = about(&|record| record.is("TREFOIL_DST_ADDR", "203.0.113.60"))?;
     ensure!(sent == handed_on, "{sent:?} for {handed_on:?}");
-    let of_two = records
-        .iter()
-        .find(|record| record.is("TREFOIL_DST_PORT", "8154"));
-    let of_two = of_two.context("no record of two senders")?;
-    ensure!(of_two.is("TREFOIL_ATTRIBUTION", "inferred"), "{of_two}");
+    of_two(&records)?;
 
     // The first frame as well: who is about to send is known before it is on its way.
     let frames: Vec<_> = records

@@ -10,14 +10,14 @@ use std::process::{Command, Stdio};
 
 use nix::fcntl::{SpliceFFlags, splice};
 use nix::sys::socket::{MsgFlags, SockaddrStorage, connect, send, sendto};
-use nix::unistd::{Uid, pipe, setgid, setresuid, setuid, write as write_to};
+use nix::unistd::{pipe, setgid, setuid, write as write_to};
 
 use crate::arguments::Arguments;
 use crate::udp::{family, own_port};
 use crate::{Answer, Named, Sent, raw, tcp, told_to_proceed, udp};
 
 /// Of a call that sends: the bytes wait in the socket for those of the next.
-const MORE: MsgFlags = MsgFlags::from_bits_retain(libc::MSG_MORE);
+pub const MORE: MsgFlags = MsgFlags::from_bits_retain(libc::MSG_MORE);
 
 /// `traffic become`
 pub fn become_another(arguments: &mut Arguments) -> Answer {
@@ -86,30 +86,6 @@ pub fn become_another(arguments: &mut Arguments) -> Answer {
     }
 }
 
-/// `traffic lend`: whom a socket is connected to is a user's choice, and root sends on it.
-pub fn lend(arguments: &mut Arguments) -> Answer {
-    let peer: SocketAddr = arguments.value("ADDR:PORT")?;
-    let user: u32 = arguments.value("a user id")?;
-    let more = arguments.flag("--more");
-    arguments.done()?;
-    let root = Uid::from_raw(0);
-    // As a program that is set to root is, for whoever executes it.
-    setresuid(user.into(), user.into(), root).named("setresuid")?;
-    let socket = raw::open_of(
-        family(peer.ip()) as i32,
-        libc::SOCK_DGRAM,
-        libc::IPPROTO_UDPLITE,
-    )?;
-    connect(socket.as_raw_fd(), &SockaddrStorage::from(peer)).named("connect")?;
-    if more {
-        send(socket.as_raw_fd(), b"hello", MORE).named("send")?;
-    }
-    setresuid(root, root, root).named("setresuid")?;
-    // One may be refused as the user's.
-    let _ = send(socket.as_raw_fd(), b"x", MsgFlags::empty());
-    send_once(&socket, 5)
-}
-
 /// `traffic pour`: standard input is a connection.
 pub fn pour(arguments: &mut Arguments) -> Answer {
     let bytes = arguments.value("a number of bytes")?;
@@ -119,7 +95,7 @@ pub fn pour(arguments: &mut Arguments) -> Answer {
 }
 
 /// Sends in one call.
-fn send_once(socket: &OwnedFd, bytes: usize) -> Answer {
+pub fn send_once(socket: &OwnedFd, bytes: usize) -> Answer {
     let payload = vec![b'x'; bytes];
     let sent = send(socket.as_raw_fd(), &payload, MsgFlags::empty()).named("send")?;
     sent_once(socket, sent)

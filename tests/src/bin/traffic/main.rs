@@ -11,6 +11,7 @@ mod family;
 mod forged;
 mod handed;
 mod insist;
+mod lent;
 mod login;
 mod many;
 mod moved;
@@ -116,9 +117,11 @@ const USAGE: &str = "traffic COMMAND ...
       --spliced; with --silent it says nothing before; with --hold it waits for a line on
       standard input before it changes; with --twice it sends one byte before that; with --more the
       hello waits in the socket for what comes after it
-  lend ADDR:PORT UID [--more]
+  lend ADDR:PORT UID [--udp] [--more] [--hold] [--cgroup DIRECTORY]
       connects a socket of UDP-Lite as that user, and sends twice as root; with --more a word of the
-      user's waits in the socket
+      user's waits in the socket; with --hold it waits for a line on standard input in between
+  append ADDR:PORT UID
+      root begins a datagram, and that user goes on with it
   pour BYTES
       on the connection that standard input is, in one call
   forge not|memory|root|pivoted|bound-inside|bound|bound-gone|tree PATH DIRECTORY ADDR:PORT
@@ -283,7 +286,8 @@ fn run(arguments: &mut Arguments) -> Answer {
         "turn" => handed::turn(arguments),
         "move" => moved::go(arguments),
         "become" => became::become_another(arguments),
-        "lend" => became::lend(arguments),
+        "lend" => lent::lend(arguments),
+        "append" => lent::append(arguments),
         "pour" => became::pour(arguments),
         "forge" => forged::forge(arguments),
         "forge-inside" => forged::inside(arguments),

@@ -1,0 +1,98 @@
+//! Sockets that a user has made and connected, and that another sends by: the user has chosen where it
+//! goes, and may have bytes of his own in it.
+
+mod world;
+
+use anyhow::{Context, Result, ensure};
+use trefoil_lab::{Lab, places};
+use world::{TRAFFIC, all_of, at};
+
+const USER: u32 = 12_345;
+
+/// Approves of whoever is `from`, to all places.
+fn approving(from: &str) -> String {
+    format!(
+        "mode = \"enforce\"\n[[rules]]\nname = \"one\"\nfrom = {{ {from} }}\n\
+         to = {{ networks = [\"198.51.100.0/24\"] }}\nverdict = \"approve\"\n"
+    )
+}
+
+/// Packets that leave for the peer when a user lends a socket.
+fn sent(lab: &Lab, user: u32, how: &[&str]) -> Result<u64> {
+    let before = lab.link_to(&lab.peer)?;
+    let words = ["lend", &at(places::PEER, 53), &user.to_string()];
+    // A refused call is an error of its own.
+    lab.program(TRAFFIC)?.args(words).args(how).run()?;
+    Ok(lab.link_to(&lab.peer)?.since(before).tx_packets)
+}
+
+/// Nobody judges whom a socket of UDP-Lite is connected to, and bytes that are queued there leave with
+/// another's: a program that is set to root writes to where its caller wants it.
+#[test]
+fn a_user_sends_nothing_by_a_socket_that_he_lends_to_root() -> Result<()> {
+    let lab = Lab::new()?;
+    let other = lab.unit("other.service")?;
+    let other = other.to_str().context("a path that is not UTF-8")?;
+    for (from, how) in [
+        ("user = 0", &[][..]),
+        ("unit = \"other.service\"", &["--cgroup", other]),
+    ] {
+        let agent = lab
+            .agent()
+            .policy(&approving(from))
+            .uplink("auto")
+            .start()?;
+        ensure!(sent(&lab, 0, how)? != 0, "{from}: root may");
+        for more in [&["--more"][..], &[]] {
+            let packets = sent(&lab, USER, &[how, more].concat())?;
+            ensure!(packets == 0, "{from}, {more:?}: {packets} packets left");
+        }
+        all_of(agent, &lab)?;
+    }
+    lab.close()
+}
+
+/// Where the host may translate addresses, a call that names a peer is not refused.
+#[test]
+fn nor_by_one_whose_peer_the_host_may_translate() -> Result<()> {
+    let lab = Lab::new()?;
+    let agent = lab.agent().policy(&approving("user = 0")).uplink("auto");
+    let agent = agent.start()?;
+    ensure!(sent(&lab, 0, &["--udp"])? != 0, "root may");
+    for rules in [
+        "",
+        "table ip lab {\nchain output {\ntype nat hook output priority -100\n}\n}\n",
+    ] {
+        lab.host.nft(rules)?;
+        let packets = sent(&lab, USER, &["--udp"])?;
+        ensure!(packets == 0, "with {rules:?}, {packets} packets left");
+    }
+    all_of(agent, &lab)?;
+    lab.close()
+}
+
+/// Of such a socket the agent finds root, who holds it.
+#[test]
+fn nor_by_one_that_is_older_than_the_agent() -> Result<()> {
+    let lab = Lab::new()?;
+    let start = |user: u32| {
+        let words = ["lend", &at(places::PEER, 53), &user.to_string(), "--hold"];
+        let mut lender = lab.program(TRAFFIC)?.args(words).start()?;
+        lender.line()?;
+        anyhow::Ok(lender)
+    };
+    let lenders = [start(0)?, start(USER)?];
+    let agent = lab.agent().policy(&approving("user = 0")).uplink("auto");
+    let agent = agent.start()?;
+    let mut left = Vec::new();
+    for mut lender in lenders {
+        let before = lab.link_to(&lab.peer)?;
+        lender.proceed()?;
+        lender.finish()?;
+        left.push(lab.link_to(&lab.peer)?.since(before).tx_packets);
+    }
+    // Where only what was sent tells who did, the first of his is judged as of who holds the socket.
+    ensure!(left[0] != 0 && left[1] <= 1, "{left:?} packets left");
+    all_of(agent, &lab)?;
+    lab.close()
+}
