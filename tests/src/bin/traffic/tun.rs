@@ -39,8 +39,13 @@ pub fn tun(arguments: &mut Arguments) -> Answer {
             let to: SocketAddr = arguments.value("ADDR:PORT")?;
             arguments.done()?;
             let mut packet = [0; 2048];
-            let length = device.read(&mut packet).named("read")?;
-            let packet = packet.get(..length).unwrap_or_default();
+            // Not what the kernel sends by itself once the device is up.
+            let packet = loop {
+                let length = device.read(&mut packet).named("read")?;
+                if packet[0] >> 4 == 4 {
+                    break packet.get(..length).unwrap_or_default();
+                }
+            };
             let socket = UdpSocket::bind("0.0.0.0:0").named("bind")?;
             socket.send_to(packet, to).named("sendto")?
         }
