@@ -65,8 +65,9 @@ pub fn find_for_sender(key: &FlowKey, sender: *const Owner) -> Option<*mut Track
 
 /// Takes in that the running process sends on a socket, which is not known to be the one that sent
 /// last; 1 if it is another sender, be it a process that has changed its user, group, control group or
-/// executable. `is_of_several` if somebody else has a part in what it sends. If another one sent before, and the socket has many peers, what is told of it by itself is of
-/// one of them, and not certain.
+/// executable. `is_of_several` if somebody else has a part in what it sends. If another one sent
+/// before, and the socket has many peers, what is told of it by itself is of one of them, and not
+/// certain.
 ///
 /// A function of its own, so that what it needs of the stack is free again when the judge is
 /// asked.

@@ -22,10 +22,12 @@ use trefoil_ebpf::abi::*;
 use crate::{
     accounting::{NOT_JUDGED, SENDERS, begin_after, end},
     flows,
+    globals::offset,
     judge::judge,
+    kernel_memory::{Kernel, follow, read},
     maps::{PROCESSES, SOCKETS, in_force},
     owner::acts,
-    packet::{has_ports, is_same_peer},
+    packet::{has_ports, is_same_peer, protocol},
     refusals::refuse,
     sender::{Call, sends},
     settle::check,
@@ -72,7 +74,10 @@ pub fn name(ctx: &SockAddrContext, peer: Peer, purpose: Purpose) -> Option<i32> 
     if connects && kind != SOCK_DGRAM {
         connects_by(tag, socket);
     } else {
-        sends(tag, Call::ANY);
+        sends(
+            tag,
+            call_naming(ctx, peer.protocol, unsafe { (*tag).flags }),
+        );
         if peer.port == 0 && !connects {
             return Some(PASS); // A connected socket, and a message with options.
         }
@@ -98,8 +103,8 @@ pub fn name(ctx: &SockAddrContext, peer: Peer, purpose: Purpose) -> Option<i32> 
     }
     let mut source = Source::of(owner);
     // Calls that send are told of without the socket's lock: another who uses it may have been
-    // taken in meanwhile. A connection is nobody else's yet.
-    let is_its = connects && kind != SOCK_DGRAM || is_of_running(owner, &source);
+    // taken in meanwhile.
+    let is_its = is_of_running(owner, &source);
     if !is_its {
         source = Source::NOBODY;
     }
@@ -163,6 +168,19 @@ fn connects_by(tag: *mut Socket, socket: *mut bpf_sock) {
     } else {
         mark(tag, socket);
     }
+}
+
+/// The call that names a peer on a socket for datagrams.
+#[inline(always)]
+fn call_naming(ctx: &SockAddrContext, protocol: u8, flags: u32) -> Call {
+    /// `bpf_sock_addr_kern.sk`
+    const SOCKET: usize = 0;
+    if protocol == protocol::UDP && flags & SOCKET_NOT_REFUSED == 0 {
+        return Call::ANY;
+    }
+    let socket = follow(ctx.sock_addr as Kernel, SOCKET).unwrap_or(0);
+    // Without the number, it is nobody's.
+    Call::naming(read(socket, offset!(sock_uid)).unwrap_or(u32::MAX))
 }
 
 /// Refuses a call that names a peer, and tells so; false if the host may translate where it goes.

@@ -134,7 +134,8 @@ pub fn set_one_of_several(owner: *mut Owner) -> u32 {
     let task = Running::now();
     let facts = Facts {
         pid: task.pid(),
-        session: task.session(),
+        // None's: the session is not known either.
+        session: 0,
         who: u64::MAX,
         cgroup_id: 0,
     };

@@ -76,6 +76,13 @@ impl Call {
         )
     }
 
+    /// One that names a peer, by a socket for datagrams that this user has made, where nobody has judged
+    /// whom it is connected to. The kernel names that peer itself where a process names none.
+    #[inline(always)]
+    pub fn naming(maker: u32) -> Self {
+        Self(u64::from(maker) << 32 | Self::WITHOUT_NAME)
+    }
+
     /// The same, once it has sent.
     #[inline(always)]
     pub fn sent(self) -> Self {
@@ -208,11 +215,13 @@ pub fn refresh(tracked: *mut Tracked) -> u32 {
     let (pid, start_ns, exe_id) = unsafe { ((*owner).pid, (*owner).start_ns, (*owner).exe_id) };
     let known = unsafe { *owner };
     let epoch = epoch_of(pid);
-    // Of one that has ended nothing changes any more, though its id may be another's.
+    // Of one that has ended nothing changes any more, though its id may be another's; and one of
+    // several senders stays nobody.
     if let Some(process) = unsafe { PROCESSES.get(&pid) }
         && process.start_ns == start_ns
         && process.exe_id != exe_id
         && is_whole(&raw const known)
+        && known.uid != u32::MAX
     {
         succeed(tracked, owner);
         let state = unsafe { (*flow).state };

@@ -3,9 +3,12 @@
 
 mod world;
 
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use trefoil_lab::{Lab, places};
-use world::{TRAFFIC, all_of, at};
+use world::{TRAFFIC, all_of, at, mapped_at};
 
 const USER: u32 = 12_345;
 
@@ -19,8 +22,12 @@ fn approving(from: &str) -> String {
 
 /// Packets that leave for the peer when a user lends a socket.
 fn sent(lab: &Lab, user: u32, how: &[&str]) -> Result<u64> {
+    sent_to(lab, &at(places::PEER, 53), user, how)
+}
+
+fn sent_to(lab: &Lab, peer: &str, user: u32, how: &[&str]) -> Result<u64> {
     let before = lab.link_to(&lab.peer)?;
-    let words = ["lend", &at(places::PEER, 53), &user.to_string()];
+    let words = ["lend", peer, &user.to_string()];
     // A refused call is an error of its own.
     lab.program(TRAFFIC)?.args(words).args(how).run()?;
     Ok(lab.link_to(&lab.peer)?.since(before).tx_packets)
@@ -43,9 +50,12 @@ fn a_user_sends_nothing_by_a_socket_that_he_lends_to_root() -> Result<()> {
             .uplink("auto")
             .start()?;
         ensure!(sent(&lab, 0, how)? != 0, "{from}: root may");
-        for more in [&["--more"][..], &[]] {
-            let packets = sent(&lab, USER, &[how, more].concat())?;
-            ensure!(packets == 0, "{from}, {more:?}: {packets} packets left");
+        // Of the mapped one the kernel names the peer in each call.
+        for peer in [at(places::PEER, 53), mapped_at(places::PEER, 53)] {
+            for more in [&["--more"][..], &[]] {
+                let packets = sent_to(&lab, &peer, USER, &[how, more].concat())?;
+                ensure!(packets == 0, "{from}, {peer} {more:?}: {packets} left");
+            }
         }
         all_of(agent, &lab)?;
     }
@@ -66,6 +76,29 @@ fn nor_by_one_whose_peer_the_host_may_translate() -> Result<()> {
         lab.host.nft(rules)?;
         let packets = sent(&lab, USER, &["--udp"])?;
         ensure!(packets == 0, "with {rules:?}, {packets} packets left");
+    }
+    all_of(agent, &lab)?;
+    lab.close()
+}
+
+/// Nor does he accept by one on which root has tried to send.
+#[test]
+fn who_accepts_is_who_listens() -> Result<()> {
+    const PORT: u16 = 8443;
+    let lab = Lab::new()?;
+    let agent = lab.agent().policy(&approving("user = 0")).uplink("auto");
+    let agent = agent.start()?;
+    let host = SocketAddr::from((places::HOST, PORT));
+    for (user, is_answered) in [(0, true), (USER, false)] {
+        let words = ["listen-lent", &PORT.to_string(), &user.to_string()];
+        let mut listener = lab.program(TRAFFIC)?.args(words).start()?;
+        listener.line()?;
+        let connected = lab
+            .peer
+            .enter(|| Ok(TcpStream::connect_timeout(&host, Duration::from_secs(2)).is_ok()))?;
+        ensure!(connected == is_answered, "{user} answers: {connected}");
+        listener.proceed()?;
+        listener.finish()?;
     }
     all_of(agent, &lab)?;
     lab.close()

@@ -12,6 +12,7 @@ use trefoil_ebpf::abi::{SOCKET_HAS_PEER, SOCKET_LISTENS};
 use crate::{
     accounting::{end_connection, forget_senders},
     maps::{SOCKETS, active},
+    owner::acts,
 };
 
 const TCP_CLOSE: i32 = 7;
@@ -36,6 +37,8 @@ fn notice(ctx: &BtfTracePointContext) -> Option<()> {
     if state == TCP_LISTEN {
         unsafe { (*tag).flags = (flags | SOCKET_LISTENS) & !SOCKET_HAS_PEER };
         forget_senders(unsafe { &raw mut (*tag).tracked });
+        // Whoever has it listen accepts, whoever tried to send before. It is the caller who runs.
+        acts(unsafe { &raw mut (*tag).tracked.owner });
     } else if flags & SOCKET_LISTENS != 0 {
         unsafe { (*tag).flags = flags & !SOCKET_LISTENS };
     } else if flags & SOCKET_HAS_PEER != 0 {

@@ -208,7 +208,8 @@ impl Record {
             self.set(Field::Comm, comm(owner));
             self.set_known(Field::Ppid, Some(owner.ppid).filter(|pid| *pid != 0));
             self.set_known(Field::Loginuid, somebody(owner.loginuid));
-            self.set_known(Field::Session, somebody(owner.session));
+            let session = somebody(owner.session).filter(|session| *session != 0);
+            self.set_known(Field::Session, session);
             self.set_session(facts.session.as_ref());
         }
         self.set_known(Field::Exe, facts.exe.clone());

@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
-use nix::sys::socket::{MsgFlags, SockaddrStorage, connect, send, sendto};
+use nix::sys::socket::{AddressFamily, Backlog, MsgFlags, SockaddrStorage, connect, send, sendto};
 use nix::unistd::{Uid, setresuid};
 
 use crate::arguments::Arguments;
 use crate::became::{MORE, send_once};
 use crate::udp::family;
-use crate::{Answer, Named, Sent, raw, told_to_proceed, udp};
+use crate::{Answer, Failure, Named, Sent, raw, tcp, told_to_proceed, udp};
 
 /// Sends as root, that may become others.
 fn as_user(user: u32) -> Answer {
@@ -58,6 +58,25 @@ pub fn lend(arguments: &mut Arguments) -> Answer {
     // One may be refused as the user's, and a far end that is not there is told of by the next.
     let _ = send(socket.as_raw_fd(), b"x", MsgFlags::empty());
     send_once(&socket, 5).or_else(|_| send_once(&socket, 5))
+}
+
+/// `traffic listen-lent`: a user has a socket listen on which root has tried to send.
+pub fn listen_lent(arguments: &mut Arguments) -> Answer {
+    let port: u16 = arguments.value("a port")?;
+    let user: u32 = arguments.value("a user id")?;
+    arguments.done()?;
+    as_user(user)?;
+    let socket = tcp::open(AddressFamily::Inet, Some(port))?;
+    as_root()?;
+    let refused = send(socket.as_raw_fd(), b"hello", MsgFlags::MSG_NOSIGNAL);
+    if refused.is_ok() {
+        return Err(Failure::Usage("it is connected".into()));
+    }
+    as_user(user)?;
+    nix::sys::socket::listen(&socket, Backlog::MAXCONN).named("listen")?;
+    Sent::default().tell();
+    told_to_proceed();
+    Ok(())
 }
 
 /// `traffic append`: root begins a datagram, and a user goes on with it.

@@ -120,6 +120,8 @@ const USAGE: &str = "traffic COMMAND ...
   lend ADDR:PORT UID [--udp] [--more] [--hold] [--cgroup DIRECTORY]
       connects a socket of UDP-Lite as that user, and sends twice as root; with --more a word of the
       user's waits in the socket; with --hold it waits for a line on standard input in between
+  listen-lent PORT UID
+      that user has a socket listen on which root has tried to send
   append ADDR:PORT UID
       root begins a datagram, and that user goes on with it
   pour BYTES
@@ -287,6 +289,7 @@ fn run(arguments: &mut Arguments) -> Answer {
         "move" => moved::go(arguments),
         "become" => became::become_another(arguments),
         "lend" => lent::lend(arguments),
+        "listen-lent" => lent::listen_lent(arguments),
         "append" => lent::append(arguments),
         "pour" => became::pour(arguments),
         "forge" => forged::forge(arguments),
