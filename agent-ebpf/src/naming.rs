@@ -86,6 +86,9 @@ pub fn name(ctx: &SockAddrContext, peer: Peer, purpose: Purpose) -> Option<i32> 
                 (*tag).translated.protocol = 0;
                 (*tag).named = *peer;
             }
+            if (*tag).translated.protocol != 0 {
+                follow_translated(tag, key.cookie);
+            }
         }
     }
 
@@ -168,6 +171,18 @@ fn connects_by(tag: *mut Socket, socket: *mut bpf_sock) {
     } else {
         mark(tag, socket);
     }
+}
+
+/// Takes in who sends to where the named peer is translated: those packets are of another flow.
+///
+/// A function of its own for the sake of the stack.
+#[inline(never)]
+fn follow_translated(tag: *mut Socket, cookie: u64) -> u32 {
+    // SAFETY: map values; the verifier checks the access. So below.
+    let peer = unsafe { (*tag).translated };
+    let owner = unsafe { &raw const (*tag).tracked.owner };
+    flows::find_for_sender(&FlowKey { cookie, peer }, owner);
+    0
 }
 
 /// The call that names a peer on a socket for datagrams.

@@ -182,10 +182,14 @@ fn take_in(tag: *mut Socket, call: Call) -> Option<()> {
 #[inline(never)]
 fn share_named(tag: *mut Socket) -> u32 {
     // SAFETY: map values; the verifier checks the access. So below.
+    let is_translated = unsafe { (*tag).translated.protocol } != 0;
     let key = unsafe {
         FlowKey {
             cookie: (*tag).tracked.flow.cookie,
-            peer: (*tag).named,
+            peer: match is_translated {
+                true => (*tag).translated,
+                false => (*tag).named,
+            },
         }
     };
     let owner = unsafe { &raw const (*tag).tracked.owner };

@@ -157,3 +157,24 @@ fn answers_from_behind_a_service_are_counted() -> Result<()> {
     ensure!((out, back) == (20 + 8 + 6, 20 + 8 + 10), "{record}");
     lab.close()
 }
+
+/// Packets to a service are of the flow to its backend, which the call does not name.
+#[test]
+fn who_sends_next_to_a_service_is_judged_as_who_that_is() -> Result<()> {
+    let lab = Lab::new()?;
+    translate(&lab)?;
+    let _sink = UdpSink::new(&lab.peer, 9)?;
+    let policy = "mode = \"enforce\"\n[[rules]]\nname = \"root\"\nfrom = { user = 0 }\n\
+                  to = { networks = [\"198.51.100.0/24\"] }\nverdict = \"approve\"\n";
+    let agent = lab.agent().policy(policy).uplink("auto").start()?;
+    let sent = |how: &[&str]| -> Result<u64> {
+        let before = lab.link_to(&lab.peer)?;
+        let words = ["become", &format!("{TO_PEER}:9"), "--unconnected"];
+        traffic(&lab)?.args(words).args(how).run()?;
+        Ok(lab.link_to(&lab.peer)?.since(before).tx_packets)
+    };
+    assert_eq!(sent(&[])?, 2);
+    assert_eq!(sent(&["--uid", "12345"])?, 1);
+    all_of(agent, &lab)?;
+    lab.close()
+}
