@@ -4,7 +4,7 @@
 mod world;
 
 use std::io::Read;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -12,9 +12,12 @@ use nix::sys::socket::{setsockopt, sockopt};
 use trefoil_lab::agent::detach;
 use trefoil_lab::program::Program;
 use trefoil_lab::sink::TcpSink;
-use trefoil_lab::{Lab, places, wait_for};
-use world::{TRAFFIC, all_finals, at, reporting};
+use trefoil_lab::{Agent, Lab, places, wait_for};
+use world::{TRAFFIC, all_of, at, finals_to_port, reporting};
 
+const PORT: u16 = 443;
+/// More than a far end takes that does not read, and less than a socket does.
+const QUEUED: usize = 12_000;
 /// In one call.
 const BYTES: u64 = 50 << 20;
 
@@ -49,16 +52,14 @@ fn another_program_does_not_send_what_the_one_that_connected_may() -> Result<()>
 fn ascribed(sender: impl Fn(&Lab) -> Result<Program>, bytes: u64) -> Result<String> {
     let lab = Lab::new()?;
     let sink = TcpSink::new(&lab.peer, 443)?;
-    let mut agent = lab.agent().policy(&reporting()).start()?;
+    let agent = lab.agent().policy(&reporting()).start()?;
     sender(&lab)?.run()?.success()?;
-    let finals = agent.wait_for("the last record", |records| all_finals(records, 443, 1))?;
-    let record = finals.last().context("no record")?.clone();
     wait_for("all bytes arrive", || {
         Ok((sink.bytes() == bytes).then_some(()))
     })?;
-    agent.stop(Signal::SIGINT)?;
+    let attribution = last_told(agent, &lab)?;
     lab.close()?;
-    Ok(record.text("attribution").to_owned())
+    Ok(attribution)
 }
 
 /// The first has sent before its connection was there; what both have sent is in one flow.
@@ -80,23 +81,46 @@ fn what_came_with_a_connection_request_is_not_ascribed_to_whoever_sends_next() -
     Ok(())
 }
 
+/// Listens at the peer, which takes little before somebody reads.
+fn slow_listener(lab: &Lab) -> Result<TcpListener> {
+    let listener = lab
+        .peer
+        .enter(|| Ok(TcpListener::bind(("0.0.0.0", PORT))?))?;
+    setsockopt(&listener, sockopt::RcvBuf, &2048)?;
+    Ok(listener)
+}
+
+/// Reads so many bytes at the far end.
+fn read_all(far: &mut TcpStream, bytes: usize) -> Result<()> {
+    let mut read = Vec::new();
+    far.read_to_end(&mut read)?;
+    ensure!(read.len() == bytes, "{} bytes arrived", read.len());
+    Ok(())
+}
+
+/// Tells how the last flow of a connection that is over was ascribed: one ends where its sender changes.
+fn last_told(agent: Agent<'_>, lab: &Lab) -> Result<String> {
+    let records = all_of(agent, lab)?;
+    let finals = finals_to_port(&records, PORT).context("no record")?;
+    Ok(finals.last().context("no record")?.text("attribution"))
+}
+
 /// Bytes that a process handed to a connection before it was moved leave after that.
 #[test]
 fn what_waits_in_a_connection_is_not_ascribed_to_what_its_sender_is_now() -> Result<()> {
-    let told = |more: &'static [&str]| {
-        let sender = |lab: &Lab| {
-            let other = lab.unit("other.service")?;
-            let other = other
-                .to_str()
-                .context("a path that is not UTF-8")?
-                .to_owned();
-            let words = ["become", &at(places::PEER, 443), "--cgroup", &other];
-            Ok(lab.program(TRAFFIC)?.args(words).args(more))
-        };
-        ascribed(sender, 5 + 5)
-    };
-    assert_eq!(told(&["--more"])?, "inferred");
-    Ok(())
+    let lab = Lab::new()?;
+    let listener = slow_listener(&lab)?;
+    let other = lab.unit("other.service")?;
+    let other = other.to_str().context("a path that is not UTF-8")?;
+    let agent = lab.agent().policy(&reporting()).start()?;
+    let words = ["become", &at(places::PEER, PORT), "--cgroup", other];
+    let first = ["--first", &QUEUED.to_string()];
+    let program = lab.program(TRAFFIC)?.args(words).args(first);
+    program.run()?.success()?;
+    let (mut far, _) = listener.accept()?;
+    read_all(&mut far, QUEUED + 5)?;
+    assert_eq!(last_told(agent, &lab)?, "inferred");
+    lab.close()
 }
 
 /// The same of a connection that the agent first hears of when it sends.
@@ -114,12 +138,10 @@ fn two_senders_on_a_connection_older_than_the_agent_are_not_one() -> Result<()> 
         );
         let mut older = lab.program("/bin/bash")?.args(["-c", &script]).start()?;
         older.line()?;
-        let mut agent = lab.agent().policy(&reporting()).start()?;
+        let agent = lab.agent().policy(&reporting()).start()?;
         older.proceed()?;
-        let finals = agent.wait_for("the last record", |records| all_finals(records, 443, 1))?;
-        let record = finals.last().context("no record")?;
-        ensure!(record.is("attribution", attribution), "{script}: {record}");
-        agent.stop(Signal::SIGINT)?;
+        older.finish()?;
+        assert_eq!(last_told(agent, &lab)?, attribution, "{script}");
         lab.close()?;
     }
     Ok(())
@@ -128,14 +150,8 @@ fn two_senders_on_a_connection_older_than_the_agent_are_not_one() -> Result<()> 
 /// A process that is gone has left bytes in the queue, and the one that is there says one word.
 #[test]
 fn what_was_queued_before_the_agent_was_there_is_not_ascribed_to_who_sends_next() -> Result<()> {
-    const PORT: u16 = 443;
-    const QUEUED: usize = 12_000;
     let lab = Lab::new()?;
-    let listener = lab
-        .peer
-        .enter(|| Ok(TcpListener::bind(("0.0.0.0", PORT))?))?;
-    // The far end takes little before somebody reads.
-    setsockopt(&listener, sockopt::RcvBuf, &2048)?;
+    let listener = slow_listener(&lab)?;
     let script = format!(
         "exec 3<>/dev/tcp/{}/{PORT}; head -c {QUEUED} /dev/zero >&3; echo; read; echo hello >&3; \
          echo; read",
@@ -144,16 +160,11 @@ fn what_was_queued_before_the_agent_was_there_is_not_ascribed_to_who_sends_next(
     let mut older = lab.program("/bin/bash")?.args(["-c", &script]).start()?;
     older.line()?;
     let (mut far, _) = listener.accept()?;
-    let mut agent = lab.agent().policy(&reporting()).start()?;
+    let agent = lab.agent().policy(&reporting()).start()?;
     older.proceed()?;
     older.line()?;
     older.proceed()?;
-    let mut read = Vec::new();
-    far.read_to_end(&mut read)?;
-    assert_eq!(read.len(), QUEUED + 6);
-    let finals = agent.wait_for("the last record", |records| all_finals(records, PORT, 1))?;
-    let record = finals.last().context("no record")?;
-    ensure!(record.is("attribution", "inferred"), "{record}");
-    agent.stop(Signal::SIGINT)?;
+    read_all(&mut far, QUEUED + 6)?;
+    assert_eq!(last_told(agent, &lab)?, "inferred");
     lab.close()
 }

@@ -16,9 +16,6 @@ use crate::arguments::Arguments;
 use crate::udp::{family, own_port};
 use crate::{Answer, Named, Sent, raw, tcp, told_to_proceed, udp};
 
-/// Of a call that sends: the bytes wait in the socket for those of the next.
-pub const MORE: MsgFlags = MsgFlags::from_bits_retain(libc::MSG_MORE);
-
 /// `traffic become`
 pub fn become_another(arguments: &mut Arguments) -> Answer {
     let peer: SocketAddr = arguments.value("ADDR:PORT")?;
@@ -34,7 +31,7 @@ pub fn become_another(arguments: &mut Arguments) -> Answer {
     let mptcp = arguments.flag("--mptcp");
     let twice = arguments.flag("--twice");
     let unconnected = arguments.flag("--unconnected");
-    let more = arguments.flag("--more");
+    let first: usize = arguments.option("--first")?.unwrap_or(5);
     arguments.done()?;
     let socket = match datagrams || unconnected {
         true => udp::open(peer, None)?,
@@ -53,10 +50,8 @@ pub fn become_another(arguments: &mut Arguments) -> Answer {
         true => sendto(socket.as_raw_fd(), bytes, &address, MsgFlags::empty()).named("sendto"),
         false => send(socket.as_raw_fd(), bytes, MsgFlags::empty()).named("send"),
     };
-    if more {
-        send(socket.as_raw_fd(), b"hello", MORE).named("send")?;
-    } else if !silent {
-        say(b"hello")?;
+    if !silent {
+        say(&vec![b'h'; first])?;
     }
     if hold {
         Sent::default().tell();

@@ -9,9 +9,12 @@ use nix::sys::socket::{AddressFamily, Backlog, MsgFlags, SockaddrStorage, connec
 use nix::unistd::{Uid, setresuid};
 
 use crate::arguments::Arguments;
-use crate::became::{MORE, send_once};
+use crate::became::send_once;
 use crate::udp::family;
 use crate::{Answer, Failure, Named, Sent, raw, tcp, told_to_proceed, udp};
+
+/// Of a call that sends: the bytes wait in the socket for those of the next.
+const MORE: MsgFlags = MsgFlags::from_bits_retain(libc::MSG_MORE);
 
 /// Sends as root, that may become others.
 fn as_user(user: u32) -> Answer {

@@ -112,11 +112,11 @@ const USAGE: &str = "traffic COMMAND ...
       addresses in turn, until its input ends; a line for each address and way tells
       how many went, how many were refused, and how many failed otherwise
   become ADDR:PORT [--bytes N] [--cgroup DIRECTORY] [--gid N] [--uid N] [--program PATH]
-      [--datagrams|--unconnected|--mptcp] [--silent] [--hold] [--spliced] [--twice] [--more]
+      [--datagrams|--unconnected|--mptcp] [--silent] [--hold] [--spliced] [--twice] [--first N]
       connects, or names the peer of each datagram, and says hello, changes so, and sends N bytes in one call, from a pipe with
       --spliced; with --silent it says nothing before; with --hold it waits for a line on
-      standard input before it changes; with --twice it sends one byte before that; with --more the
-      hello waits in the socket for what comes after it
+      standard input before it changes; with --twice it sends one byte before that; with --first the hello
+      has that many bytes
   lend ADDR:PORT UID [--udp] [--more] [--hold] [--cgroup DIRECTORY]
       connects a socket of UDP-Lite as that user, and sends twice as root; with --more a word of the
       user's waits in the socket; with --hold it waits for a line on standard input in between
