@@ -122,6 +122,11 @@ fn take_in(tag: *mut Socket, call: Call) -> Option<()> {
     let (owner, flow) = unsafe { (&raw mut (*tracked).owner, &raw mut (*tracked).flow) };
     let (flags, state) = unsafe { ((*tag).flags, (*flow).state) };
     let is_certain = unsafe { (*owner).quality } == quality::DIRECT || state & FLOW_SHARED != 0;
+    if flags & SOCKET_LISTENS != 0 && call.is_by_stream() {
+        // Accepted, and the packet that makes the tag a session's may leave at any moment: by then
+        // whoever sends first has acted.
+        set_state(tracked, FLOW_SENT);
+    }
     let is_of_frames = flags & SOCKET_OF_FRAMES != 0;
     let is_chosen = call.has(Call::WITHOUT_NAME) || flags & SOCKET_NOT_REFUSED != 0;
     let is_of_several = is_chosen && !is_of_frames && is_of_another(call.maker()) != 0;
