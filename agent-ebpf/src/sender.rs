@@ -115,6 +115,16 @@ pub fn sends(tag: *mut Socket, call: Call) -> u32 {
     0
 }
 
+/// Takes in that the running process is about to send on a connection: on an accepted one, the packet
+/// that makes its tag a session's may leave at any moment, and by then whoever sends has acted.
+#[inline(always)]
+pub fn begins(tag: *mut Socket) {
+    // SAFETY: map values; the verifier checks the access. So below.
+    if unsafe { (*tag).flags } & SOCKET_LISTENS != 0 {
+        set_state(unsafe { &raw mut (*tag).tracked }, FLOW_SENT);
+    }
+}
+
 #[inline(always)]
 fn take_in(tag: *mut Socket, call: Call) -> Option<()> {
     // SAFETY: map values; the verifier checks the access. So below.
@@ -122,11 +132,6 @@ fn take_in(tag: *mut Socket, call: Call) -> Option<()> {
     let (owner, flow) = unsafe { (&raw mut (*tracked).owner, &raw mut (*tracked).flow) };
     let (flags, state) = unsafe { ((*tag).flags, (*flow).state) };
     let is_certain = unsafe { (*owner).quality } == quality::DIRECT || state & FLOW_SHARED != 0;
-    if flags & SOCKET_LISTENS != 0 && call.is_by_stream() {
-        // Accepted, and the packet that makes the tag a session's may leave at any moment: by then
-        // whoever sends first has acted.
-        set_state(tracked, FLOW_SENT);
-    }
     let is_of_frames = flags & SOCKET_OF_FRAMES != 0;
     let is_chosen = call.has(Call::WITHOUT_NAME) || flags & SOCKET_NOT_REFUSED != 0;
     let is_of_several = is_chosen && !is_of_frames && is_of_another(call.maker()) != 0;
@@ -164,7 +169,11 @@ fn take_in(tag: *mut Socket, call: Call) -> Option<()> {
     let is_other = change == ANOTHER || change == CHANGED && is_behind;
     // Nobody knows who did before the agent was there.
     let is_unknown = !is_certain && is_behind && !call.has(Call::HAS_SENT);
-    let has_sent = is_certain && is_other && state & (FLOW_SENT | FLOW_SHARED) != 0;
+    // Of one that is accepted, it is who sends now, see `begins`.
+    let has_sent = is_certain
+        && is_other
+        && state & (FLOW_SENT | FLOW_SHARED) != 0
+        && flags & SOCKET_LISTENS == 0;
     let is_shared = has_sent || is_unknown;
     if is_shared {
         // Two senders, one flow: whose bytes are whose is not known.

@@ -13,7 +13,7 @@ use trefoil_ebpf::abi::SOCKET_OF_FRAMES;
 use crate::{
     globals::offset,
     maps::{SOCKETS, active},
-    sender::{Call, sends},
+    sender::{Call, begins, sends},
 };
 
 const AF_PACKET: u16 = 17;
@@ -43,8 +43,11 @@ fn notice(ctx: &FEntryContext) -> Option<()> {
     };
     if let Some(tag) = SOCKETS.get(sock) {
         let call = Call::by(sock);
-        if state == TCP_LISTEN && call.is_by_stream() {
-            return None; // Nobody can send on it.
+        if call.is_by_stream() {
+            if state == TCP_LISTEN {
+                return None; // Nobody can send on it.
+            }
+            begins(tag);
         }
         sends(tag, call);
         return Some(());

@@ -10,7 +10,7 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
 use crate::{
     maps::{SOCKETS, active},
-    sender::{Call, sends},
+    sender::{Call, begins, sends},
 };
 
 #[btf_tracepoint(function = "tcp_sendmsg_locked")]
@@ -23,6 +23,8 @@ fn tcp_sendmsg_locked(ctx: BtfTracePointContext) -> i32 {
 fn notice(ctx: &BtfTracePointContext) -> Option<()> {
     active()?;
     let socket = ctx.arg::<*mut u8>(0);
-    sends(SOCKETS.get(socket)?, Call::by(socket));
+    let tag = SOCKETS.get(socket)?;
+    begins(tag);
+    sends(tag, Call::by(socket));
     Some(())
 }
