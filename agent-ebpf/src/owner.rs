@@ -111,12 +111,12 @@ pub fn set_current(owner: *mut Owner) -> u32 {
     }
     let facts = task.facts();
     let seal = set_facts(owner, &facts, quality::DIRECT);
-    set_process(owner, facts.pid, set_running(owner, task), seal)
+    set_process(owner, facts.pid, set_details(owner, task), seal)
 }
 
 /// Writes what no rule asks for, and returns when the process has started.
 #[inline(always)]
-fn set_running(owner: *mut Owner, task: Running) -> u64 {
+fn set_details(owner: *mut Owner, task: Running) -> u64 {
     let start_ns = task.start_ns();
     // SAFETY: a map value; the verifier checks the access.
     unsafe {
@@ -140,7 +140,7 @@ pub fn set_one_of_several(owner: *mut Owner) -> u32 {
         cgroup_id: 0,
     };
     let seal = set_facts(owner, &facts, quality::INFERRED);
-    set_running(owner, task);
+    set_details(owner, task);
     // SAFETY: a map value; the verifier checks the access.
     unsafe {
         (*owner).parent_exe_id = 0;

@@ -43,22 +43,13 @@ impl Call {
         const SOCK_RAW: u16 = 3;
         const TCP: u16 = protocol::TCP as u16;
         const MPTCP: u16 = 262;
-        // SAFETY: loads through a pointer that the verifier knows the type of.
-        let (kind, protocol, maker) = unsafe {
-            (
-                socket.add(offset!(sock_type)).cast::<u16>().read(),
-                socket.add(offset!(sock_protocol)).cast::<u16>().read(),
-                socket.add(offset!(sock_uid)).cast::<u32>().read(),
-            )
-        };
-        let (unsent, queued) = unsafe {
-            (
-                socket.add(offset!(sock_write_queue_len)).cast::<u32>(),
-                socket.add(offset!(sock_wmem_queued)).cast::<u32>(),
-            )
-        };
-        // SAFETY: as above.
-        let (unsent, queued): (u64, u64) = unsafe { (unsent.read().into(), queued.read().into()) };
+        // SAFETY: loads through a pointer that the verifier knows the type of. So below.
+        let half = |offset: usize| unsafe { socket.add(offset).cast::<u16>().read() };
+        let word = |offset: usize| unsafe { socket.add(offset).cast::<u32>().read() }.into();
+        let (kind, protocol) = (half(offset!(sock_type)), half(offset!(sock_protocol)));
+        let maker: u64 = word(offset!(sock_uid));
+        let unsent: u64 = word(offset!(sock_write_queue_len));
+        let queued: u64 = word(offset!(sock_wmem_queued));
         // Without a branch: what comes after would be verified once for each.
         let is_no = |one: u16, other: u16| differ(one.into(), other.into());
         let is_stream = !is_no(kind, SOCK_STREAM);
@@ -69,7 +60,7 @@ impl Call {
             | !is_no(protocol, protocol::UDP.into());
         let is_without_name = !is_judged | !is_no(kind, SOCK_RAW);
         Self(
-            u64::from(maker) << 32
+            maker << 32
                 | is_stream & Self::BY_STREAM
                 | is_behind & Self::BEHIND_OTHERS
                 | is_without_name & Self::WITHOUT_NAME,
