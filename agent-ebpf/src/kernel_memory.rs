@@ -30,6 +30,15 @@ pub fn read_into<T>(base: Kernel, offset: usize, value: &mut T) -> Option<()> {
     (error == 0).then_some(())
 }
 
+/// The same of a word, which is 0 if it cannot be read: without a branch, so that the verifier goes on in
+/// one way.
+#[inline(always)]
+pub fn read_or_zero(base: Kernel, offset: usize) -> u64 {
+    let mut word = 0;
+    let _ = read_into(base, offset, &mut word);
+    word
+}
+
 /// Reads two fields, in one call where one is behind the other.
 #[inline(always)]
 pub fn read_two<T: Copy>(base: Kernel, first: usize, second: usize) -> Option<[T; 2]> {

@@ -22,9 +22,7 @@ use trefoil_ebpf::abi::*;
 use crate::{
     accounting::{NOT_JUDGED, SENDERS, begin_after, end},
     flows,
-    globals::offset,
     judge::judge,
-    kernel_memory::{Kernel, follow, read},
     maps::{PROCESSES, SOCKETS, in_force},
     owner::acts,
     packet::{has_ports, is_same_peer, protocol},
@@ -33,7 +31,7 @@ use crate::{
     settle::check,
     source::Source,
     subflow::{inherit, mark},
-    translation::may_translate,
+    translation::{may_translate, socket_of},
     words::{differ, set_bit},
 };
 
@@ -185,28 +183,24 @@ fn follow_translated(tag: *mut Socket, cookie: u64) -> u32 {
     0
 }
 
-/// The call that names a peer on a socket for datagrams.
+/// The call that names a peer on a socket for datagrams. Where that socket has none, the process names
+/// it, and nobody else has chosen.
 #[inline(always)]
 fn call_naming(ctx: &SockAddrContext, protocol: u8, flags: u32) -> Call {
-    /// `bpf_sock_addr_kern.sk`
-    const SOCKET: usize = 0;
-    if protocol == protocol::UDP && flags & SOCKET_NOT_REFUSED == 0 {
+    let is_judged = protocol == protocol::UDP;
+    if is_judged && flags & (SOCKET_HAS_PEER | SOCKET_IS_OLDER) == 0 {
         return Call::ANY;
     }
-    let socket = follow(ctx.sock_addr as Kernel, SOCKET).unwrap_or(0);
-    // Without the number, it is nobody's.
-    Call::naming(read(socket, offset!(sock_uid)).unwrap_or(u32::MAX))
+    Call::naming(socket_of(ctx), !is_judged)
 }
 
 /// Refuses a call that names a peer, and tells so; false if the host may translate where it goes.
 #[inline(always)]
 fn is_refused(ctx: &SockAddrContext, tag: *mut Socket, key: &FlowKey, decision: Decision) -> bool {
-    if may_translate(ctx, &key.peer.address) {
-        // SAFETY: a map value; the verifier checks the access.
-        set_bit(unsafe { &raw mut (*tag).flags }, SOCKET_NOT_REFUSED);
+    if may_translate(socket_of(ctx), &key.peer.address) {
         return false;
     }
-    // SAFETY: as above.
+    // SAFETY: a map value; the verifier checks the access.
     let owner = unsafe { &raw const (*tag).tracked.owner };
     refuse(owner, key.cookie, &key.peer, decision.to_word());
     true

@@ -101,23 +101,22 @@ impl Running {
         }
     }
 
-    /// The user who is root of its user namespace; the last number if nobody is, or not by the first
-    /// line of that namespace's map (user_namespaces(7)).
+    /// The user whose rights it has, by which the kernel calls what it makes his: of a program that is
+    /// set to a user, that one.
+    #[inline(always)]
+    pub fn effective(self) -> u32 {
+        let cred = follow(self.0 as Kernel, offset!(task_cred)).unwrap_or(0);
+        read(cred, offset!(cred_euid)).unwrap_or(u32::MAX)
+    }
+
+    /// The user who is root of its user namespace; the last number if nobody is (user_namespaces(7)).
     #[inline(always)]
     pub fn root(self) -> u32 {
         let outside = || {
-            let namespace = follow(
-                follow(self.0 as Kernel, offset!(task_cred))?,
-                offset!(cred_user_ns),
-            )?;
-            // Ids in the namespace and in the initial one: the first of each.
-            read::<u64>(namespace, offset!(user_namespace_uids))
+            let cred = follow(self.0 as Kernel, offset!(task_cred))?;
+            root_of_users(follow(cred, offset!(cred_user_ns))?)
         };
-        let ids = outside().unwrap_or(u64::MAX);
-        match ids as u32 {
-            0 => (ids >> 32) as u32,
-            _ => u32::MAX,
-        }
+        outside().unwrap_or(u32::MAX)
     }
 
     /// True for a thread of the kernel, not of a process.
@@ -154,15 +153,36 @@ impl Running {
     }
 }
 
-/// True if the running task is neither the user who made a socket, nor is that root, of the host or of
-/// the task's user namespace: whoever made it may have chosen where it goes.
-///
-/// A function of its own for the sake of the verifier.
-#[inline(never)]
-pub fn is_of_another(maker: u32) -> u32 {
+/// True if the running task is not of the user who made a socket, by name or by right, nor is that root,
+/// of the host or of the task's user namespace: whoever made it may have chosen where it goes.
+#[inline(always)]
+pub fn is_of_another(maker: u32) -> bool {
     let task = Running::now();
-    let is_another = maker != 0 && maker != task.who() as u32 && maker != task.root();
-    is_another.into()
+    maker != 0 && maker != task.who() as u32 && maker != task.effective() && maker != task.root()
+}
+
+/// The user who is 0 in a user namespace.
+#[inline(always)]
+fn root_of_users(namespace: Kernel) -> Option<u32> {
+    /// `UID_GID_MAP_MAX_BASE_EXTENTS`: more are kept elsewhere, in the order of their first ids.
+    const MAX_IN_PLACE: u32 = 5;
+    /// `struct uid_gid_extent`: the first id in the namespace, the same outside, how many.
+    const EXTENT: usize = 12;
+    let n = read::<u32>(namespace, offset!(user_namespace_n_uids))?;
+    let (extents, n) = match n > MAX_IN_PLACE {
+        true => (follow(namespace, offset!(user_namespace_uids))?, 1),
+        false => (namespace + offset!(user_namespace_uids) as u64, n),
+    };
+    for i in 0..MAX_IN_PLACE {
+        if i >= n {
+            break;
+        }
+        let ids = read::<u64>(extents, i as usize * EXTENT)?;
+        if ids as u32 == 0 {
+            return Some((ids >> 32) as u32);
+        }
+    }
+    None
 }
 
 /// As [`Running::start_ns`], of any task.

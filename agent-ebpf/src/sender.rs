@@ -7,27 +7,35 @@ use crate::{
     accounting::{announce_owner, set_state, succeed},
     flows::{ANOTHER, CHANGED, find_for_sender, set_running},
     globals::offset,
+    kernel_memory::{Kernel, read},
     maps::PROCESSES,
     owner::{epoch_of, is_running},
     packet::protocol,
     running::is_of_another,
     seal::{is_whole, sum},
+    translation::{network_of, translates_any},
     uplink_flows::attribute_last,
     words::differ,
 };
 
 /// A call that sends: by which socket, and whether it has done so.
-///
-/// One word: the user who made the socket, and bits.
 #[derive(Clone, Copy)]
-pub struct Call(u64);
+pub struct Call {
+    /// User who made the socket, above bits.
+    facts: u64,
+    /// The socket; 0 if it is not known.
+    socket: Kernel,
+}
 
 impl Call {
     /// Nothing is known of it, or nothing that matters.
-    pub const ANY: Self = Self(0);
+    pub const ANY: Self = Self {
+        facts: 0,
+        socket: 0,
+    };
 
     /// It has sent.
-    const HAS_SENT: u64 = 1;
+    const HAS_SENT: u64 = 16;
     /// It is by a stream, which sends its peer all that it was handed before it had one.
     const BY_STREAM: u64 = 2;
     /// Bytes that the socket was handed before may still be in its queue.
@@ -59,25 +67,38 @@ impl Call {
             | !is_no(protocol, MPTCP)
             | !is_no(protocol, protocol::UDP.into());
         let is_without_name = !is_judged | !is_no(kind, SOCK_RAW);
-        Self(
-            maker << 32
+        Self {
+            facts: maker << 32
                 | is_stream & Self::BY_STREAM
                 | is_behind & Self::BEHIND_OTHERS
                 | is_without_name & Self::WITHOUT_NAME,
-        )
+            socket: socket as Kernel,
+        }
     }
 
-    /// One that names a peer, by a socket for datagrams that this user has made, where nobody has judged
-    /// whom it is connected to. The kernel names that peer itself where a process names none.
+    /// One that names a peer, by a socket for datagrams that is connected or may be, past the hooks that
+    /// judge a peer if `is_without_name`. The kernel names the peer itself where a process names none.
     #[inline(always)]
-    pub fn naming(maker: u32) -> Self {
-        Self(u64::from(maker) << 32 | Self::WITHOUT_NAME)
+    pub fn naming(socket: Kernel, is_without_name: bool) -> Self {
+        // Without the number, it is nobody's.
+        let maker: u32 = read(socket, offset!(sock_uid)).unwrap_or(u32::MAX);
+        let bit = match is_without_name {
+            true => Self::WITHOUT_NAME,
+            false => 0,
+        };
+        Self {
+            facts: u64::from(maker) << 32 | bit,
+            socket,
+        }
     }
 
     /// The same, once it has sent.
     #[inline(always)]
     pub fn sent(self) -> Self {
-        Self(self.0 | Self::HAS_SENT)
+        Self {
+            facts: self.facts | Self::HAS_SENT,
+            ..self
+        }
     }
 
     /// True if it is by a stream.
@@ -88,13 +109,36 @@ impl Call {
 
     #[inline(always)]
     fn has(self, bit: u64) -> bool {
-        self.0 & bit != 0
+        self.facts & bit != 0
+    }
+
+    /// See [`is_chosen_by_another`]. A function of its own for the sake of the stack.
+    #[inline(never)]
+    fn is_chosen_by_another(self, flags: u32) -> bool {
+        let bits = self.facts as u32 | flags & SOCKET_LISTENS;
+        is_chosen_by_another(self.maker(), network_of(self.socket), bits) != 0
     }
 
     #[inline(always)]
     fn maker(self) -> u32 {
-        (self.0 >> 32) as u32
+        (self.facts >> 32) as u32
     }
+}
+
+/// 1 if another user has made a socket, and may have chosen where it goes without being judged: nobody
+/// is asked about its peer, or the host may translate the one that was approved of. Of a session that
+/// was accepted the far end has chosen to come.
+///
+/// `bits` are those of a call, and [`SOCKET_LISTENS`]. A function of its own to the verifier too, as
+/// those of the judge.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_chosen_by_another(maker: u32, network: Kernel, bits: u32) -> u32 {
+    let is_without_name = bits & Call::WITHOUT_NAME as u32 != 0;
+    let is_accepted = bits & SOCKET_LISTENS != 0;
+    let is_chosen =
+        is_of_another(maker) && (is_without_name || !is_accepted && translates_any(network));
+    is_chosen.into()
 }
 
 /// Takes in that the running process has sent, or is about to.
@@ -124,12 +168,13 @@ fn take_in(tag: *mut Socket, call: Call) -> Option<()> {
     let (flags, state) = unsafe { ((*tag).flags, (*flow).state) };
     let is_certain = unsafe { (*owner).quality } == quality::DIRECT || state & FLOW_SHARED != 0;
     let is_of_frames = flags & SOCKET_OF_FRAMES != 0;
-    let is_chosen = call.has(Call::WITHOUT_NAME) || flags & SOCKET_NOT_REFUSED != 0;
-    let is_of_several = is_chosen && !is_of_frames && is_of_another(call.maker()) != 0;
+    let maker = call.maker();
+    let is_anothers =
+        differ(maker.into(), 0) & differ(maker.into(), unsafe { (*owner).uid }.into());
     // A process that has changed since is another sender, too.
-    let change = match is_certain && !is_of_several && is_running(owner) {
+    let change = match is_certain && is_anothers == 0 && is_running(owner) {
         true => 0,
-        false => set_running(tag, is_of_several),
+        false => set_running(tag, call.is_chosen_by_another(flags)),
     };
     let has_peer = flags & SOCKET_HAS_PEER != 0 || call.is_by_stream();
     if is_certain && change == 0 {

@@ -7,12 +7,12 @@
 //! another destination into a packet are not looked for: there a call is refused for the address
 //! that is named.
 
-use aya_ebpf::{bindings::bpf_sock_addr, programs::SockAddrContext};
+use aya_ebpf::programs::SockAddrContext;
 use trefoil_ebpf::abi::Address;
 
 use crate::{
     globals::offset,
-    kernel_memory::{Kernel, follow, read},
+    kernel_memory::{Kernel, follow, read, read_or_zero},
 };
 
 /// `NF_INET_LOCAL_OUT`
@@ -22,28 +22,45 @@ const MAX_HOOKS: usize = 24;
 /// `NF_IP_PRI_MANGLE` and `NF_IP_PRI_FILTER`: in between, destinations are rewritten.
 const BETWEEN: core::ops::Range<i32> = -149..0;
 
-/// True if packets that the socket of a call sends to this address may go to another, by the rules
-/// of its network namespace: that of the process may be one of its own making.
+/// True if packets that this socket sends to this address may go to another, by the rules of its
+/// network namespace: that of the process may be one of its own making.
 #[inline(always)]
-pub fn may_translate(ctx: &SockAddrContext, address: &Address) -> bool {
+pub fn may_translate(socket: Kernel, address: &Address) -> bool {
     let is_v4 = u32::from(address.as_v4().is_some());
-    may_translate_family(ctx.sock_addr, is_v4) != 0
+    may_translate_family(network_of(socket), is_v4) != 0
 }
 
-/// A global function to the kernel, as those of the judge.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn may_translate_family(call: *mut bpf_sock_addr, is_v4: u32) -> u32 {
-    // If the hooks cannot be read, a call is refused, as without translation.
-    u32::from(has_translation(call as Kernel, is_v4 != 0).unwrap_or(false))
-}
-
+/// The same of any address, in this network namespace.
 #[inline(always)]
-fn has_translation(call: Kernel, is_v4: bool) -> Option<bool> {
+pub fn translates_any(network: Kernel) -> bool {
+    may_translate_family(network, 1) | may_translate_family(network, 0) != 0
+}
+
+/// The `struct sock` of a call that names a peer; 0 if it cannot be read.
+#[inline(always)]
+pub fn socket_of(ctx: &SockAddrContext) -> Kernel {
     /// `bpf_sock_addr_kern.sk`
     const SOCKET: usize = 0;
-    let socket = follow(call, SOCKET)?;
-    let network = follow(socket, offset!(sock_net))?;
+    read_or_zero(ctx.sock_addr as Kernel, SOCKET)
+}
+
+/// The network namespace of a `struct sock`; 0 if it cannot be read.
+#[inline(always)]
+pub fn network_of(socket: Kernel) -> Kernel {
+    read_or_zero(socket, offset!(sock_net))
+}
+
+/// A global function to the kernel, as those of the judge: it takes a number, and not a pointer that
+/// the verifier knows the type of.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn may_translate_family(network: Kernel, is_v4: u32) -> u32 {
+    // If the hooks cannot be read, a call is refused, as without translation.
+    u32::from(has_translation(network, is_v4 != 0).unwrap_or(false))
+}
+
+#[inline(always)]
+fn has_translation(network: Kernel, is_v4: bool) -> Option<bool> {
     let hooks = match is_v4 {
         true => offset!(net_hooks_ipv4),
         false => offset!(net_hooks_ipv6),

@@ -66,7 +66,10 @@ fn measure(
     sender: impl Fn(u64) -> Vec<String>,
 ) -> Result<()> {
     let lab = Lab::new()?;
-    let _sinks = (UdpSink::new(&lab.peer, UDP)?, TcpSink::new(&lab.peer, TCP)?);
+    let _sinks = (
+        UdpSink::new(&lab.peer, UDP)?,
+        TcpSink::one_by_one(&lab.peer, TCP)?,
+    );
     let mut agent = lab.agent().policy(POLICY).flows("auto").start()?;
     let a_part = n_flows / PARTS;
     let unit = lab.unit("lab.service")?;

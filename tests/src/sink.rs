@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, IoSliceMut, Read};
-use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, SocketAddrV6, TcpListener};
+use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, SocketAddrV6, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -202,6 +202,15 @@ pub struct TcpSink {
 impl TcpSink {
     /// Begins to accept.
     pub fn new(place: &Namespace, port: u16) -> Result<Self> {
+        Self::of(place, port, true)
+    }
+
+    /// The same for many short connections: it reads each to its end before it accepts the next.
+    pub fn one_by_one(place: &Namespace, port: u16) -> Result<Self> {
+        Self::of(place, port, false)
+    }
+
+    fn of(place: &Namespace, port: u16, at_once: bool) -> Result<Self> {
         let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
         // The standard library leaves IPV6_V6ONLY at the kernel's default: off.
         let listener = place
@@ -210,7 +219,7 @@ impl TcpSink {
         let end = Arc::new(AtomicBool::new(false));
         let thread = std::thread::spawn({
             let (counts, end) = (counts.clone(), end.clone());
-            move || accept(&listener, &counts, &end)
+            move || accept(&listener, &counts, &end, at_once)
         });
         let place = place.clone();
         Ok(Self {
@@ -246,7 +255,7 @@ impl Drop for TcpSink {
         address.set_ip(Ipv6Addr::LOCALHOST.into());
         let woken = self
             .place
-            .enter(|| Ok(std::net::TcpStream::connect(address).map(|_| ())?))
+            .enter(|| Ok(TcpStream::connect(address).map(|_| ())?))
             .is_ok();
         if woken && let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -257,27 +266,32 @@ impl Drop for TcpSink {
 /// After a connection that could not be accepted.
 const PAUSE: Duration = Duration::from_millis(10);
 
-fn accept(listener: &TcpListener, counts: &Arc<TcpCounts>, end: &AtomicBool) {
+fn accept(listener: &TcpListener, counts: &Arc<TcpCounts>, end: &AtomicBool, at_once: bool) {
     loop {
         let accepted = listener.accept();
         if end.load(Ordering::Relaxed) {
             return;
         }
         // One that was reset meanwhile, or no room for a descriptor: others will come.
-        let Ok((mut stream, _)) = accepted else {
+        let Ok((stream, _)) = accepted else {
             std::thread::sleep(PAUSE);
             continue;
         };
         counts.connections.fetch_add(1, Ordering::Relaxed);
         let counts = counts.clone();
-        std::thread::spawn(move || {
-            let mut buffer = vec![0; 1 << 18];
-            while let Ok(length @ 1..) = stream.read(&mut buffer) {
-                counts.bytes.fetch_add(length as u64, Ordering::Relaxed);
-            }
-            let _ = stream.shutdown(Shutdown::Both);
-            drop(stream);
-            counts.ended.fetch_add(1, Ordering::Relaxed);
-        });
+        match at_once {
+            true => drop(std::thread::spawn(move || read_to_end(stream, &counts))),
+            false => read_to_end(stream, &counts),
+        }
     }
+}
+
+fn read_to_end(mut stream: TcpStream, counts: &TcpCounts) {
+    let mut buffer = vec![0; 1 << 18];
+    while let Ok(length @ 1..) = stream.read(&mut buffer) {
+        counts.bytes.fetch_add(length as u64, Ordering::Relaxed);
+    }
+    let _ = stream.shutdown(Shutdown::Both);
+    drop(stream);
+    counts.ended.fetch_add(1, Ordering::Relaxed);
 }

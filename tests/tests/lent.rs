@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use trefoil_lab::sink::TcpSink;
 use trefoil_lab::{Lab, places};
 use world::{TRAFFIC, all_of, at, mapped_at};
 
@@ -68,14 +69,93 @@ fn nor_by_one_whose_peer_the_host_may_translate() -> Result<()> {
     let lab = Lab::new()?;
     let agent = lab.agent().policy(&approving("user = 0")).uplink("auto");
     let agent = agent.start()?;
-    ensure!(sent(&lab, 0, &["--udp"])? != 0, "root may");
+    ensure!(sent(&lab, 0, &["--by", "udp"])? != 0, "root may");
     for rules in [
         "",
         "table ip lab {\nchain output {\ntype nat hook output priority -100\n}\n}\n",
     ] {
         lab.host.nft(rules)?;
-        let packets = sent(&lab, USER, &["--udp"])?;
+        let packets = sent(&lab, USER, &["--by", "udp"])?;
         ensure!(packets == 0, "with {rules:?}, {packets} packets left");
+    }
+    all_of(agent, &lab)?;
+    lab.close()
+}
+
+/// Where it does, he may be approved of for the peer that he names, and not for the one behind it.
+#[test]
+fn nor_by_one_whose_named_peer_is_approved_of_for_him() -> Result<()> {
+    const SERVICE: &str = "203.0.113.101";
+    let lab = Lab::new()?;
+    lab.host.nft(&format!(
+        "table ip lab {{\nchain output {{\ntype nat hook output priority -100\n\
+         ip daddr {SERVICE} dnat to {}\n}}\n}}\n",
+        places::PEER
+    ))?;
+    let _sink = TcpSink::new(&lab.peer, 53)?;
+    let policy = format!(
+        "{}[[rules]]\nname = \"two\"\nfrom = {{ user = {USER} }}\n\
+         to = {{ networks = [\"{SERVICE}/32\"] }}\nverdict = \"approve\"\n",
+        approving("user = 0")
+    );
+    let agent = lab.agent().policy(&policy).uplink("auto").start()?;
+    let service = format!("{SERVICE}:53");
+    for protocol in ["udp", "tcp", "mptcp"] {
+        let how = ["--by", protocol];
+        ensure!(
+            sent_to(&lab, &service, 0, &how)? != 0,
+            "root may by {protocol}"
+        );
+        let packets = sent_to(&lab, &service, USER, &how)?;
+        ensure!(packets == 0, "{packets} packets left by {protocol}");
+    }
+    all_of(agent, &lab)?;
+    lab.close()
+}
+
+/// A program that is set to a user makes its sockets as that one, and they are its own.
+#[test]
+fn a_program_that_is_set_to_a_user_sends_by_its_own() -> Result<()> {
+    let lab = Lab::new()?;
+    let policy = approving(&format!("user = {USER}"));
+    let agent = lab.agent().policy(&policy).uplink("auto").start()?;
+    let before = lab.link_to(&lab.peer)?;
+    let peer = at(places::PEER, 53);
+    let words = ["own", &peer, &USER.to_string(), "54321"];
+    lab.program(TRAFFIC)?.args(words).run()?.success()?;
+    ensure!(lab.link_to(&lab.peer)?.since(before).tx_packets == 2);
+    all_of(agent, &lab)?;
+    lab.close()
+}
+
+/// Root of a container may have it made, whatever the map of its user namespace looks like. `lend-inside`
+/// says who sends.
+#[test]
+fn and_so_does_a_user_of_a_container_by_its_roots() -> Result<()> {
+    const ROOT: u32 = 100_000;
+    let lab = Lab::new()?;
+    let policy = approving(&format!("user = [{USER}, {ROOT}]"));
+    let agent = lab.agent().policy(&policy).uplink("auto").start()?;
+    let user = format!("1 {USER} 1");
+    let root = format!("0 {ROOT} 1");
+    let others = (2..6).map(|id| format!("{id} {} 1", ROOT + id));
+    let many = [user.clone(), root.clone()].into_iter().chain(others);
+    for map in [
+        vec![root.clone(), user.clone()],
+        vec![user.clone(), root.clone()],
+        many.collect(),
+    ] {
+        let before = lab.link_to(&lab.peer)?;
+        let map = map.iter().flat_map(|line| ["--map", line]);
+        let words = ["lend-inside", &at(places::PEER, 53)];
+        let program = lab.program(TRAFFIC)?.args(words).args(map.clone());
+        let outcome = program.run()?.success();
+        let packets = lab.link_to(&lab.peer)?.since(before).tx_packets;
+        let map: Vec<_> = map.collect();
+        ensure!(
+            outcome.is_ok() && packets == 2,
+            "{map:?}: {packets} left, {outcome:?}"
+        );
     }
     all_of(agent, &lab)?;
     lab.close()

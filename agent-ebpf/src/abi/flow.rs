@@ -178,9 +178,8 @@ pub const SOCKET_HAS_PEER: u32 = 4;
 /// calls set the others.
 pub const SOCKET_HAS_FLOWS: u32 = 1 << 8;
 
-/// A peer was named by somebody who may not send there, and who was let, since the host may translate
-/// it.
-pub const SOCKET_NOT_REFUSED: u32 = 1 << 24;
+/// The socket is older than the agent: it may be connected, and nobody was asked.
+pub const SOCKET_IS_OLDER: u32 = 64;
 
 /// A connection of TCP that carries one of MPTCP, whose socket processes use. In a byte of its own,
 /// likewise.

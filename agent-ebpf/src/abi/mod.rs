@@ -185,6 +185,8 @@ pub struct Offsets {
     pub cred_uid: u32,
     /// `cred.gid`
     pub cred_gid: u32,
+    /// `cred.euid`
+    pub cred_euid: u32,
     /// `signal_struct.live.counter`
     pub signal_live: u32,
     /// `task_struct.files`
@@ -256,8 +258,10 @@ pub struct Offsets {
     pub user_namespace_parent: u32,
     /// `user_namespace.owner`
     pub user_namespace_owner: u32,
-    /// `user_namespace.uid_map.extent`
+    /// `user_namespace.uid_map.extent`; where there are many, a pointer to them
     pub user_namespace_uids: u32,
+    /// `user_namespace.uid_map.nr_extents`
+    pub user_namespace_n_uids: u32,
     /// `fs_struct.root`
     pub fs_root: u32,
     /// `socket.sk`

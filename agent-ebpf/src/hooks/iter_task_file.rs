@@ -9,7 +9,7 @@ use aya_ebpf::{
     bindings::{file, socket},
     helpers::generated::bpf_sock_from_file,
 };
-use trefoil_ebpf::abi::{SOCKET_LISTENS, SOCKET_OWN_NAMESPACE, WayOut, unseen};
+use trefoil_ebpf::abi::{SOCKET_IS_OLDER, SOCKET_LISTENS, SOCKET_OWN_NAMESPACE, WayOut, unseen};
 
 use crate::{
     device, family,
@@ -85,9 +85,10 @@ fn look(ctx: *const Context) -> Option<()> {
     }
     let tag = SOCKETS.get_or_create(sock)?;
     unsafe {
-        if state == TCP_LISTEN && family != AF_PACKET {
-            (*tag).flags = SOCKET_LISTENS;
-        }
+        (*tag).flags = match state == TCP_LISTEN && family != AF_PACKET {
+            true => SOCKET_LISTENS,
+            false => SOCKET_IS_OLDER,
+        };
         if namespace_of(sock as Kernel) == Some(globals::namespace_inode()) {
             (*tag).flags |= SOCKET_OWN_NAMESPACE;
         }

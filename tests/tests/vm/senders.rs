@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use trefoil_lab::Record;
 use trefoil_lab::vm::Vm;
 
-use crate::world::{TRAFFIC, detach, installed};
+use crate::world::{TRAFFIC, arrived, detach, installed};
 
 const POLICY: &str = r#"mode = "report"
 [[rules]]
@@ -139,6 +139,66 @@ fn senders_are_named_where_the_kernel_has_no_tracepoint_for_them() -> Result<()>
         ("TREFOIL_PACKETS_OUT", "3"),
     ] {
         ensure!(frames[0].is(field, expected), "{field}: {}", frames[0]);
+    }
+    Ok(())
+}
+
+/// Where a call that sends is seen before anything leaves: a user chooses nothing for another by a
+/// socket that he made, not by what the host translates either.
+#[test]
+fn nothing_leaves_by_a_socket_that_a_user_lends() -> Result<()> {
+    const USER: u32 = 65_534;
+    const SERVICE: &str = "203.0.113.70";
+    const RULES: &str = "\
+table ip lent {
+chain output {
+type nat hook output priority -100
+ip daddr 203.0.113.70 dnat to 203.0.113.60
+}
+}
+";
+    let mut vm = installed("lent")?;
+    let policy = format!(
+        "mode = \"enforce\"\n\
+         [[rules]]\nname = \"root\"\nfrom = {{ user = 0 }}\n\
+         to = {{ networks = [\"203.0.113.0/24\"] }}\nverdict = \"approve\"\n\
+         [[rules]]\nname = \"named\"\nfrom = {{ user = {USER} }}\n\
+         to = {{ networks = [\"{SERVICE}/32\"] }}\nverdict = \"approve\"\n"
+    );
+    vm.write("/etc/trefoil/policy.toml", &policy)?;
+    vm.ok("systemctl reload trefoil")?;
+    vm.write("/run/lent.nft", RULES)?;
+    vm.ok("nft -f /run/lent.nft")?;
+    for (number, protocol) in ["tcp", "mptcp", "udp"].into_iter().enumerate() {
+        let port = 8160 + number;
+        vm.ok(&format!(
+            "rm -f /run/served && (ip netns exec far {TRAFFIC} serve {port} --wait >/run/served \
+             2>&1 </dev/null &) && until grep -q port /run/served; do sleep 0.1; done"
+        ))?;
+        for (user, may) in [(USER, false), (0, true)] {
+            let before = arrived(&mut vm)?;
+            let words = format!("lend {SERVICE}:{port} {user} --by {protocol}");
+            let ended = vm.run(&format!("{TRAFFIC} {words}"))?;
+            let packets = arrived(&mut vm)? - before;
+            ensure!(
+                (packets > 0) == may,
+                "{words}: {packets} packets arrived, {ended:?}"
+            );
+        }
+    }
+    vm.ok("nft delete table ip lent")?;
+
+    vm.ok("mkfifo /run/waits")?;
+    // Nor is he answered on a port on which root has tried to send.
+    for (user, is_answered) in [(0, true), (USER, false)] {
+        let port = 8170 + user % 2;
+        vm.ok(&format!(
+            "rm -f /run/listens && ({TRAFFIC} listen-lent {port} {user} <>/run/waits \
+             >/run/listens 2>&1 &) && until grep -q pid /run/listens; do sleep 0.1; done"
+        ))?;
+        let client = format!("timeout 2 ip netns exec far {TRAFFIC} tcp 192.0.2.1:{port}");
+        let ended = vm.run(&client)?;
+        ensure!((ended.code == 0) == is_answered, "{user}: {ended:?}");
     }
     Ok(())
 }

@@ -18,9 +18,9 @@ use crate::workspace::{self, as_root};
 /// The release of Debian that it is.
 pub const SUITE: &str = "bookworm";
 
-/// Packages installed beside the essential ones. No network tools but `ip`, `wg` and
+/// Packages installed beside the essential ones. No network tools but `ip`, `wg`, `nft` and
 /// `ssh`, a web server, no compiler, no Python: a host that has little must be enough.
-const PACKAGES: [&str; 14] = [
+const PACKAGES: [&str; 15] = [
     "systemd",
     "systemd-sysv",
     "udev",
@@ -34,6 +34,7 @@ const PACKAGES: [&str; 14] = [
     "sudo",
     "screen",
     "nginx-light",
+    "nftables",
     "linux-image-cloud-amd64",
 ];
 

@@ -1,11 +1,18 @@
 //! Sockets that a user has made, by which another sends.
 
 use std::fs::write;
+use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
-use nix::sys::socket::{AddressFamily, Backlog, MsgFlags, SockaddrStorage, connect, send, sendto};
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{
+    AddressFamily, Backlog, MsgFlags, SockaddrStorage, connect, send, sendto, setsockopt, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::{Uid, setresuid};
 
 use crate::arguments::Arguments;
@@ -32,20 +39,28 @@ pub fn lend(arguments: &mut Arguments) -> Answer {
     let peer: SocketAddr = arguments.value("ADDR:PORT")?;
     let user: u32 = arguments.value("a user id")?;
     let more = arguments.flag("--more");
-    let is_udp = arguments.flag("--udp");
+    let by: Option<String> = arguments.option("--by")?;
     let hold = arguments.flag("--hold");
     let unit: Option<PathBuf> = arguments.option("--cgroup")?;
     arguments.done()?;
     as_user(user)?;
-    let socket = match is_udp {
-        true => udp::open(peer, None)?,
-        false => raw::open_of(
-            family(peer.ip()) as i32,
-            libc::SOCK_DGRAM,
-            libc::IPPROTO_UDPLITE,
-        )?,
+    let family = family(peer.ip()) as i32;
+    let stream = |protocol| raw::open_of(family, libc::SOCK_STREAM, protocol);
+    let socket = match by.as_deref() {
+        None => raw::open_of(family, libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE)?,
+        Some("udp") => udp::open(peer, None)?,
+        Some("tcp") => stream(libc::IPPROTO_TCP)?,
+        Some("mptcp") => stream(libc::IPPROTO_MPTCP)?,
+        Some(other) => return Err(Failure::Usage(format!("{other} is no protocol"))),
     };
-    connect(socket.as_raw_fd(), &SockaddrStorage::from(peer)).named("connect")?;
+    setsockopt(&socket, sockopt::SendTimeout, &TimeVal::milliseconds(200)).named("setsockopt")?;
+    match connect(socket.as_raw_fd(), &SockaddrStorage::from(peer)) {
+        // Nobody has answered yet.
+        Err(Errno::EINPROGRESS) => {
+            setsockopt(&socket, sockopt::SendTimeout, &TimeVal::seconds(3)).named("setsockopt")?;
+        }
+        other => other.named("connect")?,
+    }
     if more {
         send(socket.as_raw_fd(), b"hello", MORE).named("send")?;
     }
@@ -58,9 +73,7 @@ pub fn lend(arguments: &mut Arguments) -> Answer {
         // "0" stands for whoever writes it.
         write(unit.join("cgroup.procs"), "0").named("write")?;
     }
-    // One may be refused as the user's, and a far end that is not there is told of by the next.
-    let _ = send(socket.as_raw_fd(), b"x", MsgFlags::empty());
-    send_once(&socket, 5).or_else(|_| send_once(&socket, 5))
+    send_twice(&socket)
 }
 
 /// `traffic listen-lent`: a user has a socket listen on which root has tried to send.
@@ -80,6 +93,65 @@ pub fn listen_lent(arguments: &mut Arguments) -> Answer {
     Sent::default().tell();
     told_to_proceed();
     Ok(())
+}
+
+/// `traffic own`: sends by a socket of its own as a program does that is set to a user.
+pub fn own(arguments: &mut Arguments) -> Answer {
+    let peer: SocketAddr = arguments.value("ADDR:PORT")?;
+    let user: u32 = arguments.value("a user id")?;
+    let effective: u32 = arguments.value("a user id")?;
+    arguments.done()?;
+    setresuid(user.into(), effective.into(), effective.into()).named("setresuid")?;
+    let socket = raw::open_of(
+        family(peer.ip()) as i32,
+        libc::SOCK_DGRAM,
+        libc::IPPROTO_UDPLITE,
+    )?;
+    connect(socket.as_raw_fd(), &SockaddrStorage::from(peer)).named("connect")?;
+    send_twice(&socket)
+}
+
+/// `traffic lend-inside`: root of a user namespace makes a socket, and user 1 of it sends by that.
+pub fn lend_inside(arguments: &mut Arguments) -> Answer {
+    let peer: SocketAddr = arguments.value("ADDR:PORT")?;
+    let map = arguments.options("--map")?;
+    arguments.done()?;
+    if map.is_empty() {
+        unshare(CloneFlags::CLONE_NEWUSER).named("unshare")?;
+        Sent::default().tell();
+        told_to_proceed();
+        as_root()?;
+        let socket = raw::open_of(
+            family(peer.ip()) as i32,
+            libc::SOCK_DGRAM,
+            libc::IPPROTO_UDPLITE,
+        )?;
+        connect(socket.as_raw_fd(), &SockaddrStorage::from(peer)).named("connect")?;
+        as_user(1)?;
+        return send_twice(&socket);
+    }
+    let mut inside = Command::new("/proc/self/exe")
+        .args(["lend-inside", &peer.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .named("spawn")?;
+    let mut said = inside.stdout.take().map(BufReader::new);
+    let mut line = String::new();
+    if let Some(said) = &mut said {
+        said.read_line(&mut line).named("read")?;
+    }
+    write(format!("/proc/{}/uid_map", inside.id()), map.join("\n")).named("write")?;
+    drop(inside.stdin.take());
+    let ended = inside.wait().named("wait")?;
+    std::process::exit(ended.code().unwrap_or(1));
+}
+
+/// Where only what was sent tells who did, the first of two is judged as of who connected the socket.
+fn send_twice(socket: &OwnedFd) -> Answer {
+    let _ = send(socket.as_raw_fd(), b"x", MsgFlags::empty());
+    // A far end that is not there is told of by the next.
+    send_once(socket, 5).or_else(|_| send_once(socket, 5))
 }
 
 /// `traffic append`: root begins a datagram, and a user goes on with it.

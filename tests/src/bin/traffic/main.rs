@@ -117,11 +117,15 @@ const USAGE: &str = "traffic COMMAND ...
       --spliced; with --silent it says nothing before; with --hold it waits for a line on
       standard input before it changes; with --twice it sends one byte before that; with --first the hello
       has that many bytes
-  lend ADDR:PORT UID [--udp] [--more] [--hold] [--cgroup DIRECTORY]
-      connects a socket of UDP-Lite as that user, and sends twice as root; with --more a word of the
-      user's waits in the socket; with --hold it waits for a line on standard input in between
+  lend ADDR:PORT UID [--by udp|tcp|mptcp] [--more] [--hold] [--cgroup DIRECTORY]
+      connects a socket as that user, of UDP-Lite unless said otherwise, and sends twice as root, also if
+      nobody has answered to the user within 200 ms; with --more a word of the user's waits in the socket; with --hold it waits for a line on standard input in between
   listen-lent PORT UID
       that user has a socket listen on which root has tried to send
+  own ADDR:PORT UID UID
+      sends by a socket of its own, as a program of the first user that is set to the second
+  lend-inside ADDR:PORT --map LINE ...
+      root of a user namespace with this map makes a socket, and user 1 of it sends by that
   append ADDR:PORT UID
       root begins a datagram, and that user goes on with it
   pour BYTES
@@ -290,6 +294,8 @@ fn run(arguments: &mut Arguments) -> Answer {
         "become" => became::become_another(arguments),
         "lend" => lent::lend(arguments),
         "listen-lent" => lent::listen_lent(arguments),
+        "own" => lent::own(arguments),
+        "lend-inside" => lent::lend_inside(arguments),
         "append" => lent::append(arguments),
         "pour" => became::pour(arguments),
         "forge" => forged::forge(arguments),
