@@ -108,7 +108,7 @@ fn scenarios(filter: Option<&str>) -> Command {
     cargo
 }
 
-/// The package, the same with a higher version for the upgrade, and the tarball.
+/// The package, the same with a higher version for the upgrade, the tarball, and the verifier's package.
 fn make_packages(directory: &Path) -> Result<()> {
     remove(directory)?;
     fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
@@ -124,7 +124,8 @@ fn make_packages(directory: &Path) -> Result<()> {
     keep(
         &package::debian_package(Some(NEXT_VERSION))?,
         "trefoil-next.deb",
-    )
+    )?;
+    keep(&package::verifier_package()?, "trefoil-verify.deb")
 }
 
 fn remove(directory: &Path) -> Result<()> {

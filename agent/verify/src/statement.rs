@@ -5,33 +5,14 @@ use std::{
     fmt::Write as _,
 };
 
-use clap::Args;
 use serde_json::{Value, json};
 use trefoil_evidence::{
     statement::{HostStatement, Period, Statement},
-    time::{rfc3339, unix_us_of},
+    time::rfc3339,
     verify::Verdict,
 };
 
-use crate::{Records, verify};
-
-/// Arguments of `statement`.
-#[derive(Args, Debug)]
-pub struct Arguments {
-    /// First moment of the period, as 2026-11-01T00:00:00Z
-    #[arg(long, value_name = "TIME", value_parser = parse_time)]
-    since: u64,
-    /// Moment after the last of the period
-    #[arg(long, value_name = "TIME", value_parser = parse_time)]
-    until: u64,
-    #[command(flatten)]
-    records: Records,
-}
-
-fn parse_time(text: &str) -> Result<u64, String> {
-    unix_us_of(text)
-        .ok_or_else(|| format!("`{text}` is no time such as 2026-11-01T00:00:00Z (RFC 3339)"))
-}
+use crate::{arguments, verify};
 
 /// A host: a log of which somebody has the key.
 struct Host {
@@ -41,7 +22,7 @@ struct Host {
 }
 
 /// States it. Returns the text, and whether there is nothing to find fault with.
-pub fn state(arguments: &Arguments) -> Result<(String, bool), String> {
+pub fn state(arguments: &arguments::Period) -> Result<(String, bool), String> {
     let period = Period {
         since_us: arguments.since,
         until_us: arguments.until,

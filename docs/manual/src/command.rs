@@ -1,15 +1,18 @@
-//! The command line, as `cli.rs` defines it.
+//! The command line of a program, as its sources define it.
 
 use anyhow::{Context, Result};
 use clap::{Arg, ArgAction, Command};
 
 use crate::roff;
 
-/// The lines of the synopsis: one form for each verb.
+/// The lines of the synopsis: one form for each verb, and before them one without, if that is a form.
 pub fn synopsis(command: &Command) -> String {
     let mut out = String::new();
+    if arguments(command).next().is_some() {
+        out += &form(command, None);
+    }
     for verb in verbs(command) {
-        out += &form(verb);
+        out += &form(verb, Some(verb.get_name()));
     }
     out
 }
@@ -25,11 +28,16 @@ pub fn verb(command: &Command, name: &str) -> Result<String> {
         .unwrap_or_default();
     let mut out = format!(".Ss {} {name}\n", command.get_name());
     out += &roff::prose(&format!("{about}."));
+    Ok(out + &options(verb))
+}
+
+/// Each option of a verb, or of a program without one.
+pub fn options(verb: &Command) -> String {
     let mut arguments = arguments(verb).peekable();
     if arguments.peek().is_none() {
-        return Ok(out);
+        return String::new();
     }
-    out += ".Bl -tag -width Ds\n";
+    let mut out = String::from(".Bl -tag -width Ds\n");
     for argument in arguments {
         out += &format!(".It {}\n", typed(argument));
         let help = argument
@@ -54,7 +62,7 @@ pub fn verb(command: &Command, name: &str) -> Result<String> {
             out += ".El\n";
         }
     }
-    Ok(out + ".El\n")
+    out + ".El\n"
 }
 
 /// The verbs, without `help`, which is clap's own.
@@ -71,9 +79,12 @@ pub fn arguments(verb: &Command) -> impl Iterator<Item = &Arg> {
     })
 }
 
-fn form(verb: &Command) -> String {
-    let mut out = format!(".Nm\n.Cm {}\n", roff::argument(verb.get_name()));
-    for argument in arguments(verb) {
+fn form(command: &Command, verb: Option<&str>) -> String {
+    let mut out = String::from(".Nm\n");
+    if let Some(verb) = verb {
+        out += &format!(".Cm {}\n", roff::argument(verb));
+    }
+    for argument in arguments(command) {
         let more = match argument.get_action() {
             ArgAction::Append => " ...",
             _ => "",

@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use clap::CommandFactory;
 use clap_complete::{Shell, generate_to};
 use trefoil::cli::Cli;
+use trefoil_verify::arguments::Arguments;
 
 mod catalog;
 pub mod command;
@@ -26,12 +27,16 @@ pub mod settings;
 mod template;
 
 /// The pages.
-pub const PAGES: [&str; 4] = [
+pub const PAGES: [&str; 5] = [
     "trefoil.8",
+    VERIFY,
     "trefoil.toml.5",
     "trefoil-policy.5",
     "trefoil-reports.7",
 ];
+
+/// Page of the other program.
+const VERIFY: &str = "trefoil-verify.1";
 
 /// Where the pages and their templates are.
 #[must_use]
@@ -47,7 +52,11 @@ pub fn template_of(page: &str) -> Result<String> {
 
 /// The page that its template makes.
 pub fn render(page: &str) -> Result<String> {
-    let text = template::render(&template_of(page)?)
+    let program = match page {
+        VERIFY => Arguments::command(),
+        _ => Cli::command(),
+    };
+    let text = template::render(&template_of(page)?, program)
         .with_context(|| format!("make {page} from docs/man/{page}.in"))?;
     // groff's mdoc macros would call it a BSD manual. They set that string when
     // they are loaded, which is at `.Dd`.
@@ -57,7 +66,7 @@ pub fn render(page: &str) -> Result<String> {
         1,
     );
     Ok(format!(
-        ".\\\" Made from docs/man/{page}.in and the agent's sources by `cargo xtask docs`.\n{text}"
+        ".\\\" Made from docs/man/{page}.in and the sources by `cargo xtask docs`.\n{text}"
     ))
 }
 

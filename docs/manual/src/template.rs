@@ -2,7 +2,7 @@
 //! is put in.
 //!
 //! ```text
-//! @synopsis, @verb NAME          the command line
+//! @synopsis, @verb NAME, @options the command line
 //! @settings                      every setting
 //! @kinds, @fields                records
 //! @losses, @hooks                what they say is missing
@@ -11,15 +11,13 @@
 //! ```
 
 use anyhow::{Context, Result, bail};
-use clap::CommandFactory;
-use trefoil::cli::Cli;
+use clap::Command;
 
 use crate::examples::ExampleKind;
 use crate::{command, places, records, roff, settings};
 
-/// The page that a template makes.
-pub fn render(template: &str) -> Result<String> {
-    let mut cli = Cli::command();
+/// The page that a template makes. `cli` is the program that it is about.
+pub fn render(template: &str, mut cli: Command) -> Result<String> {
     cli.build();
     let mut out = String::new();
     let mut lines = template.lines().enumerate();
@@ -33,6 +31,7 @@ pub fn render(template: &str) -> Result<String> {
         out += &match name {
             "synopsis" => command::synopsis(&cli),
             "verb" => command::verb(&cli, argument)?,
+            "options" => command::options(&cli),
             "settings" => settings::text()?,
             "kinds" => records::kinds()?,
             "fields" => records::fields(),

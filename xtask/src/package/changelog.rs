@@ -6,17 +6,18 @@ use anyhow::{Context, Result, bail};
 
 use crate::workspace;
 
-/// The newest part of CHANGELOG.md as the one entry for this version of the package,
-/// or for the workspace's.
-pub fn changelog(version: Option<&str>) -> Result<String> {
+/// The newest part of CHANGELOG.md as the one entry for this version of a package, or for the
+/// workspace's.
+pub fn changelog(package: &str, version: Option<&str>) -> Result<String> {
     let text =
         fs::read_to_string(workspace::root().join("CHANGELOG.md")).context("read CHANGELOG.md")?;
     // cargo-deb's own revision, where it is told none.
     let own = concat!(env!("CARGO_PKG_VERSION"), "-1");
-    entry(&text, version.unwrap_or(own), &maintainer()?, &date()?)
+    let version = format!("{package} ({})", version.unwrap_or(own));
+    entry(&text, &version, &maintainer()?, &date()?)
 }
 
-/// One entry: what it is for, what changed, who says so and when.
+/// One entry: which package and version it is for, what changed, who says so and when.
 fn entry(changes: &str, version: &str, maintainer: &str, date: &str) -> Result<String> {
     let newest = changes
         .split("\n## ")
@@ -35,7 +36,7 @@ fn entry(changes: &str, version: &str, maintainer: &str, date: &str) -> Result<S
     }
     let points: String = points.iter().map(|words| wrapped(words)).collect();
     Ok(format!(
-        "trefoil ({version}) unstable; urgency=medium\n\n{points}\n -- {maintainer}  {date}\n"
+        "{version} unstable; urgency=medium\n\n{points}\n -- {maintainer}  {date}\n"
     ))
 }
 
@@ -95,7 +96,7 @@ mod tests {
     fn the_newest_part_is_the_entry() {
         let changes =
             "# Changelog\n\n## 0.2.0\n\nBetter.\n\n- One\n  thing.\n- Two.\n\n## 0.1.0\n\n- Old.\n";
-        let entry = entry(changes, "0.2.0-1", "A <a@example.org>", "today").unwrap();
+        let entry = entry(changes, "trefoil (0.2.0-1)", "A <a@example.org>", "today").unwrap();
         assert_eq!(
             entry,
             "trefoil (0.2.0-1) unstable; urgency=medium\n\n  * One thing.\n  * Two.\n\n \
