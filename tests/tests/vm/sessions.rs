@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use trefoil_lab::Record;
 use trefoil_lab::vm::Vm;
 
-use crate::world::{REFUSED, TRAFFIC, detach, installed};
+use crate::world::{HOST6, REFUSED, TRAFFIC, detach, installed};
 
 /// Two gateways by which people come in, and in which mode.
 pub fn gateways(mode: &str) -> String {
@@ -16,7 +16,7 @@ pub fn gateways(mode: &str) -> String {
         r#"mode = "{mode}"
 [[gateways]]
 name    = "dublin"
-clients = ["203.0.113.7"]
+clients = ["203.0.113.7", "2001:db8:f::7"]
 [[gateways]]
 name    = "frankfurt"
 clients = ["203.0.113.8"]
@@ -46,6 +46,8 @@ verdict   = "approve"
 "#;
 
 pub const DUBLIN: &str = "203.0.113.7";
+/// The same gateway.
+pub const DUBLIN6: &str = "2001:db8:f::7";
 const FRANKFURT: &str = "203.0.113.8";
 /// Of no gateway.
 const ELSEWHERE: &str = "203.0.113.9";
@@ -89,9 +91,13 @@ pub fn ssh(name: &str, from: &str, command: &str) -> String {
     // The guest is emulated, and this is the cheapest exchange of keys.
     let options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR \
                    -o ConnectTimeout=60 -o KexAlgorithms=curve25519-sha256";
+    let host = if from.contains(':') {
+        HOST6
+    } else {
+        "192.0.2.1"
+    };
     format!(
-        "ip netns exec far ssh {options} -b {from} -i /run/key {name}@192.0.2.1 \"{command}\" \
-         </dev/null"
+        "ip netns exec far ssh {options} -b {from} -i /run/key {name}@{host} \"{command}\" </dev/null"
     )
 }
 

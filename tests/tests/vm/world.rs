@@ -43,6 +43,31 @@ ip -n far route add local 203.0.113.0/24 dev lo
 ip route add default via 192.0.2.10
 ";
 
+/// The host's address on its uplink, once that has IPv6.
+pub const HOST6: &str = "2001:db8:1::1";
+
+/// Gives the uplink IPv6, and the far end these addresses.
+pub fn add_ipv6(vm: &mut Vm, far: &[&str]) -> Result<()> {
+    const SCRIPT: &str = r"set -eu
+echo 0 > /proc/sys/net/ipv6/conf/uplink/disable_ipv6
+ip netns exec far sh -c 'echo 0 > /proc/sys/net/ipv6/conf/far/disable_ipv6'
+ip address add 2001:db8:1::1/64 dev uplink nodad
+ip -6 neighbour replace 2001:db8:1::10 lladdr 02:00:00:00:00:02 dev uplink nud permanent
+ip -6 route add default via 2001:db8:1::10
+ip -n far address add 2001:db8:1::10/64 dev far nodad
+ip -n far -6 neighbour replace 2001:db8:1::1 lladdr 02:00:00:00:00:01 dev far nud permanent
+";
+    vm.write("/run/ipv6", SCRIPT)?;
+    vm.ok("sh /run/ipv6")?;
+    for address in far {
+        vm.ok(&format!(
+            "ip -n far address add {address}/128 dev far nodad"
+        ))?;
+    }
+    // Its own addresses, which the agent looks at now and then.
+    vm.ok("systemctl reload trefoil").map(drop)
+}
+
 /// The BPF objects in the kernel, except those of systemd. No pipe: what fails is to be seen.
 pub const OBJECTS: &str = "/guest/trefoil-guest objects";
 
