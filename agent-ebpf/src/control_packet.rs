@@ -5,7 +5,7 @@ use aya_ebpf::bindings::__sk_buff;
 use crate::{
     judge::{is_local, is_own},
     packet::{Bytes, Ends, HOP_BY_HOP, protocol},
-    socket::is_of_own_namespace,
+    socket::{is_of_own_namespace, socket_of_packet},
 };
 
 const RST: u8 = 4;
@@ -92,7 +92,9 @@ fn is_of_neighbours(generation: u32, skb: *mut __sk_buff, ends: &Ends) -> bool {
         return true;
     }
     let (own_network, own_rest) = ends.source.halves();
-    own_network == network && is_own(generation, own_network, own_rest) && is_of_own_namespace(skb)
+    own_network == network
+        && is_own(generation, own_network, own_rest)
+        && is_of_own_namespace(socket_of_packet(skb))
 }
 
 /// True for a packet of TCP that resets a connection and carries nothing else.

@@ -34,8 +34,12 @@ pub fn known(tag: *mut Socket, is_connected: bool, ends: &Ends) -> Option<*mut T
         return Some(tracked);
     }
     // Of others the tag alone says who sends.
-    let is_named = ends.destination.protocol == protocol::UDP && !is_connected;
-    if flags & SOCKET_HAS_FLOWS == 0 || !is_named {
+    let is_by_name = ends.destination.protocol == protocol::UDP && !is_connected;
+    if flags & SOCKET_HAS_FLOWS == 0 || !is_by_name {
+        return None;
+    }
+    // Calls say who sends to what they name, and to where that is translated.
+    if !is_named(tag, &ends.destination) {
         return None;
     }
     let key = FlowKey {
@@ -44,6 +48,16 @@ pub fn known(tag: *mut Socket, is_connected: bool, ends: &Ends) -> Option<*mut T
     };
     // From another port it is judged anew.
     find(&key).filter(|flow| unsafe { (**flow).flow.local_port } == ends.source_port)
+}
+
+/// True if this is what a process named last on a socket for datagrams, or where that is translated.
+#[inline(always)]
+pub fn is_named(tag: *const Socket, destination: &Peer) -> bool {
+    // SAFETY: map values; the verifier checks the access.
+    unsafe {
+        is_same_peer(&raw const (*tag).named, destination)
+            || is_same_peer(&raw const (*tag).translated, destination)
+    }
 }
 
 /// True unless another processor is about to fill in whose a flow is. A packet that leaves at that

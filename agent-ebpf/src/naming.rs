@@ -23,12 +23,14 @@ use crate::{
     accounting::{NOT_JUDGED, SENDERS, begin_after, end},
     flows,
     judge::judge,
+    kernel_memory::Kernel,
     maps::{PROCESSES, SOCKETS, in_force},
     owner::acts,
     packet::{has_ports, is_same_peer, protocol},
     refusals::refuse,
     sender::{Call, sends},
     settle::check,
+    socket::is_of_own_namespace,
     source::Source,
     subflow::{inherit, mark},
     translation::{may_translate, socket_of},
@@ -70,7 +72,7 @@ pub fn name(ctx: &SockAddrContext, peer: Peer, purpose: Purpose) -> Option<i32> 
         key.cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     }
     if connects && kind != SOCK_DGRAM {
-        connects_by(tag, socket);
+        connects_by(ctx, tag, socket);
     } else {
         sends(
             tag,
@@ -152,7 +154,7 @@ pub fn name(ctx: &SockAddrContext, peer: Peer, purpose: Purpose) -> Option<i32> 
 
 /// Takes in that the running process connects a socket that is not for datagrams.
 #[inline(always)]
-fn connects_by(tag: *mut Socket, socket: *mut bpf_sock) {
+fn connects_by(ctx: &SockAddrContext, tag: *mut Socket, socket: *mut bpf_sock) {
     // SAFETY: a map value; the verifier checks the access. So below.
     let tracked = unsafe { &raw mut (*tag).tracked };
     let owner = unsafe { &raw mut (*tracked).owner };
@@ -160,6 +162,10 @@ fn connects_by(tag: *mut Socket, socket: *mut bpf_sock) {
     if unsafe { (*tag).flags } & SOCKET_HAS_PEER != 0 {
         end(tracked);
         unsafe { (*tag).flags &= !SOCKET_HAS_PEER };
+    }
+    // One that the kernel has made for a process has no tag yet.
+    if unsafe { (*owner).pid } == 0 {
+        note_namespace(tag, ctx.sock_addr as Kernel);
     }
     // It listens no more, and what it opens is not accepted.
     unsafe { (*tag).flags &= !SOCKET_LISTENS };
@@ -169,6 +175,18 @@ fn connects_by(tag: *mut Socket, socket: *mut bpf_sock) {
     } else {
         mark(tag, socket);
     }
+}
+
+/// Notes in a tag whether the socket of this call is of the agent's own network namespace.
+///
+/// A function of its own for the sake of the stack.
+#[inline(never)]
+fn note_namespace(tag: *mut Socket, call: Kernel) -> u32 {
+    if is_of_own_namespace(socket_of(call)) {
+        // SAFETY: a map value; the verifier checks the access.
+        set_bit(unsafe { &raw mut (*tag).flags }, SOCKET_OWN_NAMESPACE);
+    }
+    0
 }
 
 /// Takes in who sends to where the named peer is translated: those packets are of another flow.
@@ -191,13 +209,13 @@ fn call_naming(ctx: &SockAddrContext, protocol: u8, flags: u32) -> Call {
     if is_judged && flags & (SOCKET_HAS_PEER | SOCKET_IS_OLDER) == 0 {
         return Call::ANY;
     }
-    Call::naming(socket_of(ctx), !is_judged)
+    Call::naming(socket_of(ctx.sock_addr as Kernel), is_judged)
 }
 
 /// Refuses a call that names a peer, and tells so; false if the host may translate where it goes.
 #[inline(always)]
 fn is_refused(ctx: &SockAddrContext, tag: *mut Socket, key: &FlowKey, decision: Decision) -> bool {
-    if may_translate(socket_of(ctx), &key.peer.address) {
+    if may_translate(ctx.sock_addr as Kernel, &key.peer.address) {
         return false;
     }
     // SAFETY: a map value; the verifier checks the access.
@@ -244,6 +262,10 @@ fn forget_moved(tracked: *mut Tracked, near_port: u16) {
 #[inline(never)]
 pub fn is_of_running(owner: *const Owner, source: &Source) -> bool {
     let running = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // Its number is written by itself.
+    if source.who() != bpf_get_current_uid_gid() {
+        return false;
+    }
     // SAFETY: a map value; the verifier checks the access.
     let pid = unsafe { (&raw const (*owner).pid).read_volatile() };
     if pid == running {
@@ -256,8 +278,5 @@ pub fn is_of_running(owner: *const Owner, source: &Source) -> bool {
             bpf_get_current_cgroup_id(),
         )
     };
-    let differs = differ(source.who(), bpf_get_current_uid_gid())
-        | differ(source.cgroup_id, cgroup_id)
-        | differ(source.exe_id, exe_id);
-    differs == 0
+    differ(source.cgroup_id, cgroup_id) | differ(source.exe_id, exe_id) == 0
 }

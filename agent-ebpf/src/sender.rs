@@ -13,48 +13,47 @@ use crate::{
     packet::protocol,
     running::is_of_another,
     seal::{is_whole, sum},
-    translation::{network_of, translates_any},
     uplink_flows::attribute_last,
     words::differ,
 };
 
 /// A call that sends: by which socket, and whether it has done so.
+///
+/// One word: the user who made the socket, and bits.
 #[derive(Clone, Copy)]
-pub struct Call {
-    /// User who made the socket, above bits.
-    facts: u64,
-    /// The socket; 0 if it is not known.
-    socket: Kernel,
-}
+pub struct Call(u64);
+
+/// `TCP_ESTABLISHED`: the state of a socket that is connected, of whatever protocol.
+const ESTABLISHED: u64 = 1;
 
 impl Call {
     /// Nothing is known of it, or nothing that matters.
-    pub const ANY: Self = Self {
-        facts: 0,
-        socket: 0,
-    };
+    pub const ANY: Self = Self(0);
 
     /// It has sent.
-    const HAS_SENT: u64 = 16;
+    const HAS_SENT: u64 = 1;
     /// It is by a stream, which sends its peer all that it was handed before it had one.
     const BY_STREAM: u64 = 2;
     /// Bytes that the socket was handed before may still be in its queue.
     const BEHIND_OTHERS: u64 = 4;
-    /// It is by a socket that is connected past the hooks that judge a peer. Whoever has connected it
-    /// has chosen where it goes.
-    const WITHOUT_NAME: u64 = 8;
+    /// Whoever connected the socket has chosen where it goes: the call names no destination that is
+    /// judged as of whom it is by.
+    const IS_CHOSEN: u64 = 8;
 
     /// One that is about to send by this socket, a `struct sock` that the verifier knows the type of.
     #[inline(always)]
     pub fn by(socket: *const u8) -> Self {
         const SOCK_STREAM: u16 = 1;
-        const SOCK_RAW: u16 = 3;
+        const SOCK_DGRAM: u16 = 2;
         const TCP: u16 = protocol::TCP as u16;
-        const MPTCP: u16 = 262;
+        const UDP: u16 = protocol::UDP as u16;
         // SAFETY: loads through a pointer that the verifier knows the type of. So below.
+        let byte = |offset: usize| unsafe { socket.add(offset).read() }.into();
         let half = |offset: usize| unsafe { socket.add(offset).cast::<u16>().read() };
         let word = |offset: usize| unsafe { socket.add(offset).cast::<u32>().read() }.into();
         let (kind, protocol) = (half(offset!(sock_type)), half(offset!(sock_protocol)));
+        let state: u64 = byte(offset!(sock_state));
+        let kernels: u64 = byte(offset!(sock_kern_sock));
         let maker: u64 = word(offset!(sock_uid));
         let unsent: u64 = word(offset!(sock_write_queue_len));
         let queued: u64 = word(offset!(sock_wmem_queued));
@@ -63,42 +62,36 @@ impl Call {
         let is_stream = !is_no(kind, SOCK_STREAM);
         // Other streams have queues elsewhere, and of these, what is not acknowledged counts.
         let is_behind = differ(unsent | queued & is_stream & is_no(protocol, TCP), 0);
-        let is_judged = !is_no(protocol, TCP)
-            | !is_no(protocol, MPTCP)
-            | !is_no(protocol, protocol::UDP.into());
-        let is_without_name = !is_judged | !is_no(kind, SOCK_RAW);
-        Self {
-            facts: maker << 32
+        let is_chosen =
+            is_no(kind, SOCK_DGRAM) | is_no(protocol, UDP) | !differ(state, ESTABLISHED);
+        // The kernel's sockets are root's by their number, for whomever it makes them.
+        let is_kernels = (kernels >> (offset!(sock_kern_sock_shift) & 7) & 1).wrapping_neg();
+        Self(
+            (maker | is_kernels) << 32
                 | is_stream & Self::BY_STREAM
                 | is_behind & Self::BEHIND_OTHERS
-                | is_without_name & Self::WITHOUT_NAME,
-            socket: socket as Kernel,
-        }
+                | is_chosen & Self::IS_CHOSEN,
+        )
     }
 
-    /// One that names a peer, by a socket for datagrams that is connected or may be, past the hooks that
-    /// judge a peer if `is_without_name`. The kernel names the peer itself where a process names none.
+    /// One that names a peer by a socket for datagrams that may be connected. The kernel names the peer
+    /// itself where a process names none.
     #[inline(always)]
-    pub fn naming(socket: Kernel, is_without_name: bool) -> Self {
+    pub fn naming(socket: Kernel, is_judged: bool) -> Self {
         // Without the number, it is nobody's.
         let maker: u32 = read(socket, offset!(sock_uid)).unwrap_or(u32::MAX);
-        let bit = match is_without_name {
-            true => Self::WITHOUT_NAME,
+        let state: u8 = read(socket, offset!(sock_state)).unwrap_or(ESTABLISHED as u8);
+        let is_chosen = match !is_judged || u64::from(state) == ESTABLISHED {
+            true => Self::IS_CHOSEN,
             false => 0,
         };
-        Self {
-            facts: u64::from(maker) << 32 | bit,
-            socket,
-        }
+        Self(u64::from(maker) << 32 | is_chosen)
     }
 
     /// The same, once it has sent.
     #[inline(always)]
     pub fn sent(self) -> Self {
-        Self {
-            facts: self.facts | Self::HAS_SENT,
-            ..self
-        }
+        Self(self.0 | Self::HAS_SENT)
     }
 
     /// True if it is by a stream.
@@ -109,36 +102,24 @@ impl Call {
 
     #[inline(always)]
     fn has(self, bit: u64) -> bool {
-        self.facts & bit != 0
-    }
-
-    /// See [`is_chosen_by_another`]. A function of its own for the sake of the stack.
-    #[inline(never)]
-    fn is_chosen_by_another(self, flags: u32) -> bool {
-        let bits = self.facts as u32 | flags & SOCKET_LISTENS;
-        is_chosen_by_another(self.maker(), network_of(self.socket), bits) != 0
+        self.0 & bit != 0
     }
 
     #[inline(always)]
     fn maker(self) -> u32 {
-        (self.facts >> 32) as u32
+        (self.0 >> 32) as u32
     }
 }
 
-/// 1 if another user has made a socket, and may have chosen where it goes without being judged: nobody
-/// is asked about its peer, or the host may translate the one that was approved of. Of a session that
-/// was accepted the far end has chosen to come.
+/// 1 if another user has made the socket of a call and chosen where it goes. Of a session that was
+/// accepted, the far end has chosen to come.
 ///
-/// `bits` are those of a call, and [`SOCKET_LISTENS`]. A function of its own to the verifier too, as
-/// those of the judge.
+/// `bits` are those of a call. A function of its own to the verifier too, as those of the judge.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn is_chosen_by_another(maker: u32, network: Kernel, bits: u32) -> u32 {
-    let is_without_name = bits & Call::WITHOUT_NAME as u32 != 0;
-    let is_accepted = bits & SOCKET_LISTENS != 0;
-    let is_chosen =
-        is_of_another(maker) && (is_without_name || !is_accepted && translates_any(network));
-    is_chosen.into()
+extern "C" fn is_chosen_by_another(maker: u32, bits: u32, is_accepted: u32) -> u32 {
+    let is_chosen = bits & Call::IS_CHOSEN as u32 != 0 && is_accepted == 0;
+    u32::from(is_chosen && is_of_another(maker))
 }
 
 /// Takes in that the running process has sent, or is about to.
@@ -174,7 +155,12 @@ fn take_in(tag: *mut Socket, call: Call) -> Option<()> {
     // A process that has changed since is another sender, too.
     let change = match is_certain && is_anothers == 0 && is_running(owner) {
         true => 0,
-        false => set_running(tag, call.is_chosen_by_another(flags)),
+        false => {
+            let direction = unsafe { (*flow).direction };
+            let is_accepted = flags & SOCKET_LISTENS != 0 || direction::is_answer(direction);
+            let by_another = is_chosen_by_another(maker, call.0 as u32, is_accepted.into());
+            set_running(tag, by_another != 0)
+        }
     };
     let has_peer = flags & SOCKET_HAS_PEER != 0 || call.is_by_stream();
     if is_certain && change == 0 {

@@ -10,7 +10,7 @@ use trefoil_ebpf::abi::{SOCKET_OWN_NAMESPACE, Socket};
 
 use crate::{
     globals::{namespace_inode, offset},
-    kernel_memory::{Kernel, follow, read},
+    kernel_memory::{Kernel, follow, read, read_or_zero},
     maps::SOCKETS,
     packet::protocol,
 };
@@ -46,13 +46,9 @@ pub fn is_kernels(skb: *mut __sk_buff) -> bool {
     }
 }
 
-/// True if the socket of a packet is of the agent's own network namespace. To be asked of a whole
-/// socket.
+/// True if a `struct sock` is of the agent's own network namespace.
 #[inline(always)]
-pub fn is_of_own_namespace(skb: *mut __sk_buff) -> bool {
-    let Some(socket) = follow(skb as Kernel, offset!(sk_buff_sk)) else {
-        return false;
-    };
+pub fn is_of_own_namespace(socket: Kernel) -> bool {
     let Some(network) = follow(socket, offset!(sock_net)) else {
         return false;
     };
@@ -60,6 +56,22 @@ pub fn is_of_own_namespace(skb: *mut __sk_buff) -> bool {
         Some(inode) => inode == namespace_inode(),
         None => false,
     }
+}
+
+/// The `struct sock` of a packet; 0 if it cannot be read.
+#[inline(always)]
+pub fn socket_of_packet(skb: *mut __sk_buff) -> Kernel {
+    read_or_zero(skb as Kernel, offset!(sk_buff_sk))
+}
+
+/// True if another user has made the socket of a packet than this one, who sends by it, and that was not
+/// root: he may have chosen where it goes, or from where.
+///
+/// A function of its own for the sake of the stack.
+#[inline(never)]
+pub fn is_made_by_another(skb: *mut __sk_buff, sender: u32) -> bool {
+    let maker = read::<u32>(socket_of_packet(skb), offset!(sock_uid)).unwrap_or(u32::MAX);
+    maker != 0 && maker != sender
 }
 
 /// Index of the loopback interface, in every network namespace.

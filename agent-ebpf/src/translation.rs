@@ -7,7 +7,6 @@
 //! another destination into a packet are not looked for: there a call is refused for the address
 //! that is named.
 
-use aya_ebpf::programs::SockAddrContext;
 use trefoil_ebpf::abi::Address;
 
 use crate::{
@@ -22,31 +21,30 @@ const MAX_HOOKS: usize = 24;
 /// `NF_IP_PRI_MANGLE` and `NF_IP_PRI_FILTER`: in between, destinations are rewritten.
 const BETWEEN: core::ops::Range<i32> = -149..0;
 
-/// True if packets that this socket sends to this address may go to another, by the rules of its
-/// network namespace: that of the process may be one of its own making.
+/// True if packets that the socket of this call sends to this address may go to another, by the rules of
+/// its network namespace: that of the process may be one of its own making.
 #[inline(always)]
-pub fn may_translate(socket: Kernel, address: &Address) -> bool {
-    let is_v4 = u32::from(address.as_v4().is_some());
-    may_translate_family(network_of(socket), is_v4) != 0
+pub fn may_translate(call: Kernel, address: &Address) -> bool {
+    translates(call, address.as_v4().is_some())
 }
 
-/// The same of any address, in this network namespace.
-#[inline(always)]
-pub fn translates_any(network: Kernel) -> bool {
-    may_translate_family(network, 1) | may_translate_family(network, 0) != 0
+/// A function of its own for the sake of the stack.
+#[inline(never)]
+fn translates(call: Kernel, is_v4: bool) -> bool {
+    may_translate_family(network_of(socket_of(call)), is_v4.into()) != 0
 }
 
 /// The `struct sock` of a call that names a peer; 0 if it cannot be read.
 #[inline(always)]
-pub fn socket_of(ctx: &SockAddrContext) -> Kernel {
+pub fn socket_of(call: Kernel) -> Kernel {
     /// `bpf_sock_addr_kern.sk`
     const SOCKET: usize = 0;
-    read_or_zero(ctx.sock_addr as Kernel, SOCKET)
+    read_or_zero(call, SOCKET)
 }
 
 /// The network namespace of a `struct sock`; 0 if it cannot be read.
 #[inline(always)]
-pub fn network_of(socket: Kernel) -> Kernel {
+fn network_of(socket: Kernel) -> Kernel {
     read_or_zero(socket, offset!(sock_net))
 }
 

@@ -82,6 +82,39 @@ fn a_service_answers_no_user_abroad() -> Result<()> {
     lab.close()
 }
 
+/// Nor him who comes by a connection whose socket the kernel makes, as that of MPTCP.
+#[test]
+fn a_service_answers_no_user_abroad_who_connects() -> Result<()> {
+    const PORT: u16 = 8099;
+    const POLICY: &str = "mode = \"enforce\"\n[[rules]]\nname = \"answers\"\nverdict = \"approve\"\n\
+                          from = { unit = \"web.service\" }\n\
+                          to = { networks = [\"2001:db8:3::/48\"] }\n";
+    let (lab, tap) = Lab::with_tap()?;
+    let mut service = lab
+        .program_in("web.service", TRAFFIC)?
+        .args(["serve", &PORT.to_string(), "--again"])
+        .start()?;
+    service.line()?;
+    let mut agent = lab.agent().policy(POLICY).uplink("auto").start()?;
+    for (number, transport) in [&[][..], &["--transport", "mptcp"]].into_iter().enumerate() {
+        let to = at(places::HOST6, PORT);
+        let words = ["tcp", &to, "--source", ABROAD, "--freebind"];
+        let user = lab.program_as(USER, TRAFFIC)?.args(words).args(transport);
+        // It asks again and again.
+        let _user = user.start()?;
+        agent.wait_for("what he asks is judged as going abroad", |records| {
+            let abroad = records
+                .iter()
+                .filter(|record| record.is("event", "violation") && record.is("dst_addr", ABROAD));
+            (abroad.count() > number).then_some(())
+        })?;
+    }
+    let records = all_of(agent, &lab)?;
+    let arrived = tap.to(ABROAD.parse()?).packets;
+    ensure!(arrived == 0, "{arrived} packets have left: {records:#?}");
+    lab.close()
+}
+
 /// All hosts of a link, so the host itself.
 const GROUP: &str = "[ff02::1]:7";
 /// A group beyond the link, where anybody may send.

@@ -228,6 +228,31 @@ fn who_has_changed_user_group_or_unit_is_judged_as_what_it_is_now() -> Result<()
 
 /// The flow of the datagrams is known by then, and goes on as it has for whoever has not changed.
 #[test]
+fn and_so_is_a_packets_who_writes_its_header_himself() -> Result<()> {
+    let lab = Lab::new()?;
+    let (user, other) = (USER.to_string(), lab.unit("other.service")?);
+    let unit = other.to_str().context("a path")?;
+    for (from, change) in [
+        ("user = 0", ["--uid", &user]),
+        ("unit = \"lab.service\"", ["--cgroup", unit]),
+    ] {
+        let policy = format!(
+            "mode = \"enforce\"\n[[rules]]\nname = \"as it was\"\nfrom = {{ {from} }}\n\
+             to = {{ networks = [\"198.51.100.0/24\"] }}\nverdict = \"approve\"\n"
+        );
+        let agent = lab.agent().policy(&policy).start()?;
+        let before = lab.link_to(&lab.peer)?;
+        let words = ["become", &at(places::PEER, 53), "--raw", "--twice"];
+        // Where only what was sent tells who did, the first of two is judged as of who sent before.
+        lab.program(TRAFFIC)?.args(words).args(change).run()?;
+        let packets = lab.link_to(&lab.peer)?.since(before).tx_packets;
+        ensure!((1..=2).contains(&packets), "{from}: {packets} left");
+        all_of(agent, &lab)?;
+    }
+    lab.close()
+}
+
+#[test]
 fn a_datagrams_sender_that_has_changed_is_judged_as_what_it_is_now() -> Result<()> {
     let lab = Lab::new()?;
     let (user, other) = (USER.to_string(), lab.unit("other.service")?);

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use trefoil_lab::sink::TcpSink;
+use trefoil_lab::sink::{TcpSink, UdpSink};
 use trefoil_lab::{Lab, places};
 use world::{TRAFFIC, all_of, at, mapped_at};
 
@@ -113,6 +113,26 @@ fn nor_by_one_whose_named_peer_is_approved_of_for_him() -> Result<()> {
     lab.close()
 }
 
+/// Nor where root names the destination, and he the way there.
+#[test]
+fn nor_by_one_that_he_has_given_a_way() -> Result<()> {
+    const WAY: &str = "2001:db8:2::77";
+    let lab = Lab::new()?;
+    let policy = approving("user = 0").replace("198.51.100.0/24", "2001:db8:2::/48");
+    let agent = lab.agent().policy(&policy).uplink("auto").start()?;
+    let how = ["--by", "udp", "--by-name"];
+    for (user, more, may) in [
+        (USER, &["--via", WAY][..], false),
+        (0, &["--via", WAY], true),
+        (USER, &[], true),
+    ] {
+        let packets = sent_to(&lab, &at(places::PEER6, 53), user, &[&how, more].concat())?;
+        ensure!((packets != 0) == may, "{user} {more:?}: {packets} left");
+    }
+    all_of(agent, &lab)?;
+    lab.close()
+}
+
 /// A program that is set to a user makes its sockets as that one, and they are its own.
 #[test]
 fn a_program_that_is_set_to_a_user_sends_by_its_own() -> Result<()> {
@@ -188,13 +208,19 @@ fn who_accepts_is_who_listens() -> Result<()> {
 #[test]
 fn nor_by_one_that_is_older_than_the_agent() -> Result<()> {
     let lab = Lab::new()?;
-    let start = |user: u32| {
+    let _sink = UdpSink::new(&lab.peer, 53)?;
+    let start = |user: u32, by: &[&str]| {
         let words = ["lend", &at(places::PEER, 53), &user.to_string(), "--hold"];
-        let mut lender = lab.program(TRAFFIC)?.args(words).start()?;
+        let mut lender = lab.program(TRAFFIC)?.args(words).args(by).start()?;
         lender.line()?;
         anyhow::Ok(lender)
     };
-    let lenders = [start(0)?, start(USER)?];
+    let lenders = [
+        start(0, &[])?,
+        start(USER, &[])?,
+        start(0, &["--by", "udp"])?,
+        start(USER, &["--by", "udp"])?,
+    ];
     let agent = lab.agent().policy(&approving("user = 0")).uplink("auto");
     let agent = agent.start()?;
     let mut left = Vec::new();
@@ -205,7 +231,10 @@ fn nor_by_one_that_is_older_than_the_agent() -> Result<()> {
         left.push(lab.link_to(&lab.peer)?.since(before).tx_packets);
     }
     // Where only what was sent tells who did, the first of his is judged as of who holds the socket.
-    ensure!(left[0] != 0 && left[1] <= 1, "{left:?} packets left");
+    ensure!(
+        left[0] == 2 && left[1] <= 1 && left[2] == 2 && left[3] <= 1,
+        "{left:?} packets left"
+    );
     all_of(agent, &lab)?;
     lab.close()
 }

@@ -10,7 +10,7 @@ use trefoil_lab::sink::UdpSink;
 use trefoil_lab::tap::Tap;
 use trefoil_lab::wiring::forward;
 use trefoil_lab::{Lab, Record, places, wait_for};
-use world::{PAYLOAD, REFUSED, UDP_HEADER, all_of, enforcing, is_final, reporting, traffic};
+use world::{PAYLOAD, REFUSED, UDP_HEADER, all_of, at, enforcing, is_final, reporting, traffic};
 
 /// Addresses of services, which the policy does not know. Routed abroad, since the kernel
 /// looks for a route before it rewrites.
@@ -175,6 +175,12 @@ fn who_sends_next_to_a_service_is_judged_as_who_that_is() -> Result<()> {
     };
     assert_eq!(sent(&[])?, 2);
     assert_eq!(sent(&["--uid", "12345"])?, 1);
+    // Another name meanwhile, which is refused or not.
+    for between in [places::PEER, places::FOREIGN] {
+        let how = ["--between", &at(between, 10), "--uid", "12345"];
+        let packets = sent(&how)? - u64::from(between == places::PEER);
+        assert_eq!(packets, 1, "{between}");
+    }
     all_of(agent, &lab)?;
     lab.close()
 }

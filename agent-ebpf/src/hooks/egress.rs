@@ -22,7 +22,7 @@ use crate::{
     },
     control_packet::{is_bare_acknowledgement, is_bare_reset, keeps_link},
     direction::{accepted_by, direction_by, direction_of},
-    flows,
+    flows::{self, is_named},
     globals::{local_flows, tcp_state_seen},
     in_flight,
     judge::{judge, undetermined},
@@ -34,7 +34,10 @@ use crate::{
     seal::seal,
     sender::{is_current, refresh},
     settle::{decide, decide_as, record},
-    socket::{LOOPBACK, is_kernels, is_raw, is_tcp, may_stay, tag_of},
+    socket::{
+        LOOPBACK, is_kernels, is_made_by_another, is_of_own_namespace, is_raw, is_tcp, may_stay,
+        socket_of_packet, tag_of,
+    },
     source::Source,
     subflow::{follow, inherit, mark},
     words::{copy, forget, set_bit, zero},
@@ -197,6 +200,10 @@ fn judge_tagged(in_force: InForce, skb: *mut __sk_buff, ends: &mut Ends) -> Deci
         true => Source::NOBODY,
         // SAFETY: a map value; the verifier checks the access.
         false => Source::of(unsafe { &raw const (*tag).tracked.owner }),
+    };
+    let source = match is_made_by_another(skb, source.uid) {
+        true => Source::NOBODY,
+        false => source,
     };
     let near = ends.near(direction_of(skb) as u8);
     let mut farthest = 0;
@@ -386,6 +393,9 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
     };
     let owner = unsafe { &raw const (*tracked).owner };
     let direction = direction_by(socket, tag);
+    if ends.route == Route::Direct {
+        note_translated(tag, peer);
+    }
     if let Some(tracked) = flows::find(&key) {
         // The socket has done something else there before: listened, or connected.
         unsafe {
@@ -430,7 +440,6 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
             unsafe {
                 (*created).flow.named = (*named).address;
                 (*created).flow.named_port = (*named).port;
-                (*tag).translated = *peer;
             }
         }
     }
@@ -444,6 +453,17 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
         }
     }
     Some(created)
+}
+
+/// Notes where the host translates to what a process has named last, if this is not that.
+#[inline(always)]
+fn note_translated(tag: *mut Socket, peer: &Peer) {
+    // SAFETY: map values; the verifier checks the access.
+    unsafe {
+        if (*tag).named.protocol != 0 && !is_named(tag, peer) {
+            (*tag).translated = *peer;
+        }
+    }
 }
 
 /// Takes in who sends, where no call has named the destination: then the tag alone says so.
@@ -468,19 +488,40 @@ fn is_of_mptcp(skb: *mut __sk_buff) -> bool {
     !tag.is_null() && unsafe { (*tag).flags } & SOCKET_OF_MPTCP != 0
 }
 
-/// True for a packet whose destination no call has named: its socket is connected, or there is no
-/// such hook for its protocol. A connection of TCP is its socket's alone.
-#[inline(always)]
+/// True for a packet whose destination no call has named, or none since another was: its socket is
+/// connected, the host translates it, or there is no such hook for its protocol. A connection of TCP is
+/// its socket's alone.
+///
+/// A function of its own for the sake of the verifier.
+#[inline(never)]
 fn is_without_name(skb: *mut __sk_buff, ends: &Ends) -> bool {
     // SAFETY: fields of the context and of the socket; the verifier checks the access.
     let socket = unsafe { (*skb).__bindgen_anon_2.sk };
+    if socket.is_null() {
+        return false;
+    }
     match ends.destination.protocol {
-        protocol::TCP => false,
+        protocol::TCP => is_of_raw(socket),
         protocol::UDP | protocol::UDPLITE => {
-            !socket.is_null() && unsafe { (*socket).state } == ESTABLISHED
+            let tag = tag_of(skb);
+            let is_connected = unsafe { (*socket).state } == ESTABLISHED;
+            is_connected
+                || tag.is_null()
+                || !is_same_peer(
+                    unsafe { &raw const (*tag).named },
+                    &raw const ends.destination,
+                )
         }
         _ => true,
     }
+}
+
+/// True if a packet is of a raw socket, whatever its protocol.
+#[inline(always)]
+fn is_of_raw(socket: *mut bpf_sock) -> bool {
+    // SAFETY: a field of the context, which the verifier checks.
+    let socket = unsafe { bpf_sk_fullsock(socket) };
+    !socket.is_null() && is_raw(socket)
 }
 
 /// Tags a socket that was not tagged when it was made. The running task is
@@ -490,6 +531,10 @@ fn tag_late(skb: *mut __sk_buff, socket: *mut bpf_sock) -> Option<*mut Socket> {
     let tag = SOCKETS.get_or_create(socket)?;
     if inherit(tag, socket) {
         return Some(tag);
+    }
+    if is_of_own_namespace(socket_of_packet(skb)) {
+        // SAFETY: a map value; the verifier checks the access.
+        unsafe { (*tag).flags |= SOCKET_OWN_NAMESPACE };
     }
     lose(LOSS_SOCKETS_UNTAGGED, 1);
     // SAFETY: a map value; the verifier checks the access.

@@ -19,7 +19,7 @@ use crate::{
     naming::{PASS, is_of_running, near_end},
     packet::is_same_peer,
     source::Source,
-    translation::{may_translate, socket_of},
+    translation::may_translate,
 };
 
 #[path = "../hooks/sock_addr.rs"]
@@ -74,7 +74,7 @@ fn look(ctx: &SockAddrContext, peer: Peer, hook: u8) -> Option<()> {
     }
     let decision = judge(in_force, &source, near_end(socket, &peer), &peer, 0);
     story.decision = decision;
-    let leaves_it = decision.blocks() && may_translate(socket_of(ctx), &peer.address);
+    let leaves_it = decision.blocks() && may_translate(ctx.sock_addr as u64, &peer.address);
     story.outcome = match decision.blocks() {
         true if leaves_it => outcome::LEFT_TO_EGRESS,
         true => outcome::REFUSED,

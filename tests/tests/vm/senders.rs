@@ -189,15 +189,16 @@ ip daddr 203.0.113.70 dnat to 203.0.113.60
     vm.ok("nft delete table ip lent")?;
 
     vm.ok("mkfifo /run/waits")?;
+    vm.ok("ip -n far route replace 192.0.2.1 dev far src 203.0.113.40")?;
     // Nor is he answered on a port on which root has tried to send.
-    for (user, is_answered) in [(0, true), (USER, false)] {
-        let port = 8170 + user % 2;
+    for (port, user, is_answered) in [(8170, 0, true), (8171, USER, false)] {
         vm.ok(&format!(
             "rm -f /run/listens && ({TRAFFIC} listen-lent {port} {user} <>/run/waits \
              >/run/listens 2>&1 &) && until grep -q pid /run/listens; do sleep 0.1; done"
         ))?;
-        let client = format!("timeout 2 ip netns exec far {TRAFFIC} tcp 192.0.2.1:{port}");
-        let ended = vm.run(&client)?;
+        let ended = vm.run(&format!(
+            "timeout 5 ip netns exec far bash -c 'exec 3<>/dev/tcp/192.0.2.1/{port}'"
+        ))?;
         ensure!((ended.code == 0) == is_answered, "{user}: {ended:?}");
     }
     Ok(())

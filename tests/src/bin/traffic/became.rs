@@ -15,6 +15,7 @@ use nix::unistd::{pipe, setgid, setuid, write as write_to};
 use crate::arguments::Arguments;
 use crate::udp::{family, own_port};
 use crate::{Answer, Named, Sent, raw, tcp, told_to_proceed, udp};
+use trefoil_lab::packets::datagram;
 
 /// `traffic become`
 pub fn become_another(arguments: &mut Arguments) -> Answer {
@@ -32,8 +33,12 @@ pub fn become_another(arguments: &mut Arguments) -> Answer {
     let twice = arguments.flag("--twice");
     let unconnected = arguments.flag("--unconnected");
     let first: usize = arguments.option("--first")?.unwrap_or(5);
+    let between: Option<SocketAddr> = arguments.option("--between")?;
+    let by_raw = arguments.flag("--raw");
     arguments.done()?;
+    let unconnected = unconnected || by_raw;
     let socket = match datagrams || unconnected {
+        true if by_raw => raw::open(peer.ip(), libc::SOCK_RAW, libc::IPPROTO_UDP)?,
         true => udp::open(peer, None)?,
         false if mptcp => raw::open_of(
             family(peer.ip()) as i32,
@@ -47,11 +52,21 @@ pub fn become_another(arguments: &mut Arguments) -> Answer {
         connect(socket.as_raw_fd(), &address).named("connect")?;
     }
     let say = |bytes: &[u8]| match unconnected {
+        true if by_raw => {
+            let datagram = datagram(4000, peer.port(), bytes.len());
+            let to = SockaddrStorage::from(SocketAddr::new(peer.ip(), 0));
+            sendto(socket.as_raw_fd(), &datagram, &to, MsgFlags::empty()).named("sendto")
+        }
         true => sendto(socket.as_raw_fd(), bytes, &address, MsgFlags::empty()).named("sendto"),
         false => send(socket.as_raw_fd(), bytes, MsgFlags::empty()).named("send"),
     };
     if !silent {
         say(&vec![b'h'; first])?;
+    }
+    if let Some(between) = between {
+        let between = SockaddrStorage::from(between);
+        // It need not be let through.
+        let _ = sendto(socket.as_raw_fd(), b"x", &between, MsgFlags::empty());
     }
     if hold {
         Sent::default().tell();

@@ -17,6 +17,7 @@ use nix::unistd::{Uid, setresuid};
 
 use crate::arguments::Arguments;
 use crate::became::send_once;
+use crate::route::Route;
 use crate::udp::family;
 use crate::{Answer, Failure, Named, Sent, raw, tcp, told_to_proceed, udp};
 
@@ -41,6 +42,8 @@ pub fn lend(arguments: &mut Arguments) -> Answer {
     let more = arguments.flag("--more");
     let by: Option<String> = arguments.option("--by")?;
     let hold = arguments.flag("--hold");
+    let by_name = arguments.flag("--by-name");
+    let route = Route::of(arguments)?;
     let unit: Option<PathBuf> = arguments.option("--cgroup")?;
     arguments.done()?;
     as_user(user)?;
@@ -53,8 +56,17 @@ pub fn lend(arguments: &mut Arguments) -> Answer {
         Some("mptcp") => stream(libc::IPPROTO_MPTCP)?,
         Some(other) => return Err(Failure::Usage(format!("{other} is no protocol"))),
     };
+    route.set_on(&socket)?;
+    let address = SockaddrStorage::from(peer);
+    if by_name {
+        as_root()?;
+        let _ = sendto(socket.as_raw_fd(), b"x", &address, MsgFlags::empty());
+        return sendto(socket.as_raw_fd(), b"x", &address, MsgFlags::empty())
+            .named("sendto")
+            .map(drop);
+    }
     setsockopt(&socket, sockopt::SendTimeout, &TimeVal::milliseconds(200)).named("setsockopt")?;
-    match connect(socket.as_raw_fd(), &SockaddrStorage::from(peer)) {
+    match connect(socket.as_raw_fd(), &address) {
         // Nobody has answered yet.
         Err(Errno::EINPROGRESS) => {
             setsockopt(&socket, sockopt::SendTimeout, &TimeVal::seconds(3)).named("setsockopt")?;

@@ -59,7 +59,7 @@ const USAGE: &str = "traffic COMMAND ...
       to N others
   tcp ADDR:PORT [--from PORT] [--bytes N] [--hold socket|peer] [--fast-open|--fast-open-connect]
       [--wait] [--transport mptcp|sctp|dccp|smc] [--source ADDR] [--abandon]
-      [--reset] [--listened]
+      [--reset] [--listened] [--freebind]
       with --abandon it ends while the kernel still has to send, with --reset by a reset;
       with --listened the socket has listened before
   serve PORT [--bytes N] [--wait] [--again] [--activated|--transport mptcp|sctp|dccp]
@@ -117,9 +117,11 @@ const USAGE: &str = "traffic COMMAND ...
       --spliced; with --silent it says nothing before; with --hold it waits for a line on
       standard input before it changes; with --twice it sends one byte before that; with --first the hello
       has that many bytes
-  lend ADDR:PORT UID [--by udp|tcp|mptcp] [--more] [--hold] [--cgroup DIRECTORY]
+  lend ADDR:PORT UID [--by udp|tcp|mptcp] [--more] [--hold] [--cgroup DIRECTORY] [--by-name]
+      [--via ADDR ...]
       connects a socket as that user, of UDP-Lite unless said otherwise, and sends twice as root, also if
-      nobody has answered to the user within 200 ms; with --more a word of the user's waits in the socket; with --hold it waits for a line on standard input in between
+      nobody has answered to the user within 200 ms; with --more a word of the user's waits in the socket;
+      with --by-name root says where it goes, with --via the user by which way; with --hold it waits for a line on standard input in between
   listen-lent PORT UID
       that user has a socket listen on which root has tried to send
   own ADDR:PORT UID UID

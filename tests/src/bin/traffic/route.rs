@@ -68,6 +68,15 @@ impl Route {
         }
     }
 
+    /// Has all that a socket sends go this way, if it is one.
+    pub fn set_on(&self, socket: &OwnedFd) -> Answer {
+        if self.via.is_empty() {
+            return Ok(());
+        }
+        let (level, name, value) = self.option(false);
+        set_option(socket, level, name, &value)
+    }
+
     /// Level, name and value of the option, or of the message, that asks for this way.
     fn option(&self, in_message: bool) -> (i32, i32, Vec<u8>) {
         if self.via.iter().all(IpAddr::is_ipv4) {

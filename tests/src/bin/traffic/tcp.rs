@@ -14,7 +14,7 @@ use nix::sys::socket::{
 use crate::arguments::Arguments;
 use crate::copy::set_option;
 use crate::raw;
-use crate::udp::{bind_port, family, own_port};
+use crate::udp::{allow_any_source, bind_port, family, own_port};
 use crate::{Answer, Failure, Named, Sent, told_to_proceed};
 
 const CHUNK: usize = 1 << 16;
@@ -99,6 +99,7 @@ pub fn connect(arguments: &mut Arguments) -> Answer {
     let wait = arguments.flag("--wait");
     let reset = arguments.flag("--reset");
     let listened = arguments.flag("--listened");
+    let freebind = arguments.flag("--freebind");
     arguments.done()?;
     let hold = hold.as_deref();
 
@@ -106,6 +107,9 @@ pub fn connect(arguments: &mut Arguments) -> Answer {
         Some(transport) => transport.open(peer.ip())?,
         None => open(family(peer.ip()), from)?,
     };
+    if freebind {
+        allow_any_source(&socket)?;
+    }
     if let Some(source) = source {
         let source = SockaddrStorage::from(SocketAddr::new(source, 0));
         bind(socket.as_raw_fd(), &source).named("bind")?;

@@ -85,6 +85,12 @@ pub fn open(peer: SocketAddr, from: Option<u16>) -> Result<OwnedFd, Failure> {
     Ok(socket)
 }
 
+/// Lets a socket have an address that this host has not.
+pub fn allow_any_source(socket: &OwnedFd) -> Answer {
+    let on = 1_i32.to_ne_bytes();
+    set_option(socket, libc::SOL_IPV6, libc::IPV6_FREEBIND, &on)
+}
+
 /// `traffic udp`
 pub fn one(arguments: &mut Arguments) -> Answer {
     let peer: SocketAddr = arguments.value("ADDR:PORT")?;
@@ -108,12 +114,7 @@ pub fn one(arguments: &mut Arguments) -> Answer {
         open(peer, from)?
     };
     if freebind {
-        set_option(
-            &socket,
-            libc::SOL_IPV6,
-            libc::IPV6_FREEBIND,
-            &1_i32.to_ne_bytes(),
-        )?;
+        allow_any_source(&socket)?;
     }
     if let Some(source) = source {
         let source = SockaddrStorage::from(SocketAddr::new(source, 0));
