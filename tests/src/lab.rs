@@ -376,6 +376,8 @@ fn agent_state(directory: &Path) -> Vec<PathBuf> {
 
 fn remove_agent_state(directory: &Path) -> Result<()> {
     for path in agent_state(directory) {
+        // A test that was killed may have left a file system on it.
+        let _ = umount2(&path, MntFlags::MNT_DETACH);
         fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
     }
     Ok(())

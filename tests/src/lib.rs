@@ -21,6 +21,7 @@ pub mod battery;
 pub mod books;
 pub mod cgroup;
 pub mod conn_log;
+pub mod cover;
 pub mod fill;
 pub mod foretold;
 pub mod frames;

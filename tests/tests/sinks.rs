@@ -3,14 +3,17 @@
 mod world;
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use trefoil_lab::agent::{detach, kernel_verb, verb};
+use serde_json::Value;
+use trefoil_lab::agent::{acknowledge, detach, kernel_verb, verb};
+use trefoil_lab::cover::{Cover, fill};
+use trefoil_lab::sink::UdpSink;
 use trefoil_lab::{Lab, Record, places, wait_for};
-use world::{approving, at, enforcing, gapless, reporting, traffic};
+use world::told::{arrived, told_by_verdict};
+use world::{approving, at, enforcing, gapless, is_final, reporting, traffic};
 
 fn read(file: &Path) -> Result<Vec<Record>> {
     let text = fs::read_to_string(file).unwrap_or_default();
@@ -76,11 +79,7 @@ fn a_sink_that_misses_records_is_told_and_status_says_so() -> Result<()> {
     let agent = lab.agent().policy(&approving()).records_in(&disk).start()?;
     let file = fs::read_dir(&disk)?.next().context("no file")??.path();
     let ballast = disk.join("ballast");
-    let mut filler = File::create(&ballast)?;
-    let full = (0..).find_map(|_| filler.write_all(&[0; 4096]).err());
-    ensure!(full.context("endless")?.kind() == ErrorKind::StorageFull);
-    // Only then does it give its room back when it is removed.
-    drop(filler);
+    fill(&ballast, 0)?;
     let status = || -> Result<String> { Ok(kernel_verb(&lab, "status", &[])?.stdout) };
     wait_for("status says so", || {
         send(&lab)?;
@@ -178,5 +177,118 @@ fn check_tries_what_run_will_open() -> Result<()> {
         outcome.stderr
     );
     ensure!(!file.exists(), "check has made it");
+    lab.close()
+}
+
+/// The directory on /run in which the lab's agent has its state and its spool.
+fn state_directory(lab: &Lab) -> Result<PathBuf> {
+    let directories = lab.agent_state().into_iter();
+    let mut on_run = directories.filter(|path| path.starts_with("/run"));
+    on_run.next().context("the agent has no directory on /run")
+}
+
+/// Findings of `trefoil status`, which is content if there are none.
+fn findings(lab: &Lab) -> Result<Vec<String>> {
+    let said = kernel_verb(lab, "status", &["--json"])?;
+    let status: Value = serde_json::from_str(&said.stdout).with_context(|| said.stdout.clone())?;
+    let findings = status["findings"].as_array().context("no findings")?.iter();
+    let findings: Vec<String> = findings
+        .filter_map(|finding| Some(finding.as_str()?.to_owned()))
+        .collect();
+    ensure!(status["healthy"] == findings.is_empty(), "{status}");
+    ensure!(said.code == i32::from(!findings.is_empty()), "{said:?}");
+    Ok(findings)
+}
+
+/// `trefoil status` knows from the agent's state alone what sinks miss and what is not watched.
+#[test]
+fn a_state_that_cannot_be_written_is_a_finding() -> Result<()> {
+    type Covers = fn(&Path) -> Result<Cover>;
+    let covers: [(Covers, &str); 2] = [
+        (Cover::full, "has left no readable state"),
+        (Cover::read_only, "has not written its state since"),
+    ];
+    for (cover, says) in covers {
+        let lab = Lab::new()?;
+        let mut agent = lab.agent().policy(&approving()).start()?;
+        acknowledge(&lab)?;
+        assert_eq!(findings(&lab)?, Vec::<String>::new());
+        let cover = cover(&state_directory(&lab)?)?;
+        wait_for(says, || {
+            let found = findings(&lab)?;
+            let about_state = |it: &String| it.contains(says) && it.contains("/run");
+            Ok(found.iter().any(about_state).then_some(()))
+        })?;
+        let is_about_state = |it: &&Record, state: &str| {
+            it.text("subject").ends_with("/state.json") && it.is("state", state)
+        };
+        agent.wait_for("a record says so", |records| {
+            records
+                .iter()
+                .find(|it| is_about_state(it, "partly"))
+                .map(drop)
+        })?;
+        // The spool is another file, which has its room.
+        send(&lab)?;
+        agent.wait_for("it goes on telling", |records| {
+            records.iter().find(|it| is_final(it)).map(drop)
+        })?;
+        drop(cover);
+        wait_for("status is content", || {
+            Ok(findings(&lab)?.is_empty().then_some(()))
+        })?;
+        agent.wait_for("a record says so", |records| {
+            records
+                .iter()
+                .find(|it| is_about_state(it, "covered"))
+                .map(drop)
+        })?;
+        agent.stop(Signal::SIGINT)?;
+        lab.close()?;
+    }
+    Ok(())
+}
+
+/// The spool has some room in advance, which is not enough for so many open flows.
+#[test]
+fn a_spool_that_cannot_be_written_is_a_finding() -> Result<()> {
+    const FLOWS: u64 = 8_000;
+    let lab = Lab::new()?;
+    let sink = UdpSink::new(&lab.foreign, 9)?;
+    let start = || lab.agent().policy(&approving()).start();
+    start()?.stop(Signal::SIGINT)?;
+    let directory = state_directory(&lab)?;
+    let cover = Cover::small(&directory, "32m")?;
+    let agent = start()?;
+    acknowledge(&lab)?;
+    assert_eq!(findings(&lab)?, Vec::<String>::new());
+    // Room for the state, which is written anew each time.
+    let ballast = directory.join("ballast");
+    fill(&ballast, 64 << 10)?;
+    let (to, count) = (at(places::FOREIGN6, 9), FLOWS.to_string());
+    let words = ["udp-many", &to, "--destinations", &count, "--count", &count];
+    let mut sender = traffic(&lab)?.args(words).args(["--hold"]).start()?;
+    sender.line()?;
+    sender.proceed()?;
+    sender.line()?;
+    sink.wait_for_packets(FLOWS)?;
+    wait_for("status says so", || {
+        let found = findings(&lab)?;
+        let about_spool = |it: &String| it.contains("wait to be handed over: spool");
+        Ok(found.iter().any(about_spool).then_some(()))
+    })
+    .with_context(|| format!("{:?}", findings(&lab)))?;
+    fs::remove_file(&ballast)?;
+    wait_for("status is content", || {
+        Ok(findings(&lab)?.is_empty().then_some(()))
+    })
+    .with_context(|| format!("{:?}", findings(&lab)))?;
+    sender.proceed()?;
+    sender.finish()?.success()?;
+    let records = agent.stop(Signal::SIGINT)?.1;
+    let left = arrived(&lab, &[("approved", &lab.foreign)])?;
+    assert_eq!(told_by_verdict(&records)?, left);
+    gapless(&records)?;
+    drop(cover);
     lab.close()
 }

@@ -18,17 +18,17 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    fs::{File, OpenOptions, create_dir_all},
+    fs::{File, create_dir_all},
     io,
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
-use nix::{
-    errno::Errno,
-    fcntl::{FallocateFlags, Flock, FlockArg, fallocate},
-};
+use nix::fcntl::Flock;
 
+mod file;
+
+use self::file::{give_back, open_file};
 use super::{Field, Record, Sealed};
 
 /// First word of a file.
@@ -252,6 +252,7 @@ impl Spool {
             }
             // There is room in the other one for what still counts, if anywhere.
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                give_back(&self.files[self.current], self.len);
                 let before = self.header(self.current)?;
                 self.begin_anew(pending, &before.done, &before.missed)
             }
@@ -310,13 +311,12 @@ impl Spool {
         };
         let batch = Batch::text(pending.iter(), &all, header.generation, HEADER as u64);
         let next = &self.files[1 - self.current];
-        next.write_all_at(batch.as_bytes(), HEADER as u64)?;
-        header.write(next, &self.boot_id)?;
-        let before = &self.files[self.current];
-        if before.metadata()?.len() > ROOM {
-            // Only memory is at stake.
-            let _ = before.set_len(ROOM);
+        if let Err(error) = next.write_all_at(batch.as_bytes(), HEADER as u64) {
+            give_back(next, HEADER as u64);
+            return Err(error);
         }
+        header.write(next, &self.boot_id)?;
+        give_back(&self.files[self.current], 0);
         self.current = 1 - self.current;
         self.generation = header.generation;
         self.len = HEADER as u64 + batch.len() as u64;
@@ -332,32 +332,6 @@ impl Spool {
                 None => self.facts.remove(&name),
             };
         }
-    }
-}
-
-fn open_file(path: &Path) -> Result<Flock<File>, SpoolError> {
-    let failed = |source| SpoolError::File {
-        path: path.to_owned(),
-        source,
-    };
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(path)
-        .map_err(failed)?;
-    let file =
-        Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| SpoolError::InUse {
-            path: path.to_owned(),
-        })?;
-    let flags = FallocateFlags::FALLOC_FL_KEEP_SIZE;
-    match fallocate(&*file, flags, 0, ROOM as libc::off_t) {
-        // Not every file system can.
-        Ok(()) | Err(Errno::EOPNOTSUPP) => Ok(file),
-        Err(error) => Err(failed(error.into())),
     }
 }
 
