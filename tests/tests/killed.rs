@@ -108,6 +108,13 @@ fn a_stopped_agent_leaves_what_a_stalled_sink_did_not_take_to_the_next() -> Resu
     ends_and_is_followed("each", "", true, Signal::SIGTERM)
 }
 
+/// Nothing is left in the kernel for the next one: all of it is in the spool.
+#[test]
+fn an_interrupted_agent_leaves_what_a_stalled_sink_did_not_take_to_the_next() -> Result<()> {
+    ends_and_is_followed("each", "", true, Signal::SIGINT)?;
+    ends_and_is_followed("rollup", "", true, Signal::SIGINT)
+}
+
 /// Records that find room neither in the spool nor in the kernel are lost, and that is told.
 #[test]
 fn what_finds_no_room_while_a_sink_is_stalled_is_told_as_lost() -> Result<()> {
