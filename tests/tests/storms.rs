@@ -337,6 +337,50 @@ fn processes_of_a_user_take_no_room_of_others() -> Result<()> {
     world.close()
 }
 
+/// Neither is made anew, executed anew or sends by a hook that could know it: they are looked for.
+#[test]
+fn what_found_no_room_is_looked_up_when_there_is_some() -> Result<()> {
+    let world = World::new()?;
+    let agent = world.start()?;
+    let delegated = world.delegated()?;
+    let make = |groups: &[PathBuf]| -> Result<()> {
+        let mkdir = Program::new("/bin/mkdir", &world.lab.host, None, Some(USER))?;
+        mkdir.args(groups).run()?.success().map(drop)
+    };
+    let groups: Vec<PathBuf> = (0..300)
+        .map(|number| delegated.join(format!("early-{number}")))
+        .collect();
+    make(&groups)?;
+    let late = delegated.join("late");
+    make(std::slice::from_ref(&late))?;
+    let is_known = || world.sends(&late, Path::new(TRAFFIC), OTHER, OF_UNIT);
+    ensure!(!is_known()?, "there was room for the group");
+
+    let storm = world.storm()?;
+    let mut storm = storm.args(["processes", "--count", "1200"]).start()?;
+    storm.line()?;
+    let good = world.lab.copy_program(TRAFFIC, "good/late")?;
+    let unit = world.lab.unit("lab.service")?;
+    let process = Program::new(&good, &world.lab.host, Some(&unit), Some(USER))?;
+    let process = process.args(["insist", &at(places::PEER, OF_EXE)]);
+    let mut process = process.start()?;
+    let mut passed = || Record::parse(&process.line()?)?.number("passed");
+    ensure!(passed()? == 0, "there was room for the process");
+
+    for group in &groups {
+        fs::remove_dir(group)?;
+    }
+    storm.proceed()?;
+    storm.finish()?.success()?;
+    wait_for("the same group is known", || Ok(is_known()?.then_some(())))?;
+    wait_for("the same process is known", || {
+        Ok((passed()? > 0).then_some(()))
+    })?;
+    drop(process);
+    agent.stop(Signal::SIGTERM)?;
+    world.close()
+}
+
 /// The users within a namespace that a user has made are his to name.
 #[test]
 fn users_of_a_user_namespace_have_the_room_of_who_made_it() -> Result<()> {
