@@ -64,6 +64,7 @@ pub struct AgentBuilder<'lab> {
     records: PathBuf,
     json: Option<PathBuf>,
     is_json_written: bool,
+    pins: PathBuf,
 }
 
 /// A running agent. Killed and taken out of the kernel when dropped.
@@ -77,6 +78,7 @@ pub struct Agent<'lab> {
     errors: PathBuf,
     policy: PathBuf,
     objects: Objects,
+    pins: PathBuf,
 }
 
 impl<'lab> AgentBuilder<'lab> {
@@ -94,6 +96,7 @@ impl<'lab> AgentBuilder<'lab> {
             records: lab.file(""),
             json: None,
             is_json_written: true,
+            pins: lab.pins(),
         }
     }
 
@@ -137,6 +140,12 @@ impl<'lab> AgentBuilder<'lab> {
     /// With this file for records, which is not made. For agents that are to refuse.
     pub fn records_at(mut self, file: &Path) -> Self {
         self.json = Some(file.to_owned());
+        self
+    }
+
+    /// With pins in another directory, beside those of the lab's other agents.
+    pub fn pins(mut self, name: &str) -> Self {
+        self.pins = self.pins.with_file_name(name);
         self
     }
 
@@ -195,7 +204,7 @@ impl<'lab> AgentBuilder<'lab> {
             .arg("--cgroup")
             .arg(&lab.cgroup)
             .arg("--pin-dir")
-            .arg(lab.pins())
+            .arg(&self.pins)
             .args(["--flows", self.flows])
             .args(&self.arguments)
             .envs(self.variables.iter().copied())
@@ -237,6 +246,7 @@ impl<'lab> AgentBuilder<'lab> {
     fn begin(self) -> Result<(Agent<'lab>, UnixDatagram)> {
         let run = next_run();
         let lab = self.lab;
+        let pins = self.pins.clone();
         let (mut command, json) = self.command(run)?;
         let errors = lab.file(&format!("stderr-{run}"));
         let notify = lab.file(&format!("notify-{run}"));
@@ -259,6 +269,7 @@ impl<'lab> AgentBuilder<'lab> {
             errors,
             policy: lab.file("policy.toml"),
             objects: Objects::default(),
+            pins,
         };
         Ok((agent, socket))
     }
@@ -426,9 +437,9 @@ impl Drop for Agent<'_> {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
-        if self.lab.pins().exists()
+        if self.pins.exists()
             && !self.objects.is_empty()
-            && let Err(error) = detach(self.lab)
+            && let Err(error) = detach_at(self.lab, &self.pins)
         {
             eprintln!("{error:#}");
         }
@@ -488,7 +499,11 @@ fn read_all(pipe: Option<impl Read>) -> String {
 
 /// Runs a verb that looks at what the lab's agent has in the kernel.
 pub fn kernel_verb(lab: &Lab, verb_name: &str, arguments: &[&str]) -> Result<Outcome> {
-    let pins = lab.pins();
+    kernel_verb_at(lab, &lab.pins(), verb_name, arguments)
+}
+
+/// The same for an agent whose pins are there.
+fn kernel_verb_at(lab: &Lab, pins: &Path, verb_name: &str, arguments: &[&str]) -> Result<Outcome> {
     let pins = pins.to_str().context("path of the pins")?;
     let mut all = vec![verb_name, "--pin-dir", pins];
     all.extend(arguments);
@@ -502,7 +517,11 @@ pub fn acknowledge(lab: &Lab) -> Result<()> {
 
 /// Takes the lab's agent out of the kernel.
 pub fn detach(lab: &Lab) -> Result<()> {
-    kernel_verb(lab, "detach", &[])?
+    detach_at(lab, &lab.pins())
+}
+
+fn detach_at(lab: &Lab, pins: &Path) -> Result<()> {
+    kernel_verb_at(lab, pins, "detach", &[])?
         .success()
         .context("trefoil detach")?;
     Ok(())
