@@ -21,7 +21,7 @@ use nix::unistd::Pid;
 use crate::kernel::Objects;
 use crate::lab::Lab;
 use crate::namespace::Namespace;
-use crate::program::{Outcome, pass_on, pass_on_as_root};
+use crate::program::{Outcome, make_older, pass_on, pass_on_as_root};
 use crate::record::Record;
 use crate::terminal::Terminal;
 use crate::wait::{PATIENCE, wait_for};
@@ -65,6 +65,7 @@ pub struct AgentBuilder<'lab> {
     json: Option<PathBuf>,
     is_json_written: bool,
     pins: PathBuf,
+    ahead_s: Option<u32>,
 }
 
 /// A running agent. Killed and taken out of the kernel when dropped.
@@ -97,6 +98,7 @@ impl<'lab> AgentBuilder<'lab> {
             json: None,
             is_json_written: true,
             pins: lab.pins(),
+            ahead_s: None,
         }
     }
 
@@ -146,6 +148,12 @@ impl<'lab> AgentBuilder<'lab> {
     /// With pins in another directory, beside those of the lab's other agents.
     pub fn pins(mut self, name: &str) -> Self {
         self.pins = self.pins.with_file_name(name);
+        self
+    }
+
+    /// In a time namespace in which the host has been up for this much longer.
+    pub fn in_time_namespace(mut self, ahead_s: u32) -> Self {
+        self.ahead_s = Some(ahead_s);
         self
     }
 
@@ -224,6 +232,9 @@ impl<'lab> AgentBuilder<'lab> {
         // Records of a test do not belong into the machine's journal.
         command.arg("--journal").arg(lab.journal()?.socket());
         pass_on(&mut command, Some(&lab.host), None, None)?;
+        if let Some(ahead_s) = self.ahead_s {
+            make_older(&mut command, ahead_s);
+        }
         Ok((command, json))
     }
 

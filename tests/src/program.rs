@@ -101,6 +101,29 @@ fn enter_and_become(
     Ok(())
 }
 
+/// Makes `command`'s child a program in a time namespace of its own, in which the host has been up
+/// for this much longer.
+pub fn make_older(command: &mut Command, by_seconds: u32) {
+    // Since Linux 6.3 a program that is executed is in the namespace that its children would be in.
+    const CLONE_NEWTIME: libc::c_int = 0x80;
+    let offsets = format!("monotonic {by_seconds} 0\nboottime {by_seconds} 0\n");
+    let enter = move || {
+        // SAFETY: unshare reads no memory of ours.
+        if unsafe { libc::unshare(CLONE_NEWTIME) } != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        let file = nix::fcntl::open(
+            c"/proc/self/timens_offsets",
+            nix::fcntl::OFlag::O_WRONLY,
+            nix::sys::stat::Mode::empty(),
+        )?;
+        nix::unistd::write(file, offsets.as_bytes())?;
+        Ok(())
+    };
+    // SAFETY: the closure makes system calls and allocates nothing.
+    unsafe { command.pre_exec(enter) };
+}
+
 /// A program to be started somewhere in the lab.
 #[derive(Debug)]
 pub struct Program {

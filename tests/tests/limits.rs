@@ -2,6 +2,8 @@
 
 mod world;
 
+use std::fs;
+
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use nix::time::{ClockId, clock_gettime};
@@ -169,6 +171,66 @@ fn in_report_mode_a_budget_is_charged_as_in_enforce_mode_and_nothing_is_dropped(
     lab.close()
 }
 
+/// Sends until the exception has ended, at this moment. Returns how often it was used.
+fn ends_at(lab: &Lab, end_ns: i64) -> Result<u64> {
+    // Attempt by attempt, with room for what reading two clocks takes.
+    const SLACK_NS: i64 = 20_000_000;
+    let (mut n_sent, mut n_refused) = (0, 0);
+    wait_for("it ends", || {
+        let began_ns = unix_ns()?;
+        let left = send(lab, 1)? == 1;
+        if unix_ns()? < end_ns - SLACK_NS {
+            ensure!(left, "it has ended too early");
+            n_sent += 1;
+        } else if began_ns > end_ns + SLACK_NS {
+            ensure!(!left, "it has not ended in time");
+            n_refused += 1;
+        }
+        Ok((n_refused >= 3).then_some(()))
+    })?;
+    Ok(n_sent)
+}
+
+/// The clock by which kernel programs go is another one than that of an agent in such a namespace.
+#[test]
+fn an_exception_ends_on_time_in_a_time_namespace() -> Result<()> {
+    const TEN_DAYS_S: u32 = 864_000;
+    let lab = Lab::new()?;
+    let _sink = UdpSink::new(&lab.foreign, PORT)?;
+    let end = unix_ns()? / 1_000_000_000 + 40;
+    let policy = limited(&format!(
+        r#"exception = {{ id = "EX-12", basis = "Art. 49(1)(e)", reason = "disk array failure",
+              approved_by = ["dpo", "auditor"], expires = {} }}"#,
+        moment(end)?
+    ));
+    let agent = lab.agent().policy(&policy);
+    let mut agent = agent.in_time_namespace(TEN_DAYS_S).start()?;
+    let time_of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/time"));
+    ensure!(time_of(&agent.pid().to_string())? != time_of("self")?);
+    let before_ns = unix_ns()?;
+    ensure!(send(&lab, 1)? == 1, "it has ended too early");
+    let after_ns = unix_ns()?;
+    let started = agent.wait_for("its use is told", |records| {
+        let flow = records
+            .iter()
+            .find(|record| record.is("event", "flow") && record.is("verdict", "exception"))?;
+        Some(flow.text("started"))
+    })?;
+    // Times of one form are in the order of their letters.
+    const SLACK_NS: i64 = 1_000_000_000;
+    let [first, last] = [before_ns - SLACK_NS, after_ns + SLACK_NS]
+        .map(|at_ns| moment(at_ns.div_euclid(1_000_000_000)));
+    let (first, last) = (first?, last?);
+    ensure!(
+        (first.as_str()..=last.as_str()).contains(&started.as_str()),
+        "started at {started}, and not from {first} to {last}"
+    );
+    ends_at(&lab, end * 1_000_000_000)?;
+    agent.stop(Signal::SIGTERM)?;
+    detach(&lab)?;
+    lab.close()
+}
+
 #[test]
 fn an_exception_ends_on_time_with_the_agent_killed() -> Result<()> {
     let lab = Lab::new()?;
@@ -213,21 +275,7 @@ fn an_exception_ends_on_time_with_the_agent_killed() -> Result<()> {
     })?;
     agent.stop(Signal::SIGKILL)?;
 
-    // Attempt by attempt, with room for what reading two clocks takes.
-    const SLACK_NS: i64 = 20_000_000;
-    let (mut n_sent, mut n_refused) = (0, 0);
-    wait_for("it ends", || {
-        let began_ns = unix_ns()?;
-        let left = send(&lab, 1)? == 1;
-        if unix_ns()? < end_ns - SLACK_NS {
-            ensure!(left, "it has ended too early");
-            n_sent += 1;
-        } else if began_ns > end_ns + SLACK_NS {
-            ensure!(!left, "it has not ended in time");
-            n_refused += 1;
-        }
-        Ok((n_refused >= 3).then_some(()))
-    })?;
+    let n_sent = ends_at(&lab, end_ns)?;
     ensure!(n_sent > 0, "it was never used with the agent killed");
     // Packets of the older socket are dropped on their way from now on, and it is told so.
     let before = sink.arrived().packets;
