@@ -323,6 +323,16 @@ impl Agent<'_> {
         self.child.id()
     }
 
+    /// Time of a processor that it has had, all its threads together.
+    pub fn processor(&self) -> Result<Duration> {
+        let mut taken_ns = 0;
+        for task in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+            let text = fs::read_to_string(task?.path().join("schedstat"))?;
+            taken_ns += text.split(' ').next().context("no time")?.parse::<u64>()?;
+        }
+        Ok(Duration::from_nanos(taken_ns))
+    }
+
     /// The file that it writes records to.
     pub fn records_file(&self) -> &Path {
         &self.file

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::kernel::{BPF_MAP_GET_FD_BY_ID, Objects, bpf, halves, info, open};
+use crate::kernel::{BPF_MAP_GET_FD_BY_ID, Objects, bpf, halves, info, open, pinned};
 
+const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
 /// The types whose fill says something: hashes, also by processor. One that forgets the oldest is
 /// full in the end.
@@ -36,8 +38,37 @@ pub fn entries(objects: &Objects) -> Result<BTreeMap<String, u64>> {
     Ok(entries)
 }
 
-/// Keys of a map, one after the other.
+/// How many entries of a map that is pinned there have these bytes in their value.
+pub fn entries_with(pin: &Path, bytes: &[u8]) -> Result<u64> {
+    let map = pinned(pin)?;
+    let info = info::<16>(&map)?;
+    let size = |at: usize| {
+        let bytes = info.get(at..).and_then(|rest| rest.first_chunk()).copied();
+        bytes.map(u32::from_ne_bytes).unwrap_or_default() as usize
+    };
+    let mut value = vec![0_u8; size(12)];
+    let mut n_found = 0;
+    walk(&map, size(8), |key| {
+        let ([low, high], [value_low, value_high]) = (
+            halves(key.as_ptr() as u64),
+            halves(value.as_mut_ptr() as u64),
+        );
+        let descriptor = map.as_raw_fd() as u32;
+        let mut attributes = [descriptor, 0, low, high, value_low, value_high, 0, 0];
+        // One that has left meanwhile is none.
+        let is_there = bpf(BPF_MAP_LOOKUP_ELEM, &mut attributes).is_ok();
+        n_found += u64::from(is_there && value.windows(bytes.len()).any(|it| it == bytes));
+    })?;
+    Ok(n_found)
+}
+
+/// Counts the keys of a map.
 fn count(map: &OwnedFd, key_bytes: usize) -> Result<u64> {
+    walk(map, key_bytes, |_| ())
+}
+
+/// Keys of a map, one after the other. Returns how many there are.
+fn walk(map: &OwnedFd, key_bytes: usize, mut look: impl FnMut(&[u8])) -> Result<u64> {
     let mut key = vec![0_u8; key_bytes];
     let mut next = vec![0_u8; key_bytes];
     for number in 0..MOST {
@@ -46,7 +77,10 @@ fn count(map: &OwnedFd, key_bytes: usize) -> Result<u64> {
         let descriptor = map.as_raw_fd() as u32;
         let mut attributes = [descriptor, 0, low, high, next_low, next_high];
         match bpf(BPF_MAP_GET_NEXT_KEY, &mut attributes) {
-            Ok(_) => std::mem::swap(&mut key, &mut next),
+            Ok(_) => {
+                std::mem::swap(&mut key, &mut next);
+                look(&key);
+            }
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(number),
             Err(error) => return Err(error).context("walk over a map"),
         }

@@ -9,6 +9,7 @@ mod world;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use trefoil_lab::program::{Program, Running};
 use trefoil_lab::sink::UdpSink;
-use trefoil_lab::{Agent, Lab, Record, agent, kernel, places, wait_for};
+use trefoil_lab::{Agent, Lab, Record, agent, fill, kernel, places, wait_for};
 use world::chance::{Chance, number_of};
 use world::told::{arrived, lost as lost_traffic, numbered, told_by_verdict};
 use world::{REFUSED, TRAFFIC, at};
@@ -481,18 +482,29 @@ fn rules_hold_with_every_table_full() -> Result<()> {
 #[test]
 fn the_next_agent_knows_executables_by_the_same_numbers() -> Result<()> {
     let world = World::new()?;
-    let key = || -> Result<Vec<u8>> {
-        let pins = world.lab.pinned().into_iter();
-        let mut keys = pins.filter(|pin| pin.ends_with("EXECUTABLE_KEY"));
-        let key = keys.next().context("no pin of the key")?;
-        kernel::element(&kernel::pinned(&key)?, 0)
+    let pin = |name: &str| {
+        let mut pins = world.lab.pinned().into_iter();
+        pins.find(|pin| pin.ends_with(name)).context("no such pin")
     };
-    world.start()?.stop(Signal::SIGKILL)?;
-    let first = key()?;
-    ensure!(first.iter().any(|byte| *byte != 0), "there is no key");
-    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+    // A program that runs all the time: no other has its path.
+    let own = world.lab.copy_program(TRAFFIC, "own/program")?;
+    let unit = world.lab.unit("lab.service")?;
+    let words = ["udp", &at(places::PEER, OF_UNIT), "--hold"];
+    let runs = Program::new(&own, &world.lab.host, Some(&unit), None)?;
+    let mut runs = runs.args(words).start()?;
+    runs.line()?;
+    let mut first = None;
+    for signal in [Signal::SIGKILL, Signal::SIGTERM].repeat(2) {
         let agent = world.start()?;
-        ensure!(key()? == first, "the key is another one");
+        let key = kernel::element(&kernel::pinned(&pin("EXECUTABLE_KEY")?)?, 0)?;
+        ensure!(key.iter().any(|byte| *byte != 0), "there is no key");
+        ensure!(
+            *first.get_or_insert_with(|| key.clone()) == key,
+            "another key"
+        );
+        let pin = pin("EXECUTABLES")?;
+        let n_entries = fill::entries_with(&pin, own.as_os_str().as_bytes())?;
+        ensure!(n_entries == 1, "one program has {n_entries} numbers");
         agent.stop(signal)?;
     }
     world.close()
@@ -503,18 +515,10 @@ const MOST_KIB: u64 = 192 << 10;
 
 /// An agent's resident memory in KiB, and the time of a processor that it has had.
 fn figures(agent: &Agent<'_>) -> Result<(u64, Duration)> {
-    let process = format!("/proc/{}", agent.pid());
-    let status = fs::read_to_string(format!("{process}/status"))?;
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let resident = line.and_then(|line| line.split_whitespace().next());
-    let mut taken = 0;
-    for task in fs::read_dir(format!("{process}/task"))? {
-        let text = fs::read_to_string(task?.path().join("schedstat"))?;
-        let ns = text.split_whitespace().next().context("no time")?;
-        taken += ns.parse::<u64>()?;
-    }
-    let resident = resident.context("no VmRSS")?.parse()?;
-    Ok((resident, Duration::from_nanos(taken)))
+    Ok((resident.context("no VmRSS")?.parse()?, agent.processor()?))
 }
 
 /// Sums of a storm, over the agents that it has seen.
