@@ -3,8 +3,6 @@
 
 mod world;
 
-use std::fs;
-
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -17,18 +15,6 @@ use world::{TRAFFIC, approving, at, enforcing, gapless, traffic, traffic_in};
 
 /// Flows whose numbers are kept in the records' sums alone.
 const SUMS: &str = "rollup";
-
-/// Nanoseconds of a processor that the agent has had, all its threads together.
-fn cpu_ns(agent: &Agent<'_>) -> Result<u64> {
-    let tasks = format!("/proc/{}/task", agent.pid());
-    let mut sum = 0;
-    for task in fs::read_dir(tasks)? {
-        let text = fs::read_to_string(task?.path().join("schedstat"))?;
-        let ns = text.split_whitespace().next().context("no time")?;
-        sum += ns.parse::<u64>()?;
-    }
-    Ok(sum)
-}
 
 /// Flows that the agent has taken in.
 fn taken_in(lab: &Lab) -> Result<u64> {
@@ -71,12 +57,12 @@ fn idle_ms(agent: &mut Agent<'_>, seconds: usize) -> Result<f64> {
     agent.wait_for("a heartbeat", |records| {
         (n_beats(records) > begun).then_some(())
     })?;
-    let (begun, before) = (n_beats(agent.records()?), cpu_ns(agent)?);
+    let (begun, before) = (n_beats(agent.records()?), agent.processor()?);
     agent.wait_for("heartbeats", |records| {
         (n_beats(records) >= begun + seconds).then_some(())
     })?;
     let n_seconds = n_beats(agent.records()?) - begun;
-    Ok((cpu_ns(agent)? - before) as f64 / 1e6 / n_seconds as f64)
+    Ok((agent.processor()? - before).as_secs_f64() * 1e3 / n_seconds as f64)
 }
 
 #[test]
@@ -93,11 +79,11 @@ fn peers_of_one_socket_cost_at_the_end_what_they_cost_at_the_start() -> Result<(
     sender.line()?;
     let mut parts = Vec::new();
     for part in 1..=PARTS {
-        let before = cpu_ns(&agent)?;
+        let before = agent.processor()?;
         sender.proceed()?;
         sender.line()?;
         wait_until_taken_in(&lab, part as u64 * A_PART)?;
-        parts.push((cpu_ns(&agent)? - before) / A_PART);
+        parts.push((agent.processor()? - before).as_nanos() as u64 / A_PART);
     }
     println!("ns of a processor a flow, by part: {parts:?}");
     ensure!(parts[PARTS - 1] < 3 * parts[0], "{parts:?}");
