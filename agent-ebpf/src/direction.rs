@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
-    helpers::generated::bpf_sk_fullsock,
+    helpers::generated::{bpf_get_listener_sock, bpf_sk_fullsock},
 };
 use trefoil_ebpf::abi::*;
 
@@ -62,5 +62,38 @@ pub const fn accepted_by(flags: u32) -> u8 {
     match flags & SOCKET_OWN_NAMESPACE {
         0 => direction::CLAIMED,
         _ => direction::ACCEPTED,
+    }
+}
+
+/// Direction of a packet that no socket's hook has seen. It is known of an answer to a connection request,
+/// which older kernels show to no hook by IPv6: its socket is one that the kernel made for the request.
+///
+/// A global function, as [`direction_of`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn direction_of_answer(skb: *mut __sk_buff) -> u32 {
+    let direction = || {
+        // SAFETY: a field of the context; the verifier checks the access. So below.
+        let socket = unsafe { (*skb).__bindgen_anon_2.sk };
+        if socket.is_null() || !unsafe { bpf_sk_fullsock(socket) }.is_null() {
+            return None;
+        }
+        let listener = unsafe { bpf_get_listener_sock(socket) };
+        if listener.is_null() {
+            return None;
+        }
+        let tag = SOCKETS.get(listener)?;
+        Some(accepted_by(unsafe { (*tag).flags }))
+    };
+    direction().unwrap_or(direction::UNKNOWN).into()
+}
+
+/// Notes in the flow of a packet that it answers a connection request, if it does.
+#[inline(always)]
+pub fn note_answer(tracked: *mut Tracked, skb: *mut __sk_buff) {
+    let direction = direction_of_answer(skb) as u8;
+    if direction != direction::UNKNOWN {
+        // SAFETY: a map value; the verifier checks the access.
+        unsafe { (*tracked).flow.direction = direction };
     }
 }

@@ -5,6 +5,7 @@ use trefoil_ebpf::abi::*;
 use crate::{
     accounting::{announce_owner, begin, set_state, succeed},
     maps::{EMPTY, FLOWS},
+    named::is_named,
     owner::{is_same, is_same_process, set_current, set_one_of_several},
     packet::{Ends, is_same_peer, protocol},
     seal::is_whole,
@@ -48,16 +49,6 @@ pub fn known(tag: *mut Socket, is_connected: bool, ends: &Ends) -> Option<*mut T
     };
     // From another port it is judged anew.
     find(&key).filter(|flow| unsafe { (**flow).flow.local_port } == ends.source_port)
-}
-
-/// True if this is what a process named last on a socket for datagrams, or where that is translated.
-#[inline(always)]
-pub fn is_named(tag: *const Socket, destination: &Peer) -> bool {
-    // SAFETY: map values; the verifier checks the access.
-    unsafe {
-        is_same_peer(&raw const (*tag).named, destination)
-            || is_same_peer(&raw const (*tag).translated, destination)
-    }
 }
 
 /// True unless another processor is about to fill in whose a flow is. A packet that leaves at that

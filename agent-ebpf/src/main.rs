@@ -70,6 +70,8 @@ mod loopback;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod named;
+#[cfg(target_arch = "bpf")]
 mod naming;
 #[cfg(target_arch = "bpf")]
 mod owner;

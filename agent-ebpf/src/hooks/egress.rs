@@ -22,12 +22,13 @@ use crate::{
     },
     control_packet::{is_bare_acknowledgement, is_bare_reset, keeps_link},
     direction::{accepted_by, direction_by, direction_of},
-    flows::{self, is_named},
+    flows,
     globals::{local_flows, tcp_state_seen},
     in_flight,
     judge::{judge, undetermined},
     loopback::{TO_BOTH, TO_ITS_SOURCE, WHERE_IT_GOES, answers, goes_to_its_source},
     maps::{CUTS, FLOWS, InForce, SOCKETS, in_force, is_uplink, lose},
+    named::{ESTABLISHED, is_without_name, note_translated},
     packet::{Ends, Route, ends, is_same_peer, plain_ends_at, protocol},
     remembered::{ended, keep_large},
     route::{address_at, judge_listed},
@@ -46,8 +47,6 @@ use crate::{
 const PASS: i32 = 1;
 const DROP: i32 = 0;
 
-/// State of a socket that is connected, of whatever protocol.
-const ESTABLISHED: u32 = 1;
 const TCP_SYN_SENT: u32 = 2;
 const TCP_LISTEN: u32 = 10;
 
@@ -393,9 +392,7 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
     };
     let owner = unsafe { &raw const (*tracked).owner };
     let direction = direction_by(socket, tag);
-    if ends.route == Route::Direct {
-        note_translated(tag, peer);
-    }
+    note_translated(tag, ends);
     if let Some(tracked) = flows::find(&key) {
         // The socket has done something else there before: listened, or connected.
         unsafe {
@@ -455,17 +452,6 @@ fn find(skb: *mut __sk_buff, ends: &Ends) -> Option<*mut Tracked> {
     Some(created)
 }
 
-/// Notes where the host translates to what a process has named last, if this is not that.
-#[inline(always)]
-fn note_translated(tag: *mut Socket, peer: &Peer) {
-    // SAFETY: map values; the verifier checks the access.
-    unsafe {
-        if (*tag).named.protocol != 0 && !is_named(tag, peer) {
-            (*tag).translated = *peer;
-        }
-    }
-}
-
 /// Takes in who sends, where no call has named the destination: then the tag alone says so.
 ///
 /// A function of its own, so that what comes after it is not verified once for each that it can be.
@@ -486,42 +472,6 @@ fn is_of_mptcp(skb: *mut __sk_buff) -> bool {
     let tag = tag_of(skb);
     // SAFETY: a map value; the verifier checks the access.
     !tag.is_null() && unsafe { (*tag).flags } & SOCKET_OF_MPTCP != 0
-}
-
-/// True for a packet whose destination no call has named, or none since another was: its socket is
-/// connected, the host translates it, or there is no such hook for its protocol. A connection of TCP is
-/// its socket's alone.
-///
-/// A function of its own for the sake of the verifier.
-#[inline(never)]
-fn is_without_name(skb: *mut __sk_buff, ends: &Ends) -> bool {
-    // SAFETY: fields of the context and of the socket; the verifier checks the access.
-    let socket = unsafe { (*skb).__bindgen_anon_2.sk };
-    if socket.is_null() {
-        return false;
-    }
-    match ends.destination.protocol {
-        protocol::TCP => is_of_raw(socket),
-        protocol::UDP | protocol::UDPLITE => {
-            let tag = tag_of(skb);
-            let is_connected = unsafe { (*socket).state } == ESTABLISHED;
-            is_connected
-                || tag.is_null()
-                || !is_same_peer(
-                    unsafe { &raw const (*tag).named },
-                    &raw const ends.destination,
-                )
-        }
-        _ => true,
-    }
-}
-
-/// True if a packet is of a raw socket, whatever its protocol.
-#[inline(always)]
-fn is_of_raw(socket: *mut bpf_sock) -> bool {
-    // SAFETY: a field of the context, which the verifier checks.
-    let socket = unsafe { bpf_sk_fullsock(socket) };
-    !socket.is_null() && is_raw(socket)
 }
 
 /// Tags a socket that was not tagged when it was made. The running task is

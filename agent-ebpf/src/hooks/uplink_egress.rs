@@ -20,7 +20,7 @@ use crate::{
     books::{Size, count, dropped, judged, not_ip},
     checksum::{ANOTHER, SAME, changes_headers, is_changed},
     control_packet::{is_bare_acknowledgement, keeps_link},
-    direction::accepted_by,
+    direction::{direction_of_answer, note_answer},
     flows::{self, set_sender},
     frame::{Frame, NOT_IP, frame, frame_ends, is_plain_ethernet},
     frame_owner::{AF_INET, AF_INET6, owner, sender, sent, tag, who_sent},
@@ -473,29 +473,6 @@ pub extern "C" fn judge_anew(skb: *mut __sk_buff, start: u32, generation: u32, f
     unless_counted(skb, start, decision.to_word())
 }
 
-/// Direction of a packet that no socket's hook has seen. It is known of an answer to a connection request,
-/// which older kernels show to no hook by IPv6: its socket is one that the kernel made for the request.
-///
-/// A global function, as [`carried`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn direction_of_answer(skb: *mut __sk_buff) -> u32 {
-    let direction = || {
-        // SAFETY: a field of the context; the verifier checks the access. So below.
-        let socket = unsafe { (*skb).__bindgen_anon_2.sk };
-        if socket.is_null() || !unsafe { bpf_sk_fullsock(socket) }.is_null() {
-            return None;
-        }
-        let listener = unsafe { bpf_get_listener_sock(socket) };
-        if listener.is_null() {
-            return None;
-        }
-        let tag = SOCKETS.get(listener)?;
-        Some(accepted_by(unsafe { (*tag).flags }))
-    };
-    direction().unwrap_or(direction::UNKNOWN).into()
-}
-
 /// Has the record of a packet that lists addresses be about the one that its verdict is about.
 #[inline(always)]
 fn name_farthest(skb: *mut __sk_buff, farthest: u64) {
@@ -541,7 +518,7 @@ extern "C" fn judge_frame(skb: *mut __sk_buff, start: u32, flags: u32, known: u6
     let sent = sent(skb, start, tag);
     let owner = owner(tag, sent);
     set_named(tracked, sent, ends);
-    set_direction(tracked, direction_of_answer(skb) as u8);
+    note_answer(tracked, skb);
     // SAFETY: a map value; the verifier checks the access. So below.
     if !owner.is_null() && unsafe { (*owner).pid } != 0 {
         let certainty = match who.quality {
@@ -595,15 +572,6 @@ fn set_named(tracked: *mut Tracked, sent: *const Tracked, ends: &Ends) {
             (*tracked).flow.named = named.address;
             (*tracked).flow.named_port = named.port;
         }
-    }
-}
-
-/// Notes the direction of a flow, if it is known.
-#[inline(always)]
-fn set_direction(tracked: *mut Tracked, direction: u8) {
-    if direction != direction::UNKNOWN {
-        // SAFETY: a map value; the verifier checks the access.
-        unsafe { (*tracked).flow.direction = direction };
     }
 }
 
