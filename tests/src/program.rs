@@ -8,10 +8,15 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use crate::namespace::Namespace;
+
+/// Time between two looks at whether a program is over.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Makes `command`'s child enter a namespace and a control group and become a
 /// user before its first instruction, and die with the thread that started it. In a
@@ -205,6 +210,47 @@ impl Program {
         })
     }
 
+    /// Runs to the end. Killed, and a failure, if it runs longer than `time`, which is a bound for
+    /// hopeless cases and no expectation.
+    pub fn run_within(mut self, time: Duration) -> Result<Outcome> {
+        let mut child = self
+            .command
+            .spawn()
+            .with_context(|| format!("start {}", self.described))?;
+        let pid = child.id();
+        // Both are read while it runs: a full pipe would stop it.
+        let stdout = child
+            .stdout
+            .take()
+            .map(|pipe| thread::spawn(|| all_of(pipe)));
+        let stderr = child
+            .stderr
+            .take()
+            .map(|pipe| thread::spawn(|| all_of(pipe)));
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            if start.elapsed() > time {
+                child.kill()?;
+                child.wait()?;
+                bail!("{} was not over after {} s", self.described, time.as_secs());
+            }
+            thread::sleep(PAUSE);
+        };
+        let text = |reader: Option<thread::JoinHandle<std::io::Result<Vec<u8>>>>| {
+            let read = reader.map(|it| it.join().expect("it does not panic"));
+            anyhow::Ok(String::from_utf8_lossy(&read.transpose()?.unwrap_or_default()).into_owned())
+        };
+        Ok(Outcome {
+            pid,
+            code: status.code().unwrap_or(-1),
+            stdout: text(stdout)?,
+            stderr: text(stderr)?,
+        })
+    }
+
     /// Starts and returns, with a pipe to its standard input.
     pub fn start(mut self) -> Result<Running> {
         self.command.stdin(Stdio::piped()).stderr(Stdio::inherit());
@@ -284,6 +330,12 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn all_of(mut pipe: impl Read) -> std::io::Result<Vec<u8>> {
+    let mut all = Vec::new();
+    pipe.read_to_end(&mut all)?;
+    Ok(all)
 }
 
 /// Forks a child that ends at once, and waits for its end. The calling program has no other

@@ -2,24 +2,56 @@
 //! do.
 
 use std::fmt::Write as _;
-use std::fs;
-use std::path::Path;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use trefoil_lab::Lab;
 use trefoil_lab::program::Outcome;
 
 /// Memory that reading a file may take.
 const MEMORY: &str = "--data=536870912";
+/// Seconds of a processor after which a verb, as a debug build, does not end at all.
+const TIME: &str = "--cpu=40";
+/// As [`TIME`], for one that waits, on a machine that has much else to do.
+const PATIENCE: Duration = Duration::from_secs(180);
 
-/// Runs a verb within that memory.
+/// Runs a verb within that memory and that time.
 fn bounded(lab: &Lab, words: &[&str]) -> Result<Outcome> {
-    let program = lab.program("/usr/bin/prlimit")?;
-    let trefoil = trefoil_lab::agent::trefoil()?;
-    program
-        .args([MEMORY.as_ref(), trefoil.as_os_str()])
+    bounded_of(lab, &trefoil_lab::agent::trefoil()?, words)
+}
+
+/// As [`bounded`], for another program.
+fn bounded_of(lab: &Lab, program: &Path, words: &[&str]) -> Result<Outcome> {
+    lab.program("/usr/bin/prlimit")?
+        .args([MEMORY.as_ref(), TIME.as_ref(), program.as_os_str()])
         .args(words)
-        .run()
+        .run_within(PATIENCE)
+}
+
+/// `trefoil-verify`, beside `trefoil`.
+fn verifier() -> Result<PathBuf> {
+    Ok(trefoil_lab::agent::trefoil()?.with_file_name("trefoil-verify"))
+}
+
+/// A key of a log that there is no record of.
+const KEY: &str = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW";
+
+/// A record of a flow.
+fn record(number: u32) -> String {
+    let [_, a, b, c] = number.to_be_bytes();
+    format!(
+        "{{\"event\":\"flow\",\"seq\":{},\"time\":\"2026-01-01T00:00:01.000000Z\",\
+         \"boot_id\":\"b\",\"host\":\"h\",\"state\":\"closed\",\"flow\":\"1-1-{number}\",\
+         \"direction\":\"outbound\",\"protocol\":\"tcp\",\"dst_addr\":\"203.{a}.{b}.{c}\",\
+         \"dst_port\":443,\"verdict\":\"unapproved\",\"outcome\":\"passed\",\"bytes_out\":100,\
+         \"packets_out\":2,\"pid\":7,\"exe\":\"/x\",\"uid\":0,\"attribution\":\"direct\",\
+         \"priority\":6,\"message\":\"m\"}}\n",
+        number + 1
+    )
 }
 
 fn explained(lab: &Lab, policy: &str) -> Result<Outcome> {
@@ -85,20 +117,7 @@ fn more_flows_than_are_read_at_a_time_are_refused_with_what_to_do() -> Result<()
     let lab = Lab::new()?;
     let (records, policy) = (lab.file("flows.json"), lab.file("policy.toml"));
     fs::write(&policy, "mode = \"report\"\n")?;
-    let mut lines = String::new();
-    for number in 0..300_000_u32 {
-        let [_, a, b, c] = number.to_be_bytes();
-        writeln!(
-            lines,
-            "{{\"event\":\"flow\",\"seq\":{},\"time\":\"2026-01-01T00:00:01.000000Z\",\
-             \"boot_id\":\"b\",\"host\":\"h\",\"state\":\"closed\",\"flow\":\"1-1-{number}\",\
-             \"direction\":\"outbound\",\"protocol\":\"tcp\",\"dst_addr\":\"203.{a}.{b}.{c}\",\
-             \"dst_port\":443,\"verdict\":\"unapproved\",\"outcome\":\"passed\",\"bytes_out\":100,\
-             \"packets_out\":2,\"pid\":7,\"exe\":\"/x\",\"uid\":0,\"attribution\":\"direct\",\
-             \"priority\":6,\"message\":\"m\"}}",
-            number + 1
-        )?;
-    }
+    let lines: String = (0..300_000).map(record).collect();
     fs::write(&records, lines)?;
     let (records, policy) = (path(&records)?, path(&policy)?);
     for verb in [
@@ -113,5 +132,151 @@ fn more_flows_than_are_read_at_a_time_are_refused_with_what_to_do() -> Result<()
             "{verb:?}: {said:?}"
         );
     }
+    lab.close()
+}
+
+/// Files that end never, or not soon, each with words about it that a message has to have.
+fn endless(lab: &Lab) -> Result<[(PathBuf, &'static [&'static str]); 3]> {
+    let (pipe, sparse) = (lab.file("pipe"), lab.file("sparse"));
+    mkfifo(&pipe, Mode::S_IRWXU)?;
+    File::create(&sparse)?.set_len(1 << 40)?;
+    Ok([
+        ("/dev/zero".into(), &["device"]),
+        (pipe, &["pipe"]),
+        (sparse, &["without an end of line", "the most that is read"]),
+    ])
+}
+
+#[test]
+fn what_never_ends_is_refused_by_every_verb() -> Result<()> {
+    const NEXT: [&str; 3] = ["; name ", "into a file first", "the most that is read"];
+    let lab = Lab::new()?;
+    let (records, policy) = (lab.file("flows.json"), lab.file("policy.toml"));
+    fs::write(&policy, "mode = \"report\"\n")?;
+    fs::write(&records, record(0))?;
+    let (records, policy) = (path(&records)?, path(&policy)?);
+    let (trefoil, verify) = (trefoil_lab::agent::trefoil()?, verifier()?);
+    let (since, until) = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z");
+    for (file, words) in endless(&lab)? {
+        let file = path(&file)?;
+        let statement = [
+            "statement",
+            "--since",
+            since,
+            "--until",
+            until,
+            "--key",
+            KEY,
+        ];
+        for (program, verb) in [
+            (&trefoil, vec!["explain", "--policy", file, "--to", "::1:1"]),
+            (&trefoil, vec!["check", file]),
+            (&trefoil, vec!["check", policy, "--config", file]),
+            (&trefoil, vec!["check", policy, "--geo", file]),
+            (&trefoil, vec!["check", policy, "--against", file]),
+            (&trefoil, vec!["learn", file]),
+            (&trefoil, vec!["diff", policy, policy, file]),
+            (&trefoil, vec!["query", file, "--gateway-log", records]),
+            (&trefoil, vec!["query", records, "--gateway-log", file]),
+            (&trefoil, vec!["redact", file]),
+            (&trefoil, vec!["redact", records, "--pseudonyms", file]),
+            (&trefoil, vec!["run", "--config", file]),
+            (&verify, vec!["--key", KEY, file]),
+            (&verify, vec!["--key", file, records]),
+            (&verify, vec!["--key", KEY, "--checkpoint", file, records]),
+            (&verify, [&statement[..], &[file]].concat()),
+        ] {
+            let said = bounded_of(&lab, program, &verb)?;
+            let has = |words: &[&str]| words.iter().any(|words| said.stderr.contains(words));
+            ensure!(
+                said.code > 0 && said.stderr.contains(file) && has(words) && has(&NEXT),
+                "{verb:?}: {said:?}"
+            );
+        }
+    }
+    lab.close()
+}
+
+#[test]
+fn what_is_piped_is_read_to_its_end() -> Result<()> {
+    let lab = Lab::new()?;
+    let (records, named) = (lab.file("flows.json"), lab.file("named"));
+    // More than a pipe holds at a time.
+    fs::write(&records, (0..1_000).map(record).collect::<String>())?;
+    mkfifo(&named, Mode::S_IRWXU)?;
+    let (records, named) = (path(&records)?, path(&named)?);
+    let shell = |program: &Path, words: &[&str], way: &str| -> Result<Outcome> {
+        let script = format!("records=$1 named=$2; shift 2; {way}");
+        let program = path(program)?;
+        let words = [&["-c", &script, "sh", records, named, program], words].concat();
+        bounded_of(&lab, Path::new("/bin/bash"), &words)
+    };
+    let (trefoil, verify) = (trefoil_lab::agent::trefoil()?, verifier()?);
+    for (program, words) in [
+        (&trefoil, &["learn"][..]),
+        (&trefoil, &["redact"]),
+        (&verify, &["--key", KEY]),
+    ] {
+        let expected = shell(program, words, "\"$@\" $records")?;
+        ensure!(!expected.stdout.is_empty(), "{words:?}: {expected:?}");
+        for way in [
+            "\"$@\" - < $records",
+            "cat $records | \"$@\" -",
+            "cat $records | \"$@\" /dev/stdin",
+            "(sleep 0.3; cat $records) | \"$@\" /dev/stdin",
+            "\"$@\" <(cat $records)",
+            "\"$@\" <(sleep 0.3; cat $records)",
+            "(sleep 0.3; cat $records > $named) & \"$@\" $named",
+        ] {
+            let said = shell(program, words, way)?;
+            ensure!(
+                said.code == expected.code && said.stdout == expected.stdout,
+                "{words:?}, {way}: {said:?} is not {expected:?}"
+            );
+        }
+        for way in ["\"$@\" - < /dev/zero", "\"$@\" <(cat /dev/zero)"] {
+            let said = shell(program, words, way)?;
+            let line = "without an end of line";
+            ensure!(
+                said.code > 0 && said.stderr.contains(line),
+                "{words:?}, {way}: {said:?}"
+            );
+        }
+    }
+    lab.close()
+}
+
+/// Largest policy, as trefoil-policy(5) has it.
+const LARGEST_POLICY: usize = 4 << 20;
+
+#[test]
+fn a_policy_of_the_largest_size_ends_soon() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut policy = "mode = \"report\"\n".to_owned();
+    for number in 0_u32.. {
+        let [_, a, b, c] = number.to_be_bytes();
+        let before = policy.len();
+        writeln!(
+            policy,
+            "[[rules]]\nname = \"rule {number}\"\nverdict = \"approve\"\n\
+             from = {{ exe = \"/opt/{number}/*\" }}\nto = {{ networks = [\"203.{a}.{b}.{c}/32\"] }}"
+        )?;
+        if policy.len() > LARGEST_POLICY {
+            policy.truncate(before);
+            break;
+        }
+    }
+    let said = explained(&lab, &policy)?;
+    // There are too many rules for the tables.
+    ensure!(
+        said.code == 78 && said.stderr.contains("large.toml:"),
+        "{said:?}"
+    );
+    policy.push_str(&"#".repeat(LARGEST_POLICY + 1 - policy.len()));
+    let said = explained(&lab, &policy)?;
+    ensure!(
+        said.code == 78 && said.stderr.contains("more than 4194304 bytes"),
+        "{said:?}"
+    );
     lab.close()
 }

@@ -1,8 +1,7 @@
 //! Where the verbs get what was seen: files, standard input, or what is open now.
 
 use std::{
-    fs::File,
-    io::{self, BufRead, BufReader},
+    io::{self, BufRead},
     path::{Path, PathBuf},
 };
 
@@ -36,13 +35,12 @@ impl Observations {
         }
         let mut collector = Collector::default();
         for file in files {
-            if is_stdin(&file) {
-                add_lines(&mut collector, "standard input", io::stdin().lock())?;
-            } else {
-                let name = file.display().to_string();
-                let opened = File::open(file).map_err(|error| cannot_read(&name, &error))?;
-                add_lines(&mut collector, &name, BufReader::new(opened))?;
-            }
+            let name = match is_stdin(&file) {
+                true => "standard input".to_owned(),
+                false => file.display().to_string(),
+            };
+            let lines = bounded::lines(file).map_err(|error| cannot_read(&name, &error))?;
+            add_lines(&mut collector, &name, lines)?;
         }
         let (seen, reading) = collector.finish();
         let observations = Self { seen, reading };

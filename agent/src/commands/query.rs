@@ -3,8 +3,7 @@
 
 use std::{
     fmt::Write as _,
-    fs::File,
-    io::{self, BufRead, BufReader},
+    io,
     net::IpAddr,
     path::{Path, PathBuf},
 };
@@ -213,12 +212,7 @@ fn each_line(
             _ => Failure::Configuration(text),
         }
     };
-    let mut input: Box<dyn BufRead> = match file.as_os_str() == "-" {
-        true => Box::new(io::stdin().lock()),
-        false => Box::new(BufReader::new(
-            File::open(file).map_err(|error| cannot_read(&error))?,
-        )),
-    };
+    let mut input = bounded::lines(file).map_err(|error| cannot_read(&error))?;
     let (mut line, mut n_unreadable) = (Vec::new(), 0_u64);
     for number in 1_u64.. {
         let taken = match bounded::read_line(&mut input, &mut line) {

@@ -1,8 +1,7 @@
 //! `trefoil redact`: a copy of records without persons, which still verifies.
 
 use std::{
-    fs::{self, File},
-    io::{self, BufRead, BufReader, BufWriter},
+    io::{self, BufWriter},
     path::Path,
 };
 
@@ -12,7 +11,7 @@ use trefoil_evidence::{
 };
 
 use super::{Ending, Failure};
-use crate::{cli::RedactArgs, report::words};
+use crate::{bounded, cli::RedactArgs, report::words};
 
 /// Entries of a file that are named when they cannot be read; the rest are counted.
 const MOST_FAULTS: u64 = 10;
@@ -31,7 +30,7 @@ pub fn redact(args: &RedactArgs) -> Result<Ending, Failure> {
         let named = |error: &dyn std::fmt::Display| {
             Failure::Configuration(format!("the key in {}: {error}", file.display()))
         };
-        let key = fs::read(file).map_err(|error| named(&error))?;
+        let key = bounded::read_once(file, bounded::MAX_KEY).map_err(|error| named(&error))?;
         redaction = redaction
             .with_pseudonyms(key)
             .map_err(|error| named(&error))?;
@@ -79,11 +78,7 @@ fn copy_of(
     let failed = |error: io::Error| {
         Failure::Configuration(format!("read records in {}: {error}", file.display()))
     };
-    let source: Box<dyn BufRead> = match file == Path::new("-") {
-        true => Box::new(io::stdin().lock()),
-        false => Box::new(BufReader::new(File::open(file).map_err(failed)?)),
-    };
-    let mut entries = Entries::new(source);
+    let mut entries = Entries::new(bounded::lines(file).map_err(failed)?);
     loop {
         let entry = match entries.read() {
             Ok(Some(entry)) => entry,

@@ -3,13 +3,7 @@
 //!
 //! Exit codes: 0 all is there and whole; 1 findings; 2 usage; 78 a file or a key that cannot be read.
 
-use std::{
-    fmt::Write as _,
-    fs::File,
-    io::{self, BufRead, BufReader},
-    path::Path,
-    process::ExitCode,
-};
+use std::{fmt::Write as _, io, path::Path, process::ExitCode};
 
 use serde_json::json;
 use trefoil_evidence::{
@@ -21,6 +15,8 @@ use trefoil_evidence::{
 use self::arguments::{Arguments, Records, Verb};
 
 pub mod arguments;
+#[path = "../../src/bounded.rs"]
+pub mod bounded;
 mod statement;
 
 const FINDINGS: u8 = 1;
@@ -90,20 +86,15 @@ fn verify(
         }
     }
     for file in &arguments.checkpoints {
-        let note = std::fs::read_to_string(file)
-            .map_err(|error| format!("read {}: {error}", file.display()))?;
+        let note = text(file).map_err(|error| format!("read {}: {error}", file.display()))?;
         let expected = verifier.expect(&note);
         expected.map_err(|error| format!("{}: {error}", file.display()))?;
     }
     let mut unreadable = Vec::new();
     for file in &arguments.files {
         verifier.begin_source();
-        let source: Box<dyn BufRead> = match file == Path::new("-") {
-            true => Box::new(io::stdin().lock()),
-            false => Box::new(BufReader::new(
-                File::open(file).map_err(|error| format!("open {}: {error}", file.display()))?,
-            )),
-        };
+        let source = bounded::lines(file);
+        let source = source.map_err(|error| format!("open {}: {error}", file.display()))?;
         let mut entries = Entries::new(source);
         loop {
             match entries.read() {
@@ -129,9 +120,16 @@ fn key(text: &str) -> Result<VerifyingKey, String> {
     if let Ok(key) = VerifyingKey::parse(text) {
         return Ok(key);
     }
-    let contents = std::fs::read_to_string(text)
+    let contents = self::text(Path::new(text))
         .map_err(|error| format!("{text} is no key, and no file with one: {error}"))?;
     VerifyingKey::parse(&contents).map_err(|error| format!("{text}: {error}"))
+}
+
+/// Reads a file with a key or a checkpoint.
+fn text(file: &Path) -> io::Result<String> {
+    let content = bounded::read_once(file, bounded::MAX_KEY)?;
+    String::from_utf8(content)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()))
 }
 
 /// Findings that are shown of each log. All of them are in JSON.
