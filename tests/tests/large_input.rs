@@ -280,3 +280,45 @@ fn a_policy_of_the_largest_size_ends_soon() -> Result<()> {
     );
     lab.close()
 }
+
+#[test]
+fn country_data_takes_no_more_memory_than_is_stated() -> Result<()> {
+    let lab = Lab::new()?;
+    let (file, policy) = (lab.file("geoip"), lab.file("policy.toml"));
+    fs::write(&policy, "mode = \"report\"\n")?;
+    let (file, policy) = (path(&file)?, path(&policy)?);
+    let words = [
+        "explain",
+        "--policy",
+        policy,
+        "--geo",
+        file,
+        "--to",
+        "1.0.0.1:443",
+    ];
+    let code = |number: u32| ["DE", "IE"][number as usize % 2];
+    // These need the most memory each, and are almost as many bytes as a file may have.
+    let mut lines = String::new();
+    for number in 0..2_000_000_u32 {
+        let (a, b) = ((number >> 16) + 0x2001, number & 0xffff);
+        let code = code(number);
+        writeln!(
+            lines,
+            "{a:x}:{b:x}::,{a:x}:{b:x}:ffff:ffff:ffff:ffff:ffff:ffff,{code}"
+        )?;
+    }
+    fs::write(file, lines)?;
+    bounded(&lab, &words)?.success()?;
+    // Shorter lines, of which more fit into a file of the largest size.
+    let line = |number: u32| format!("{},{},{}\n", number << 9, number << 9 | 0xff, code(number));
+    fs::write(file, (0..5_000_000).map(line).collect::<String>())?;
+    let said = bounded(&lab, &words)?;
+    ensure!(
+        said.code == 78
+            && said
+                .stderr
+                .contains("line 2000001: there are more than 2000000 ranges"),
+        "{said:?}"
+    );
+    lab.close()
+}

@@ -18,6 +18,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::data::{Answer, Data, printable};
 use super::ranges::{Number, Range, Ranges};
+use crate::bounded::MAX_RANGES;
 
 #[cfg(test)]
 mod tests;
@@ -43,6 +44,11 @@ pub enum LineProblem {
     /// The third field does not look like a country code.
     #[error("`{0}` is not a country code: write the two upper-case letters of ISO 3166-1, or `??`")]
     Code(String),
+    /// The file has too many ranges.
+    #[error(
+        "there are more than {MAX_RANGES} ranges, which is the most that is read; use an MMDB file"
+    )]
+    TooMany,
     /// Another line says something about the same address.
     #[error("the range overlaps the one in line {0}: keep one answer for each address")]
     Overlap(usize),
@@ -86,6 +92,12 @@ pub fn parse(content: &str) -> Result<Data, LineError> {
             problem,
         })?;
         data.count(said);
+        if data.n_networks > MAX_RANGES {
+            return Err(LineError {
+                line: number,
+                problem: LineProblem::TooMany,
+            });
+        }
         match range {
             Bounds::V4(first, last) => v4.push(Entry {
                 first,
