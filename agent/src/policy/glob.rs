@@ -1,10 +1,14 @@
 //! Globs: patterns for strings of bytes.
 //!
-//! In every glob `*` is any number of bytes other than `/`, `?` is one of them,
-//! `[a-z]` one of a set and `[!a-z]` one that is not in the set. In the path of an
-//! executable `**` is any number of bytes, `/` included. There is no escape
+//! In every glob `*` is any number of bytes other than `/`, `?` is one character other
+//! than that, `[a-z]` one of a set and `[!a-z]` one that is not in the set. In the path of
+//! an executable `**` is any number of bytes, `/` included. There is no escape
 //! character, because unit names are full of backslashes; a `*` that is meant as
 //! such is written `[*]`.
+//!
+//! A character is one of UTF-8. Names need not be UTF-8: the beginning of a character
+//! whose rest is missing counts as one, and so does any other byte that is part of none.
+//! As a `*` may end at any byte, what is behind it may begin within a character.
 
 use std::fmt;
 
@@ -18,7 +22,8 @@ type ByteRanges = Vec<(u8, u8)>;
 pub(super) enum Token {
     /// This byte.
     Byte(u8),
-    /// One byte out of these inclusive ranges, which are sorted and do not touch.
+    /// One character whose first byte is in these inclusive ranges, which are sorted and do
+    /// not touch. All that is beyond ASCII is in them, or nothing of it.
     Set(ByteRanges),
     /// Any number of bytes other than `/`.
     Star,
@@ -28,6 +33,24 @@ pub(super) enum Token {
 
 /// Every byte but `/`.
 pub(super) const NOT_SLASH: [(u8, u8); 2] = [(0, b'/' - 1), (b'/' + 1, u8::MAX)];
+
+/// Bytes that go on with a character.
+pub(super) const CONTINUATION: (u8, u8) = (0x80, 0xbf);
+
+/// First bytes of a character that goes on, each with how many bytes follow.
+pub(super) const LEADS: [(u8, u8, usize); 3] = [(0xc2, 0xdf, 1), (0xe0, 0xef, 2), (0xf0, 0xf4, 3)];
+
+/// Length in bytes of the first character of `name`, which is not empty.
+fn first_character(name: &[u8]) -> usize {
+    let is_in = |byte: u8, first, last| first <= byte && byte <= last;
+    let lead = LEADS
+        .iter()
+        .find(|&&(first, last, _)| is_in(name[0], first, last));
+    let most = lead.map_or(0, |&(_, _, n_more)| n_more);
+    let (first, last) = CONTINUATION;
+    let more = name[1..].iter().take(most);
+    1 + more.take_while(|&&byte| is_in(byte, first, last)).count()
+}
 
 /// A pattern for a string of bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -102,18 +125,26 @@ impl Glob {
         reached[0] = true;
         for token in &self.tokens {
             let mut next = vec![false; name.len() + 1];
-            for end in 0..=name.len() {
-                let byte = end.checked_sub(1).map(|last| name[last]);
-                next[end] = match (token, byte) {
-                    (Token::Byte(own), Some(byte)) => reached[end - 1] && *own == byte,
-                    (Token::Set(set), Some(byte)) => {
-                        reached[end - 1] && set.iter().any(|&(a, b)| a <= byte && byte <= b)
+            match token {
+                Token::Byte(own) => {
+                    for at in (0..name.len()).filter(|&at| reached[at] && name[at] == *own) {
+                        next[at + 1] = true;
                     }
-                    (Token::Star, Some(byte)) => reached[end] || next[end - 1] && byte != b'/',
-                    (Token::DoubleStar, Some(_)) => reached[end] || next[end - 1],
-                    (Token::Star | Token::DoubleStar, None) => reached[0],
-                    (Token::Byte(_) | Token::Set(_), None) => false,
-                };
+                }
+                Token::Set(set) => {
+                    let begins = |byte| set.iter().any(|&(a, b)| a <= byte && byte <= b);
+                    for at in (0..name.len()).filter(|&at| reached[at] && begins(name[at])) {
+                        next[at + first_character(&name[at..])] = true;
+                    }
+                }
+                Token::Star | Token::DoubleStar => {
+                    let mut is_within = false;
+                    for at in 0..=name.len() {
+                        is_within |= reached[at];
+                        next[at] = is_within;
+                        is_within &= *token == Token::DoubleStar || name.get(at) != Some(&b'/');
+                    }
+                }
             }
             reached = next;
         }
@@ -212,5 +243,35 @@ mod tests {
         assert!(glob("*", ""));
         assert!(!glob("a.b", "axb"));
         assert!(glob("*", "a\n\u{e4}"));
+    }
+
+    #[test]
+    fn a_question_mark_is_a_character() {
+        for one in ["a", "ä", "€", "\u{1f98a}"] {
+            assert!(glob("x?y", &format!("x{one}y")), "{one}");
+            assert!(glob("x[!a-c]?", &format!("xd{one}")), "{one}");
+            assert!(!glob("x??y", &format!("x{one}y")), "{one}");
+            assert!(glob("x??y", &format!("x{one}{one}y")), "{one}");
+            assert!(!glob("x?y", &format!("x{one}{one}y")), "{one}");
+            assert_eq!(glob("x[!a-c]y", &format!("x{one}y")), one != "a");
+        }
+        let broken = |pattern: &str, name: &[u8]| Glob::parse(pattern).unwrap().matches(name);
+        // Each of these is one character more: the beginning of one, or part of none.
+        for one in [
+            &b"\xe4"[..],
+            b"\x80",
+            b"\xff",
+            b"\xe2\x82",
+            b"\xf0\x9f\xa6",
+            b"\xc0",
+        ] {
+            let (alone, twice) = ([b"x", one, b"y"].concat(), [b"x", one, one, b"y"].concat());
+            assert!(broken("x?y", &alone) && !broken("x??y", &alone), "{one:?}");
+            assert!(broken("x??y", &twice) && !broken("x?y", &twice), "{one:?}");
+        }
+        assert!(broken("x??y", b"x\xc3\xa4\x80y"));
+        assert!(broken("?", b"\xc3") && !broken("?", b"\xc3/"));
+        // A `*` may take part of a character.
+        assert!(broken("*??", "€".as_bytes()));
     }
 }

@@ -117,7 +117,19 @@ fn filled_in(pattern: &str, random: &mut Random) -> Vec<u8> {
             b'*' => {
                 path.extend_from_slice(random.pick(&["", "x", "a-b", "a/b", "\\x2d"]).as_bytes())
             }
-            b'?' => path.push(*random.pick(b"xz/\xff")),
+            b'?' => {
+                let characters: [&[u8]; 8] = [
+                    b"x",
+                    b"z",
+                    b"/",
+                    b"\xff",
+                    b"\xc3",
+                    "\u{e4}".as_bytes(),
+                    "\u{20ac}".as_bytes(),
+                    "\u{1f98a}".as_bytes(),
+                ];
+                path.extend(*random.pick(&characters));
+            }
             _ if random.one_in(40) => path.push(byte ^ 1),
             _ => path.push(byte),
         }

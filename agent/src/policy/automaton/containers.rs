@@ -248,6 +248,7 @@ impl Name<'_, '_> {
                 one = [(*byte, *byte)];
                 (&one[..], false)
             }
+            // No kind has a character beyond ASCII, so a byte is all of it.
             Token::Set(set) => (&set[..], false),
             Token::Star | Token::DoubleStar => (&NOT_SLASH[..], true),
         };

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use regex_automata::nfa::thompson;
 use regex_automata::util::primitives::StateID;
 
-use crate::policy::glob::{Glob, NOT_SLASH, Token};
+use crate::policy::glob::{CONTINUATION, Glob, LEADS, NOT_SLASH, Token};
 use crate::policy::pattern::{ExecutablePattern, UnitPlace};
 
 use super::PathPatterns;
@@ -182,16 +182,100 @@ impl Draft {
         Ok(self.builder.add_union(vec![plain, escaped])?)
     }
 
-    fn glob(&mut self, glob: &Glob, mut next: StateID) -> Drawn<StateID> {
-        for token in glob.tokens().iter().rev() {
-            next = match token {
-                Token::Byte(byte) => self.byte(*byte, next)?,
-                Token::Set(set) => self.set(set, next)?,
-                Token::Star => self.loop_over(&NOT_SLASH, next)?,
-                Token::DoubleStar => self.loop_over(&[(0, u8::MAX)], next)?,
+    /// A glob, then `end`, which begins with no byte that goes on with a character.
+    ///
+    /// A character takes all bytes that go on with it, so what follows one that is not whole
+    /// must not begin with such a byte: `apart` is the rest of the glob drawn without that.
+    fn glob(&mut self, glob: &Glob, end: StateID) -> Drawn<StateID> {
+        let tokens = glob.tokens();
+        let (mut next, mut apart) = (end, end);
+        for (at, token) in tokens.iter().enumerate().rev() {
+            (next, apart) = match token {
+                Token::Byte(byte) => {
+                    let here = self.byte(*byte, next)?;
+                    (here, here)
+                }
+                Token::Set(set) if is_beyond_ascii(set) => {
+                    let begun = self.begun(next, apart)?;
+                    let here = self.character(set, next, begun)?;
+                    match follows_character(&tokens[..at]) {
+                        true => {
+                            let set = without_continuation(set);
+                            (here, self.character(&set, next, begun)?)
+                        }
+                        false => (here, here),
+                    }
+                }
+                Token::Set(set) => {
+                    let here = self.set(set, next)?;
+                    (here, here)
+                }
+                Token::Star => self.star(&NOT_SLASH, next, apart, &tokens[..at])?,
+                Token::DoubleStar => self.star(&[(0, u8::MAX)], next, apart, &tokens[..at])?,
             };
         }
         Ok(next)
+    }
+
+    /// Any number of bytes of `set`, then `next`; and the same without a byte at the beginning
+    /// that goes on with a character, if a token `before` needs that.
+    fn star(
+        &mut self,
+        set: &[(u8, u8)],
+        next: StateID,
+        apart: StateID,
+        before: &[Token],
+    ) -> Drawn<(StateID, StateID)> {
+        let here = self.loop_over(set, next)?;
+        if !follows_character(before) {
+            return Ok((here, here));
+        }
+        let first = self.set(&without_continuation(set), here)?;
+        Ok((here, self.builder.add_union(vec![first, apart])?))
+    }
+
+    /// The rest of a character of which one, two and three more bytes may follow, then `next`,
+    /// or `apart` if fewer do.
+    fn begun(&mut self, next: StateID, apart: StateID) -> Drawn<[StateID; 3]> {
+        let mut states = [next; 3];
+        let mut behind = next;
+        for state in &mut states {
+            let more = self.set(&[CONTINUATION], behind)?;
+            behind = self.builder.add_union(vec![more, apart])?;
+            *state = behind;
+        }
+        Ok(states)
+    }
+
+    /// A character that begins in `set`, then `next`, by way of `begun` if it goes on.
+    fn character(
+        &mut self,
+        set: &[(u8, u8)],
+        next: StateID,
+        begun: [StateID; 3],
+    ) -> Drawn<StateID> {
+        let mut transitions = Vec::new();
+        for &(mut start, end) in set {
+            for (first, last, n_more) in LEADS {
+                if start <= first && last <= end {
+                    if start < first {
+                        transitions.push(thompson::Transition {
+                            start,
+                            end: first - 1,
+                            next,
+                        });
+                    }
+                    transitions.push(thompson::Transition {
+                        start: first,
+                        end: last,
+                        next: begun[n_more - 1],
+                    });
+                    start = last + 1;
+                }
+            }
+            transitions.push(thompson::Transition { start, end, next });
+        }
+        Ok(self.builder.add_sparse(transitions)?)
     }
 
     fn byte(&mut self, byte: u8, next: StateID) -> Drawn<StateID> {
@@ -239,4 +323,26 @@ impl Draft {
         self.builder.patch(again, here)?;
         Ok(here)
     }
+}
+
+/// True for a set that all characters beyond ASCII are in.
+fn is_beyond_ascii(set: &[(u8, u8)]) -> bool {
+    set.last().is_some_and(|&(_, last)| last == u8::MAX)
+}
+
+/// True when the last of these tokens, or what is before a `*` there, is a character that may be
+/// beyond ASCII.
+fn follows_character(tokens: &[Token]) -> bool {
+    let is_star = |token: &&Token| matches!(token, Token::Star | Token::DoubleStar);
+    let last = tokens.iter().rev().find(|token| !is_star(token));
+    matches!(last, Some(Token::Set(set)) if is_beyond_ascii(set))
+}
+
+/// These bytes but those that go on with a character.
+fn without_continuation(set: &[(u8, u8)]) -> Vec<(u8, u8)> {
+    let (first, last) = CONTINUATION;
+    let parts = set
+        .iter()
+        .flat_map(|&(start, end)| [(start, end.min(first - 1)), (start.max(last + 1), end)]);
+    parts.filter(|(start, end)| start <= end).collect()
 }

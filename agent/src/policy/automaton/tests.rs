@@ -58,7 +58,9 @@ const UNITS: &[&str] = &[
     "user@1000.service/app-*.slice",
     "_x.service",
     "?.service",
+    "??.service",
     "[!n]*.service",
+    "x?*.service",
     "*a*.service",
     "*b*.service",
 ];
@@ -69,6 +71,11 @@ const EXECUTABLES: &[&str] = &[
     "/**/curl",
     "/opt/*/bin/x",
     "/opt/**/bin/[a-c]?",
+    "/opt/?",
+    "/opt/??x",
+    "/opt/[!a]*x",
+    "/opt/?*?/??",
+    "/opt/\u{e4}?",
     "/*",
     "/u[!s]r/x",
     "/usr/lib/postgresql/*/bin/postgres",
@@ -95,6 +102,7 @@ const CONTAINERS: &[&str] = &[
     "systemd-nspawn:*",
     "systemd-nspawn:qemu-*",
     "lxc:*",
+    "lxc:?",
     "web*",
     "cri-o:*2",
 ];
@@ -327,6 +335,86 @@ fn the_table_matches_what_the_patterns_match() {
         );
     }
     assert!(n_matches > 5_000, "too few matches for a test: {n_matches}");
+}
+
+#[test]
+fn characters_are_as_the_globs_have_them() {
+    let patterns: Vec<ExecutablePattern> = all(
+        &[
+            "/?",
+            "/??",
+            "/x?y",
+            "/?*?",
+            "/*?",
+            "/*??x",
+            "/**?",
+            "/?**\u{e4}",
+            "/[!x]",
+            "/[!x]?*y",
+            "/[x-z]?",
+            "/\u{e4}?",
+            "/?\u{20ac}",
+            "/?/*/?",
+            "/????",
+        ],
+        ExecutablePattern::parse,
+    );
+    let patterns: Vec<&ExecutablePattern> = patterns.iter().collect();
+    let mut classes = Classes::new();
+    let nothing = of_cgroups(&PathPatterns::default(), |_| Ok(0)).unwrap();
+    let automaton = of_executables(&patterns, |matched| classes.class_of(matched)).unwrap();
+    let table = Table::new(&nothing, &automaton).unwrap();
+    let parts = [
+        "/",
+        "/",
+        "x",
+        "y",
+        "\u{e4}",
+        "\u{20ac}",
+        "\u{1f98a}",
+        "\u{80}",
+    ];
+    let mut n_matches = vec![0; patterns.len()];
+    for (index, mut path) in paths(5, &parts).into_iter().enumerate() {
+        path.insert(0, b'/');
+        // Some are no UTF-8: a byte is gone, or is what a byte never is.
+        let at = index % path.len();
+        match index % 4 {
+            0 if at > 0 => drop(path.remove(at)),
+            1 => path.insert(at + 1, [0x80, 0xc0, 0xe2, 0xf0, 0xff][index % 5]),
+            _ => {}
+        }
+        let matched = |pattern: &usize| patterns[*pattern].glob().matches(&path);
+        let expected: Vec<usize> = (0..patterns.len()).filter(matched).collect();
+        expected.iter().for_each(|&pattern| n_matches[pattern] += 1);
+        let class = walk(&table, table.starts[1], &path);
+        assert_eq!(
+            classes.sets[usize::from(class)],
+            expected,
+            "{}",
+            path.escape_ascii()
+        );
+    }
+    assert!(n_matches.iter().all(|n| *n > 0), "{n_matches:?}");
+}
+
+#[test]
+fn characters_take_few_states() {
+    for (pattern, most) in [
+        ("/x?y", 20),
+        ("/x/@", 400),
+        ("/*@", 4_000),
+        ("/**/a@b*@", 20_000),
+    ] {
+        let pattern = pattern.replace('@', &"?".repeat(64));
+        let pattern = ExecutablePattern::parse(&pattern).unwrap();
+        let automaton = of_executables(&[&pattern], |matched| Ok(matched.len() as u16)).unwrap();
+        assert!(
+            automaton.states.len() < most,
+            "{pattern}: {}",
+            automaton.states.len()
+        );
+    }
 }
 
 #[test]

@@ -135,6 +135,8 @@ const EXECUTABLES: &[&str] = &[
     "/usr/lib/postgresql/15/x/bin/postgres",
     "/opt/aa/x",
     "/opt/ad/x",
+    "/opt/\u{e4}a/x",
+    "/opt/\u{20ac}/x",
     "/opt/x/y/bin/tool",
     "/opt/x/bin/a",
     "/usr/sbin/nginx",
