@@ -15,7 +15,7 @@ use std::net::IpAddr;
 
 pub use self::{
     account::{Account, Held, Ledger, Seen},
-    hosts::{Flow, Hosts},
+    hosts::{Flow, Hosts, MAX_FLOWS},
     line::{Form, FormError, Line, Lines},
     mapping::{Mapping, Translation},
 };

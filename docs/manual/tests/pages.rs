@@ -4,6 +4,7 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use clap::CommandFactory;
+use trefoil::bounded;
 use trefoil::cli::Cli;
 use trefoil::policy::Policy;
 use trefoil_manual::{PAGES, command, directory, render, settings, template_of};
@@ -150,6 +151,81 @@ fn every_key_of_a_policy_is_told() -> Result<()> {
                 "trefoil-policy.5 does not tell of {key}"
             );
         }
+    }
+    Ok(())
+}
+
+/// A size in the unit that pages use.
+fn size(bytes: u64) -> String {
+    match bytes >= 1 << 20 {
+        true => format!("{} MiB", bytes >> 20),
+        false => format!("{} KiB", bytes >> 10),
+    }
+}
+
+/// A number with a comma between each three digits.
+fn number(of: usize) -> String {
+    let digits = of.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.char_indices() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[test]
+fn every_limit_is_told() -> Result<()> {
+    let line = format!("a line has at most {}", size(bounded::MAX_LINE as u64));
+    let stretch = size(bounded::MAX_STRETCH as u64);
+    let key = size(bounded::MAX_KEY);
+    let record = format!(
+        "record has at most {}",
+        size(trefoil_evidence::entry::MOST_BYTES as u64)
+    );
+    for (page, limit) in [
+        (
+            "trefoil-policy.5",
+            format!("A policy has at most {}", size(bounded::MAX_POLICY)),
+        ),
+        (
+            "trefoil.toml.5",
+            format!("has at most {}.", size(bounded::MAX_SETTINGS)),
+        ),
+        (
+            "trefoil.toml.5",
+            format!("country data has at most {}", size(bounded::MAX_GEO)),
+        ),
+        (
+            "trefoil.toml.5",
+            format!("at most {} ranges", number(bounded::MAX_RANGES)),
+        ),
+        ("trefoil.8", line),
+        ("trefoil.8", format!("{stretch} without an end of line")),
+        ("trefoil.8", format!("a key at most {key}")),
+        ("trefoil.8", record.clone()),
+        (
+            "trefoil.8",
+            format!("At most {} flows", number(trefoil::observed::MAX_FLOWS)),
+        ),
+        (
+            "trefoil.8",
+            format!("up to {} flows", number(trefoil::gateway_log::MAX_FLOWS)),
+        ),
+        ("trefoil-verify.1", record),
+        (
+            "trefoil-verify.1",
+            format!("a key or a checkpoint at most {key}"),
+        ),
+        (
+            "trefoil-verify.1",
+            format!("{stretch} without an end of line"),
+        ),
+    ] {
+        let text = render(page)?.replace('\n', " ");
+        ensure!(text.contains(&limit), "{page} does not say: {limit}");
     }
     Ok(())
 }
