@@ -74,6 +74,8 @@ const EVENTS_A_BATCH: usize = 256;
 
 /// How long the last records may take to be handed over.
 const FAREWELL: std::time::Duration = std::time::Duration::from_secs(5);
+/// The same where what is not handed over is lost; shorter than the time that the unit has to stop.
+const LAST_FAREWELL: std::time::Duration = std::time::Duration::from_secs(25);
 
 /// A policy that was compiled and is about to be put in force.
 pub struct Compilation {
@@ -330,7 +332,7 @@ impl Monitor {
                 Record::coverage("this host", Coverage::Uncovered, reason, clock::unix_us());
             self.reporter.emit(record);
         }
-        self.hand_over_all();
+        self.hand_over_all(!self.kernel.is_attached());
         Ok(())
     }
 
@@ -393,7 +395,7 @@ impl Monitor {
             "it was stopped; the programs go on counting and judging, and the next \
                           agent tells what leaves from here on",
         )?;
-        self.hand_over_all();
+        self.hand_over_all(false);
         self.release()?;
         self.persist();
         Ok(())
@@ -420,7 +422,7 @@ impl Monitor {
         let record = Record::coverage("this host", Coverage::Uncovered, reason, clock::unix_us());
         self.reporter.emit(record);
         self.beat()?;
-        self.hand_over_all();
+        self.hand_over_all(true);
         self.cuts.remove_filters(self.kernel.pins())?;
         crate::kernel::detach(self.kernel.pins())?;
         Ok(())
@@ -433,15 +435,21 @@ impl Monitor {
         self.note(progress);
     }
 
-    /// Hands over until nothing is left, or the sinks take no more.
-    fn hand_over_all(&mut self) {
-        self.persist();
-        let progress = self.reporter.finish(FAREWELL);
-        if progress.pending > 0 {
-            tracing::warn!(
-                "{} records wait for the next agent to hand them over",
-                progress.pending
-            );
+    /// Hands over until nothing is left, or the sinks take no more. `is_last` if the kernel keeps nothing
+    /// for a next agent.
+    fn hand_over_all(&mut self, is_last: bool) {
+        let is_at_stake = !self.persist() && is_last;
+        let patience = match is_at_stake {
+            true => LAST_FAREWELL,
+            false => FAREWELL,
+        };
+        let progress = self.reporter.finish(patience, is_last);
+        match progress.pending {
+            0 => {}
+            n if is_at_stake => tracing::error!(
+                "{n} records are lost: no sink takes them, and the spool has no room for them"
+            ),
+            n => tracing::warn!("{n} records wait for the next agent to hand them over"),
         }
         self.hold();
         self.note(progress);

@@ -59,7 +59,7 @@ impl World {
 
 fn report(reporter: &mut Reporter, record: Record) {
     reporter.emit(record);
-    let progress = reporter.finish(Duration::from_secs(30));
+    let progress = reporter.finish(Duration::from_secs(30), false);
     assert_eq!(progress.pending, 0, "{:?}", progress.stalled);
 }
 

@@ -292,3 +292,29 @@ fn a_spool_that_cannot_be_written_is_a_finding() -> Result<()> {
     drop(cover);
     lab.close()
 }
+
+/// Records that its spool has no room for are handed over from memory.
+#[test]
+fn an_agent_without_room_for_its_spool_ends_and_tells_all() -> Result<()> {
+    const FLOWS: u64 = 8_000;
+    let lab = Lab::new()?;
+    let sink = UdpSink::new(&lab.foreign, 9)?;
+    let start = || lab.agent().policy(&approving()).flows("each").start();
+    start()?.stop(Signal::SIGINT)?;
+    let directory = state_directory(&lab)?;
+    let _cover = Cover::small(&directory, "4m")?;
+    let agent = start()?;
+    fill(&directory.join("ballast"), 64 << 10)?;
+    let (to, count) = (at(places::FOREIGN6, 9), FLOWS.to_string());
+    let words = ["udp-many", &to, "--destinations", &count, "--count", &count];
+    let mut sender = traffic(&lab)?.args(words).args(["--hold"]).start()?;
+    sender.line()?;
+    sender.proceed()?;
+    sender.line()?;
+    sink.wait_for_packets(FLOWS)?;
+    let (_, records) = agent.stop(Signal::SIGINT)?;
+    sender.finish()?;
+    let left = arrived(&lab, &[("approved", &lab.foreign)])?;
+    assert_eq!(told_by_verdict(&records)?, left);
+    lab.close()
+}

@@ -84,7 +84,7 @@ fn tell_rest(pins: &PinDir, settings: &mut Settings, state: Option<State>) -> St
     if !reporter.keep() {
         return untold("the spool cannot be written");
     }
-    match reporter.finish(FAREWELL).pending {
+    match reporter.finish(FAREWELL, true).pending {
         0 => "No agent was running: what none had told is in records now.\n".to_owned(),
         n => format!(
             "No agent was running: what none had told is in {}, which the next agent hands over, \

@@ -127,7 +127,8 @@ impl Monitor {
             base: tracked.flow.base,
             counted: counted(&tracked.flow),
         });
-        if self.keeping.taken.len() < EVENTS_A_BATCH {
+        // Where the spool has no room, it is tried again once there is another batch.
+        if !self.keeping.taken.len().is_multiple_of(EVENTS_A_BATCH) {
             return Ok(());
         }
         self.report()?;

@@ -119,6 +119,8 @@ pub struct Reporter {
     dropped: Dropped,
     /// Why the spool could not be written the last time.
     unkept: Option<io::Error>,
+    /// Nobody hands over what is left here.
+    is_last: bool,
     proof: Option<Proof>,
 }
 
@@ -157,6 +159,7 @@ impl Reporter {
             sinks,
             origin,
             unkept: None,
+            is_last: false,
             proof: None,
             spool,
         };
@@ -284,10 +287,12 @@ impl Reporter {
     }
 
     /// Hands over everything, and waits for the sinks until `patience` is over:
-    /// for an agent that is about to stop.
-    pub fn finish(&mut self, patience: Duration) -> Progress {
+    /// for an agent that is about to stop. After the last one, nobody finds in the kernel what the
+    /// spool has no room for: then it is handed over from memory.
+    pub fn finish(&mut self, patience: Duration, is_last: bool) -> Progress {
         const PAUSE: Duration = Duration::from_millis(5);
         let deadline = Instant::now() + patience;
+        self.is_last = is_last;
         for attached in &mut self.sinks {
             attached.hurry();
         }
@@ -310,7 +315,10 @@ impl Reporter {
             self.sign(now_ns);
             if self.n_kept == 0 && !self.keep() {
                 stalled = self.unkept.as_ref().map(|error| Stall::new("spool", error));
-                break;
+                if !self.is_last || self.pending.is_empty() {
+                    break;
+                }
+                self.n_kept = self.pending.len();
             }
             if self.n_kept == 0 {
                 break;

@@ -286,7 +286,7 @@ fn a_sink_that_is_left_aside_for_good_is_told_each_minute_and_at_the_end() {
         4,
         "at 10, 70, 130 and 190 seconds"
     );
-    reporter.finish(Duration::ZERO);
+    reporter.finish(Duration::ZERO, false);
     let n_records = world.journal.seqs().len() as u64;
     let told: u64 = world.journal.losses().iter().sum();
     assert_eq!(told, n_records - 1, "all but the last, which tells of them");

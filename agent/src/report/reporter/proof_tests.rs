@@ -113,7 +113,7 @@ fn checkpoints_come_when_there_is_something_new() {
     }
     assert_eq!(checkpoints(&world), 4, "many are signed at once");
     world.now_ns = 100 * SECOND_NS;
-    reporter.finish(Duration::ZERO);
+    reporter.finish(Duration::ZERO, false);
     let verdict = world.verdict();
     assert!(verdict.is_clean(), "{verdict:#?}");
     assert_eq!(verdict.logs[0].n_unanchored, 1, "the last checkpoint");
@@ -138,7 +138,7 @@ fn a_log_that_lacks_what_was_signed_is_refused() {
     let world = World::new();
     let mut reporter = world.reporter();
     reporter.emit(flow(1));
-    reporter.finish(Duration::ZERO);
+    reporter.finish(Duration::ZERO, false);
     drop(reporter);
     std::fs::write(world.evidence().join("leaves"), "").unwrap();
     let error = Evidence::open(&world.evidence(), "trefoil/0123", None).unwrap_err();
@@ -165,7 +165,7 @@ fn a_directory_that_cannot_be_written_is_told_and_signed_for_later() {
     std::fs::remove_dir_all(&state).unwrap();
     std::fs::write(&state, kept).unwrap();
     reporter.flush(44 * SECOND_NS);
-    reporter.finish(Duration::ZERO);
+    reporter.finish(Duration::ZERO, false);
     let states: Vec<String> = world
         .lines
         .0
@@ -230,7 +230,7 @@ proptest! {
                 Act::Wait => world.now_ns += 11 * SECOND_NS,
                 Act::Kill | Act::Stop | Act::Boot => {
                     if matches!(act, Act::Stop) {
-                        now.finish(Duration::ZERO);
+                        now.finish(Duration::ZERO, false);
                     }
                     world.boot += u32::from(matches!(act, Act::Boot));
                     drop(reporter.take());
@@ -238,7 +238,7 @@ proptest! {
                 }
             }
         }
-        reporter.unwrap().finish(Duration::ZERO);
+        reporter.unwrap().finish(Duration::ZERO, false);
         let verdict = world.verdict();
         let findings = &verdict.logs[0].findings;
         // Records that were signed for, and not handed over when the host went down; or the other way round.
