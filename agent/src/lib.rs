@@ -5,8 +5,9 @@
 
 #![deny(unsafe_code)]
 
+use trefoil_bounded as bounded;
+
 pub mod acknowledged;
-pub mod bounded;
 pub mod cli;
 pub mod clock;
 pub mod commands;

@@ -6,6 +6,7 @@
 use std::{fmt::Write as _, io, path::Path, process::ExitCode};
 
 use serde_json::json;
+use trefoil_bounded as bounded;
 use trefoil_evidence::{
     entry::{Entries, Entry, EntryError},
     note::VerifyingKey,
@@ -15,8 +16,6 @@ use trefoil_evidence::{
 use self::arguments::{Arguments, Records, Verb};
 
 pub mod arguments;
-#[path = "../../src/bounded.rs"]
-pub mod bounded;
 mod statement;
 
 const FINDINGS: u8 = 1;

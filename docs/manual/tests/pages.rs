@@ -4,9 +4,9 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use clap::CommandFactory;
-use trefoil::bounded;
 use trefoil::cli::Cli;
 use trefoil::policy::Policy;
+use trefoil_bounded as bounded;
 use trefoil_manual::{PAGES, command, directory, render, settings, template_of};
 
 #[test]

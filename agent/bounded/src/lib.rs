@@ -1,6 +1,5 @@
 //! Reading files that may be anything: a device, a pipe that nobody writes into, a
-//! terabyte of nothing. Ends soon, takes little memory, and says what to do. Part of the agent and of
-//! `trefoil-verify`.
+//! terabyte of nothing. Ends soon, takes little memory, and says what to do.
 
 use std::{
     fs::{self, File, OpenOptions},
