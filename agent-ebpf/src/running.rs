@@ -154,11 +154,16 @@ impl Running {
 }
 
 /// True if the running task is not of the user who made a socket, by name or by right, nor is that root,
-/// of the host or of the task's user namespace: whoever made it may have chosen where it goes.
+/// of the host or of the task's user namespace: whoever made it may have chosen where it goes. For whom a
+/// thread of the kernel acts is not known anyway.
 #[inline(always)]
 pub fn is_of_another(maker: u32) -> bool {
     let task = Running::now();
-    maker != 0 && maker != task.who() as u32 && maker != task.effective() && maker != task.root()
+    maker != 0
+        && !task.is_of_kernel()
+        && maker != task.who() as u32
+        && maker != task.effective()
+        && maker != task.root()
 }
 
 /// The user who is 0 in a user namespace.

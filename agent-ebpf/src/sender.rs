@@ -9,6 +9,7 @@ use crate::{
     globals::offset,
     kernel_memory::{Kernel, read},
     maps::PROCESSES,
+    named::ESTABLISHED,
     owner::{epoch_of, is_running},
     packet::protocol,
     running::is_of_another,
@@ -22,9 +23,6 @@ use crate::{
 /// One word: the user who made the socket, and bits.
 #[derive(Clone, Copy)]
 pub struct Call(u64);
-
-/// `TCP_ESTABLISHED`: the state of a socket that is connected, of whatever protocol.
-const ESTABLISHED: u64 = 1;
 
 impl Call {
     /// Nothing is known of it, or nothing that matters.
@@ -63,11 +61,12 @@ impl Call {
         // Other streams have queues elsewhere, and of these, what is not acknowledged counts.
         let is_behind = differ(unsent | queued & is_stream & is_no(protocol, TCP), 0);
         let is_chosen =
-            is_no(kind, SOCK_DGRAM) | is_no(protocol, UDP) | !differ(state, ESTABLISHED);
-        // The kernel's sockets are root's by their number, for whomever it makes them.
+            is_no(kind, SOCK_DGRAM) | is_no(protocol, UDP) | !differ(state, ESTABLISHED.into());
+        // Those that a thread of the kernel made are root's by their number, for whomever that was.
         let is_kernels = (kernels >> (offset!(sock_kern_sock_shift) & 7) & 1).wrapping_neg();
+        let is_nobodys = is_kernels & !differ(maker, 0);
         Self(
-            (maker | is_kernels) << 32
+            (maker | is_nobodys) << 32
                 | is_stream & Self::BY_STREAM
                 | is_behind & Self::BEHIND_OTHERS
                 | is_chosen & Self::IS_CHOSEN,
@@ -81,7 +80,7 @@ impl Call {
         // Without the number, it is nobody's.
         let maker: u32 = read(socket, offset!(sock_uid)).unwrap_or(u32::MAX);
         let state: u8 = read(socket, offset!(sock_state)).unwrap_or(ESTABLISHED as u8);
-        let is_chosen = match !is_judged || u64::from(state) == ESTABLISHED {
+        let is_chosen = match !is_judged || u32::from(state) == ESTABLISHED {
             true => Self::IS_CHOSEN,
             false => 0,
         };

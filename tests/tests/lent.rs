@@ -3,6 +3,7 @@
 
 mod world;
 
+use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -200,6 +201,30 @@ fn who_accepts_is_who_listens() -> Result<()> {
         listener.proceed()?;
         listener.finish()?;
     }
+    all_of(agent, &lab)?;
+    lab.close()
+}
+
+/// Root answers on a connection that a user has accepted: the far end has chosen to come.
+#[test]
+fn root_answers_by_one_that_a_user_has_accepted() -> Result<()> {
+    const PORT: u16 = 8444;
+    let lab = Lab::new()?;
+    let policy = approving(&format!("user = [0, {USER}]"));
+    let agent = lab.agent().policy(&policy).uplink("auto").start()?;
+    let words = ["accept-lent", &PORT.to_string(), &USER.to_string()];
+    let mut server = lab.program(TRAFFIC)?.args(words).start()?;
+    server.line()?;
+    let host = SocketAddr::from((places::HOST, PORT));
+    let answer = lab.peer.enter(|| {
+        let mut connection = TcpStream::connect(host)?;
+        connection.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let mut answer = Vec::new();
+        connection.read_to_end(&mut answer)?;
+        Ok(answer)
+    })?;
+    ensure!(answer.len() == 6, "{answer:?}");
+    server.finish()?.success()?;
     all_of(agent, &lab)?;
     lab.close()
 }

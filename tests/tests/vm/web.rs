@@ -97,7 +97,12 @@ fn nginx_answers_the_region_and_sshd_the_gateway_alone() -> Result<()> {
     let records = vm.journal("-u trefoil TREFOIL_STATE=closed TREFOIL_SRC_PORT=443")?;
     let served: Vec<&Record> = records
         .iter()
-        .filter(|one| one.is("TREFOIL_VERDICT", "approved"))
+        // By IPv6, the answer to a request has a record of its own: no socket's hook sees it here.
+        .filter(|one| {
+            let is_request =
+                one.is("TREFOIL_ATTRIBUTION", "inferred") && one.is("TREFOIL_PACKETS_OUT", "1");
+            one.is("TREFOIL_VERDICT", "approved") && !is_request
+        })
         .collect();
     let mut to = BTreeSet::new();
     for record in &served {

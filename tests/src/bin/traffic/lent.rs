@@ -3,14 +3,15 @@
 use std::fs::write;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, SockaddrStorage, connect, send, sendto, setsockopt, sockopt,
+    AddressFamily, Backlog, MsgFlags, SockaddrStorage, accept, connect, send, sendto, setsockopt,
+    sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::{Uid, setresuid};
@@ -35,6 +36,19 @@ fn as_root() -> Answer {
     setresuid(root, root, root).named("setresuid")
 }
 
+/// A socket of UDP-Lite.
+fn lite(peer: SocketAddr) -> Result<OwnedFd, Failure> {
+    let family = family(peer.ip()) as i32;
+    raw::open_of(family, libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE)
+}
+
+/// The same, connected.
+fn connected(peer: SocketAddr) -> Result<OwnedFd, Failure> {
+    let socket = lite(peer)?;
+    connect(socket.as_raw_fd(), &SockaddrStorage::from(peer)).named("connect")?;
+    Ok(socket)
+}
+
 /// `traffic lend`: whom a socket is connected to is a user's choice, and root sends on it.
 pub fn lend(arguments: &mut Arguments) -> Answer {
     let peer: SocketAddr = arguments.value("ADDR:PORT")?;
@@ -50,7 +64,7 @@ pub fn lend(arguments: &mut Arguments) -> Answer {
     let family = family(peer.ip()) as i32;
     let stream = |protocol| raw::open_of(family, libc::SOCK_STREAM, protocol);
     let socket = match by.as_deref() {
-        None => raw::open_of(family, libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE)?,
+        None => lite(peer)?,
         Some("udp") => udp::open(peer, None)?,
         Some("tcp") => stream(libc::IPPROTO_TCP)?,
         Some("mptcp") => stream(libc::IPPROTO_MPTCP)?,
@@ -107,6 +121,22 @@ pub fn listen_lent(arguments: &mut Arguments) -> Answer {
     Ok(())
 }
 
+/// `traffic accept-lent`: root answers on a connection that a user has accepted.
+pub fn accept_lent(arguments: &mut Arguments) -> Answer {
+    let port: u16 = arguments.value("a port")?;
+    let user: u32 = arguments.value("a user id")?;
+    arguments.done()?;
+    as_user(user)?;
+    let listener = tcp::open(AddressFamily::Inet, Some(port))?;
+    nix::sys::socket::listen(&listener, Backlog::MAXCONN).named("listen")?;
+    Sent::default().tell();
+    let accepted = accept(listener.as_raw_fd()).named("accept")?;
+    // SAFETY: the descriptor is new and nobody else's.
+    let accepted = unsafe { OwnedFd::from_raw_fd(accepted) };
+    as_root()?;
+    send_twice(&accepted)
+}
+
 /// `traffic own`: sends by a socket of its own as a program does that is set to a user.
 pub fn own(arguments: &mut Arguments) -> Answer {
     let peer: SocketAddr = arguments.value("ADDR:PORT")?;
@@ -114,13 +144,7 @@ pub fn own(arguments: &mut Arguments) -> Answer {
     let effective: u32 = arguments.value("a user id")?;
     arguments.done()?;
     setresuid(user.into(), effective.into(), effective.into()).named("setresuid")?;
-    let socket = raw::open_of(
-        family(peer.ip()) as i32,
-        libc::SOCK_DGRAM,
-        libc::IPPROTO_UDPLITE,
-    )?;
-    connect(socket.as_raw_fd(), &SockaddrStorage::from(peer)).named("connect")?;
-    send_twice(&socket)
+    send_twice(&connected(peer)?)
 }
 
 /// `traffic lend-inside`: root of a user namespace makes a socket, and user 1 of it sends by that.
@@ -133,12 +157,7 @@ pub fn lend_inside(arguments: &mut Arguments) -> Answer {
         Sent::default().tell();
         told_to_proceed();
         as_root()?;
-        let socket = raw::open_of(
-            family(peer.ip()) as i32,
-            libc::SOCK_DGRAM,
-            libc::IPPROTO_UDPLITE,
-        )?;
-        connect(socket.as_raw_fd(), &SockaddrStorage::from(peer)).named("connect")?;
+        let socket = connected(peer)?;
         as_user(1)?;
         return send_twice(&socket);
     }

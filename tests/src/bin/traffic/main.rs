@@ -124,6 +124,8 @@ const USAGE: &str = "traffic COMMAND ...
       with --by-name root says where it goes, with --via the user by which way; with --hold it waits for a line on standard input in between
   listen-lent PORT UID
       that user has a socket listen on which root has tried to send
+  accept-lent PORT UID
+      root answers on a connection that this user has accepted
   own ADDR:PORT UID UID
       sends by a socket of its own, as a program of the first user that is set to the second
   lend-inside ADDR:PORT --map LINE ...
@@ -296,6 +298,7 @@ fn run(arguments: &mut Arguments) -> Answer {
         "become" => became::become_another(arguments),
         "lend" => lent::lend(arguments),
         "listen-lent" => lent::listen_lent(arguments),
+        "accept-lent" => lent::accept_lent(arguments),
         "own" => lent::own(arguments),
         "lend-inside" => lent::lend_inside(arguments),
         "append" => lent::append(arguments),
