@@ -37,6 +37,8 @@ const DIRECTORY: &str = "TREFOIL_VM";
 pub const PACKAGE: &str = "/guest/trefoil.deb";
 /// See [`PACKAGE`].
 pub const NEXT_PACKAGE: &str = "/guest/trefoil-next.deb";
+/// The package of the verifier.
+pub const VERIFIER_PACKAGE: &str = "/guest/trefoil-verify.deb";
 /// See [`PACKAGE`].
 pub const TARBALL: &str = "/guest/trefoil.tar.gz";
 

@@ -5,6 +5,7 @@ mod archive;
 mod bare_machine;
 mod battery;
 mod enforcement;
+mod evidence;
 mod flows;
 mod install;
 mod kernels;
