@@ -18,6 +18,11 @@ const USER: u32 = 65534;
 const ABROAD: &str = "2001:db8:3::77";
 const COUNT: &str = "5";
 
+/// The service may send abroad, and nobody else.
+const POLICY: &str = "mode = \"enforce\"\n[[rules]]\nname = \"answers\"\nverdict = \"approve\"\n\
+                      from = { unit = \"web.service\" }\n\
+                      to = { networks = [\"2001:db8:3::/48\"] }\n";
+
 /// The user sends to a port of the host.
 fn sends(lab: &Lab, port: u16) -> Result<Program> {
     let (to, size) = (at(places::HOST6, port), "800");
@@ -61,9 +66,6 @@ fn errors_that_a_user_has_sent_abroad_are_told_as_his() -> Result<()> {
 
 #[test]
 fn a_service_answers_no_user_abroad() -> Result<()> {
-    const POLICY: &str = "mode = \"enforce\"\n[[rules]]\nname = \"answers\"\nverdict = \"approve\"\n\
-                          from = { unit = \"web.service\" }\n\
-                          to = { networks = [\"2001:db8:3::/48\"] }\n";
     let (lab, tap) = Lab::with_tap()?;
     let mut service = lab
         .program_in("web.service", TRAFFIC)?
@@ -86,9 +88,6 @@ fn a_service_answers_no_user_abroad() -> Result<()> {
 #[test]
 fn a_service_answers_no_user_abroad_who_connects() -> Result<()> {
     const PORT: u16 = 8099;
-    const POLICY: &str = "mode = \"enforce\"\n[[rules]]\nname = \"answers\"\nverdict = \"approve\"\n\
-                          from = { unit = \"web.service\" }\n\
-                          to = { networks = [\"2001:db8:3::/48\"] }\n";
     let (lab, tap) = Lab::with_tap()?;
     let mut service = lab
         .program_in("web.service", TRAFFIC)?

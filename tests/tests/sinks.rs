@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use trefoil_lab::agent::{acknowledge, detach, kernel_verb, verb};
 use trefoil_lab::cover::{Cover, fill};
+use trefoil_lab::program::Running;
 use trefoil_lab::sink::UdpSink;
 use trefoil_lab::{Lab, Record, places, wait_for};
 use world::told::{arrived, told_by_verdict};
@@ -249,10 +250,21 @@ fn a_state_that_cannot_be_written_is_a_finding() -> Result<()> {
     Ok(())
 }
 
-/// The spool has some room in advance, which is not enough for so many open flows.
+/// Opens more flows than the spool has room for in advance.
+fn open_many(lab: &Lab, sink: &UdpSink) -> Result<Running> {
+    const FLOWS: u64 = 8_000;
+    let (to, count) = (at(places::FOREIGN6, 9), FLOWS.to_string());
+    let words = ["udp-many", &to, "--destinations", &count, "--count", &count];
+    let mut sender = traffic(lab)?.args(words).args(["--hold"]).start()?;
+    sender.line()?;
+    sender.proceed()?;
+    sender.line()?;
+    sink.wait_for_packets(FLOWS)?;
+    Ok(sender)
+}
+
 #[test]
 fn a_spool_that_cannot_be_written_is_a_finding() -> Result<()> {
-    const FLOWS: u64 = 8_000;
     let lab = Lab::new()?;
     let sink = UdpSink::new(&lab.foreign, 9)?;
     let start = || lab.agent().policy(&approving()).start();
@@ -265,13 +277,7 @@ fn a_spool_that_cannot_be_written_is_a_finding() -> Result<()> {
     // Room for the state, which is written anew each time.
     let ballast = directory.join("ballast");
     fill(&ballast, 64 << 10)?;
-    let (to, count) = (at(places::FOREIGN6, 9), FLOWS.to_string());
-    let words = ["udp-many", &to, "--destinations", &count, "--count", &count];
-    let mut sender = traffic(&lab)?.args(words).args(["--hold"]).start()?;
-    sender.line()?;
-    sender.proceed()?;
-    sender.line()?;
-    sink.wait_for_packets(FLOWS)?;
+    let mut sender = open_many(&lab, &sink)?;
     wait_for("status says so", || {
         let found = findings(&lab)?;
         let about_spool = |it: &String| it.contains("wait to be handed over: spool");
@@ -296,7 +302,6 @@ fn a_spool_that_cannot_be_written_is_a_finding() -> Result<()> {
 /// Records that its spool has no room for are handed over from memory.
 #[test]
 fn an_agent_without_room_for_its_spool_ends_and_tells_all() -> Result<()> {
-    const FLOWS: u64 = 8_000;
     let lab = Lab::new()?;
     let sink = UdpSink::new(&lab.foreign, 9)?;
     let start = || lab.agent().policy(&approving()).flows("each").start();
@@ -305,13 +310,7 @@ fn an_agent_without_room_for_its_spool_ends_and_tells_all() -> Result<()> {
     let _cover = Cover::small(&directory, "4m")?;
     let agent = start()?;
     fill(&directory.join("ballast"), 64 << 10)?;
-    let (to, count) = (at(places::FOREIGN6, 9), FLOWS.to_string());
-    let words = ["udp-many", &to, "--destinations", &count, "--count", &count];
-    let mut sender = traffic(&lab)?.args(words).args(["--hold"]).start()?;
-    sender.line()?;
-    sender.proceed()?;
-    sender.line()?;
-    sink.wait_for_packets(FLOWS)?;
+    let sender = open_many(&lab, &sink)?;
     let (_, records) = agent.stop(Signal::SIGINT)?;
     sender.finish()?;
     let left = arrived(&lab, &[("approved", &lab.foreign)])?;
