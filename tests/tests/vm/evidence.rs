@@ -43,9 +43,11 @@ fn statement(vm: &mut Vm, since: &str, until: &str) -> Result<(i32, Value)> {
     vm.ok("install -m 644 /var/lib/trefoil/evidence/key.pub /run/key.pub")?;
     vm.ok("dpkg --purge trefoil")?;
     vm.ok(&format!("dpkg --install {VERIFIER_PACKAGE}"))?;
+    let auditor = "unshare --net setpriv --reuid=65534 --clear-groups trefoil-verify";
+    let ended = vm.run(&format!("{auditor} --key /run/key.pub /run/records"))?;
+    ensure!(ended.code == 0, "{ended:?}");
     let ended = vm.run(&format!(
-        "unshare --net setpriv --reuid=65534 --clear-groups trefoil-verify statement --json \
-         --since {since} --until {until} --key /run/key.pub /run/records"
+        "{auditor} statement --json --since {since} --until {until} --key /run/key.pub /run/records"
     ))?;
     let said = serde_json::from_str(&ended.stdout).with_context(|| format!("{ended:?}"))?;
     Ok((ended.code, said))
