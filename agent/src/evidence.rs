@@ -8,7 +8,7 @@
 //! | `key` | 32 random bytes, made at the first start; whoever has them can sign |
 //! | `key.pub` | the key for those who check |
 //! | `leaves` | digest of each record, 32 bytes each |
-//! | `state` | the last checkpoint, and the edge of the tree before and behind it |
+//! | `state` | the last checkpoint, the edge of the tree before and behind it, and how many leaves are sure |
 //!
 //! The order is what makes it proof: digests are on disk before a checkpoint over them is signed, and
 //! the state is on disk before the checkpoint is handed over. A checkpoint that nobody may have got is told
@@ -89,6 +89,9 @@ struct State {
     /// Leaves with them, and the edge there.
     size: u64,
     behind: String,
+    /// Leaves that are on disk for sure, and whose records every sink has.
+    #[serde(default)]
+    sure: u64,
 }
 
 impl State {
@@ -121,8 +124,8 @@ impl Evidence {
     /// Opens the log of this directory, which is made if it is not there. `known` is how many leaves
     /// the agent before had in the file with the last records that it kept, if it was of this boot.
     ///
-    /// Leaves behind those are of records that nobody has; leaves that no checkpoint covers are not
-    /// sure to be whole after a boot. Both are taken out.
+    /// Leaves behind those are of records that nobody has; after a boot, leaves that no checkpoint covers
+    /// are whole for sure only up to where an agent has [finished](Self::finish). Both are taken out.
     ///
     /// # Errors
     ///
@@ -154,7 +157,7 @@ impl Evidence {
         if length < state.size {
             return Err(damaged(directory, "leaves", LEAVES_MISSING));
         }
-        let size = known.unwrap_or(0).clamp(state.size, length);
+        let size = known.unwrap_or(state.sure).clamp(state.size, length);
         leaves
             .set_len(size * DIGEST)
             .map_err(failed("cut", &path))?;
@@ -295,15 +298,36 @@ impl Evidence {
             before: self.state.behind.clone(),
             size: self.tree.size(),
             behind: to_text(self.tree.peaks()),
+            sure: self.tree.size(),
         };
-        let text = serde_json::to_string(&state)?;
-        write_whole(&self.directory.join("state"), text.as_bytes(), 0o640)?;
+        self.set_state(state)?;
         let digests = to_text(&self.digests);
-        self.state = state;
         self.digests.clear();
         (self.n_in_file, self.n_of_checkpoints) = (0, 0);
         (self.signed_ns, self.is_due) = (now_ns, false);
         Ok(self.signed(digests))
+    }
+
+    /// Every sink has all records: the log goes on behind the last of them even after a boot, when nobody
+    /// remembers them but this directory.
+    ///
+    /// # Errors
+    ///
+    /// When files cannot be written: after a boot, the log goes on behind the last checkpoint then.
+    pub fn finish(&mut self) -> io::Result<()> {
+        self.write()?;
+        self.leaves.sync_data()?;
+        self.set_state(State {
+            sure: self.tree.size(),
+            ..self.state.clone()
+        })
+    }
+
+    fn set_state(&mut self, state: State) -> io::Result<()> {
+        let text = serde_json::to_string(&state)?;
+        write_whole(&self.directory.join("state"), text.as_bytes(), 0o640)?;
+        self.state = state;
+        Ok(())
     }
 
     /// Returns the last checkpoint once more. `None` if there is none.

@@ -299,7 +299,11 @@ impl Reporter {
         self.sign_the_rest(clock::since_boot_ns());
         loop {
             let progress = self.flush(clock::since_boot_ns());
-            if progress.pending == 0 || Instant::now() >= deadline {
+            if progress.pending == 0 {
+                self.finish_proof();
+                return progress;
+            }
+            if Instant::now() >= deadline {
                 return progress;
             }
             thread::sleep(PAUSE);

@@ -137,6 +137,15 @@ impl Reporter {
         self.sign(now_ns);
     }
 
+    /// All that was emitted is handed over.
+    pub(super) fn finish_proof(&mut self) {
+        if let Some(proof) = &mut self.proof
+            && let Err(error) = proof.evidence.finish()
+        {
+            proof.note(Some(error.to_string()));
+        }
+    }
+
     fn tell_checkpoint(&mut self, signed: &Signed) {
         self.spool
             .set(TOLD.to_owned(), Some(signed.size.to_string()));
