@@ -112,6 +112,7 @@ fn receive(journald: &UnixDatagram, received: &mut Vec<Vec<u8>>) {
         match journald.recv(&mut buffer) {
             Ok(n) => received.push(buffer[..n].to_vec()),
             Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => panic!("{error}"),
         }
     }

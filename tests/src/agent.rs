@@ -437,7 +437,8 @@ impl Agent<'_> {
                         return Ok(());
                     }
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
                 Err(error) => return Err(error).context("read notifications"),
             }
             if let Some(status) = self.child.try_wait()? {

@@ -1,6 +1,14 @@
 //! Parts that all netlink messages have in common: a header, and then attributes.
 
-use std::io;
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+};
+
+use nix::{
+    errno::Errno,
+    sys::socket::{MsgFlags, recv},
+};
 
 pub const NLMSG_ERROR: u16 = 2;
 pub const NLMSG_DONE: u16 = 3;
@@ -14,6 +22,22 @@ pub const HEADER: usize = 16;
 /// The kernel answers from within the call; one that does not is broken, and must not
 /// hold up whoever waits for more than this.
 pub const PATIENCE_S: i64 = 5;
+
+/// Waits for the next messages. A signal, or that the host stood still for a while, ends no wait.
+pub fn receive(socket: &OwnedFd) -> io::Result<Vec<u8>> {
+    // Upper bound on a message from the kernel, in bytes.
+    const LONGEST: usize = 1 << 16;
+    let mut bytes = vec![0; LONGEST];
+    loop {
+        match recv(socket.as_raw_fd(), &mut bytes, MsgFlags::empty()) {
+            Err(Errno::EINTR) => {}
+            received => {
+                bytes.truncate(received?);
+                return Ok(bytes);
+            }
+        }
+    }
+}
 
 /// Kind and body of each message.
 pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
@@ -61,4 +85,42 @@ pub fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
 pub fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
     let bytes = bytes.get(offset..offset + size_of::<u64>())?;
     Some(u64::from_ne_bytes(bytes.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, thread, time::Duration};
+
+    use nix::sys::{
+        pthread::{pthread_kill, pthread_self},
+        signal::Signal,
+        socket::{AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket, sockopt},
+        time::{TimeVal, TimeValLike},
+    };
+    use tokio::signal::unix::{SignalKind, signal};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_signal_ends_no_wait() {
+        let mut heard = signal(SignalKind::user_defined1()).unwrap();
+        let (tell, told) = mpsc::channel();
+        let waits = thread::spawn(move || {
+            let route = SockProtocol::NetlinkRoute;
+            let flags = SockFlag::SOCK_CLOEXEC;
+            let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, route).unwrap();
+            let patience = TimeVal::milliseconds(500);
+            setsockopt(&socket, sockopt::ReceiveTimeout, &patience).unwrap();
+            tell.send(pthread_self()).unwrap();
+            receive(&socket)
+        });
+        let thread = told.recv().unwrap();
+        for _ in 0..5 {
+            thread::sleep(Duration::from_millis(20));
+            pthread_kill(thread, Signal::SIGUSR1).unwrap();
+        }
+        heard.recv().await;
+        let waited = waits.join().unwrap();
+        assert_eq!(waited.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use nix::sys::{
     socket::{
-        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, send,
         setsockopt, socket, sockopt,
     },
     time::TimeVal,
@@ -21,7 +21,7 @@ use super::{
     KernelError,
     netlink::{
         HEADER, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, PATIENCE_S, attributes,
-        error_in, messages, u32_at, u64_at,
+        error_in, messages, receive, u32_at, u64_at,
     },
 };
 use crate::uplinks::{Link, Route};
@@ -239,14 +239,7 @@ impl Changes {
             Ok(received) => Ok(messages(&received).filter_map(change).collect()),
             // There were more than fit, while nobody asked.
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(vec![Change::Lost]),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
-                ) =>
-            {
-                Ok(Vec::new())
-            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Vec::new()),
             Err(error) => Err(KernelError::failed("wait for changes by rtnetlink", error)),
         }
     }
@@ -259,15 +252,6 @@ fn route_socket() -> nix::Result<OwnedFd> {
         SockFlag::SOCK_CLOEXEC,
         SockProtocol::NetlinkRoute,
     )
-}
-
-fn receive(socket: &OwnedFd) -> io::Result<Vec<u8>> {
-    // Upper bound on a message from the kernel, in bytes.
-    const LONGEST: usize = 1 << 16;
-    let mut bytes = vec![0; LONGEST];
-    let len = recv(socket.as_raw_fd(), &mut bytes, MsgFlags::empty())?;
-    bytes.truncate(len);
-    Ok(bytes)
 }
 
 fn change((kind, body): (u16, &[u8])) -> Option<Change> {

@@ -13,7 +13,7 @@ use std::{
 
 use nix::sys::{
     socket::{
-        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket,
+        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, send, setsockopt, socket,
         sockopt,
     },
     time::TimeVal,
@@ -23,7 +23,7 @@ use super::{
     KernelError,
     netlink::{
         HEADER, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, PATIENCE_S,
-        error_in, messages,
+        error_in, messages, receive,
     },
 };
 
@@ -193,15 +193,11 @@ impl SockDiag {
 
     /// The next messages that answer the last request.
     fn receive(&self) -> io::Result<Vec<u8>> {
-        // Upper bound on a message from the kernel, in bytes.
-        const LONGEST: usize = 1 << 16;
-        let mut bytes = vec![0; LONGEST];
         loop {
-            let len = recv(self.socket.as_raw_fd(), &mut bytes, MsgFlags::empty())?;
+            let bytes = receive(&self.socket)?;
             let sequence = bytes.get(8..12).and_then(|word| word.try_into().ok());
             // An answer that somebody gave up waiting for may still come.
-            if len >= HEADER && sequence.map(u32::from_ne_bytes) == Some(self.sequence) {
-                bytes.truncate(len);
+            if bytes.len() >= HEADER && sequence.map(u32::from_ne_bytes) == Some(self.sequence) {
                 return Ok(bytes);
             }
         }

@@ -158,7 +158,7 @@ fn connection(peer: SocketAddr) -> std::io::Result<()> {
     let mut stream = TcpStream::connect_timeout(&peer, PATIENCE_TCP)?;
     stream.set_read_timeout(Some(PATIENCE_TCP))?;
     stream.shutdown(std::net::Shutdown::Write)?;
-    match stream.read(&mut [0])? {
+    match stream.read_to_end(&mut Vec::new())? {
         0 => Ok(()),
         _ => Err(ErrorKind::InvalidData.into()),
     }
