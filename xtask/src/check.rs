@@ -14,6 +14,7 @@ use crate::{
 
 mod language;
 mod licences;
+mod references;
 mod rules;
 mod size;
 
@@ -25,10 +26,11 @@ pub struct Check {}
 type Step = (&'static str, fn() -> Result<()>);
 
 /// From the quickest to the slowest.
-const STEPS: [Step; 10] = [
+const STEPS: [Step; 11] = [
     ("rules of the project", rules::check),
     ("language", language::check),
     ("lengths", size::check),
+    ("references in documents", references::check),
     ("licences and sources", licences::check),
     ("manual pages", docs::check),
     ("table of costs", cost::check),
