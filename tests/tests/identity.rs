@@ -83,6 +83,50 @@ fn a_path_that_a_user_has_mounted_is_not_the_hosts() -> Result<()> {
     lab.close()
 }
 
+/// In a user namespace of his own, a user says which file his process was executed from: the agent knows
+/// better of what it saw executed, and says of the rest that it was in his hands.
+#[test]
+fn what_a_user_says_that_he_executes_is_not_the_hosts() -> Result<()> {
+    let lab = Lab::new()?;
+    let approved = lab.copy_program(TRAFFIC, "approved/program")?;
+    let sink = TcpSink::new(&lab.peer, 443)?;
+    let start = || -> Result<_> {
+        let mut program = lab
+            .program_as(USER, TRAFFIC)?
+            .args(["say-executed".as_ref(), approved.as_os_str()])
+            .args([at(places::PEER, 443)])
+            .start()?;
+        program.line()?;
+        let said = fs::read_link(format!("/proc/{}/exe", program.pid()))?;
+        ensure!(said == approved, "the kernel says {}", said.display());
+        Ok(program)
+    };
+    let older = start()?;
+    let agent = lab.agent().policy(&only(&approved)).start()?;
+    let newer = start()?;
+    let mut expected = Vec::new();
+    for (mut program, exe, note) in [
+        (older, approved.as_path(), "foreign"),
+        (newer, Path::new(TRAFFIC), ""),
+    ] {
+        program.proceed()?;
+        let outcome = program.finish()?;
+        ensure!(outcome.code == REFUSED, "{note}: {outcome:?}");
+        expected.push((outcome.pid, exe, note));
+    }
+    assert_eq!(sink.connections(), 0);
+    let records = all_of(agent, &lab)?;
+    for (pid, exe, note) in expected {
+        let record = records
+            .iter()
+            .find(|record| is_about_a_flow(record) && record.is("pid", pid))
+            .with_context(|| format!("{note}: no record"))?;
+        ensure!(record.is("exe", exe.display().to_string()), "{record}");
+        ensure!(record.text("exe_note") == note, "{record}");
+    }
+    lab.close()
+}
+
 #[test]
 fn a_hard_link_has_the_path_that_a_user_gave_it() -> Result<()> {
     let lab = Lab::new()?;

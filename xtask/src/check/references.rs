@@ -41,7 +41,8 @@ fn read(path: &str) -> Result<String> {
 #[derive(Default)]
 struct Tests {
     functions: HashSet<String>,
-    /// With their file, as documents write it: `file: test`, `folder: file::test`.
+    /// With their file, as documents write it: `path: test`, and of the lab's `file: test` and
+    /// `folder: file::test`.
     placed: HashSet<String>,
     places: HashSet<String>,
 }
@@ -61,6 +62,7 @@ impl Tests {
         let place = in_tests.map(|it| it.replacen('/', ": ", 1).replace('/', "::"));
         for function in text.lines().filter_map(function) {
             self.functions.insert(function.to_owned());
+            self.placed.insert(format!("{path}: {function}"));
             if let Some(place) = &place {
                 let joint = if place.contains(": ") { "::" } else { ": " };
                 self.placed.insert(format!("{place}{joint}{function}"));
@@ -76,6 +78,9 @@ impl Tests {
             !text.is_empty() && text.chars().all(is_part)
         };
         match quote.split_once(": ") {
+            Some((path, test)) if path.ends_with(".rs") && is_word(test) => {
+                self.placed.contains(quote)
+            }
             Some((place, test)) if is_word(place) && test.split("::").all(is_word) => {
                 self.placed.contains(quote) || self.places.contains(quote) || quote == EXAMPLE
             }
@@ -135,6 +140,7 @@ mod tests {
             "vm: web::of_the_web_only",
             "vm: web",
             "as_it_is_there",
+            "agent/src/geo.rs: as_it_is_there",
             "bytes_out",
             "key: value of it",
             "a b: c",

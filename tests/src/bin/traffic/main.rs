@@ -22,6 +22,7 @@ mod raw;
 mod ring;
 mod rounds;
 mod route;
+mod said;
 mod storm;
 mod tcp;
 mod tun;
@@ -138,6 +139,9 @@ const USAGE: &str = "traffic COMMAND ...
       [--bytes N]
       executes itself, from mounts of its own, so that it looks like PATH, and connects:
       in DIRECTORY there is another root directory, which has a program at PATH, too
+  say-executed PATH ADDR:PORT
+      in a user namespace of its own, says that it was executed from PATH, and connects after
+      a line on standard input
   uring connect|send|sendmsg|zero-copy ADDR:PORT [--size N] [--poll]
   copy sendfile|splice|zero-copy ADDR:PORT [--bytes N]
   tun inject NAME ADDR:PORT ADDR:PORT [--size N] [--count N]
@@ -305,6 +309,7 @@ fn run(arguments: &mut Arguments) -> Answer {
         "pour" => became::pour(arguments),
         "forge" => forged::forge(arguments),
         "forge-inside" => forged::inside(arguments),
+        "say-executed" => said::say_executed(arguments),
         "family" => family::open(arguments),
         "rds" => family::rds(arguments),
         "option" => option::set(arguments),
