@@ -1,9 +1,11 @@
 //! The books of an uplink: which of its sums a frame belongs to.
 
+use aya_ebpf::bindings::__sk_buff;
 use trefoil_ebpf::abi::*;
 
 use crate::{
     atomic,
+    checksum::is_cut_by_kernel,
     maps::{UPLINK_BOOKS, lose},
 };
 
@@ -43,6 +45,42 @@ pub fn not_ip(ethertype: u16) -> u32 {
         _ => unjudged::OTHER,
     };
     UNJUDGED + u32::from(kind)
+}
+
+/// Bytes of a frame, as it came here.
+#[inline(always)]
+pub fn length(skb: *mut __sk_buff) -> u32 {
+    // SAFETY: a field of the context; the verifier checks the access.
+    unsafe { (*skb).len }
+}
+
+/// Counts a frame in the books of its interface.
+#[inline(always)]
+pub fn book(skb: *mut __sk_buff, index: u32) {
+    // SAFETY: fields of the context; the verifier checks the access.
+    let (interface, wire_bytes) = unsafe { ((*skb).ifindex, (*skb).wire_len) };
+    let bytes = match length(skb) {
+        bytes if wire_bytes > bytes => bytes_at_link(skb, wire_bytes),
+        bytes => bytes,
+    };
+    let size = Size {
+        interface,
+        bytes,
+        wire_bytes,
+    };
+    count(size, index);
+}
+
+/// Bytes of a frame of several segments as its interface gets it: all of theirs, where the kernel itself cuts it.
+///
+/// A global function to the kernel, as those of the judge.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn bytes_at_link(skb: *mut __sk_buff, wire_bytes: u32) -> u32 {
+    match is_cut_by_kernel(skb) {
+        true => wire_bytes,
+        false => length(skb),
+    }
 }
 
 /// Adds a frame to one of the sums of its interface.

@@ -27,6 +27,22 @@ pub extern "C" fn is_changed(skb: *mut __sk_buff, start: u32) -> u32 {
     }
 }
 
+/// `ip_summed` of a packet, see [`Kernel`].
+#[inline(always)]
+fn summed(packet: Kernel) -> u8 {
+    let bits = read::<u8>(packet, offset!(sk_buff_ip_summed)).unwrap_or(0);
+    bits >> (offset!(sk_buff_ip_summed_shift) & 7) & 3
+}
+
+/// True if the kernel itself cuts a packet of several segments, whatever its device can do: checksums are not
+/// left to that, as of a socket whose route led to a device that writes none.
+#[inline(always)]
+pub fn is_cut_by_kernel(skb: *mut __sk_buff) -> bool {
+    /// Of `ip_summed`: `CHECKSUM_UNNECESSARY` and `CHECKSUM_PARTIAL` have it.
+    const IS_LEFT: u8 = 1;
+    summed(skb as Kernel) & IS_LEFT == 0
+}
+
 /// Not 0 if the kernel is still to write a checksum into what a packet is judged by: whoever hands in
 /// a whole frame says where, and what comes out.
 ///
@@ -37,8 +53,7 @@ pub extern "C" fn changes_headers(skb: *mut __sk_buff, start: u32) -> u32 {
     /// Of `ip_summed`: a checksum is missing.
     const CHECKSUM_PARTIAL: u8 = 3;
     let packet = skb as Kernel;
-    let summed = read::<u8>(packet, offset!(sk_buff_ip_summed)).unwrap_or(0);
-    if summed >> (offset!(sk_buff_ip_summed_shift) & 7) & 3 != CHECKSUM_PARTIAL {
+    if summed(packet) != CHECKSUM_PARTIAL {
         return 0;
     }
     let Some(at) = place_of_checksum(packet) else {

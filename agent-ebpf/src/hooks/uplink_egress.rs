@@ -17,7 +17,7 @@ use trefoil_ebpf::abi::*;
 
 use crate::{
     accounting::{NOT_JUDGED, decision_of},
-    books::{Size, count, dropped, judged, not_ip},
+    books::{book, dropped, judged, length, not_ip},
     checksum::{ANOTHER, SAME, changes_headers, is_changed},
     control_packet::{is_bare_acknowledgement, keeps_link},
     direction::{direction_of_answer, note_answer},
@@ -70,7 +70,7 @@ fn uplink_egress(ctx: TcContext) -> i32 {
         let known = let_pass(in_force.generation, &found, &ends);
         if known.verdict != verdict::NONE {
             in_flight::forget(skb);
-            count(size(skb), judged(sender::SOCKET, known.verdict));
+            book(skb, judged(sender::SOCKET, known.verdict));
             return NEXT;
         }
     } else if header_bytes == ETHERNET_HEADER && pass_again(in_force, skb) {
@@ -78,7 +78,7 @@ fn uplink_egress(ctx: TcContext) -> i32 {
     }
     if hold_headers(skb, header_bytes) != 0 {
         lose(LOSS_HEADERS_UNHELD, 1);
-        return settle(sender(skb), undetermined(in_force), size(skb));
+        return settle(sender(skb), undetermined(in_force), skb);
     }
     match Frame::from_number(carried(skb, header_bytes)) {
         Frame::Ip(start) => packet(in_force, skb, start),
@@ -137,14 +137,13 @@ fn pass_again(in_force: InForce, skb: *mut __sk_buff) -> bool {
         return false;
     }
     in_flight::forget(skb);
-    let size = size(skb);
     record(
         tracked,
         &decision,
-        u64::from(size.bytes) - u64::from(ETHERNET_HEADER),
+        u64::from(length(skb)) - u64::from(ETHERNET_HEADER),
         false,
     );
-    count(size, judged(who.sender, decision.verdict));
+    book(skb, judged(who.sender, decision.verdict));
     true
 }
 
@@ -270,7 +269,7 @@ fn unless_counted(skb: *mut __sk_buff, start: u32, decision: u64) -> u64 {
     {
         remember_beginning(skb, ends, decision, rest_bytes(skb, start));
     }
-    count(size(skb), judged(sender::SOCKET, now.verdict));
+    book(skb, judged(sender::SOCKET, now.verdict));
     COUNTED
 }
 
@@ -292,9 +291,8 @@ fn stage(skb: *mut __sk_buff) {
 /// A global function to the kernel would take the policy as numbers; this is one way through.
 #[inline(always)]
 fn other_frame(in_force: InForce, skb: *mut __sk_buff, kind: u16) -> i32 {
-    let size = size(skb);
     if is_needed_by_link(skb, kind) {
-        count(size, not_ip(kind));
+        book(skb, not_ip(kind));
         return NEXT;
     }
     let start = Frame::Other(kind).number();
@@ -315,7 +313,7 @@ pub fn is_needed_by_link(skb: *mut __sk_buff, kind: u16) -> bool {
     /// The shortest frame, to which short ones are padded.
     const ARP_BYTES: u32 = 60;
     if kind == ARP {
-        let is_whole = size(skb).bytes <= ARP_BYTES;
+        let is_whole = length(skb) <= ARP_BYTES;
         return is_whole && skb.load::<[u8; 6]>(ETHERNET_HEADER) == Some(ARP_HEADER);
     }
     match skb.load::<[u8; 6]>(0) {
@@ -326,24 +324,12 @@ pub fn is_needed_by_link(skb: *mut __sk_buff, kind: u16) -> bool {
     }
 }
 
-#[inline(always)]
-fn size(skb: *mut __sk_buff) -> Size {
-    // SAFETY: fields of the context; the verifier checks the access.
-    unsafe {
-        Size {
-            interface: (*skb).ifindex,
-            bytes: (*skb).len,
-            wire_bytes: (*skb).wire_len,
-        }
-    }
-}
-
 /// A packet whose IP header is at `start`.
 #[inline(always)]
 fn packet(in_force: InForce, skb: *mut __sk_buff, start: u32) -> i32 {
     if read_frame_ends(skb, start) == 0 {
         lose(LOSS_PACKETS_UNPARSED, 1);
-        return settle(sender(skb), undetermined(in_force), size(skb));
+        return settle(sender(skb), undetermined(in_force), skb);
     }
     let known = match is_changed(skb, start) {
         SAME | ANOTHER => Decision::from_word(count_known(skb, start, in_force.generation)),
@@ -416,7 +402,7 @@ extern "C" fn count_known(skb: *mut __sk_buff, start: u32, generation: u32) -> u
             sender::KERNEL if tag.is_null() => sender::KERNEL,
             _ => sender::SOCKET,
         };
-        count(size(skb), judged(sender, known.verdict));
+        book(skb, judged(sender, known.verdict));
     }
     known.to_word()
 }
@@ -504,7 +490,7 @@ extern "C" fn judge_frame(skb: *mut __sk_buff, start: u32, flags: u32, known: u6
     let who = who_sent(skb, start);
     let sender = who.sender;
     let Some(ends) = frame_ends() else {
-        return settle(sender, undetermined(in_force), size(skb));
+        return settle(sender, undetermined(in_force), skb);
     };
     let tag = tag(skb, sender);
     let tracked = slot(in_force.generation, tag, &who, ends);
@@ -531,7 +517,7 @@ extern "C" fn judge_frame(skb: *mut __sk_buff, start: u32, flags: u32, known: u6
         };
         set_sender(tracked, owner, certainty);
     }
-    let bytes = size(skb).bytes;
+    let bytes = length(skb);
     // SAFETY: a map value; the verifier checks the access.
     let kept = unsafe { (*tracked).flow.decision };
     if is_unknown && !in_force.made(&kept) {
@@ -547,7 +533,7 @@ extern "C" fn judge_frame(skb: *mut __sk_buff, start: u32, flags: u32, known: u6
     if ends.part == Part::First {
         remember_beginning(skb, ends, at_uplink(decision).to_word(), MOST_BYTES);
     }
-    settle(sender, decision, size(skb))
+    settle(sender, decision, skb)
 }
 
 /// Returns the decision for the rest of a datagram whose beginning was judged here.
@@ -592,7 +578,7 @@ extern "C" fn settle_without_slot(skb: *mut __sk_buff, start: u32, known: u64) -
     let decision = as_the_beginning(Decision::from_word(known));
     let sender = sender(skb);
     let Some(ends) = frame_ends() else {
-        return settle(sender, decision, size(skb));
+        return settle(sender, decision, skb);
     };
     if decision.verdict != verdict::LOCAL {
         tell_of_frame(skb, start, decision.to_word());
@@ -600,7 +586,7 @@ extern "C" fn settle_without_slot(skb: *mut __sk_buff, start: u32, known: u64) -
     if ends.part == Part::First {
         remember_beginning(skb, ends, at_uplink(decision).to_word(), MOST_BYTES);
     }
-    settle(sender, decision, size(skb))
+    settle(sender, decision, skb)
 }
 
 /// Tells of a packet by itself for whose flow there is no room.
@@ -613,7 +599,7 @@ extern "C" fn tell_of_frame(skb: *mut __sk_buff, start: u32, decision: u64) -> u
     let Some(ends) = frame_ends() else {
         return 0;
     };
-    let packet_bytes = size(skb).bytes.saturating_sub(start_bytes(start));
+    let packet_bytes = length(skb).saturating_sub(start_bytes(start));
     let decision = Decision::from_word(decision);
     let tag = tag(skb, who.sender);
     let owner = owner(tag, sent(skb, start, tag));
@@ -623,12 +609,12 @@ extern "C" fn tell_of_frame(skb: *mut __sk_buff, start: u32, decision: u64) -> u
 
 /// Counts a frame that was judged here, and says what becomes of it.
 #[inline(always)]
-fn settle(sender: u8, decision: Decision, size: Size) -> i32 {
+fn settle(sender: u8, decision: Decision, skb: *mut __sk_buff) -> i32 {
     if decision.blocks() {
-        count(size, dropped(decision.verdict));
+        book(skb, dropped(decision.verdict));
         DROP
     } else {
-        count(size, judged(sender, decision.verdict));
+        book(skb, judged(sender, decision.verdict));
         NEXT
     }
 }
