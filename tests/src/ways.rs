@@ -4,6 +4,12 @@
 //! once more, alone, and with less and less in it. `traffic ways` goes them.
 
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Address of [`Place::Translated`].
+pub const TRANSLATED: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 77));
+/// The same of IPv6.
+pub const TRANSLATED6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0x77));
 
 /// The family of the socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +105,8 @@ pub enum Place {
     Wide,
     /// An address in which a foreign one is embedded; without one in IPv4, the foreign one.
     Embedded,
+    /// Of the approved network; a host that translates sends it to the foreign place.
+    Translated,
 }
 
 /// The call that sends.
@@ -108,6 +116,8 @@ pub enum Call {
     Sendto,
     /// sendmsg(2)
     Sendmsg,
+    /// sendmmsg(2): to both places in one call.
+    Sendmmsg,
     /// connect(2) and send(2)
     Send,
     /// connect(2) and write(2)
@@ -250,7 +260,7 @@ impl Case {
     #[must_use]
     pub fn draw(seed: u64, number: u64, in_container: bool) -> Self {
         let mut draw = Draw(seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        const PLACES: [Place; 12] = [
+        const PLACES: [Place; 14] = [
             Place::Foreign,
             Place::Foreign,
             Place::Gateway,
@@ -263,6 +273,8 @@ impl Case {
             Place::Loopback,
             Place::Wide,
             Place::Embedded,
+            Place::Translated,
+            Place::Translated,
         ];
         let kinds: &[Kind] = match in_container {
             false => &[
@@ -299,6 +311,7 @@ impl Case {
             call: draw.one_of(&[
                 Call::Sendto,
                 Call::Sendmsg,
+                Call::Sendmmsg,
                 Call::Send,
                 Call::Write,
                 Call::Sendfile,

@@ -58,7 +58,7 @@ impl Tests {
 
     fn add(&mut self, path: &str, text: &str) {
         let name = path.trim_end_matches(".rs");
-        let in_tests = name.strip_prefix("tests/tests/");
+        let in_tests = name.trim_end_matches("/main").strip_prefix("tests/tests/");
         let place = in_tests.map(|it| it.replacen('/', ": ", 1).replace('/', "::"));
         for function in text.lines().filter_map(function) {
             self.functions.insert(function.to_owned());

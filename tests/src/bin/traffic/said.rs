@@ -68,16 +68,17 @@ fn move_to_memory(start: usize, length: usize, wanted: ProtFlags) -> Result<(), 
     };
     let both = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
     let flags = MapFlags::MAP_PRIVATE;
-    // SAFETY: new memory, a copy of what is mapped at a place that can be read, and the same contents in that
-    // place in one step.
-    unsafe {
-        let memory = mmap_anonymous(None, size, both, flags).named("mmap")?;
-        mprotect(place, length, wanted | ProtFlags::PROT_READ).named("mprotect")?;
-        copy_nonoverlapping(place.as_ptr().cast::<u8>(), memory.as_ptr().cast(), length);
-        mprotect(memory, length, wanted).named("mprotect")?;
-        let moves = MRemapFlags::MREMAP_MAYMOVE | MRemapFlags::MREMAP_FIXED;
-        mremap(memory, length, length, moves, Some(place)).named("mremap")?;
-    }
+    // SAFETY: new memory, at no place in particular.
+    let memory = unsafe { mmap_anonymous(None, size, both, flags) }.named("mmap")?;
+    // SAFETY: it may be read besides, for a moment.
+    unsafe { mprotect(place, length, wanted | ProtFlags::PROT_READ) }.named("mprotect")?;
+    // SAFETY: both are as long as that.
+    unsafe { copy_nonoverlapping(place.as_ptr().cast::<u8>(), memory.as_ptr().cast(), length) };
+    // SAFETY: nobody refers to the new memory.
+    unsafe { mprotect(memory, length, wanted) }.named("mprotect")?;
+    let moves = MRemapFlags::MREMAP_MAYMOVE | MRemapFlags::MREMAP_FIXED;
+    // SAFETY: the same contents come into that place, in one step.
+    unsafe { mremap(memory, length, length, moves, Some(place)) }.named("mremap")?;
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use nix::unistd::{ForkResult, fork};
 use trefoil_lab::packets::{LOOSE, routing_option, source_route};
 use trefoil_lab::places::{FOREIGN, FOREIGN6, GATEWAY, GATEWAY6, HOST, HOST6, PEER, PEER6};
 use trefoil_lab::router::{LINK, ROUTER, ROUTER6};
-use trefoil_lab::ways::{Call, Case, Extra, Family, Kind, Place, Race};
+use trefoil_lab::ways::{Call, Case, Extra, Family, Kind, Place, Race, TRANSLATED, TRANSLATED6};
 
 use crate::arguments::Arguments;
 use crate::handed::received;
@@ -157,6 +157,7 @@ impl<'case> Way<'case> {
             ),
             Place::Wide => (pick(Ipv4Addr::new(239, 1, 1, 1).into(), wide6.into()), 9),
             Place::Embedded => (pick(FOREIGN, nat64.into()), 9),
+            Place::Translated => (pick(TRANSLATED, TRANSLATED6), 9),
         };
         match address {
             IpAddr::V6(address) if matches!(place, Place::Link | Place::Wide) => {
@@ -428,7 +429,14 @@ impl<'case> Way<'case> {
                 let flags = flags | libc::MSG_FASTOPEN;
                 sendto(fd, payload, &self.address(place), flags);
             }
-            Call::Sendmsg => self.message(fd, place, payload, flags),
+            Call::Sendmsg => self.messages(fd, &[place], payload, flags),
+            Call::Sendmmsg => {
+                let other = match place == self.case.first {
+                    true => self.case.then,
+                    false => self.case.first,
+                };
+                self.messages(fd, &[place, other], payload, flags);
+            }
             Call::Send => {
                 self.connect(fd, place);
                 // SAFETY: the kernel reads the payload, of this length.

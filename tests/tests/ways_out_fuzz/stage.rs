@@ -1,56 +1,33 @@
-//! Ways out, drawn at random: nothing arrives abroad in enforce mode, and in report mode
-//! all that arrives is in records about where it arrived.
-//!
-//! `TREFOIL_WAYS_OUT_SEED` and `TREFOIL_WAYS_OUT_CASES` say which cases, and how many.
-
-mod world;
+//! Where cases are gone: a host that forwards, a container with devices of its own, a router, and the places
+//! abroad.
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::stat::{Mode, SFlag, mknod};
-use trefoil_lab::link::{LinkCounters, leave_checksums_to_the_kernel};
+use trefoil_lab::link::LinkCounters;
 use trefoil_lab::namespace::Namespace;
 use trefoil_lab::program::{Program, Running};
-use trefoil_lab::router::{LINK, ROUTER, ROUTER6, Router};
+use trefoil_lab::router::{LINK, Router};
 use trefoil_lab::sink::{TcpSink, UdpSink};
 use trefoil_lab::tap::Tap;
-use trefoil_lab::ways::Case;
+use trefoil_lab::ways::{Case, TRANSLATED, TRANSLATED6};
 use trefoil_lab::wiring::{Guest, container, forward};
 use trefoil_lab::{Lab, places, wait_for};
-use world::books::books;
-use world::{TRAFFIC, all_of, is_final};
 
-/// Approves one port of a gateway, the same of a gateway that is a router, and one network.
-const RULES: &str = r#"
-[[gateways]]
-name      = "the gateway"
-endpoints = ["192.0.2.10:443/tcp", "192.0.2.10:443/udp", "192.0.2.20:443/tcp", "192.0.2.20:443/udp",
-             "[2001:db8:1::10]:443/tcp", "[2001:db8:1::10]:443/udp",
-             "[2001:db8:1::20]:443/tcp", "[2001:db8:1::20]:443/udp"]
+use crate::may_arrive;
+use crate::world::TRAFFIC;
 
-[[rules]]
-name    = "the gateway"
-to      = { gateway = "the gateway" }
-verdict = "approve"
-
-[[rules]]
-name    = "the peer"
-to      = { networks = ["198.51.100.0/24", "2001:db8:2::/48"] }
-verdict = "approve"
-"#;
-
-const CASES: u64 = 1500;
-const BATCH: u64 = 50;
 const USER: u32 = 65534;
 /// How often a case is tried alone that may need luck.
 const TRIES: u64 = 20;
 
-fn number(name: &str) -> Result<Option<u64>> {
+/// A number from the environment.
+pub fn number(name: &str) -> Result<Option<u64>> {
     let Ok(text) = std::env::var(name) else {
         return Ok(None);
     };
@@ -133,6 +110,25 @@ fn own_translation(place: &Namespace) -> Result<()> {
     place.nft(&[table("ip", places::FOREIGN), table("ip6", places::FOREIGN6)].concat())
 }
 
+/// The host has what goes to one address of the approved network go to the foreign place.
+fn translation(host: &Namespace) -> Result<()> {
+    let table = |family: &str, named: IpAddr, to: IpAddr| {
+        let rule = format!("{family} daddr {named} dnat to {to}");
+        format!(
+            "table {family} translation {{\n\
+             chain output {{\ntype nat hook output priority -100; policy accept;\n{rule}\n}}\n\
+             chain prerouting {{\ntype nat hook prerouting priority -100; policy accept;\n{rule}\n}}\n\
+             }}\n"
+        )
+    };
+    let v4 = table("ip", TRANSLATED, places::FOREIGN);
+    host.nft(&[v4, table("ip6", TRANSLATED6, places::FOREIGN6)].concat())
+}
+
+/// Addresses abroad of the neighbour's peer.
+pub const NEIGHBOURS: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 77));
+pub const NEIGHBOURS6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, 0x77));
+
 /// Frames on the ways abroad.
 #[derive(Debug)]
 struct Frames {
@@ -156,24 +152,30 @@ impl Frames {
 }
 
 /// Where the cases are gone.
-struct World {
-    lab: Lab,
+pub struct World {
+    pub lab: Lab,
     router: Router,
     container: Guest,
-    tap: Tap,
+    pub tap: Tap,
     in_container: bool,
-    seed: u64,
+    pub seed: u64,
     /// Takes connections by MPTCP, and offers a foreign address.
     server: Running,
     _sinks: (Vec<TcpSink>, Vec<UdpSink>),
 }
 
 impl World {
-    fn new(in_container: bool) -> Result<Self> {
+    /// Of a seed that nobody knows, unless the environment says one.
+    pub fn new(in_container: bool) -> Result<Self> {
         let seed = match number("TREFOIL_WAYS_OUT_SEED")? {
             Some(seed) => seed,
             None => SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
         };
+        Self::of(seed, in_container)
+    }
+
+    /// Of this seed.
+    pub fn of(seed: u64, in_container: bool) -> Result<Self> {
         println!("TREFOIL_WAYS_OUT_SEED={seed}");
         // Before the first frame: the kernel reports multicast groups while the links are new, and
         // what is on its way when one begins to count is in one count and not in the other.
@@ -192,6 +194,9 @@ impl World {
                  type filter hook forward priority 0; ct state new counter\n}\n}\n",
             )?;
         }
+        if seed & 4 != 0 {
+            translation(&lab.host)?;
+        }
         let router = Router::new(&lab)?;
         // Multicast beyond the link, and prefixes that embed addresses, lead abroad.
         lab.host.ip(&format!(
@@ -203,6 +208,9 @@ impl World {
         ))?;
         lab.host
             .ip("mptcp limits set subflows 4 add_addr_accepted 4\n")?;
+        lab.foreign.ip(&format!(
+            "address add {NEIGHBOURS}/32 dev lo\naddress add {NEIGHBOURS6}/128 dev lo\n"
+        ))?;
         lab.peer.ip(&format!(
             "mptcp limits set subflows 4\nmptcp endpoint add {} dev lo signal\n",
             places::FOREIGN
@@ -235,7 +243,27 @@ impl World {
         })
     }
 
-    fn close(self) -> Result<()> {
+    /// Starts the neighbour.
+    pub fn neighbour(&self) -> Result<Running> {
+        let to = [NEIGHBOURS, NEIGHBOURS6].map(|address| ["--to".into(), address.to_string()]);
+        let program = self.lab.program_in("neighbour.service", TRAFFIC)?;
+        program
+            .args(["rounds", "9", "443"])
+            .args(to.as_flattened())
+            .start()
+    }
+
+    /// Frames to where the policy lets everybody send: so many at least go there, or the cases are
+    /// worth nothing.
+    pub fn has_approved(&self, least: u64) -> Result<()> {
+        let links = [&self.lab.gateway, &self.lab.peer];
+        let sent = links.map(|place| Ok(self.lab.link_to(place)?.tx_packets));
+        let sent = sent.into_iter().sum::<Result<u64>>()?;
+        ensure!(sent >= least, "{sent} frames went to approved places");
+        Ok(())
+    }
+
+    pub fn close(self) -> Result<()> {
         drop(self.server);
         self.lab.close()
     }
@@ -253,7 +281,7 @@ impl World {
     }
 
     /// Waits until all that was sent has arrived.
-    fn settle(&self) -> Result<()> {
+    pub fn settle(&self) -> Result<()> {
         let settled = wait_for("all that was sent arrives", || {
             Ok(self.frames()?.have_arrived().then_some(()))
         });
@@ -266,7 +294,7 @@ impl World {
         )))
     }
 
-    fn go(&self, first: u64, count: u64, without: &[usize]) -> Result<()> {
+    pub fn go(&self, first: u64, count: u64, without: &[usize]) -> Result<()> {
         let unit = self.lab.unit("ways.service")?;
         let program = match self.in_container {
             true => Program::new(TRAFFIC, &self.container.place, Some(&unit), None)?,
@@ -288,7 +316,7 @@ impl World {
     }
 
     /// Packets that have arrived abroad, and for where.
-    fn escaped(&self) -> BTreeMap<IpAddr, u64> {
+    pub fn escaped(&self) -> BTreeMap<IpAddr, u64> {
         let all = self.tap.destinations().into_iter();
         let abroad = all.filter(|(address, _)| !may_arrive(*address));
         abroad.map(|(to, arrived)| (to, arrived.packets)).collect()
@@ -307,7 +335,7 @@ impl World {
     }
 
     /// The least of the first case of these that lets something out.
-    fn least(&self, first: u64, count: u64) -> Result<String> {
+    pub fn least(&self, first: u64, count: u64) -> Result<String> {
         for number in first..first + count {
             if !self.lets_out(number, &[])? {
                 continue;
@@ -325,140 +353,4 @@ impl World {
         }
         Ok("no case alone".to_owned())
     }
-}
-
-/// True for what the policy approves, and for what no router forwards.
-fn may_arrive(address: IpAddr) -> bool {
-    match address {
-        _ if [places::GATEWAY, places::GATEWAY6, ROUTER, ROUTER6].contains(&address) => true,
-        IpAddr::V4(address) => {
-            let [a, b, c, _] = address.octets();
-            [a, b, c] == [198, 51, 100]
-                || [a, b, c] == [224, 0, 0]
-                || address == Ipv4Addr::BROADCAST
-        }
-        IpAddr::V6(address) => {
-            let segments = address.segments();
-            segments[..3] == [0x2001, 0xdb8, 2]
-                || segments[0] & 0xff0f <= 0xff02 && segments[0] >> 8 == 0xff
-        }
-    }
-}
-
-fn nothing_leaves(in_container: bool) -> Result<()> {
-    let world = World::new(in_container)?;
-    for link in ["to-foreign", LINK, "to-peer", "to-gateway"] {
-        leave_checksums_to_the_kernel(&world.lab.host, link)?;
-    }
-    let policy = format!("mode = \"enforce\"\n{RULES}");
-    let agent = world.lab.agent().policy(&policy).uplink("auto").start()?;
-    // The container's tunnel reports its groups when it is made.
-    world.settle()?;
-    let before = world.escaped();
-    let cases = number("TREFOIL_WAYS_OUT_CASES")?.unwrap_or(CASES);
-    let mut first = 0;
-    while first < cases {
-        let count = BATCH.min(cases - first);
-        world.go(first, count, &[])?;
-        let escaped = world.escaped();
-        if escaped != before {
-            let least = world.least(first, count)?;
-            bail!(
-                "seed {}, cases {first} to {}: packets abroad: {escaped:?}\n{least}",
-                world.seed,
-                first + count - 1
-            );
-        }
-        first += count;
-    }
-    drop(agent);
-    world.close()
-}
-
-#[test]
-fn nothing_leaves_by_any_way_of_a_user() -> Result<()> {
-    nothing_leaves(false)
-}
-
-#[test]
-fn nothing_leaves_by_any_way_of_a_container() -> Result<()> {
-    nothing_leaves(true)
-}
-
-/// Each violation has a record of its own, so that records can be summed up by address.
-const EACH: &str = "heartbeat_interval = \"1s\"\nviolations_rate = 1000000\n";
-
-fn all_is_told(in_container: bool) -> Result<()> {
-    let world = World::new(in_container)?;
-    let policy = format!("mode = \"report\"\n{RULES}");
-    let agent = world.lab.agent().policy(&policy).settings(EACH);
-    let mut agent = agent.uplink("auto").start()?;
-    // Packets that have arrived by now may be older than the agent.
-    world.settle()?;
-    let before = world.tap.as_sent();
-    let cases = number("TREFOIL_WAYS_OUT_CASES")?.unwrap_or(CASES / 3);
-    // A packet that lists destinations arrives at several, and is told once: by the address that
-    // its verdict is about (battery, row 31).
-    let is_wanted =
-        |number: &u64| Case::draw(world.seed, *number, in_container).is_told_by_address();
-    let mut first = 0;
-    while first < cases {
-        let Some(next) = (first..cases).find(is_wanted) else {
-            break;
-        };
-        let most = BATCH.min(cases - next);
-        let count = (next..next + most).take_while(is_wanted).count() as u64;
-        world.go(next, count, &[])?;
-        first = next + count;
-    }
-    // Records and books are about all of what is looked at here, and may be about more.
-    world.settle()?;
-    let (arrived, acknowledged) = (world.tap.as_sent(), world.tap.acknowledgements());
-    let mut kernels = 0;
-    for uplink in ["to-foreign", LINK] {
-        kernels += books(&mut agent, &world.lab, uplink)?.number("bytes_kernel")?;
-    }
-    let mut told: BTreeMap<IpAddr, u64> = BTreeMap::new();
-    for record in all_of(agent, &world.lab)?
-        .iter()
-        .filter(|record| is_final(record))
-    {
-        let to = record.address("dst_addr")?.to_canonical();
-        *told.entry(to).or_default() += record.number("bytes_out")?;
-    }
-    let (mut untold, mut wrong) = (0, Vec::new());
-    for (to, arrived) in arrived {
-        if may_arrive(to) {
-            continue;
-        }
-        let told = told.get(&to).copied().unwrap_or_default();
-        let older = before.get(&to).map_or(0, |older| older.bytes);
-        let arrived = arrived.bytes - older;
-        println!("{to}: {arrived} bytes arrived, {told} are told");
-        // More may be told: what was handed over and then found no neighbour.
-        let missing = arrived.saturating_sub(told);
-        untold += missing;
-        if missing > acknowledged.get(&to).map_or(0, |some| some.bytes) {
-            wrong.push(to);
-        }
-    }
-    // In the name of a connection that is over, the kernel acknowledges what still comes; that is
-    // in the books alone.
-    println!("{kernels} bytes are the kernel's own");
-    ensure!(
-        wrong.is_empty() && untold <= kernels,
-        "seed {}: {untold} bytes are not told, {kernels} of them are the kernel's own; {wrong:?}",
-        world.seed
-    );
-    world.close()
-}
-
-#[test]
-fn all_that_leaves_by_any_way_of_a_user_is_told() -> Result<()> {
-    all_is_told(false)
-}
-
-#[test]
-fn all_that_leaves_by_any_way_of_a_container_is_told() -> Result<()> {
-    all_is_told(true)
 }
