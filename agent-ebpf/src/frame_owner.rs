@@ -17,6 +17,7 @@ use crate::{
     maps::SOCKETS,
     packet::protocol,
     remembered::large,
+    translation::is_translated_here,
     uplink_flows::Who,
     words::set_bit,
 };
@@ -110,7 +111,8 @@ pub fn sent(skb: *mut __sk_buff, start: u32, tag: *const Socket) -> *const Track
     }
     if let Some(found) = in_flight::find(skb, start)
         && found.has_owner()
-        && frame_ends().is_some_and(|ends| found.is_to(ends))
+        && (frame_ends().is_some_and(|ends| found.is_to(ends))
+            || is_translated_here(skb, start) != 0)
     {
         return found.sent();
     }

@@ -1,4 +1,4 @@
-//! Whether the host may rewrite the destination that a process names, before its packets leave.
+//! Whether the host may rewrite the destination that a process names, before its packets leave; and whether it has.
 //!
 //! Destinations are rewritten at the hook of netfilter that a host's own packets come to
 //! (`NF_INET_LOCAL_OUT`), by what stands between mangling and filtering there: translation of
@@ -7,10 +7,12 @@
 //! another destination into a packet are not looked for: there a call is refused for the address
 //! that is named.
 
-use trefoil_ebpf::abi::Address;
+use aya_ebpf::bindings::__sk_buff;
+use trefoil_ebpf::abi::{Address, Peer};
 
 use crate::{
     globals::offset,
+    in_flight,
     kernel_memory::{Kernel, follow, read, read_or_zero},
 };
 
@@ -80,4 +82,47 @@ fn has_translation(network: Kernel, is_v4: bool) -> Option<bool> {
         }
     }
     Some(true)
+}
+
+/// Not 0 if a packet that lost its socket has another destination by now because this host translated it: the
+/// connection tracking of the namespace that it leaves by has seen it come with the one that its socket named.
+/// Whoever else had it on the way did not rewrite that.
+///
+/// A global function to the kernel, as those of the judge.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn is_translated_here(skb: *mut __sk_buff, start: u32) -> u32 {
+    let Some(found) = in_flight::find(skb, start) else {
+        return 0;
+    };
+    u32::from(has_come_for(skb as Kernel, found.named()) == Some(true))
+}
+
+/// True if the connection of a packet began, in the namespace that it leaves by, for this destination.
+#[inline(always)]
+fn has_come_for(packet: Kernel, named: &Peer) -> Option<bool> {
+    /// Of `sk_buff._nfct`, what says how the packet belongs to the connection.
+    const INFO: Kernel = 7;
+    const AF_INET: u16 = 2;
+    // `struct nf_conntrack_tuple`: both ends with an address of 16 bytes and a port, and behind the first its family.
+    const FAMILY: usize = 18;
+    const ADDRESS: usize = 20;
+    const PORT: usize = 36;
+    let original = offset!(nf_conn_original);
+    if original == 0 {
+        return None;
+    }
+    let connection = follow(packet, offset!(sk_buff_nfct))? & !INFO;
+    let device = follow(packet, offset!(sk_buff_dev))?;
+    if follow(device, offset!(net_device_nd_net))? != follow(connection, offset!(nf_conn_net))? {
+        return Some(false);
+    }
+    let is_v4 = read::<u16>(connection, original + FAMILY)? == AF_INET;
+    let address = match is_v4 {
+        true => Address::v4(u32::from_be(read(connection, original + ADDRESS)?)),
+        false => read(connection, original + ADDRESS)?,
+    };
+    let port = u16::from_be(read(connection, original + PORT)?);
+    let is_same = address.halves() == named.address.halves();
+    Some(is_same && (named.port == 0 || named.port == port))
 }

@@ -5,12 +5,15 @@ mod world;
 
 use std::net::UdpSocket;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use trefoil_lab::program::Program;
 use trefoil_lab::sink::UdpSink;
 use trefoil_lab::tap::Tap;
-use trefoil_lab::wiring::forward;
+use trefoil_lab::wiring::{container, forward};
 use trefoil_lab::{Lab, Record, places, wait_for};
-use world::{PAYLOAD, REFUSED, UDP_HEADER, all_of, at, enforcing, is_final, reporting, traffic};
+use world::{
+    PAYLOAD, REFUSED, TRAFFIC, UDP_HEADER, all_of, at, enforcing, is_final, reporting, traffic,
+};
 
 /// Addresses of services, which the policy does not know. Routed abroad, since the kernel
 /// looks for a route before it rewrites.
@@ -130,6 +133,46 @@ fn what_is_behind_a_service_decides_for_the_host() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The host translates for a container as for itself, and knows it at the uplink: by the connection that it tracks.
+#[test]
+fn behind_a_service_a_container_is_known() -> Result<()> {
+    let lab = Lab::new()?;
+    forward(&lab.host)?;
+    let guest = container(&lab.host, "container", 21)?;
+    translate(&lab)?;
+    let sink = UdpSink::new(&lab.peer, 9)?;
+    let rules = [BACKEND, TO_PEER].map(|to| {
+        format!(
+            "[[rules]]\nname = \"to {to}\"\nfrom = {{ unit = \"container.service\" }}\n\
+             to = {{ networks = [\"{to}\"] }}\nverdict = \"approve\"\n"
+        )
+    });
+    let policy = format!("mode = \"enforce\"\n{}", rules.concat());
+    let agent = lab.agent().policy(&policy).uplink("auto").start()?;
+    let program = |unit: &str| Program::new(TRAFFIC, &guest.place, Some(&lab.unit(unit)?), None);
+    let words = ["udp", &format!("{TO_PEER}:9")];
+    program("container.service")?.args(words).run()?.success()?;
+    sink.wait_for_packets(1)?;
+    // Another unit of the same container may not.
+    program("other.service")?.args(words).run()?;
+    let records = all_of(agent, &lab)?;
+    let told = about(&records, BACKEND, BACKEND);
+    let [record] = told.as_slice() else {
+        bail!("not one record: {told:?}");
+    };
+    for (field, expected) in [
+        ("unit", "container.service"),
+        ("dst_named", TO_PEER),
+        ("attribution", "direct"),
+        ("verdict", "approved"),
+    ] {
+        ensure!(record.is(field, expected), "{field}: {record}");
+    }
+    let arrived = sink.arrived();
+    ensure!(arrived.packets == 1, "{arrived:?}");
+    lab.close()
 }
 
 #[test]

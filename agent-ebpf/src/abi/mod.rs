@@ -324,6 +324,12 @@ pub struct Offsets {
     pub net_hooks_ipv6: u32,
     /// `nf_hook_ops.priority`
     pub nf_hook_ops_priority: u32,
+    /// `sk_buff._nfct`; 0 if this kernel tracks no connections, as far as its types say.
+    pub sk_buff_nfct: u32,
+    /// `nf_conn.ct_net`; 0 likewise.
+    pub nf_conn_net: u32,
+    /// `nf_conn.tuplehash[0].tuple`: the ends that the first packet had; 0 likewise.
+    pub nf_conn_original: u32,
 }
 
 /// The host's root directory, in map `HOST_ROOT`: an executable whose path does not begin

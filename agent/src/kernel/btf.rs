@@ -32,6 +32,9 @@ mod kind {
 pub struct Types {
     data: Vec<u8>,
     strings: usize,
+    strings_len: usize,
+    /// Where strings of a module begin, whose offsets go on behind the kernel's.
+    module_strings: usize,
     /// Where each type begins; id 0 is `void` and has no entry of its own.
     at: Vec<usize>,
     by_name: HashMap<Vec<u8>, Vec<u32>>,
@@ -40,28 +43,40 @@ pub struct Types {
 impl Types {
     /// Reads type information; `None` if it is damaged or of an unknown kind.
     pub fn parse(data: Vec<u8>) -> Option<Self> {
-        let header = |offset: usize| word(&data, offset).map(|word| word as usize);
-        if u16::from_ne_bytes(data.get(..2)?.try_into().ok()?) != MAGIC {
-            return None;
-        }
-        let begin = header(4)?;
-        let (types, types_len) = (begin + header(8)?, header(12)?);
-        let strings = begin + header(16)?;
+        let parts = Parts::of(&data)?;
         let mut this = Self {
-            strings,
+            strings: parts.strings,
+            strings_len: parts.strings_len,
+            module_strings: usize::MAX,
             at: vec![usize::MAX],
             by_name: HashMap::new(),
             data,
         };
+        this.read(parts.types, parts.types_len)?;
+        Some(this)
+    }
+
+    /// Adds the types of one module, which refer to the kernel's; `None` as of [`parse`](Self::parse).
+    pub fn with_module(mut self, data: &[u8]) -> Option<Self> {
+        let parts = Parts::of(data)?;
+        let begin = self.data.len();
+        self.module_strings = begin + parts.strings;
+        self.data.extend_from_slice(data);
+        self.read(begin + parts.types, parts.types_len)?;
+        Some(self)
+    }
+
+    /// Reads the types in a part of the data.
+    fn read(&mut self, types: usize, types_len: usize) -> Option<()> {
         let mut offset = types;
         while offset < types + types_len {
-            let id = u32::try_from(this.at.len()).ok()?;
-            this.at.push(offset);
-            let (kind, n_members) = this.kind(id)?;
-            let name = this.string(word(&this.data, offset)?)?;
+            let id = u32::try_from(self.at.len()).ok()?;
+            self.at.push(offset);
+            let (kind, n_members) = self.kind(id)?;
+            let name = self.string(word(&self.data, offset)?)?;
             if !name.is_empty() && matches!(kind, kind::STRUCT | kind::FUNC | kind::TYPEDEF) {
                 let name = name.to_vec();
-                this.by_name.entry(name).or_default().push(id);
+                self.by_name.entry(name).or_default().push(id);
             }
             offset += 12
                 + match kind {
@@ -73,7 +88,7 @@ impl Types {
                     _ => 0,
                 };
         }
-        Some(this)
+        Some(())
     }
 
     /// Offset in bytes of a field of a struct, also one in an anonymous struct or
@@ -153,8 +168,37 @@ impl Types {
     }
 
     fn string(&self, offset: u32) -> Option<&[u8]> {
-        let text = self.data.get(self.strings + offset as usize..)?;
+        let offset = offset as usize;
+        let begin = match offset.checked_sub(self.strings_len) {
+            None => self.strings + offset,
+            Some(behind) => self.module_strings.checked_add(behind)?,
+        };
+        let text = self.data.get(begin..)?;
         text.split(|byte| *byte == 0).next()
+    }
+}
+
+/// Places of types and strings in the data.
+struct Parts {
+    types: usize,
+    types_len: usize,
+    strings: usize,
+    strings_len: usize,
+}
+
+impl Parts {
+    fn of(data: &[u8]) -> Option<Self> {
+        let header = |offset: usize| word(data, offset).map(|word| word as usize);
+        if u16::from_ne_bytes(data.get(..2)?.try_into().ok()?) != MAGIC {
+            return None;
+        }
+        let begin = header(4)?;
+        Some(Self {
+            types: begin + header(8)?,
+            types_len: header(12)?,
+            strings: begin + header(16)?,
+            strings_len: header(20)?,
+        })
     }
 }
 
@@ -190,6 +234,39 @@ mod tests {
         assert!(types.has_function("bpf_iter_task"));
         assert!(types.has_function("btf_trace_sched_process_exec"));
         assert!(!types.has_function("no_such_function"));
+    }
+
+    /// A module's types: a struct that has one of the kernel's as its second member.
+    fn module(types: &Types) -> Vec<u8> {
+        const STRINGS: &[u8] = b"of_module\0first\0second\0";
+        let name = |at: usize| (types.strings_len + at) as u32;
+        let inner = types.named("sk_buff_head").next().unwrap();
+        // A struct of 40 bytes and two members, each with name, type and offset in bits.
+        let words = [
+            [name(0), kind::STRUCT << 24 | 2, 40],
+            [name(10), inner, 0],
+            [name(16), inner, 128],
+        ];
+        let mut data = MAGIC.to_ne_bytes().to_vec();
+        data.extend([1, 0]);
+        for word in [24, 0, 36, 36, STRINGS.len() as u32] {
+            data.extend(word.to_ne_bytes());
+        }
+        words
+            .as_flattened()
+            .iter()
+            .for_each(|word| data.extend(word.to_ne_bytes()));
+        [&data, STRINGS].concat()
+    }
+
+    #[test]
+    fn types_of_a_module_go_on_behind_the_kernels() {
+        let types = kernel();
+        let module = module(&types);
+        let types = types.with_module(&module).unwrap();
+        assert_eq!(types.offset("of_module", "second"), Some(16));
+        assert_eq!(types.offset("__sk_buff", "ifindex"), Some(40));
+        assert!(kernel().with_module(&module[..30]).is_none());
     }
 
     #[test]

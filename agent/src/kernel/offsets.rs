@@ -106,10 +106,37 @@ pub fn resolve() -> Result<Offsets, KernelError> {
         net_device_ifindex: of("net_device", "ifindex")?,
         net_device_nd_net: of("net_device", "nd_net")?,
         net_ns_inum: of("net", "ns")? + of("ns_common", "inum")?,
+        ..netfilter(&types)?
+    })
+}
+
+/// Resolves the fields of netfilter, and no others.
+fn netfilter(types: &Types) -> Result<Offsets, KernelError> {
+    let of = |name: &str, field: &str| Ok::<_, KernelError>(bit_offset(types, name, field)? / 8);
+    let tracking = connection_tracking(open()?);
+    Ok(Offsets {
         net_hooks_ipv4: of("net", "nf")? + of("netns_nf", "hooks_ipv4")?,
         net_hooks_ipv6: of("net", "nf")? + of("netns_nf", "hooks_ipv6")?,
         nf_hook_ops_priority: of("nf_hook_ops", "priority")?,
+        sk_buff_nfct: tracking.map_or(0, |it| it.0),
+        nf_conn_net: tracking.map_or(0, |it| it.1),
+        nf_conn_original: tracking.map_or(0, |it| it.2),
+        ..Offsets::default()
     })
+}
+
+/// Offsets of `sk_buff._nfct`, `nf_conn.ct_net` and `nf_conn.tuplehash[0].tuple`. Connections are mostly tracked by
+/// a module, which has types of its own.
+fn connection_tracking(types: Types) -> Option<(u32, u32, u32)> {
+    const MODULE: &str = "/sys/kernel/btf/nf_conntrack";
+    let link = types.offset("sk_buff", "_nfct")?;
+    let types = match types.offset("nf_conn", "ct_net") {
+        Some(_) => types,
+        None => types.with_module(&std::fs::read(MODULE).ok()?)?,
+    };
+    let original =
+        types.offset("nf_conn", "tuplehash")? + types.offset("nf_conntrack_tuple_hash", "tuple")?;
+    Some((link, types.offset("nf_conn", "ct_net")?, original))
 }
 
 fn bit_offset(types: &Types, name: &str, field: &str) -> Result<u32, KernelError> {
