@@ -32,9 +32,10 @@ use crate::{
     accounting::NOT_JUDGED,
     kernel_memory::Kernel,
     maps::{IN_FLIGHT, IN_FLIGHT_OWNERS},
-    owner::set_current,
+    owner::{set_current, set_one_of_several},
     packet::{Bytes, Ends, Route},
     remembered::LARGE_BYTES,
+    running::is_of_another,
     words::{copy, low_half},
 };
 
@@ -163,9 +164,10 @@ pub fn keep(skb: *mut __sk_buff, tag: *const Socket, named: &Peer, decision: Dec
 }
 
 /// Keeps that the running process has made a packet of `bytes`, which begins with `header`, by
-/// writing it into a tun device. A packet that a kernel thread writes is nobody's.
+/// writing it into a tun device that user `opener` has opened. A packet that a kernel thread writes is
+/// nobody's; one that is written to what another has opened may be meant to be something else.
 #[inline(always)]
-pub fn keep_written(packet: Kernel, bytes: u32, header: &[u8; 40]) -> Option<()> {
+pub fn keep_written(packet: Kernel, bytes: u32, header: &[u8; 40], opener: u32) -> Option<()> {
     let low_half = low_half(packet as *const u8);
     let number = index(low_half);
     let entry = IN_FLIGHT.get_ptr_mut(number)?;
@@ -186,7 +188,10 @@ pub fn keep_written(packet: Kernel, bytes: u32, header: &[u8; 40]) -> Option<()>
         // Until it is whole.
         (*entry).packet = 0;
         let owner = &raw mut (*of).owner;
-        set_current(owner);
+        match is_of_another(opener) {
+            true => set_one_of_several(owner),
+            false => set_current(owner),
+        };
         if (*owner).pid == 0 {
             return None;
         }
@@ -303,11 +308,18 @@ impl Found {
     #[inline(always)]
     pub fn is_to(&self, ends: &Ends) -> bool {
         // SAFETY: a map value; the verifier checks the access. So below.
-        let named = unsafe { &(*self.entry).named };
+        let named = self.named();
         // One that lists addresses may list others now.
         let is_same = ends.route == Route::Direct
             && named.address.halves() == ends.destination.address.halves();
         named.protocol == 0 || is_same
+    }
+
+    /// Returns the destination that the socket's hook saw. The last five bytes say something else.
+    #[inline(always)]
+    pub fn named(&self) -> &Peer {
+        // SAFETY: a map value; the verifier checks the access.
+        unsafe { &(*self.entry).named }
     }
 
     /// Bytes of the packet when it was sent, from its IP header on.

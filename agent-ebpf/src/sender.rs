@@ -156,7 +156,9 @@ fn take_in(tag: *mut Socket, call: Call) -> Option<()> {
         true => 0,
         false => {
             let direction = unsafe { (*flow).direction };
-            let is_accepted = flags & SOCKET_LISTENS != 0 || direction::is_answer(direction);
+            // Where somebody else than the host's root rules the network, who comes can be made up.
+            let is_accepted = flags & SOCKET_OWN_NAMESPACE != 0
+                && (flags & SOCKET_LISTENS != 0 || direction == direction::ACCEPTED);
             let by_another = is_chosen_by_another(maker, call.0 as u32, is_accepted.into());
             set_running(tag, by_another != 0)
         }

@@ -8,9 +8,13 @@ use std::net::{SocketAddr, TcpListener};
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
+use nix::sys::socket::{setsockopt, sockopt};
 use trefoil_lab::namespace::Namespace;
 use trefoil_lab::{Agent, Lab, Record, places, wait_for};
-use world::{at, traffic_in};
+use world::{TRAFFIC, all_of, approving, at, is_final, traffic_in};
+
+/// A user without privileges.
+const USER: u32 = 12_345;
 
 /// States of TCP as /proc/net/tcp has them.
 const FIN_WAIT_2: &str = "05";
@@ -105,4 +109,50 @@ fn ends_without_its_socket(meanwhile: impl FnOnce(&mut Agent<'_>) -> Result<()>)
     agent.stop(Signal::SIGTERM)?;
     trefoil_lab::agent::detach(&lab)?;
     lab.close()
+}
+
+/// A timer ends many connections at once, on a processor where the program that ends flows is mostly running
+/// already: the kernel runs none within itself.
+#[test]
+fn what_a_timer_ends_is_told_whoever_listens_meanwhile() -> Result<()> {
+    const PORT: u16 = 9;
+    /// Acknowledgements for connections that are over are in the books alone.
+    const ACKNOWLEDGEMENTS: u64 = 5_000;
+    const ETHERNET: u64 = 14;
+    for how in [&[][..], &["--quiet"]] {
+        let lab = Lab::new()?;
+        let listener = lab
+            .peer
+            .enter(|| Ok(TcpListener::bind((places::PEER, PORT))?))?;
+        setsockopt(&listener, sockopt::RcvBuf, &8192)?;
+        // Nobody reads.
+        std::thread::spawn(move || {
+            let mut all = Vec::new();
+            while let Ok((connection, _)) = listener.accept() {
+                all.push(connection);
+            }
+        });
+        let agent = lab.agent().policy(&approving()).uplink("auto").start()?;
+        let before = lab.link_to(&lab.peer)?;
+        let peer = at(places::PEER, PORT);
+        lab.program_as(USER, TRAFFIC)?
+            .args(["expire", &peer, "--count", "60", "--rounds", "20"])
+            .args(how)
+            .run()?
+            .success()?;
+        let records = all_of(agent, &lab)?;
+        let sent = lab.link_to(&lab.peer)?.since(before);
+        let mut told = 0;
+        for record in records.iter().filter(|record| is_final(record)) {
+            told += record.number("bytes_out")?;
+        }
+        let left = sent.tx_bytes - ETHERNET * sent.tx_packets;
+        ensure!(left > 1_000_000, "{left} bytes left");
+        ensure!(
+            told + ACKNOWLEDGEMENTS >= left,
+            "{how:?}: of {left} bytes {told} are told"
+        );
+        lab.close()?;
+    }
+    Ok(())
 }

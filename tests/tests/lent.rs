@@ -3,12 +3,16 @@
 
 mod world;
 
+use std::fs::{self, Permissions};
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use trefoil_lab::sink::{TcpSink, UdpSink};
+use trefoil_lab::wiring::{container, forward};
 use trefoil_lab::{Lab, places};
 use world::{TRAFFIC, all_of, at, mapped_at};
 
@@ -101,14 +105,15 @@ fn nor_by_one_whose_named_peer_is_approved_of_for_him() -> Result<()> {
     );
     let agent = lab.agent().policy(&policy).uplink("auto").start()?;
     let service = format!("{SERVICE}:53");
-    for protocol in ["udp", "tcp", "mptcp"] {
-        let how = ["--by", protocol];
-        ensure!(
-            sent_to(&lab, &service, 0, &how)? != 0,
-            "root may by {protocol}"
-        );
-        let packets = sent_to(&lab, &service, USER, &how)?;
-        ensure!(packets == 0, "{packets} packets left by {protocol}");
+    // Root last: connections end after whoever has made them.
+    for user in [USER, 0] {
+        for protocol in ["udp", "tcp", "mptcp"] {
+            let packets = sent_to(&lab, &service, user, &["--by", protocol])?;
+            ensure!(
+                (packets != 0) == (user == 0),
+                "{packets} packets of {user} left by {protocol}"
+            );
+        }
     }
     all_of(agent, &lab)?;
     lab.close()
@@ -262,4 +267,87 @@ fn nor_by_one_that_is_older_than_the_agent() -> Result<()> {
     );
     all_of(agent, &lab)?;
     lab.close()
+}
+
+/// Root of a container makes up who has come to a listener of his, and a program that is set to root writes
+/// there: nobody but he has chosen where it goes.
+#[test]
+fn a_user_sends_nothing_by_a_session_that_he_has_made_up_and_lends_to_root() -> Result<()> {
+    let lab = Lab::new()?;
+    let guest = container(&lab.host, "container", 21)?;
+    let policy = approving("user = 0");
+    let agent = lab.agent().policy(&policy).uplink("auto").start()?;
+    // His own rules keep calls that name a peer from being refused.
+    guest
+        .place
+        .nft("table ip lab {\nchain output {\ntype nat hook output priority -100\n}\n}\n")?;
+    let mut left = Vec::new();
+    for (port, how) in [
+        (8080, &["--alone", "--first"][..]),
+        (8081, &[]),
+        (8082, &["--first"]),
+    ] {
+        let before = lab.link_to(&lab.peer)?;
+        let peer = at(places::PEER, port + 1000);
+        guest
+            .place
+            .ip(&format!("address add {}/32 dev lo\n", places::PEER))?;
+        let net = format!("--net={}", guest.place.path());
+        let near = at(guest.v4, port);
+        let words = [&net, TRAFFIC, "claim-lent", &near, &peer];
+        let mut program = lab
+            .program("nsenter")?
+            .args(words)
+            .args([USER.to_string()])
+            .args(how)
+            .start()?;
+        program.line()?;
+        guest
+            .place
+            .ip(&format!("address del {}/32 dev lo\n", places::PEER))?;
+        program.proceed()?;
+        program.finish()?.success()?;
+        let sent = lab.link_to(&lab.peer)?.since(before);
+        left.push((sent.tx_packets, sent.tx_bytes));
+    }
+    all_of(agent, &lab)?;
+    lab.close()?;
+    ensure!(left == [(0, 0); 3], "{left:?} packets and bytes left");
+    Ok(())
+}
+
+/// A user to whom a tun device was given has a program that is set to root write into it: what that
+/// writes is a packet to where the user wants it.
+#[test]
+fn a_user_sends_nothing_by_a_tun_device_that_he_lends_to_root() -> Result<()> {
+    const OWNER: &str = "12345";
+    let lab = Lab::new()?;
+    forward(&lab.host)?;
+    lab.host.ip(&format!(
+        "tuntap add dev tun0 mode tun user {OWNER} multi_queue\n\
+         link set tun0 addrgenmode none\nlink set tun0 up\n"
+    ))?;
+    // As on most hosts, anybody may open it.
+    let node = lab.file("node");
+    let mode = Mode::from_bits_truncate(0o666);
+    mknod(&node, SFlag::S_IFCHR, mode, makedev(10, 200))?;
+    fs::set_permissions(&node, Permissions::from_mode(0o666))?;
+    let node = node.to_str().unwrap_or_default();
+    let policy = approving("user = 0");
+    let agent = lab.agent().policy(&policy).uplink("auto").start()?;
+    let mut left = Vec::new();
+    for how in [&["--alone"][..], &[]] {
+        let before = lab.link_to(&lab.peer)?;
+        let to = at(places::PEER, 9);
+        let words = ["tun-lent", "tun0", "192.0.2.150:4001", &to, OWNER, node];
+        let mut program = lab.program(TRAFFIC)?.args(words).args(how).start()?;
+        program.line()?;
+        program.proceed()?;
+        program.finish()?.success()?;
+        left.push(lab.link_to(&lab.peer)?.since(before).tx_packets);
+    }
+    all_of(agent, &lab)?;
+    lab.close()?;
+    ensure!(left == [0, 0], "{left:?} packets left");
+    Ok(())
 }

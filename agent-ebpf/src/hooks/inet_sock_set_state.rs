@@ -1,5 +1,6 @@
 //! TCP sockets that begin to listen, and TCP flows that end: after the last
-//! packet, which may be long after the process closed the socket.
+//! packet, which may be long after the process closed the socket. While it runs for one socket on a
+//! processor, the kernel leaves it out for others that a timer ends there: `tcp_destroy_sock` ends these.
 //!
 //! `void inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate)`,
 //! tp_btf, with socket storage 5.11 or later. Without it, `egress` notices
@@ -11,12 +12,16 @@ use trefoil_ebpf::abi::{SOCKET_HAS_PEER, SOCKET_LISTENS};
 
 use crate::{
     accounting::{end_connection, forget_senders},
+    globals::offset,
+    kernel_memory::{Kernel, read},
     maps::{SOCKETS, active},
     owner::acts,
 };
 
 const TCP_CLOSE: i32 = 7;
 const TCP_LISTEN: i32 = 10;
+const IPPROTO_TCP: u16 = 6;
+const IPPROTO_MPTCP: u16 = 262;
 
 #[btf_tracepoint(function = "inet_sock_set_state")]
 fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
@@ -31,7 +36,15 @@ fn notice(ctx: &BtfTracePointContext) -> Option<()> {
         return None;
     }
     active()?;
-    let tag = SOCKETS.get(ctx.arg::<*mut u8>(0))?;
+    let socket = ctx.arg::<*mut u8>(0);
+    // One of SCTP that listens sends where it likes.
+    if state == TCP_LISTEN {
+        let protocol = read::<u16>(socket as Kernel, offset!(sock_protocol))?;
+        if !matches!(protocol, IPPROTO_TCP | IPPROTO_MPTCP) {
+            return None;
+        }
+    }
+    let tag = SOCKETS.get(socket)?;
     // SAFETY: a map value; the verifier checks the access. So below.
     let flags = unsafe { (*tag).flags };
     if state == TCP_LISTEN {

@@ -36,5 +36,6 @@ mod sock_addr;
 mod sock_create;
 mod sock_release;
 mod sock_send_length;
+mod tcp_destroy_sock;
 mod tcp_sendmsg_locked;
 mod uplink_egress;

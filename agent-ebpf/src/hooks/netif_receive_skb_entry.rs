@@ -48,5 +48,7 @@ fn notice(skb: Kernel) -> Option<()> {
     let bytes = read::<u32>(skb, offset!(sk_buff_len))?;
     // Of a tap device, too, the frame's header was taken off.
     let header = read::<[u8; 40]>(follow(skb, offset!(sk_buff_data))?, 0)?;
-    keep_written(skb, bytes, &header)
+    // Before Linux 6.3, and without its backports, the number is anybody's.
+    let opener = read::<u32>(socket, offset!(sock_uid))?;
+    keep_written(skb, bytes, &header, opener)
 }

@@ -145,6 +145,14 @@ pub const HOOKS: &[Hook] = &[
         )
     },
     Hook {
+        calls: Some(SOCKET_STORAGE),
+        ..hook(
+            "tcp_destroy_sock",
+            Place::Tracepoint,
+            Some("ends of TCP flows that a timer ends while another socket begins to listen"),
+        )
+    },
+    Hook {
         better: Some(&SENDMSG),
         fallback: Some(Fallback {
             function: SENDMSG.function,

@@ -17,7 +17,7 @@ use crate::flows::{
 use crate::world::{OBJECTS, REFUSED, TRAFFIC, connect, install};
 
 /// Every program, as on a kernel that has all that Trefoil uses.
-const PROGRAMS: [&str; 29] = [
+const PROGRAMS: [&str; 30] = [
     "__dev_direct_xmit",
     "cgroup_mkdir",
     "cgroup_rmdir",
@@ -45,6 +45,7 @@ const PROGRAMS: [&str; 29] = [
     "sock_create",
     "sock_release",
     "sock_send_length",
+    "tcp_destroy_sock",
     "tcp_sendmsg_locked",
     "uplink_egress",
 ];
@@ -105,6 +106,10 @@ fn linux_5_10() -> Result<()> {
             lacks: &[
                 ("iter_task_file", "owners of sockets older than the agent"),
                 ("inet_sock_set_state", "ends of TCP flows after close()"),
+                (
+                    "tcp_destroy_sock",
+                    "ends of TCP flows that a timer ends while another socket begins to listen",
+                ),
                 (
                     "sock_send_length",
                     "processes that send on sockets which others opened",

@@ -1,17 +1,18 @@
 //! Sockets that a user has made, by which another sends.
 
 use std::fs::write;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, SockaddrStorage, accept, connect, send, sendto, setsockopt,
-    sockopt,
+    AddressFamily, Backlog, MsgFlags, SockaddrStorage, accept, bind, connect, listen, send, sendto,
+    setsockopt, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::{Uid, setresuid};
@@ -115,7 +116,7 @@ pub fn listen_lent(arguments: &mut Arguments) -> Answer {
         return Err(Failure::Usage("it is connected".into()));
     }
     as_user(user)?;
-    nix::sys::socket::listen(&socket, Backlog::MAXCONN).named("listen")?;
+    listen(&socket, Backlog::MAXCONN).named("listen")?;
     Sent::default().tell();
     told_to_proceed();
     Ok(())
@@ -128,7 +129,7 @@ pub fn accept_lent(arguments: &mut Arguments) -> Answer {
     arguments.done()?;
     as_user(user)?;
     let listener = tcp::open(AddressFamily::Inet, Some(port))?;
-    nix::sys::socket::listen(&listener, Backlog::MAXCONN).named("listen")?;
+    listen(&listener, Backlog::MAXCONN).named("listen")?;
     Sent::default().tell();
     let accepted = accept(listener.as_raw_fd()).named("accept")?;
     // SAFETY: the descriptor is new and nobody else's.
@@ -195,4 +196,71 @@ pub fn append(arguments: &mut Arguments) -> Answer {
     sendto(socket.as_raw_fd(), b"hello", &address, MORE).named("sendto")?;
     as_user(user)?;
     send_once(&socket, 5)
+}
+
+/// `traffic claim-lent`: a user who rules a network namespace has the peer's address as one of his own for a moment,
+/// connects from there to his own listener, gives the address up, and has root, or with --alone himself, write to
+/// the session that he has accepted. With --first he has sent before.
+pub fn claim_lent(arguments: &mut Arguments) -> Answer {
+    let near: SocketAddr = arguments.value("ADDR:PORT")?;
+    let peer: SocketAddr = arguments.value("ADDR:PORT")?;
+    let user: u32 = arguments.value("a user id")?;
+    let alone = arguments.flag("--alone");
+    let first = arguments.flag("--first");
+    arguments.done()?;
+    // As root of the container may.
+    write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0").named("write")?;
+    as_user(user)?;
+    let listener = tcp::open(AddressFamily::Inet, None)?;
+    setsockopt(&listener, sockopt::ReuseAddr, &true).named("setsockopt")?;
+    bind(listener.as_raw_fd(), &SockaddrStorage::from(near)).named("bind")?;
+    listen(&listener, Backlog::MAXCONN).named("listen")?;
+    let client = tcp::open(AddressFamily::Inet, None)?;
+    setsockopt(&client, sockopt::ReuseAddr, &true).named("setsockopt")?;
+    bind(client.as_raw_fd(), &SockaddrStorage::from(peer)).named("bind")?;
+    connect(client.as_raw_fd(), &SockaddrStorage::from(near)).named("connect")?;
+    let accepted = accept(listener.as_raw_fd()).named("accept")?;
+    // SAFETY: the descriptor is new and nobody else's.
+    let accepted = unsafe { OwnedFd::from_raw_fd(accepted) };
+    Sent::default().tell();
+    told_to_proceed();
+    if first {
+        let _ = send(accepted.as_raw_fd(), &[7; 1000], MsgFlags::MSG_NOSIGNAL);
+    }
+    if !alone {
+        as_root()?;
+    }
+    let _ = send(
+        accepted.as_raw_fd(),
+        b"a secret of the user's",
+        MsgFlags::MSG_NOSIGNAL,
+    );
+    std::thread::sleep(Duration::from_millis(50));
+    let _ = send(accepted.as_raw_fd(), b"another one", MsgFlags::MSG_NOSIGNAL);
+    std::thread::sleep(Duration::from_millis(500));
+    Sent::default().tell();
+    Ok(())
+}
+
+/// `traffic tun-lent`: a user opens a tun device of his, and root, or with --alone he himself, writes a packet into it.
+pub fn tun_lent(arguments: &mut Arguments) -> Answer {
+    let name = arguments.word("a name")?;
+    let from: SocketAddr = arguments.value("ADDR:PORT")?;
+    let to: SocketAddr = arguments.value("ADDR:PORT")?;
+    let user: u32 = arguments.value("a user id")?;
+    let node = arguments.word("a node")?;
+    let alone = arguments.flag("--alone");
+    arguments.done()?;
+    as_user(user)?;
+    let mut device = crate::tun::open_by(&node, &name, false)?;
+    Sent::default().tell();
+    told_to_proceed();
+    if !alone {
+        as_root()?;
+    }
+    let packet = trefoil_lab::packets::udp(from, to, 64);
+    device.write_all(&packet).named("write")?;
+    std::thread::sleep(Duration::from_millis(100));
+    Sent::default().tell();
+    Ok(())
 }

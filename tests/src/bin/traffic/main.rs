@@ -7,6 +7,7 @@
 mod arguments;
 mod became;
 mod copy;
+mod expired;
 mod family;
 mod forged;
 mod handed;
@@ -131,6 +132,13 @@ const USAGE: &str = "traffic COMMAND ...
       sends by a socket of its own, as a program of the first user that is set to the second
   lend-inside ADDR:PORT --map LINE ...
       root of a user namespace with this map makes a socket, and user 1 of it sends by that
+  claim-lent ADDR:PORT ADDR:PORT UID [--alone] [--first]
+      a session that a user has accepted at the first from himself, who was the second for a moment
+  tun-lent NAME ADDR:PORT ADDR:PORT UID NODE [--alone]
+      root writes a packet from the first to the second into a tun device that this user has opened
+  expire ADDR:PORT [--count N] [--rounds N] [--quiet]
+      so many connections at a time to a far end that does not read, until a timer of the kernel's
+      ends them; unless --quiet, others on the same processor listen and do not listen
   append ADDR:PORT UID
       root begins a datagram, and that user goes on with it
   pour BYTES
@@ -306,6 +314,9 @@ fn run(arguments: &mut Arguments) -> Answer {
         "own" => lent::own(arguments),
         "lend-inside" => lent::lend_inside(arguments),
         "append" => lent::append(arguments),
+        "claim-lent" => lent::claim_lent(arguments),
+        "tun-lent" => lent::tun_lent(arguments),
+        "expire" => expired::expire(arguments),
         "pour" => became::pour(arguments),
         "forge" => forged::forge(arguments),
         "forge-inside" => forged::inside(arguments),
