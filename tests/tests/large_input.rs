@@ -197,6 +197,74 @@ fn what_never_ends_is_refused_by_every_verb() -> Result<()> {
     lab.close()
 }
 
+/// Runs a program within the bounds while somebody writes this line into a pipe without end.
+fn bounded_while_fed(
+    lab: &Lab,
+    (text, pipe): (&str, &str),
+    program: &Path,
+    words: &[&str],
+) -> Result<Outcome> {
+    // The pipe has a writer from the start, and nobody is left who waits for a reader.
+    let script = "text=$1 pipe=$2; shift 2; exec 3<> \"$pipe\"\n\
+                  yes \"$text\" > \"$pipe\" 3>&- 2> /dev/null &\n\
+                  \"$@\" 3>&-; code=$?; kill $! 2> /dev/null; exit $code";
+    let words = [&["-c", script, "sh", text, pipe, path(program)?], words].concat();
+    bounded_of(lab, Path::new("/bin/bash"), &words)
+}
+
+/// Lines that are no records, and of which there are always more.
+#[test]
+fn lines_that_are_no_records_are_refused_with_what_to_do() -> Result<()> {
+    const WHY: [&str; 4] = [
+        "cannot be read; name ",
+        "are no records; name ",
+        "more lines of a header than any log has; name ",
+        "not a log of flows: ",
+    ];
+    const OTHERS: [&str; 4] = ["", "{}", "a=b", "#separator \\x09"];
+    let lab = Lab::new()?;
+    let (records, policy, pipe) = (
+        lab.file("flows.json"),
+        lab.file("policy.toml"),
+        lab.file("fed"),
+    );
+    fs::write(&policy, "mode = \"report\"\n")?;
+    fs::write(&records, record(0))?;
+    mkfifo(&pipe, Mode::S_IRWXU)?;
+    let (records, policy, pipe) = (path(&records)?, path(&policy)?, path(&pipe)?);
+    let (trefoil, verify) = (trefoil_lab::agent::trefoil()?, verifier()?);
+    let since = ["--since", "2026-01-01T00:00:00Z"];
+    let period = [&since[..], &["--until", "2026-01-02T00:00:00Z"]].concat();
+    for (program, verb, texts) in [
+        (&trefoil, vec!["learn", pipe], &OTHERS[..]),
+        (
+            &trefoil,
+            vec!["query", records, "--gateway-log", pipe],
+            &OTHERS,
+        ),
+        (&verify, vec!["--key", KEY, pipe], &OTHERS),
+        (&trefoil, vec!["check", policy, "--against", pipe], &[]),
+        (&trefoil, vec!["diff", policy, policy, pipe], &[]),
+        (&trefoil, vec!["query", pipe, "--gateway-log", records], &[]),
+        (&trefoil, vec!["redact", pipe], &[]),
+        (
+            &verify,
+            [&["statement"], &period[..], &["--key", KEY, pipe]].concat(),
+            &[],
+        ),
+    ] {
+        for text in [&["y"], texts].concat() {
+            let said = bounded_while_fed(&lab, (text, pipe), program, &verb)?;
+            let says_why = WHY.iter().any(|words| said.stderr.contains(words));
+            ensure!(
+                said.code > 0 && said.stderr.contains(pipe) && says_why,
+                "{verb:?}, {text:?}: {said:?}"
+            );
+        }
+    }
+    lab.close()
+}
+
 #[test]
 fn what_is_piped_is_read_to_its_end() -> Result<()> {
     let lab = Lab::new()?;

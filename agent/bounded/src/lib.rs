@@ -25,6 +25,8 @@ pub const MAX_LINE: usize = 1 << 20;
 /// Most bytes without an end of line in a file of records. A longer line than [`MAX_LINE`] is a
 /// fault of this line, and beyond this the file has no lines.
 pub const MAX_STRETCH: usize = 64 << 20;
+/// Most lines of a file of records, or of a log, that cannot be read, and most bytes of them.
+pub const MAX_UNREADABLE: (u64, u64) = (100_000, 64 << 20);
 /// Largest key or checkpoint, in bytes.
 pub const MAX_KEY: u64 = 64 << 10;
 
@@ -144,6 +146,34 @@ fn begin(mut pipe: &File, has_name: bool) -> io::Result<Option<u8>> {
     Err(io::Error::other(
         "it is a pipe that nobody writes into; name a file, or start what writes into it first",
     ))
+}
+
+/// Counts the lines of a file that cannot be read: one that has nothing else may have no end.
+#[derive(Debug, Default)]
+pub struct Unreadable {
+    n_lines: u64,
+    n_bytes: u64,
+}
+
+impl Unreadable {
+    /// Counts a line of so many bytes.
+    ///
+    /// # Errors
+    ///
+    /// When there are more than [`MAX_UNREADABLE`]: the file is to be read no further.
+    pub fn add(&mut self, n_bytes: usize) -> io::Result<()> {
+        let (max_lines, max_bytes) = MAX_UNREADABLE;
+        self.n_lines += 1;
+        self.n_bytes += n_bytes as u64 + 1;
+        if self.n_lines <= max_lines && self.n_bytes <= max_bytes {
+            return Ok(());
+        }
+        Err(io::Error::other(format!(
+            "more than {max_lines} lines or {} MiB of it cannot be read; name a file of records, or \
+             a log, that has nothing else in it",
+            max_bytes >> 20
+        )))
+    }
 }
 
 /// A reader that fails where no line ends for [`MAX_STRETCH`] bytes.
@@ -290,6 +320,22 @@ mod tests {
         }
         let error = read_line(&mut source, &mut line).unwrap_err().to_string();
         assert!(error.contains("64 MiB of it"), "{error}");
+    }
+
+    #[test]
+    fn lines_that_cannot_be_read_are_read_no_further() {
+        let (max_lines, max_bytes) = MAX_UNREADABLE;
+        for (length, most) in [
+            (0, max_lines),
+            (MAX_LINE, max_bytes / (MAX_LINE as u64 + 1)),
+        ] {
+            let mut unreadable = Unreadable::default();
+            for _ in 0..most {
+                unreadable.add(length).unwrap();
+            }
+            let error = unreadable.add(length).unwrap_err().to_string();
+            assert!(error.contains("100000 lines or 64 MiB"), "{error}");
+        }
     }
 
     #[test]

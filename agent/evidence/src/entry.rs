@@ -50,13 +50,38 @@ pub enum EntryError {
     /// Neither an object of JSON nor an entry of the export format.
     #[error("it is neither JSON nor an entry of the journal's export format")]
     Form,
-    /// The longest entry that is read.
-    #[error("it has over {MOST_BYTES} bytes")]
+    /// More than the longest entry that is read.
+    #[error("it has over {MOST_BYTES} bytes or {MOST_FIELDS} fields")]
     Long,
+    /// More of the file than of any with records is none, and nothing behind that is read.
+    #[error(
+        "more than {} lines or {} MiB of it are no records; name a file that has nothing else in it",
+        MOST_OTHER.0,
+        MOST_OTHER.1 >> 20
+    )]
+    Other,
+}
+
+impl EntryError {
+    /// True if there is no use in reading on.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Io(error) => error.kind() != io::ErrorKind::UnexpectedEof,
+            Self::Other => true,
+            Self::Form | Self::Long => false,
+        }
+    }
 }
 
 /// Most bytes of an entry. The largest records are checkpoints, of 20 KiB.
 pub const MOST_BYTES: usize = 16 << 20;
+
+/// Most fields of an entry: the journal takes 1024 of who logs, and adds a few dozen.
+const MOST_FIELDS: usize = 4096;
+
+/// Most lines, and most bytes, of a file that are neither records nor entries of the journal.
+const MOST_OTHER: (u64, u64) = (100_000, 64 << 20);
 
 impl Entry {
     /// A record of the agent's, from an object of JSON: its own line, or the journal's. `None` if it is
@@ -247,19 +272,47 @@ pub fn salt_text(salt: &Salt) -> String {
     hex(salt)
 }
 
+/// Fields of which every entry of the journal has one, and every line of an agent's.
+const MARKS: [&str; 5] = [
+    "event",
+    "__CURSOR",
+    "__REALTIME_TIMESTAMP",
+    "_BOOT_ID",
+    "MESSAGE",
+];
+
+/// Content of a file from one entry to the next.
+enum Found {
+    Record(Entry),
+    /// An entry of the journal that is not from the agent, or a record of a kind that is not known.
+    OfOthers,
+    /// An empty line, or what has the form of an entry and is none.
+    Nothing,
+    End,
+}
+
 /// Reads entries one after the other.
 #[derive(Debug)]
 pub struct Entries<R> {
     source: R,
     /// Number of the line that was read last.
     line: u64,
+    /// Bytes that were read.
+    n_bytes: u64,
+    /// Lines and bytes among them that are nothing.
+    other: (u64, u64),
 }
 
 impl<R: BufRead> Entries<R> {
     /// Of this file, which is of one of the three formats.
     #[must_use]
     pub fn new(source: R) -> Self {
-        Self { source, line: 0 }
+        Self {
+            source,
+            line: 0,
+            n_bytes: 0,
+            other: (0, 0),
+        }
     }
 
     /// Number of the line that was read last, from 1.
@@ -272,43 +325,69 @@ impl<R: BufRead> Entries<R> {
     ///
     /// # Errors
     ///
-    /// When the file cannot be read, or what follows is no entry. The next call goes on behind it.
+    /// When the file cannot be read, or what follows is no entry. The next call goes on behind it,
+    /// unless the error [is final](EntryError::is_final).
     pub fn read(&mut self) -> Result<Option<Entry>, EntryError> {
         loop {
-            let Some(line) = self.read_line()? else {
-                return Ok(None);
-            };
-            let entry = match line.first() {
-                None => continue,
-                Some(b'{') => {
-                    let object = serde_json::from_slice(&line).map_err(|_| EntryError::Form)?;
-                    Entry::of_json(&object)
-                }
-                Some(_) => self.read_export(line)?,
-            };
-            if let Some(entry) = entry {
-                return Ok(Some(entry));
+            if self.other.0 > MOST_OTHER.0 || self.other.1 > MOST_OTHER.1 {
+                return Err(EntryError::Other);
+            }
+            let begun = (self.line, self.n_bytes);
+            let read = self.read_one();
+            if !matches!(read, Ok(Found::Record(_) | Found::OfOthers)) {
+                self.other.0 += self.line - begun.0;
+                self.other.1 += self.n_bytes - begun.1;
+            }
+            match read? {
+                Found::Record(entry) => return Ok(Some(entry)),
+                Found::End => return Ok(None),
+                Found::OfOthers | Found::Nothing => {}
             }
         }
     }
 
-    /// Reads the rest of an entry of the export format.
-    fn read_export(&mut self, first: Vec<u8>) -> Result<Option<Entry>, EntryError> {
+    fn read_one(&mut self) -> Result<Found, EntryError> {
+        let Some(line) = self.read_line()? else {
+            return Ok(Found::End);
+        };
+        let (entry, is_marked) = match line.first() {
+            None => return Ok(Found::Nothing),
+            Some(b'{') => {
+                let object: Map<String, Value> =
+                    serde_json::from_slice(&line).map_err(|_| EntryError::Form)?;
+                let is_marked = MARKS.iter().any(|name| object.contains_key(*name));
+                (Entry::of_json(&object), is_marked)
+            }
+            Some(_) => self.read_export(line)?,
+        };
+        Ok(match entry {
+            Some(entry) => Found::Record(entry),
+            None if is_marked => Found::OfOthers,
+            None => Found::Nothing,
+        })
+    }
+
+    /// Reads the rest of an entry of the export format, and whether it has a mark of the journal's.
+    fn read_export(&mut self, first: Vec<u8>) -> Result<(Option<Entry>, bool), EntryError> {
         let (mut entry, mut line, mut n_bytes) = (Entry::default(), first, 0);
+        let (mut is_marked, mut n_fields) = (false, 0);
         while !line.is_empty() {
             let (name, value) = match line.iter().position(|byte| *byte == b'=') {
                 Some(at) => (line[..at].to_vec(), line[at + 1..].to_vec()),
                 None => (std::mem::take(&mut line), self.read_binary()?),
             };
             n_bytes += name.len() + value.len();
-            if n_bytes > MOST_BYTES {
+            n_fields += 1;
+            if n_bytes > MOST_BYTES || n_fields > MOST_FIELDS {
                 return Err(EntryError::Long);
             }
             let name = String::from_utf8(name).map_err(|_| EntryError::Form)?;
+            is_marked |= MARKS.contains(&&*name);
             entry.add(name, value);
             line = self.read_line()?.unwrap_or_default();
         }
-        Ok(entry.get("TREFOIL_EVENT").is_some().then_some(entry))
+        let is_record = entry.get("TREFOIL_EVENT").is_some();
+        Ok((is_record.then_some(entry), is_marked))
     }
 
     /// Reads a value with its length before it: u64, little endian.
@@ -321,6 +400,7 @@ impl<R: BufRead> Entries<R> {
         }
         let mut value = vec![0; length + 1];
         self.source.read_exact(&mut value)?;
+        self.n_bytes += value.len() as u64;
         self.line += value.iter().filter(|byte| **byte == b'\n').count() as u64;
         match value.pop() {
             Some(b'\n') => Ok(value),
@@ -334,6 +414,7 @@ impl<R: BufRead> Entries<R> {
         let mut limited = io::Read::take(&mut self.source, MOST_BYTES as u64);
         let n_read = limited.read_until(b'\n', &mut line)?;
         self.line += 1;
+        self.n_bytes += n_read as u64;
         if n_read == 0 {
             return Ok(None);
         }
@@ -345,67 +426,5 @@ impl<R: BufRead> Entries<R> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SALT_TEXT: &str = "30313233343536373839616263646566";
-
-    fn entry_of(text: &[u8]) -> Entry {
-        Entries::new(text).read().unwrap().unwrap()
-    }
-
-    #[test]
-    fn the_three_formats_of_a_record_have_one_digest() {
-        let own = format!(
-            r#"{{"event":"flow","seq":3,"salt":"{SALT_TEXT}","exe":"/a\nb","priority":6,"message":"m"}}"#
-        );
-        let journal = format!(
-            "{{\"_PID\":\"1\",\"TREFOIL_SEQ\":\"3\",\"TREFOIL_EVENT\":\"flow\",\"PRIORITY\":\"6\",\
-             \"TREFOIL_SALT\":\"{SALT_TEXT}\",\"TREFOIL_EXE\":[47,97,10,98],\
-             \"MESSAGE_ID\":\"{}\",\"MESSAGE\":\"m\"}}",
-            KINDS[0].1
-        );
-        let mut export = format!(
-            "__CURSOR=x\nTREFOIL_SEQ=3\nTREFOIL_EVENT=flow\nPRIORITY=6\nTREFOIL_SALT={SALT_TEXT}\n\
-             MESSAGE_ID={}\nMESSAGE=m\nTREFOIL_EXE\n",
-            KINDS[0].1
-        )
-        .into_bytes();
-        export.extend(4_u64.to_le_bytes());
-        export.extend(b"/a\nb\n\n");
-        let entry = entry_of(own.as_bytes());
-        assert_eq!(entry, entry_of(journal.as_bytes()));
-        assert_eq!(entry, entry_of(&export));
-        assert!(entry.digest().is_some());
-        assert_eq!(
-            (entry.number("seq"), entry.text("message")),
-            (Some(3), Some("m"))
-        );
-        let without = own.replace("salt", "sal");
-        assert_eq!(entry_of(without.as_bytes()).digest(), None);
-    }
-
-    #[test]
-    fn what_is_no_record_is_told_and_passed_over() {
-        let others =
-            b"{\"MESSAGE\":\"x\"}\n\n_PID=1\nMESSAGE=y\n\n{\"event\":\"flow\",\"seq\":1}\n";
-        let mut entries = Entries::new(&others[..]);
-        assert_eq!(entries.read().unwrap().unwrap().number("seq"), Some(1));
-        assert!(entries.read().unwrap().is_none());
-        let mut broken =
-            Entries::new(&b"{\"event\nA\n\x05\0\0\0\0\0\0\0ab\n{\"event\":\"flow\"}\n"[..]);
-        assert!(matches!(broken.read(), Err(EntryError::Form)));
-        assert!(broken.read().is_err());
-        let mut long = Entries::new(&b"A\n\xff\xff\xff\xff\xff\xff\xff\xff"[..]);
-        assert!(matches!(long.read(), Err(EntryError::Long)));
-    }
-
-    #[test]
-    fn a_salt_survives_its_text() {
-        let bytes = *b"0123456789abcdef";
-        assert_eq!(salt_text(&bytes), SALT_TEXT);
-        assert_eq!(from_hex(SALT_TEXT.as_bytes()), Some(bytes));
-        assert_eq!(from_hex::<16>(b"+0313233343536373839616263646566"), None);
-        assert_eq!(from_hex::<2>(b"0102f"), None);
-    }
-}
+#[path = "entry_tests.rs"]
+mod tests;

@@ -7,7 +7,7 @@ use std::{
 
 use super::{Failure, live::Live};
 use crate::{
-    bounded,
+    bounded::{self, Unreadable},
     flow::Stage,
     observed::{Collector, MAX_FLOWS, Observed, Reading},
 };
@@ -92,13 +92,17 @@ impl Observations {
 
 /// One line at a time: a journal of a month need not fit into memory.
 fn add_lines(collector: &mut Collector, name: &str, mut file: impl BufRead) -> Result<(), Failure> {
-    let mut line = Vec::new();
+    let (mut line, mut unreadable) = (Vec::new(), Unreadable::default());
     for number in 1.. {
         let read = bounded::read_line(&mut file, &mut line);
-        match read.map_err(|error| cannot_read(name, &error))? {
+        let is_read = match read.map_err(|error| cannot_read(name, &error))? {
             None => break,
             Some(true) => collector.add_line(name, number, &line),
             Some(false) => collector.add_long_line(name, number),
+        };
+        if !is_read {
+            let counted = unreadable.add(line.len());
+            counted.map_err(|error| cannot_read(name, &error))?;
         }
         if collector.is_full() {
             return Err(Failure::Other(format!(

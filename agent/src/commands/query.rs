@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::{Ending, Failure, say, say_json, sources};
 use crate::{
-    bounded,
+    bounded::{self, Unreadable},
     cli::QueryArgs,
     gateway_log::{Account, Bytes, Ends, Flow, Held, Hosts, Ledger, Lines, Mapping, Seen},
     observed::line,
@@ -156,12 +156,18 @@ fn records(files: &[PathBuf]) -> Result<(Hosts, u64), Failure> {
 fn log(file: &Path, mapping: &Mapping, ledger: &mut Ledger<'_>) -> Result<u64, Failure> {
     let mut lines = Lines::new(mapping);
     let (mut n_read, mut first) = (0_u64, None);
-    let n_unreadable = each_line(file, |line| {
+    let mut headers = Unreadable::default();
+    let n_unreadable = each_line(file, |text| {
         let is_known = lines.is_known();
-        match lines.read(line) {
+        match lines.read(text) {
             Ok(Some(line)) => {
                 ledger.add(line);
                 n_read += 1;
+            }
+            Ok(None) if headers.add(text.len()).is_err() => {
+                return Ok(Some(
+                    "more lines of a header than any log has; name a log that has flows",
+                ));
             }
             Ok(None) => {}
             Err(error) => {
@@ -214,11 +220,19 @@ fn each_line(
     };
     let mut input = bounded::lines(file).map_err(|error| cannot_read(&error))?;
     let (mut line, mut n_unreadable) = (Vec::new(), 0_u64);
+    let mut unreadable = Unreadable::default();
+    let mut count = |line: &[u8]| {
+        let counted = unreadable.add(line.len());
+        counted.map_err(|error| cannot_read(&error))
+    };
     for number in 1_u64.. {
         let taken = match bounded::read_line(&mut input, &mut line) {
             Err(error) => return Err(cannot_read(&error)),
             Ok(None) => break,
-            Ok(Some(true)) if line.trim_ascii().is_empty() => continue,
+            Ok(Some(true)) if line.trim_ascii().is_empty() => {
+                count(&line)?;
+                continue;
+            }
             Ok(Some(true)) => take(&line),
             Ok(Some(false)) => Err(format!("longer than {} bytes", bounded::MAX_LINE)),
         };
@@ -228,6 +242,7 @@ fn each_line(
                 return Err(Failure::Configuration(format!("{name}:{number}: {why}")));
             }
             Err(reason) => {
+                count(&line)?;
                 n_unreadable += 1;
                 if n_unreadable <= MOST_FAULTS as u64 {
                     eprintln!("{name}:{number}: {}", words::clean(&reason));

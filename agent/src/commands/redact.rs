@@ -5,10 +5,7 @@ use std::{
     path::Path,
 };
 
-use trefoil_evidence::{
-    entry::{Entries, EntryError},
-    redact::Redaction,
-};
+use trefoil_evidence::{entry::Entries, redact::Redaction};
 
 use super::{Ending, Failure};
 use crate::{bounded, cli::RedactArgs, report::words};
@@ -75,17 +72,15 @@ fn copy_of(
     copy: &mut impl io::Write,
     left: &mut Left,
 ) -> Result<io::Result<()>, Failure> {
-    let failed = |error: io::Error| {
+    let failed = |error: &dyn std::fmt::Display| {
         Failure::Configuration(format!("read records in {}: {error}", file.display()))
     };
-    let mut entries = Entries::new(bounded::lines(file).map_err(failed)?);
+    let mut entries = Entries::new(bounded::lines(file).map_err(|error| failed(&error))?);
     loop {
         let entry = match entries.read() {
             Ok(Some(entry)) => entry,
             Ok(None) => return Ok(copy.flush()),
-            Err(EntryError::Io(error)) if error.kind() != io::ErrorKind::UnexpectedEof => {
-                return Err(failed(error));
-            }
+            Err(error) if error.is_final() => return Err(failed(&error)),
             Err(error) => {
                 left.unreadable += 1;
                 if left.unreadable <= MOST_FAULTS {

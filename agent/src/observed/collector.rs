@@ -126,10 +126,11 @@ impl Collector {
         }
     }
 
-    /// Reads one line, without its end. A line that cannot be read is counted.
-    pub fn add_line(&mut self, file: &str, number: u64, line: &[u8]) {
+    /// Reads one line, without its end. A line that cannot be read is counted. False for such a line,
+    /// and for an empty one.
+    pub fn add_line(&mut self, file: &str, number: u64, line: &[u8]) -> bool {
         if line.trim_ascii().is_empty() {
-            return;
+            return false;
         }
         let added = match line::read(line) {
             Ok(Line::Record(record)) => self.add(&record).map_err(|error| error.to_string()),
@@ -143,15 +144,17 @@ impl Collector {
             }
             Err(error) => Err(error.to_string()),
         };
-        if let Err(reason) = added {
-            self.complain(file, number, line, &reason);
+        if let Err(reason) = &added {
+            self.complain(file, number, line, reason);
         }
+        added.is_ok()
     }
 
-    /// Counts a line that was too long to be kept.
-    pub fn add_long_line(&mut self, file: &str, number: u64) {
+    /// Counts a line that was too long to be kept. Returns false, as [`add_line`](Self::add_line) does.
+    pub fn add_long_line(&mut self, file: &str, number: u64) -> bool {
         let reason = format!("longer than {MAX_LINE} bytes, which no record is");
         self.complain(file, number, b"", &reason);
+        false
     }
 
     /// True if there are more flows than are kept: read no more.

@@ -8,7 +8,7 @@ use std::{fmt::Write as _, io, path::Path, process::ExitCode};
 use serde_json::json;
 use trefoil_bounded as bounded;
 use trefoil_evidence::{
-    entry::{Entries, Entry, EntryError},
+    entry::{Entries, Entry},
     note::VerifyingKey,
     verify::{Finding, LogVerdict, Verdict, Verifier},
 };
@@ -102,7 +102,7 @@ fn verify(
                     look(&entry);
                 }
                 Ok(None) => break,
-                Err(EntryError::Io(error)) if error.kind() != io::ErrorKind::UnexpectedEof => {
+                Err(error) if error.is_final() => {
                     return Err(format!("read {}: {error}", file.display()));
                 }
                 Err(error) => {
