@@ -2,14 +2,16 @@
 //! through on this kernel, places at which helpers are called, bytes of object, code, stack and
 //! tag. The agent's own size is compared by `cargo xtask package`, which makes it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail, ensure};
-use trefoil_lab::kernel::{MapInfo, ProgramInfo};
+use nix::sys::signal::Signal;
+use trefoil_lab::kernel::{MapInfo, Objects, ProgramInfo, Runs};
 use trefoil_lab::object::{self, helper_name};
+use trefoil_lab::tracer::Tracer;
 use trefoil_lab::{Lab, agent};
 
 #[test]
@@ -87,16 +89,50 @@ fn programs_of_a_trace_call_nothing_that_changes_what_others_see() -> Result<()>
     Ok(())
 }
 
-#[test]
-fn what_the_kernel_makes_of_the_programs_is_within_its_budget() -> Result<()> {
-    let lab = Lab::new()?;
-    let agent = lab.agent().uplink("auto").start()?;
+/// Instructions that the verifier went through, by program.
+fn verified(programs: &[ProgramInfo]) -> BTreeMap<String, u64> {
     let mut found = BTreeMap::new();
-    for program in ProgramInfo::of(agent.objects())? {
+    for program in programs {
         let counted = found.entry(format!("verified.{}", program.name));
         let verified = counted.or_insert(0);
         *verified = u64::from(program.verified).max(*verified);
     }
+    found
+}
+
+/// Those that decide are the same while somebody traces, and after it: the kernel never changes a
+/// program that it has loaded, so the same numbers are the same instructions.
+#[test]
+fn a_trace_runs_programs_of_its_own_beside_those_that_decide() -> Result<()> {
+    let lab = Lab::new()?;
+    let agent = lab.agent().uplink("auto").start()?;
+    let deciding = || -> Result<Vec<ProgramInfo>> {
+        let mut programs = ProgramInfo::of(&Objects::held_by(agent.pid())?)?;
+        // Somebody on this machine may have the kernel count how they run.
+        programs.iter_mut().for_each(|it| it.runs = Runs::default());
+        Ok(programs)
+    };
+    let without = deciding()?;
+    let tracer = Tracer::start(&lab, &["--for", "10min"])?;
+    let tracing = tracer.objects()?.programs;
+    assert_eq!(deciding()?, without, "while it traces");
+    compare(&["verified"], &verified(&deciding()?), "")?;
+    let ids: BTreeSet<u32> = without.iter().map(|it| it.id).collect();
+    ensure!(
+        !tracing.is_empty() && tracing.is_disjoint(&ids),
+        "{tracing:?} and {ids:?}"
+    );
+    tracer.end(Signal::SIGINT)?;
+    assert_eq!(deciding()?, without, "after it");
+    drop(agent);
+    lab.close()
+}
+
+#[test]
+fn what_the_kernel_makes_of_the_programs_is_within_its_budget() -> Result<()> {
+    let lab = Lab::new()?;
+    let agent = lab.agent().uplink("auto").start()?;
+    let mut found = verified(&ProgramInfo::of(agent.objects())?);
     let tag = MapInfo::of(agent.objects())?;
     let tag = tag.into_iter().find(|map| map.name == "SOCKETS");
     let tag = tag.context("the agent has no map of tags")?;
