@@ -3,6 +3,8 @@
 
 mod world;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -11,7 +13,7 @@ use trefoil_lab::program::{Program, Running};
 use trefoil_lab::sink::UdpSink;
 use trefoil_lab::{Agent, Lab, Record, fill, places, wait_for};
 use world::told::{arrived, lost, told_by_verdict};
-use world::{TRAFFIC, approving, at, enforcing, gapless, traffic, traffic_in};
+use world::{REFUSED, TRAFFIC, approving, at, enforcing, gapless, traffic, traffic_in};
 
 /// Flows whose numbers are kept in the records' sums alone.
 const SUMS: &str = "rollup";
@@ -240,20 +242,57 @@ fn a_user_who_varies_refused_calls_has_the_stated_rate() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn an_enforcing_start_does_not_wait_for_a_users_network_namespaces() -> Result<()> {
-    /// More than are read before the hooks are there.
-    const N_NAMESPACES: usize = 60;
-    let lab = Lab::new()?;
+/// Network namespaces of a user's, each with a process that waits in it.
+fn with_namespaces(lab: &Lab, user: u32, count: usize) -> Result<Vec<Running>> {
+    let arguments = ["--user", "--net", "sh", "-c", "echo; read line; true"];
     let mut users = Vec::new();
-    for _ in 0..N_NAMESPACES {
-        let arguments = ["--net", "sh", "-c", "echo; read line; true"];
-        let mut user = lab.program("unshare")?.args(arguments).start()?;
+    for _ in 0..count {
+        let mut user = lab.program_as(user, "unshare")?.args(arguments).start()?;
         user.line()?;
         users.push(user);
     }
-    let agent = lab.agent().policy(&enforcing()).start()?;
+    Ok(users)
+}
+
+/// Tries a call that the policy forbids, again and again, until it is refused or `is_over`.
+fn until_refused(lab: &Lab, is_over: &AtomicBool) -> Result<bool> {
+    wait_for("a call is refused", || {
+        let outcome = traffic(lab)?.args(["udp", &at(places::FOREIGN, 9)]).run()?;
+        let is_refused = outcome.code == REFUSED;
+        Ok((is_refused || is_over.load(Ordering::Relaxed)).then_some(is_refused))
+    })
+}
+
+/// A first enforcing start says what of the user's namespaces it has left unread before anything is
+/// refused: it is not those that the refusals wait for.
+#[test]
+fn an_enforcing_start_does_not_wait_for_a_users_network_namespaces() -> Result<()> {
+    /// More than are read before the hooks are there.
+    const N_NAMESPACES: usize = 100;
+    /// So many, and the host's own.
+    const MOST_READ: u64 = 32;
+    const USER: u32 = 65534;
+    let lab = Lab::new()?;
+    let users = with_namespaces(&lab, USER, N_NAMESPACES)?;
+    let is_over = AtomicBool::new(false);
+    let (agent, is_refused) = std::thread::scope(|scope| -> Result<_> {
+        let tries = scope.spawn(|| until_refused(&lab, &is_over));
+        let agent = lab.agent().policy(&enforcing()).start();
+        is_over.store(agent.is_err(), Ordering::Relaxed);
+        let tried = tries
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok((agent?, tried?))
+    })?;
+    ensure!(is_refused, "nothing was refused");
     let said = agent.errors();
+    let unread = said.split_once("those of ").and_then(|(_, rest)| {
+        let (count, rest) = rest.split_once(' ')?;
+        let is_it = rest.starts_with("network namespaces are not counted");
+        is_it.then(|| count.parse::<u64>().ok()).flatten()
+    });
+    let unread = unread.with_context(|| said.clone())?;
+    ensure!(unread >= N_NAMESPACES as u64 - MOST_READ, "{said}");
     ensure!(said.contains("the start does not wait for them"), "{said}");
     agent.stop(Signal::SIGTERM)?;
     detach(&lab)?;
