@@ -6,7 +6,7 @@
 //! anything else.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -21,8 +21,10 @@ use nix::unistd::Pid;
 use crate::kernel::Objects;
 use crate::lab::Lab;
 use crate::namespace::Namespace;
+use crate::pipe::Pipe;
 use crate::program::{Outcome, make_older, pass_on, pass_on_as_root};
 use crate::record::Record;
+use crate::tail::Tail;
 use crate::terminal::Terminal;
 use crate::wait::{PATIENCE, wait_for};
 
@@ -64,6 +66,8 @@ pub struct AgentBuilder<'lab> {
     records: PathBuf,
     json: Option<PathBuf>,
     is_json_written: bool,
+    pipe: Option<&'lab Pipe>,
+    has_journal: bool,
     pins: PathBuf,
     ahead_s: Option<u32>,
 }
@@ -97,6 +101,8 @@ impl<'lab> AgentBuilder<'lab> {
             records: lab.file(""),
             json: None,
             is_json_written: true,
+            pipe: None,
+            has_journal: true,
             pins: lab.pins(),
             ahead_s: None,
         }
@@ -163,6 +169,19 @@ impl<'lab> AgentBuilder<'lab> {
         self
     }
 
+    /// With its records in JSON alone, which is the report of record then.
+    pub fn without_journal(mut self) -> Self {
+        self.has_journal = false;
+        self
+    }
+
+    /// With its records in JSON through this pipe. Records that its reader has not taken when the agent
+    /// ends are those of [`Pipe::finish`] alone.
+    pub fn records_through(mut self, pipe: &'lab Pipe) -> Self {
+        self.pipe = Some(pipe);
+        self
+    }
+
     /// With one more word on the command line.
     pub fn argument(mut self, argument: &'static str) -> Self {
         self.arguments.push(argument);
@@ -190,9 +209,10 @@ impl<'lab> AgentBuilder<'lab> {
             "refusing to attach an agent to {}: that is no lab",
             lab.cgroup.display()
         );
-        let json = match &self.json {
-            Some(file) => file.clone(),
-            None => {
+        let json = match (self.pipe, &self.json) {
+            (Some(pipe), _) => pipe.path().to_owned(),
+            (None, Some(file)) => file.clone(),
+            (None, None) => {
                 let file = self.records.join(format!("records-{run}.json"));
                 File::create(&file)?;
                 file
@@ -230,7 +250,10 @@ impl<'lab> AgentBuilder<'lab> {
             names => command.args(names.iter().flat_map(|name| ["--uplink", name])),
         };
         // Records of a test do not belong into the machine's journal.
-        command.arg("--journal").arg(lab.journal()?.socket());
+        command.arg("--journal").arg(match self.has_journal {
+            true => lab.journal()?.socket(),
+            false => "none".into(),
+        });
         pass_on(&mut command, Some(&lab.host), None, None)?;
         if let Some(ahead_s) = self.ahead_s {
             make_older(&mut command, ahead_s);
@@ -274,7 +297,10 @@ impl<'lab> AgentBuilder<'lab> {
         let agent = Agent {
             lab,
             child,
-            json: Tail::open(&json)?,
+            json: match self.pipe {
+                Some(pipe) => Tail::open_at_end(pipe.taken())?,
+                None => Tail::open(&json)?,
+            },
             file: json,
             records: Vec::new(),
             errors,
@@ -547,41 +573,4 @@ fn detach_at(lab: &Lab, pins: &Path) -> Result<()> {
         .success()
         .context("trefoil detach")?;
     Ok(())
-}
-
-/// Reads what is appended to a file, line by line.
-#[derive(Debug)]
-struct Tail {
-    file: File,
-    position: u64,
-    rest: String,
-}
-
-impl Tail {
-    fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
-        Ok(Self {
-            file,
-            position: 0,
-            rest: String::new(),
-        })
-    }
-
-    /// Complete lines since the last call.
-    fn lines(&mut self) -> Result<Vec<String>> {
-        self.file.seek(SeekFrom::Start(self.position))?;
-        let mut bytes = Vec::new();
-        self.position += self.file.read_to_end(&mut bytes)? as u64;
-        self.rest
-            .push_str(std::str::from_utf8(&bytes).context("records are not UTF-8")?);
-        // Not line by line out of a text of which each takes what is left along.
-        let complete = self.rest.rfind('\n').map_or(0, |end| end + 1);
-        let rest = self.rest.split_off(complete);
-        let lines = std::mem::replace(&mut self.rest, rest);
-        let lines = lines
-            .lines()
-            .map(|line| line.trim_end().to_owned())
-            .collect();
-        Ok(lines)
-    }
 }

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use trefoil_lab::agent::{Agent, AgentBuilder, detach, kernel_verb};
+use trefoil_lab::pipe::{Pace, Pipe};
 use trefoil_lab::sink::{TcpSink, UdpSink};
 use trefoil_lab::{Lab, Record, places, wait_for};
 use world::chance::{Chance, number_of};
@@ -337,29 +338,63 @@ fn an_agent_that_is_killed_in_the_middle_of_a_change_of_sizes_loses_nothing() ->
     Ok(())
 }
 
-/// Kills an agent that is set up by chance, ready or not yet, with a sink that takes records fast,
-/// slowly or not at all. `meanwhile` runs while it runs. Returns its records and what it was.
+/// Where an agent hands its records over.
+#[derive(Clone, Copy, Debug)]
+enum Sinks {
+    /// To the journal, which is the report of record, and to a file.
+    JournalAndFile(Pace),
+    File,
+    Pipe(Pace),
+}
+
+impl Sinks {
+    fn by_chance(chance: &mut Chance) -> Self {
+        let pace = [Pace::Fast, Pace::Slow, Pace::Stalled][chance.below(3) as usize];
+        match chance.below(7) {
+            0..3 => Self::JournalAndFile(pace),
+            3..6 => Self::Pipe(pace),
+            _ => Self::File,
+        }
+    }
+}
+
+/// Kills an agent that is set up by chance, ready or not yet, with sinks that take records fast,
+/// slowly or not at all. `meanwhile` runs while it runs. Returns its records, but those that are to be
+/// read from the pipe, and what it was.
 fn kill_one<'lab>(
     lab: &'lab Lab,
     chance: &mut Chance,
+    pipe: &'lab Pipe,
     agent: impl Fn(&'static str) -> AgentBuilder<'lab>,
     meanwhile: impl FnOnce(&mut Chance, &Agent<'_>) -> Result<()>,
 ) -> Result<(Vec<Record>, String)> {
     let journal = lab.journal()?;
     let flows = ["each", "auto", "rollup"][chance.below(3) as usize];
-    let sink = ["fast", "slow", "stalled"][chance.below(3) as usize];
-    if sink != "fast" {
+    let sinks = Sinks::by_chance(chance);
+    let agent = match sinks {
+        Sinks::JournalAndFile(_) => agent(flows),
+        Sinks::File => agent(flows).without_journal(),
+        Sinks::Pipe(pace) => {
+            pipe.set_pace(pace);
+            agent(flows).without_journal().records_through(pipe)
+        }
+    };
+    if let Sinks::JournalAndFile(Pace::Slow | Pace::Stalled) = sinks {
         journal.pause()?;
     }
     // Loading takes some of them longer than they live.
     let records = if chance.below(4) == 0 {
-        agent(flows).start_and_kill(|| chance.pause(3_000))?
+        agent.start_and_kill(|| chance.pause(3_000))?
     } else {
-        let running = agent(flows).start()?;
+        let running = agent.start()?;
         meanwhile(chance, &running)?;
         chance.pause(1_500);
-        if sink == "slow" {
-            journal.go_on()?;
+        match sinks {
+            Sinks::JournalAndFile(Pace::Slow) => journal.go_on()?,
+            Sinks::Pipe(Pace::Stalled) if chance.below(2) == 0 => pipe.set_pace(Pace::Fast),
+            _ => {}
+        }
+        if !matches!(sinks, Sinks::JournalAndFile(Pace::Fast)) {
             chance.pause(300);
         }
         running.stop(Signal::SIGKILL)?.1
@@ -368,7 +403,7 @@ fn kill_one<'lab>(
     if chance.below(2) == 0 {
         chance.pause(1_000);
     }
-    Ok((records, format!("{flows}, {sink}")))
+    Ok((records, format!("{flows}, {sinks:?}")))
 }
 
 /// The records of one that has all the time that it needs for what others have left.
@@ -430,6 +465,7 @@ fn agents_are_killed_at_random_and_the_books_balance() -> Result<()> {
     let n_kills = number_of("TREFOIL_KILLS", 50);
     let mut chance = Chance::from_time();
     let lab = Lab::new()?;
+    let pipe = Pipe::new(&lab)?;
     let _sinks = (
         TcpSink::new(&lab.foreign, 443)?,
         UdpSink::new(&lab.foreign, 9)?,
@@ -450,7 +486,7 @@ fn agents_are_killed_at_random_and_the_books_balance() -> Result<()> {
     while_again(bursts, || {
         while_sending_every(CALM, &lab, |_| {
             for _ in 0..n_kills {
-                let (told, way) = kill_one(&lab, &mut chance, agent, |_, _| Ok(()))?;
+                let (told, way) = kill_one(&lab, &mut chance, &pipe, agent, |_, _| Ok(()))?;
                 records.extend(told);
                 *n_by_way.entry(way).or_default() += 1;
             }
@@ -458,6 +494,7 @@ fn agents_are_killed_at_random_and_the_books_balance() -> Result<()> {
         })
     })?;
     records.extend(last(&lab, agent("auto"), Signal::SIGINT)?);
+    records.extend(pipe.finish()?);
     let left = arrived(&lab, &[("denied", &lab.foreign), ("approved", &lab.peer)])?;
     eprintln!(
         "{n_kills} kills: {n_by_way:?}; left {left:?}, lost {:?}",
@@ -483,6 +520,7 @@ fn agents_that_enforce_are_killed_at_random_and_reloaded() -> Result<()> {
     let n_kills = number_of("TREFOIL_KILLS", 50);
     let mut chance = Chance::from_time();
     let lab = Lab::new()?;
+    let pipe = Pipe::new(&lab)?;
     let _sinks = (
         TcpSink::new(&lab.foreign, 443)?,
         UdpSink::new(&lab.foreign, 9)?,
@@ -520,7 +558,7 @@ fn agents_that_enforce_are_killed_at_random_and_reloaded() -> Result<()> {
                     }
                     Ok(())
                 };
-                let (told, way) = kill_one(&lab, &mut chance, agent, reload)?;
+                let (told, way) = kill_one(&lab, &mut chance, &pipe, agent, reload)?;
                 records.extend(told);
                 *n_by_way.entry(way).or_default() += 1;
             }
@@ -528,6 +566,7 @@ fn agents_that_enforce_are_killed_at_random_and_reloaded() -> Result<()> {
         })
     })?;
     records.extend(last(&lab, agent("auto"), Signal::SIGTERM)?);
+    records.extend(pipe.finish()?);
     let left = arrived(
         &lab,
         &[("approved", &lab.foreign), ("unapproved", &lab.peer)],
