@@ -43,13 +43,18 @@ fn main() {
         )),
     };
     println!("cargo::rerun-if-changed={}", toolchain.linker().display());
-    let target_dir = bpf_target_dir(&out_dir);
+    let mut target_dir = bpf_target_dir(&out_dir);
+    let mut features = Vec::new();
+    if env::var_os("CARGO_FEATURE_OTHER_LAYOUT").is_some() {
+        target_dir.push("other-layout");
+        features.extend(["--features", "other-layout"]);
+    }
     for (object, name) in [
         (Object::Deciding, "trefoil.o"),
         (Object::Tracing, "trace.o"),
     ] {
         let embedded = out_dir.join(name);
-        match toolchain.build(workspace, &target_dir, object) {
+        match toolchain.build(workspace, &target_dir, object, &features) {
             Ok(object) => {
                 if let Err(error) = fs::copy(&object, &embedded) {
                     stop(&format!(

@@ -52,6 +52,17 @@ pub fn trefoil() -> Result<PathBuf> {
         })
 }
 
+/// The same with other layouts of its tables.
+fn of_other_layout() -> Result<PathBuf> {
+    let path = trefoil()?.with_file_name("trefoil-other-layout");
+    ensure!(
+        path.is_file(),
+        "no {}: run `cargo xtask test another_version`, which builds it",
+        path.display()
+    );
+    Ok(path)
+}
+
 /// An agent that is not started yet.
 #[derive(Debug)]
 pub struct AgentBuilder<'lab> {
@@ -66,6 +77,7 @@ pub struct AgentBuilder<'lab> {
     records: PathBuf,
     json: Option<PathBuf>,
     is_json_written: bool,
+    is_of_other_layout: bool,
     pipe: Option<&'lab Pipe>,
     has_journal: bool,
     pins: PathBuf,
@@ -101,6 +113,7 @@ impl<'lab> AgentBuilder<'lab> {
             records: lab.file(""),
             json: None,
             is_json_written: true,
+            is_of_other_layout: false,
             pipe: None,
             has_journal: true,
             pins: lab.pins(),
@@ -163,6 +176,12 @@ impl<'lab> AgentBuilder<'lab> {
         self
     }
 
+    /// Of a version with other layouts of its tables.
+    pub fn of_other_layout(mut self, is_other: bool) -> Self {
+        self.is_of_other_layout = is_other;
+        self
+    }
+
     /// With its records in the journal alone.
     pub fn without_json(mut self) -> Self {
         self.is_json_written = false;
@@ -218,7 +237,10 @@ impl<'lab> AgentBuilder<'lab> {
                 file
             }
         };
-        let mut command = Command::new(trefoil()?);
+        let mut command = Command::new(match self.is_of_other_layout {
+            true => of_other_layout()?,
+            false => trefoil()?,
+        });
         command
             .arg("run")
             .arg("--config")

@@ -1,14 +1,15 @@
 //! An upgrade and a downgrade over a change of the layouts that kernel part and agent share, under
-//! load.
+//! load: between the agent, and a build of it in which the entries of a table are of another size.
 
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use trefoil_lab::agent::detach;
+use trefoil_lab::kernel::MapInfo;
 use trefoil_lab::sink::{TcpSink, UdpSink};
 use trefoil_lab::{Agent, Lab, Record, places};
 use world::senders::{some_more, while_sending};
@@ -27,10 +28,17 @@ to = { networks = ["203.0.113.0/24", "2001:db8:3::/48"] }
 verdict = "approve"
 "#;
 
-/// An agent of this version of the layouts.
-fn start<'lab>(lab: &'lab Lab, version: &'static str) -> Result<Agent<'lab>> {
+/// An agent of this version, or of the other one.
+fn start(lab: &Lab, is_other: bool) -> Result<Agent<'_>> {
     let agent = lab.agent().policy(POLICY).flows("auto");
-    agent.variable("TREFOIL_TEST_ABI", version).start()
+    agent.of_other_layout(is_other).start()
+}
+
+/// Bytes of an entry of the table whose layout differs.
+fn entry_bytes(agent: &Agent<'_>) -> Result<u32> {
+    let maps = MapInfo::of(agent.objects())?.into_iter();
+    let mut tables = maps.filter(|map| map.name == "CGROUPS");
+    Ok(tables.next().context("no such table")?.value_bytes)
 }
 
 /// Versions that have something in the kernel.
@@ -54,14 +62,17 @@ fn another_version_takes_over_and_nothing_gets_through_or_lost_untold() -> Resul
     );
     let mut records: Vec<Record> = Vec::new();
     // From here on all is seen.
-    records.extend(start(&lab, "904")?.stop(Signal::SIGTERM)?.1);
+    let agent = start(&lab, false)?;
+    let (this, entry) = (versions(&lab), entry_bytes(&agent)?);
+    assert_eq!(this.len(), 1);
+    records.extend(agent.stop(Signal::SIGTERM)?.1);
     let is_over = AtomicBool::new(false);
     // Up and down, after an agent that was stopped and after one that was killed.
     let switches = [
-        ("905", Signal::SIGTERM),
-        ("904", Signal::SIGTERM),
-        ("905", Signal::SIGKILL),
-        ("904", Signal::SIGKILL),
+        (true, Signal::SIGTERM),
+        (false, Signal::SIGTERM),
+        (true, Signal::SIGKILL),
+        (false, Signal::SIGKILL),
     ];
     let agent = std::thread::scope(|scope| -> Result<_> {
         let tries = scope.spawn(|| -> Result<()> {
@@ -73,17 +84,18 @@ fn another_version_takes_over_and_nothing_gets_through_or_lost_untold() -> Resul
             Ok(())
         });
         let switched = while_sending(&lab, |rounds| {
-            let mut agent = start(&lab, "904")?;
-            for (version, signal) in switches {
+            let mut agent = start(&lab, false)?;
+            for (is_other, signal) in switches {
                 some_more(rounds)?;
                 records.extend(agent.stop(signal)?.1);
                 some_more(rounds)?;
-                agent = start(&lab, version)?;
+                agent = start(&lab, is_other)?;
                 let there = versions(&lab);
                 ensure!(
-                    there == BTreeSet::from([format!("v{version}")]),
-                    "{there:?}"
+                    there.len() == 1 && (there != this) == is_other,
+                    "{there:?} after {this:?}"
                 );
+                assert_eq!(entry_bytes(&agent)? != entry, is_other);
                 some_more(rounds)?;
             }
             Ok(agent)

@@ -183,12 +183,18 @@ impl BpfToolchain {
         command
     }
 
-    /// Builds a BPF object, with artifacts below `all`, and returns its path. The compiler's own
-    /// words go to standard error.
-    pub fn build(&self, workspace: &Path, all: &Path, object: Object) -> io::Result<PathBuf> {
+    /// Builds a BPF object, with artifacts below `all` and further arguments for cargo, and returns
+    /// its path. The compiler's own words go to standard error.
+    pub fn build(
+        &self,
+        workspace: &Path,
+        all: &Path,
+        object: Object,
+        arguments: &[&str],
+    ) -> io::Result<PathBuf> {
         let target_dir = object.target_dir(all);
         let mut command = self.cargo("build", workspace, &target_dir);
-        command.args(object.arguments());
+        command.args(object.arguments()).args(arguments);
         let status = command.status().map_err(|error| {
             io::Error::new(error.kind(), format!("cannot start {command:?}: {error}"))
         })?;

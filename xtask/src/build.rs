@@ -1,6 +1,8 @@
 //! `build`: the agent with the kernel programs inside, and everything beside it.
 
-use anyhow::Result;
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::{
@@ -27,4 +29,18 @@ impl Build {
         }
         workspace::run(&mut cargo)
     }
+}
+
+/// Builds the agent with other layouts of its tables, as `trefoil-other-layout` beside the agent, which
+/// has to be built anew after that: the tests of upgrades start both.
+pub fn other_layout() -> Result<()> {
+    let mut cargo = workspace::cargo();
+    cargo.args(["build", "--package", "trefoil", "--bin", "trefoil"]);
+    workspace::run(cargo.args(["--features", "other-layout"]))?;
+    let built = workspace::target_dir().join(Path::new("debug/trefoil"));
+    let kept = built.with_file_name("trefoil-other-layout");
+    // A program that runs cannot be written to.
+    let _ = fs::remove_file(&kept);
+    fs::copy(&built, &kept).with_context(|| format!("copy {}", built.display()))?;
+    Ok(())
 }

@@ -30,7 +30,10 @@ pub use tree::*;
 pub use uplink::*;
 
 /// Version of everything in this folder. Pins live in `<pin-dir>/v<ABI_VERSION>`.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = match cfg!(feature = "other-layout") {
+    false => 7,
+    true => 907,
+};
 
 /// An IPv6 address in network byte order; IPv4 addresses are mapped into
 /// `::ffff:0:0/96`, so that one comparison serves both families.

@@ -6,7 +6,10 @@ pub const EXECUTABLE_PATH: usize = 256;
 
 /// Longest control group path that is kept, in bytes. A longer one is marked
 /// [`CGROUP_TRUNCATED`], and rules take it for one that is not known.
-pub const CGROUP_PATH: usize = 512;
+pub const CGROUP_PATH: usize = match cfg!(feature = "other-layout") {
+    false => 512,
+    true => 256,
+};
 
 /// `loginuid` and `session` of a task that nobody logged in to start.
 pub const NOBODY_LOGGED_IN: u32 = u32::MAX;

@@ -23,24 +23,12 @@ pub struct PinDir {
     abi: u32,
 }
 
-/// Version of the layouts of this agent. Tests of a change of it ask a build that is not for release to
-/// say another number.
-fn abi() -> u32 {
-    let asked = match cfg!(debug_assertions) {
-        true => std::env::var("TREFOIL_TEST_ABI").ok(),
-        false => None,
-    };
-    asked
-        .and_then(|asked| asked.parse().ok())
-        .unwrap_or(ABI_VERSION)
-}
-
 impl PinDir {
     /// Where the pins of this version are; nothing is touched.
     pub fn new(base: impl Into<PathBuf>) -> Self {
         Self {
             base: base.into(),
-            abi: abi(),
+            abi: ABI_VERSION,
         }
     }
 
