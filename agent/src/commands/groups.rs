@@ -98,6 +98,8 @@ struct Facts {
     #[serde(skip_serializing_if = "Option::is_none")]
     uid: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    gid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     user: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     unit: Option<String>,
@@ -123,6 +125,7 @@ impl Facts {
             exe: text(&source.exe),
             exe_note: text(&source.exe_note),
             uid: source.uid,
+            gid: source.gid,
             user: text(&source.user),
             unit: text(&source.unit),
             user_unit: text(&source.user_unit),

@@ -340,6 +340,11 @@ impl Collector {
     }
 }
 
+/// ESP and AH: what no call names, and translation makes of nothing.
+const ENCRYPTED: Protocol = Protocol(50);
+/// See [`ENCRYPTED`].
+const AUTHENTICATED: Protocol = Protocol(51);
+
 /// Reads source, target, verdict and amount from a record of flows.
 fn seen(record: &Record) -> Result<((Source, Target, Said), Amount), NotARecord> {
     let is_rollup = record.text(Field::State) == Some("rollup");
@@ -355,6 +360,13 @@ fn seen(record: &Record) -> Result<((Source, Target, Said), Amount), NotARecord>
         Some(text) => {
             let address: std::net::IpAddr = text.parse().map_err(|_| wrong(Field::DstAddr))?;
             Some(address.to_canonical())
+        }
+    };
+    let named = match text(Field::DstNamed) {
+        None => None,
+        Some(text) => {
+            let named: std::net::IpAddr = text.parse().map_err(|_| wrong(Field::DstNamed))?;
+            Some(named.to_canonical())
         }
     };
     let protocol = match text(Field::Protocol) {
@@ -383,6 +395,10 @@ fn seen(record: &Record) -> Result<((Source, Target, Said), Amount), NotARecord>
         protocol,
         port: port(Field::DstPort)?,
         near_port,
+        encrypted_to: match protocol {
+            Some(ENCRYPTED | AUTHENTICATED) => named,
+            _ => None,
+        },
     };
     let said = Said {
         verdict: text(Field::Verdict).unwrap_or_default().into(),

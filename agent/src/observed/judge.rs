@@ -50,6 +50,25 @@ impl Judgement {
         }
     }
 
+    /// This judgement of packets, unless the call that names another address is refused for that. It
+    /// is not where the host translates the address before it encrypts.
+    fn unless_refused(self, call: &Self) -> Self {
+        let mut possible: Vec<Ruling> = self.possible().to_vec();
+        for packet in self.possible() {
+            possible.extend(call.possible().iter().map(|call| packet.or_stricter(*call)));
+        }
+        possible.sort_by_key(|ruling| (ruling.rule.is_none(), ruling.rule, ruling.verdict));
+        possible.dedup();
+        if let [one] = possible[..] {
+            return Self::Certain(one);
+        }
+        let mut lacks = vec!["whether the named address is translated"];
+        lacks.extend(self.lacks().iter().chain(call.lacks()));
+        lacks.sort_unstable();
+        lacks.dedup();
+        Self::Either { possible, lacks }
+    }
+
     /// True if the flow may leave, false if not, `None` if that is not certain.
     #[must_use]
     pub fn approves(&self) -> Option<bool> {
@@ -71,9 +90,18 @@ impl Judgement {
 }
 
 impl Judge<'_> {
-    /// Judges a flow that was seen. A flow that was local when it was seen is local.
+    /// Judges a flow that was seen. A flow that was local when it was seen is local. Where the kernel
+    /// has encrypted to another address than the call named, that is judged as well.
     #[must_use]
     pub fn judge(&self, observed: &Observed) -> Judgement {
+        let packets = self.judge_target(observed);
+        match observed.of_call() {
+            Some(call) => packets.unless_refused(&self.judge_target(&call)),
+            None => packets,
+        }
+    }
+
+    fn judge_target(&self, observed: &Observed) -> Judgement {
         if observed.is_local() {
             return Judgement::Certain(Ruling {
                 verdict: verdict::LOCAL,

@@ -55,6 +55,9 @@ pub struct Target {
     pub port: u16,
     /// The near end's port of what was or may have been accepted; else 0.
     pub near_port: u16,
+    /// Address that a call named, whose packets the kernel has encrypted (IPsec) and sent to
+    /// `address`; else `None`.
+    pub encrypted_to: Option<IpAddr>,
 }
 
 /// Decision of a policy about flows when they were seen.
@@ -103,6 +106,23 @@ impl Observed {
     #[must_use]
     pub fn is_local(&self) -> bool {
         &*self.said.verdict == "local"
+    }
+
+    /// The call that sent what was encrypted, as far as it is known: by which protocol, and to
+    /// which port, is not.
+    #[must_use]
+    pub fn of_call(&self) -> Option<Self> {
+        let named = self.target.encrypted_to?;
+        let mut call = self.clone();
+        call.target = Target {
+            address: Some(named),
+            country: None,
+            protocol: None,
+            port: 0,
+            encrypted_to: None,
+            ..call.target
+        };
+        Some(call)
     }
 
     /// The question to a policy, about the last of them; a fact that is not known matches

@@ -119,11 +119,12 @@ impl Source {
     }
 
     /// The executable as rules see it. One whose path was cut is not known, and one that is
-    /// no file of the host is denied by the path that it shows.
+    /// no file of the host is denied by the path that it shows, which a file in memory lacks.
     #[must_use]
     pub fn exe_for_rules(&self) -> Fact<&str> {
         match (self.exe.as_deref(), self.exe_note.as_deref()) {
             (_, Some("truncated")) => Fact::Distrusted,
+            (None, Some("foreign")) => Fact::Distrusted,
             (Some(path), Some("foreign")) if !path.contains(REPLACED) => Fact::Distrusted,
             (None, _) => Fact::Missing,
             (Some(path), _) if path.contains(REPLACED) => Fact::Missing,
@@ -144,7 +145,7 @@ impl Source {
     pub fn asks(&self, destination: IpAddr, target: &Target, time_us: u64) -> Question<'_> {
         let is_foreign = self.exe_note.as_deref() == Some("foreign");
         let executable = match self.exe_for_rules() {
-            Fact::Distrusted if is_foreign => self.exe.as_deref(),
+            Fact::Distrusted if is_foreign => Some(self.exe.as_deref().unwrap_or_default()),
             executable => executable.known(),
         };
         Question {

@@ -1,5 +1,7 @@
 //! Records in, what was seen out.
 
+mod encrypted;
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -378,6 +380,19 @@ fn what_is_not_known_is_not_guessed() {
     assert_eq!(
         (judgement.approves(), names),
         (Some(false), vec!["by user".to_owned()])
+    );
+    // Nor has a file in memory, which has no path, one that a rule could match.
+    let in_memory = json!({ "exe": null, "exe_note": "foreign" });
+    let (judgement, names) = judged(&by_exe, in_memory.clone());
+    assert_eq!(
+        (judgement.approves(), names),
+        (Some(false), vec!["by user".to_owned()])
+    );
+    let denied = by_exe.replacen("\"approve\"", "\"deny\"", 1);
+    let (judgement, names) = judged(&denied, in_memory);
+    assert_eq!(
+        (judgement.lacks().len(), names),
+        (0, vec!["by user".to_owned()])
     );
     let (judgement, _) = judged(&by_exe, json!({ "exe": "/usr/bin/\u{fffd}" }));
     assert_eq!(judgement.approves(), None);
