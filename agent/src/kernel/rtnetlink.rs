@@ -100,6 +100,10 @@ impl RouteSocket {
             }
         })
         .map_err(failed)?;
+        // The kernel gives one to this namespace, too, when it lists an interface there whose other
+        // end is here.
+        let own = self.own_number().map_err(failed)?;
+        namespaces.retain(|namespace| Some(*namespace) != own);
         let mut found = Vec::new();
         for namespace in namespaces {
             let mut body = vec![0; LINK_BODY];
@@ -118,6 +122,25 @@ impl RouteSocket {
             }
         }
         Ok(found)
+    }
+
+    /// Number of the calling thread's network namespace, as others have them here; `None` if it has
+    /// none.
+    fn own_number(&mut self) -> io::Result<Option<u32>> {
+        const NETNSA_NSID: u16 = 1;
+        const NETNSA_PID: u16 = 2;
+        const NOT_ASSIGNED: u32 = u32::MAX;
+        let mut body = vec![0; NAMESPACE_BODY];
+        body.extend(8_u16.to_ne_bytes());
+        body.extend(NETNSA_PID.to_ne_bytes());
+        body.extend(nix::unistd::gettid().as_raw().to_ne_bytes());
+        let mut own = None;
+        self.ask(RTM_GETNSID, 0, &body, |_, body| {
+            let mut attributes = attributes(body.get(NAMESPACE_BODY..).unwrap_or_default());
+            let found = attributes.find(|(kind, _)| *kind == NETNSA_NSID);
+            own = found.and_then(|(_, id)| u32_at(id, 0));
+        })?;
+        Ok(own.filter(|own| *own != NOT_ASSIGNED))
     }
 
     /// All routes, of all tables and both families.
@@ -197,8 +220,14 @@ pub enum Change {
     Link(Link),
     /// The interface with this index is gone.
     LinkGone(u32),
-    /// It is in another network namespace now.
-    LinkMoved(u32),
+    /// The interface with this index is in another network namespace now: `to` is the number
+    /// that this has here, and the index that the interface has there.
+    LinkMoved {
+        /// Its index before.
+        index: u32,
+        /// See above.
+        to: (u32, u32),
+    },
     /// A network namespace is gone.
     NamespaceGone,
     /// A route came, or is not as it was.
@@ -265,11 +294,19 @@ fn change((kind, body): (u16, &[u8])) -> Option<Change> {
         RTM_NEWLINK if is_link => link(body).map(Change::Link),
         RTM_DELLINK if is_link => {
             const IFLA_NEW_NETNSID: u16 = 45;
+            const IFLA_NEW_IFINDEX: u16 = 49;
             let index = u32_at(body, 4)?;
-            let mut attributes = attributes(body.get(LINK_BODY..)?);
-            Some(match attributes.any(|(kind, _)| kind == IFLA_NEW_NETNSID) {
-                true => Change::LinkMoved(index),
-                false => Change::LinkGone(index),
+            let attribute = |kind| {
+                let mut attributes = attributes(body.get(LINK_BODY..).unwrap_or_default());
+                let found = attributes.find(|(it, _)| *it == kind)?;
+                u32_at(found.1, 0)
+            };
+            Some(match attribute(IFLA_NEW_NETNSID) {
+                Some(namespace) => Change::LinkMoved {
+                    index,
+                    to: (namespace, attribute(IFLA_NEW_IFINDEX).unwrap_or(index)),
+                },
+                None => Change::LinkGone(index),
             })
         }
         RTM_DELNSID => Some(Change::NamespaceGone),
@@ -465,10 +502,20 @@ mod tests {
             .unwrap();
         let index = routes.links().unwrap().last().unwrap().index;
         let mut told = changes.wait().unwrap();
-        let is_moved = |change: &Change| matches!(change, Change::LinkMoved(it) if *it != index);
-        while !told.iter().any(is_moved) {
+        let to = |told: &[Change]| {
+            told.iter().find_map(|change| match change {
+                Change::LinkMoved { index: it, to } if *it != index => Some(*to),
+                _ => None,
+            })
+        };
+        while to(&told).is_none() {
             told = changes.wait().unwrap();
         }
+        let listed = place.enter(|| Ok(routes.links_elsewhere()?)).unwrap();
+        let is_it = |(namespace, link): &(u32, Link)| {
+            link.name == "two" && Some((*namespace, link.index)) == to(&told)
+        };
+        assert!(listed.iter().any(is_it), "{listed:?}");
         let found = elsewhere(&mut routes);
         assert!(
             found.contains(&"two".to_owned()) && found.len() == 2,

@@ -53,7 +53,8 @@ pub enum UplinkNews {
     /// The interface with this index, which was left out or could not be watched, is watched
     /// by now, or sends nothing.
     Settled(u32),
-    /// All devices that are in other network namespaces, as far as they are known.
+    /// All devices, and uplinks that were here, that are in other network namespaces, as far as
+    /// they are known.
     Elsewhere(Vec<(u32, Link)>),
     /// It is gone; these are its last sums.
     Gone {
@@ -86,6 +87,8 @@ pub struct Follower {
     left_out: BTreeSet<u32>,
     /// Devices of other network namespaces, as was said.
     elsewhere: Vec<(u32, Link)>,
+    /// Uplinks that were moved to other network namespaces: those, and indexes there.
+    moved: BTreeSet<(u32, u32)>,
 }
 
 impl Follower {
@@ -104,6 +107,7 @@ impl Follower {
             failed: BTreeSet::new(),
             left_out: BTreeSet::new(),
             elsewhere: Vec::new(),
+            moved: BTreeSet::new(),
         })
     }
 
@@ -157,11 +161,15 @@ impl Follower {
         }
     }
 
-    /// Looks for devices in other network namespaces, where nobody watches them.
+    /// Looks for devices in other network namespaces, where nobody watches them, and for other
+    /// uplinks that were moved there.
     fn look_elsewhere(&mut self, news: &mut Vec<UplinkNews>) {
         match self.routes.links_elsewhere() {
             Ok(mut links) => {
-                links.retain(|(_, link)| link.is_device());
+                let place = |(namespace, link): &(u32, Link)| (*namespace, link.index);
+                let is_there = |moved: &(u32, u32)| links.iter().any(|one| place(one) == *moved);
+                self.moved.retain(is_there);
+                links.retain(|one| one.1.is_device() || self.moved.contains(&place(one)));
                 if links != self.elsewhere {
                     self.elsewhere.clone_from(&links);
                     news.push(UplinkNews::Elsewhere(links));
@@ -215,7 +223,11 @@ impl Follower {
                     self.network.add_link(link);
                 }
                 Change::LinkGone(index) => self.lose(index, false, news),
-                Change::LinkMoved(index) => {
+                Change::LinkMoved { index, to } => {
+                    let link = self.network.link(index);
+                    if self.watched.contains_key(&index) && link.is_some_and(Link::leads_out) {
+                        self.moved.insert(to);
+                    }
                     self.lose(index, true, news);
                     may_be_elsewhere = true;
                 }

@@ -69,7 +69,8 @@ impl Link {
 
     /// True if it leads out of the host, whatever routes there are. One whose link headers
     /// are not known cannot be watched, and does no harm while it is down.
-    fn leads_out(&self) -> bool {
+    #[must_use]
+    pub fn leads_out(&self) -> bool {
         let can_send = self.is_up || self.header_bytes().is_some();
         self.nature() == Nature::Out && can_send
     }
