@@ -1,47 +1,179 @@
 //! Records of report mode, and `check --against` of them, for tests that hold both against what
-//! enforce mode does.
+//! enforce mode does, call by call.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::record::Record;
 
-/// False if some flows of a way would be blocked in enforce mode, true if all would leave, as
-/// report mode and `check --against` say both, flow by flow. None if these do not agree, or if no
-/// record is about it.
-///
-/// `records` are all that are about the way and say that something left; `outcome` is the name of the field
-/// of that; `check` returns what `trefoil check --json --against` prints of some of them.
-pub fn foretold(
-    records: &[Record],
-    outcome: &str,
-    mut check: impl FnMut(&[&Record]) -> Result<String>,
-) -> Result<Option<bool>> {
-    let (passed, blocked): (Vec<&Record>, Vec<&Record>) = records
-        .iter()
-        .partition(|record| record.is(outcome, "passed"));
-    let mut said_of = |records: &[&Record]| flows_and_dropped(&check(records)?);
-    if !passed.is_empty() && said_of(&passed)?.1 != 0 {
-        return Ok(None);
-    }
-    if blocked.is_empty() {
-        return Ok((!passed.is_empty()).then_some(true));
-    }
-    let (flows, dropped) = said_of(&blocked)?;
-    Ok((flows > 0 && flows == dropped).then_some(false))
+/// Outcome of a call in enforce mode, as a record of it in report mode foretells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Foretold {
+    /// All of it leaves.
+    Leaves,
+    /// The record does not say which of both.
+    Uncertain,
+    /// It is refused or dropped.
+    Blocked,
 }
 
-/// Number of flows that were held against a policy, and of how many of them it is said that they
-/// would be dropped.
-fn flows_and_dropped(said: &str) -> Result<(u64, u64)> {
-    let said: Value = serde_json::from_str(said).with_context(|| format!("not JSON: {said}"))?;
-    let said = &said["against"];
-    let flows = said["flows"].as_u64().context("how many flows")?;
-    let dropped = ["would_drop", "may_drop"]
-        .iter()
-        .filter_map(|list| said[list].as_array());
-    let dropped = dropped
-        .flatten()
-        .filter_map(|group| group["flows"].as_u64());
-    Ok((flows, dropped.sum()))
+/// Facts of a group of flows that are those of its records. The near port is there for accepted
+/// flows alone, whose far port is not.
+const FACTS: [&str; 13] = [
+    "direction",
+    "protocol",
+    "dst_addr",
+    "dst_country",
+    "exe",
+    "exe_note",
+    "uid",
+    "gid",
+    "user",
+    "unit",
+    "user_unit",
+    "container",
+    "cgroup",
+];
+
+/// Outcomes foretold by each of these final records: by its own outcome, and by what
+/// `check --against` says of it. Fails if these differ, or if it is not known which group of
+/// flows a record is in.
+///
+/// `prefix` stands before the names of fields in the journal; `check` returns what
+/// `trefoil check --json --against` prints of all of the records.
+pub fn foretold(
+    records: &[&Record],
+    prefix: &str,
+    check: impl FnOnce(&[&Record]) -> Result<String>,
+) -> Result<Vec<Foretold>> {
+    if records.is_empty() {
+        return Ok(Vec::new());
+    }
+    let said = check(records)?;
+    let said: Value = serde_json::from_str(&said).with_context(|| format!("not JSON: {said}"))?;
+    let against = &said["against"];
+    let flows = against["flows"].as_u64().context("how many flows")?;
+    ensure!(
+        flows == records.len() as u64,
+        "{} records are read as {flows} flows: {records:#?}",
+        records.len()
+    );
+    let mut foretold = vec![Foretold::Leaves; records.len()];
+    for (list, outcome) in [
+        ("would_drop", Foretold::Blocked),
+        ("may_drop", Foretold::Uncertain),
+    ] {
+        for group in against[list].as_array().context("no list of groups")? {
+            let mut in_group = 0;
+            for (record, foretold) in records.iter().zip(&mut foretold) {
+                if is_in(record, prefix, group) {
+                    ensure!(
+                        *foretold == Foretold::Leaves,
+                        "{record} may be in {group} or in another group"
+                    );
+                    *foretold = outcome;
+                    in_group += 1;
+                }
+            }
+            ensure!(
+                group["flows"].as_u64() == Some(in_group),
+                "{in_group} records may be in {group}: {records:#?}"
+            );
+        }
+    }
+    for (record, foretold) in records.iter().zip(&foretold) {
+        let passes = field(record, prefix, "outcome") == "passed";
+        ensure!(
+            *foretold == Foretold::Uncertain || passes == (*foretold == Foretold::Leaves),
+            "`check --against` says {foretold:?} of {record}"
+        );
+    }
+    Ok(foretold)
+}
+
+/// Outcome of a call that has several records: each hook that a packet passes may block it.
+pub fn of_call(records: impl IntoIterator<Item = Foretold>) -> Option<Foretold> {
+    records.into_iter().max()
+}
+
+fn field(record: &Record, prefix: &str, name: &str) -> String {
+    match prefix {
+        "" => record.text(name),
+        prefix => record.text(&format!("{prefix}{}", name.to_uppercase())),
+    }
+}
+
+fn is_in(record: &Record, prefix: &str, group: &Value) -> bool {
+    let of_group = |name: &str| match &group[name] {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let of_record = |name: &str| {
+        let text = field(record, prefix, name);
+        match name {
+            "direction" if text.is_empty() => "unknown".to_owned(),
+            _ => text,
+        }
+    };
+    let port = match of_group("direction").as_str() {
+        "accepted" | "claimed" => "src_port",
+        _ => "dst_port",
+    };
+    let mut facts = FACTS.iter().chain([&port]);
+    facts.all(|name| of_group(name) == of_record(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(port: u16, outcome: &str) -> Record {
+        let text = format!(
+            "{{\"direction\":\"outbound\",\"dst_addr\":\"203.0.113.9\",\"dst_port\":{port},\
+             \"uid\":7,\"outcome\":\"{outcome}\"}}"
+        );
+        Record::parse(&text).unwrap()
+    }
+
+    fn group(port: u16, flows: u64) -> String {
+        format!(
+            "{{\"direction\":\"outbound\",\"dst_addr\":\"203.0.113.9\",\"dst_port\":{port},\
+             \"uid\":7,\"flows\":{flows}}}"
+        )
+    }
+
+    fn said(flows: u64, would: &str, may: &str) -> Result<String> {
+        Ok(format!(
+            "{{\"against\":{{\"flows\":{flows},\"would_drop\":[{would}],\"may_drop\":[{may}]}}}}"
+        ))
+    }
+
+    #[test]
+    fn each_record_has_the_opinion_about_its_own_flow() {
+        let all = [
+            record(1, "passed"),
+            record(2, "would-drop"),
+            record(3, "would-drop"),
+        ];
+        let all: Vec<&Record> = all.iter().collect();
+        let check = |_: &[&Record]| said(3, &group(2, 1), &group(3, 1));
+        let outcomes = foretold(&all, "", check).unwrap();
+        let expected = [Foretold::Leaves, Foretold::Blocked, Foretold::Uncertain];
+        assert_eq!(outcomes, expected);
+        assert_eq!(of_call(outcomes), Some(Foretold::Blocked));
+        assert_eq!(of_call([]), None);
+    }
+
+    #[test]
+    fn an_opinion_that_no_record_explains_is_an_error() {
+        let all = [record(1, "passed")];
+        let all: Vec<&Record> = all.iter().collect();
+        let of = |said: Result<String>| foretold(&all, "", |_| said);
+        assert!(of(said(1, "", "")).is_ok());
+        // Another number of flows, another flow, and another outcome than the record has.
+        assert!(of(said(2, "", "")).is_err());
+        assert!(of(said(1, &group(2, 1), "")).is_err());
+        assert!(of(said(1, &group(1, 1), "")).is_err());
+    }
 }

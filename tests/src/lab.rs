@@ -19,7 +19,7 @@ use crate::agent::AgentBuilder;
 use crate::cgroup;
 use crate::journal::{self, Journal};
 use crate::link::LinkCounters;
-use crate::namespace::Namespace;
+use crate::namespace::{HOST, Namespace};
 use crate::places;
 use crate::program::Program;
 use crate::tap::Tap;
@@ -81,7 +81,7 @@ impl Lab {
         let mut lab = Self {
             name: instance.name(),
             cgroup: PathBuf::new(),
-            host: Namespace::new("host")?,
+            host: Namespace::new(HOST)?,
             gateway: Namespace::new("gateway")?,
             peer: Namespace::new("peer")?,
             foreign: Namespace::new("foreign")?,

@@ -18,6 +18,9 @@ use crate::program::pass_on_as_root;
 /// First of the user ids of containers, which nobody outside has.
 const SUBORDINATE: u32 = 200_000;
 
+/// Name of the namespace of the host under test.
+pub const HOST: &str = "host";
+
 /// A network namespace.
 #[derive(Clone, Debug)]
 pub struct Namespace {

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::namespace::Namespace;
+use crate::battery::Privilege;
+use crate::namespace::{HOST, Namespace};
 
 /// Time between two looks at whether a program is over.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -134,6 +135,7 @@ pub fn make_older(command: &mut Command, by_seconds: u32) {
 pub struct Program {
     command: Command,
     described: String,
+    privilege: Privilege,
 }
 
 /// How a program ended.
@@ -178,7 +180,21 @@ impl Program {
             Path::new(executable.as_ref()).display(),
             namespace.name
         );
-        Ok(Self { command, described })
+        let privilege = match (namespace.name, uid) {
+            (name, _) if name != HOST => Privilege::Container,
+            (_, None | Some(0)) => Privilege::Root,
+            (_, Some(_)) => Privilege::User,
+        };
+        Ok(Self {
+            command,
+            described,
+            privilege,
+        })
+    }
+
+    /// Privilege that it is started with.
+    pub fn privilege(&self) -> Privilege {
+        self.privilege
     }
 
     /// Adds arguments.

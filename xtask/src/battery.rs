@@ -59,12 +59,17 @@ impl Battery {
             return Ok(table);
         }
         for line in project_table()?.lines() {
-            // No test could observe these.
+            // No test could observe these. A kind without a way of some privilege comes first.
             if let Some(id) = id(line).filter(|_| !is_graded(line)) {
-                lines.insert(in_order(Path::new(id)), line.to_owned());
+                let kind = columns(line).take(2).collect::<Vec<_>>().join(" ");
+                let name = if is_none(line) { &kind } else { id };
+                lines.insert(in_order(Path::new(name)), line.to_owned());
             }
         }
-        table.push_str("id    seen  owned  blocked  way out, and why it is no better\n");
+        table.push_str(
+            "id    privilege  seen  owned  attribution  blocked  foretold  \
+             way out, and why it is no better\n",
+        );
         for line in lines.values() {
             let _ = writeln!(table, "{}", line.trim_end());
         }
@@ -95,9 +100,20 @@ fn id(line: &str) -> Option<&str> {
         .filter(|id| !id.starts_with('#'))
 }
 
+/// Columns: id, privilege, seen, owned, attribution, blocked, foretold, way, reason; or kind,
+/// privilege, `none`, reason.
+fn columns(line: &str) -> impl Iterator<Item = &str> {
+    let columns = line.split("  ").map(str::trim);
+    columns.filter(|column| !column.is_empty())
+}
+
+fn is_none(line: &str) -> bool {
+    columns(line).nth(2) == Some("none")
+}
+
 fn is_graded(line: &str) -> bool {
-    let mut grades = line.split_whitespace().skip(1).take(3);
-    id(line).is_some() && grades.any(|grade| grade != "--")
+    let mut grades = columns(line).skip(2).take(5);
+    id(line).is_some() && !is_none(line) && grades.any(|grade| grade != "--")
 }
 
 /// `2b` before `10a`.
@@ -113,7 +129,8 @@ mod tests {
 
     #[test]
     fn a_way_without_any_grade_needs_no_test() {
-        let table = "# id  seen\n\n1a  yes  yes  yes  TCP\n30a  --  --  --  RDMA  hardware\n";
+        let table = "# id  seen\n\n1a  user  yes  yes  direct  yes  yes  TCP\n\
+                     30a  root  --  --  --  --  --  RDMA  hardware\n40  user  none  root's\n";
         assert_eq!(graded(table).collect::<Vec<_>>(), ["1a"]);
     }
 

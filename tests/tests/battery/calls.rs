@@ -31,11 +31,27 @@ fn row_2_udp() -> Result<()> {
         }),
         way("2b", |stage| {
             let to = stage.udp();
-            stage.run(&["udp-many", &to, "--destinations", "4", "--count", "8"])
+            stage.run(&[
+                "udp-many",
+                &to,
+                "--destinations",
+                "4",
+                "--count",
+                "8",
+                "--go-on",
+            ])
         }),
         way("2c", |stage| {
             let to = at(stage.v6, UDP_PORT);
-            stage.run(&["udp-many", &to, "--destinations", "4", "--count", "8"])
+            stage.run(&[
+                "udp-many",
+                &to,
+                "--destinations",
+                "4",
+                "--count",
+                "8",
+                "--go-on",
+            ])
         }),
     ];
     go(&ways, "", nothing)

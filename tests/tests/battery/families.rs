@@ -11,6 +11,9 @@ use trefoil_lab::{Lab, Record};
 use crate::stage::{USER, policy};
 use crate::world::{TRAFFIC, lacks_hook};
 
+/// Attribution where [`OPENING`] is not seen.
+const INFERRED: &str = "inferred";
+
 const AF_VSOCK: &str = "40";
 
 /// Sees who opens a socket, where the kernel lets programs watch its functions. Elsewhere it is
@@ -24,13 +27,18 @@ fn row_43_sockets_to_the_hypervisor() -> Result<()> {
         let unit = lab.unit("sending.service")?;
         Program::new(TRAFFIC, &lab.host, Some(&unit), Some(USER))
     })?;
-    table.hold("43a", of_a_user)?;
+    table.hold("43a", &of_a_user)?;
     let of_a_container = opened(|lab| {
         let place = container(&lab.host, "container", 21)?.place;
         let unit = lab.unit("sending.service")?;
         Program::new(TRAFFIC, &place, Some(&unit), None)
     })?;
-    table.hold("43b", of_a_container)
+    table.hold("43b", &of_a_container)?;
+    let of_root = opened(|lab| {
+        let unit = lab.unit("sending.service")?;
+        Program::new(TRAFFIC, &lab.host, Some(&unit), None)
+    })?;
+    table.hold("43e", &of_root)
 }
 
 /// Opens a socket, in enforce mode. It counts as seen if its opening is told, and as blocked if
@@ -40,9 +48,9 @@ fn opened(program: impl FnOnce(&Lab) -> Result<Program>) -> Result<Grades> {
     let agent = lab.agent().policy(&policy(true));
     let agent = agent.settings("heartbeat_interval = \"1s\"\n");
     let mut agent = agent.uplink("auto").start()?;
-    let mut opener = program(&lab)?
-        .args(["family", AF_VSOCK, "--wait"])
-        .start()?;
+    let program = program(&lab)?;
+    let privilege = program.privilege();
+    let mut opener = program.args(["family", AF_VSOCK, "--wait"]).start()?;
     let said = Record::parse(&opener.line()?)?;
     let record = agent.wait_for("the socket is told", |records| {
         let is_it = |record: &&Record| record.is("subject", "a socket of AF_VSOCK");
@@ -51,7 +59,7 @@ fn opened(program: impl FnOnce(&Lab) -> Result<Program>) -> Result<Grades> {
     let told = record.as_ref().ok();
     // The table is about kernels of the first kind.
     let known = match lacks_hook(&mut agent, OPENING)? {
-        true => "inferred",
+        true => INFERRED,
         false => "direct",
     };
     let is_named = told.is_some_and(|record| {
@@ -68,8 +76,11 @@ fn opened(program: impl FnOnce(&Lab) -> Result<Program>) -> Result<Grades> {
     lab.close().context("close the lab")?;
     let yes_if = |is: bool| if is { Grade::Yes } else { Grade::No };
     Ok(Grades {
+        privilege,
         seen: yes_if(told.is_some()),
         owned: if is_named { Grade::Part } else { Grade::No },
+        attribution: INFERRED.to_owned(),
         blocked: yes_if(is_refused),
+        foretold: Grade::Without,
     })
 }

@@ -158,6 +158,7 @@ fn row_14_headers_between() -> Result<()> {
             stage.run(&["udp", &to, "--size", "4000"])
         }),
         way("14f", |stage| {
+            stage.has_ports = false;
             let to = stage.v4.to_string();
             stage.run(&[
                 "raw",

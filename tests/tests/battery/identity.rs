@@ -129,6 +129,7 @@ fn turned(stage: &mut Stage<'_>, program: Program, how: &[&str]) -> Result<()> {
         stage.tcp()
     };
     let bytes = if is_datagram { 1000 } else { BYTES };
+    stage.privilege = program.privilege();
     let mut sender = program
         .args(["become", &to, "--hold", "--bytes", &bytes.to_string()])
         .args(how)

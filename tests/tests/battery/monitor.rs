@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
-use trefoil_lab::battery::{Grade, Grades, Table};
+use trefoil_lab::battery::{Grade, Grades, NO_ATTRIBUTION, Privilege, Table};
 use trefoil_lab::tap::Tap;
 use trefoil_lab::{Agent, Lab, Record, kernel, places, wait_for};
 
@@ -14,7 +14,7 @@ use crate::stage::{LINK, Meanwhile, Stage, Way, from_first, nothing, policy, way
 use crate::world::traffic;
 
 const DESTINATIONS: u8 = 240;
-const TO_MANY: [&str; 4] = ["--destinations", "240", "--count", "480"];
+const TO_MANY: [&str; 5] = ["--destinations", "240", "--count", "480", "--go-on"];
 const LITTLE_ROOM: &str = "[tables]\nflows = 64\nuplink_flows = 64\n";
 
 #[test]
@@ -92,8 +92,8 @@ fn row_27_root_takes_the_programs_out() -> Result<()> {
         kernel::detach_link(pins.iter().find(is_egress).context("no such pin")?)?;
         told(agent)
     })?;
-    table.hold("27a", unpinned)?;
-    table.hold("27b", detached)
+    table.hold("27a", &unpinned)?;
+    table.hold("27b", &detached)
 }
 
 fn is_tamper(record: &Record) -> bool {
@@ -129,8 +129,11 @@ fn tampered(act: impl FnOnce(&mut Agent<'_>, &Lab) -> Result<()>) -> Result<Grad
     lab.close()?;
     let yes_if = |is: bool| if is { Grade::Yes } else { Grade::No };
     Ok(Grades {
+        privilege: Privilege::Root,
         seen: yes_if(is_seen),
         owned: Grade::Without,
+        attribution: NO_ATTRIBUTION.to_owned(),
         blocked: yes_if(!arrives),
+        foretold: Grade::Without,
     })
 }

@@ -2,14 +2,14 @@
 
 use anyhow::Result;
 use trefoil_lab::Lab;
-use trefoil_lab::places::HOST;
+use trefoil_lab::places::{HOST, HOST6};
 use trefoil_lab::wiring::far_link_address;
 
 use crate::lists::{CONTAINERS, a_router_and_a_container};
 use crate::round::go;
-use crate::stage::{Furniture, LINK, Stage, way};
-use crate::world::at;
+use crate::stage::{Furniture, LINK, Stage, nothing, way};
 use crate::world::books::FOREIGN_LINK;
+use crate::world::{TRAFFIC, at};
 
 /// Port of the host's at which nobody listens.
 const CLOSED: u16 = 7;
@@ -70,4 +70,27 @@ fn row_41_other_senders_than_said() -> Result<()> {
         }),
     ];
     go(&ways, "", macvtap)
+}
+
+/// A service answers whoever asks: a user asks in the name of an address abroad.
+fn answered(stage: &mut Stage<'_>) -> Result<()> {
+    const PORT: u16 = 8410;
+    let port = if stage.enforced { PORT + 1 } else { PORT };
+    let service = at(HOST6, port);
+    let mut answering = stage
+        .lab
+        .program_in("first.service", TRAFFIC)?
+        .args(["answer", &service])
+        .start()?;
+    answering.line()?;
+    // In its own name, beside the record of the question.
+    stage.answering.insert(answering.pid());
+    stage.running.push(answering);
+    let abroad = stage.v6.to_string();
+    stage.run_as_user(&["udp", &service, "--source", &abroad, "--freebind"])
+}
+
+#[test]
+fn row_41_a_user_has_a_service_answer_abroad() -> Result<()> {
+    go(&[way("41h", answered)], "", nothing)
 }

@@ -1,17 +1,18 @@
 //! Going every way out twice, in report mode and in enforce mode, and grading it.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
-use trefoil_lab::battery::{Grade, Grades, Table};
+use trefoil_lab::battery::{Found, Grade, Grades, Privilege, Table};
 use trefoil_lab::link::LinkCounters;
-use trefoil_lab::sink::{TcpSink, UdpSink};
+use trefoil_lab::sink::{Arrived, TcpSink, UdpSink};
 use trefoil_lab::tap::Tap;
 use trefoil_lab::{Agent, Lab, Record, wait_for};
 
-use crate::foretold::foretold;
+use crate::foretold::{self, Enforced};
 use crate::stage::{Furnish, Furniture, Meanwhile, Stage, TCP_PORT, UDP_PORT, Way, policy_with};
 
 /// Goes all ways of a row and holds what is observed against the table. `furnish` sets
@@ -28,32 +29,32 @@ pub fn go(ways: &[Way], settings: &str, furnish: Furnish) -> Result<()> {
     let table = Table::of_the_project()?;
     let mut differences = Vec::new();
     for ((way, first), second) in ways.iter().zip(reported).zip(enforced) {
-        // Where only part of it is blocked, the table says why, and no record is about each part.
-        let is_all = second.arrived == 0 || second.arrived >= first.bytes;
-        let would_leave = second.arrived > 0;
         let policy = policy_with(true, &furniture.policy);
-        if is_all
-            && !first.left.is_empty()
-            && let foretold = foretold(&lab, &policy, &first.left)?
-            && foretold != Some(would_leave)
-        {
-            differences.push(format!(
-                "{} leaves in enforce mode: {would_leave}; report mode or `check --against` says \
-                 {foretold:?}: {:#?}",
-                way.id, first.left,
-            ));
+        let outcome = Enforced {
+            arrived: &second.arrived_at,
+            own_bytes: second.arrived,
+            calls: second.calls,
+        };
+        let (foretold, why) = foretold::grade(&lab, &policy, &first.left, first.calls, &outcome)
+            .with_context(|| way.id)?;
+        if first.privilege != second.privilege {
+            differences.push(format!("{} is gone by two users", way.id));
         }
         let observed = Grades {
-            seen: first.seen,
-            owned: first.owned,
+            privilege: first.privilege,
+            seen: first.found.seen,
+            owned: first.found.owned,
+            attribution: first.found.attribution,
+            foretold,
             blocked: match second.arrived {
                 0 => Grade::Yes,
                 some if some < first.bytes => Grade::Part,
                 _ => Grade::No,
             },
         };
-        if let Err(difference) = table.hold(way.id, observed) {
-            differences.push(difference.to_string());
+        println!("{}  {observed}  {why}", way.id);
+        if let Err(difference) = table.hold(way.id, &observed) {
+            differences.push(format!("{difference}\nforetold: {why}"));
         }
     }
     ensure!(differences.is_empty(), "{}", differences.join("\n"));
@@ -62,12 +63,14 @@ pub fn go(ways: &[Way], settings: &str, furnish: Furnish) -> Result<()> {
 
 /// Outcome of one way, gone once.
 struct Gone {
-    /// Final records about it that say that something left.
+    /// See [`Stage::left`].
     left: Vec<Record>,
-    seen: Grade,
-    owned: Grade,
+    privilege: Privilege,
+    found: Found,
     bytes: u64,
+    calls: u64,
     arrived: u64,
+    arrived_at: BTreeMap<IpAddr, Arrived>,
 }
 
 fn go_once(
@@ -138,7 +141,10 @@ fn go_once(
     })
     .with_context(|| format!("{} of {sent} have", tap.packets()))?;
     // Once nothing is enforced any more, the kernel sends again what was dropped.
-    let arrived: Vec<u64> = stages.iter().map(|stage| stage.arrived(&tap)).collect();
+    let arrived: Vec<_> = stages
+        .iter()
+        .map(|stage| (stage.arrived(&tap), stage.arrived_at(&tap)))
+        .collect();
     records.extend(agent.stop(Signal::SIGINT)?.1);
     if let Some(counter) = furniture.fills {
         let is_full = |record: &Record| record.is("event", "loss") && record.is("subject", counter);
@@ -150,25 +156,26 @@ fn go_once(
     let mut all: Vec<Gone> = stages
         .iter()
         .zip(arrived)
-        .map(|(stage, arrived)| {
-            let (seen, owned) = stage.told_by(&records)?;
+        .map(|(stage, (arrived, arrived_at))| {
             Ok(Gone {
                 left: stage.left(&records).cloned().collect(),
-                seen,
-                owned,
+                privilege: stage.privilege,
+                found: stage.told_by(&records)?,
                 bytes: stage.bytes,
+                calls: stage.calls,
                 arrived,
+                arrived_at,
             })
         })
         .collect::<Result<_>>()?;
     // Bytes that no record of a flow tells may be among the sums of an uplink.
-    let of_no_flow = all.iter_mut().filter(|gone| gone.seen == Grade::No);
+    let of_no_flow = all.iter_mut().filter(|gone| gone.found.seen == Grade::No);
     let of_no_flow: Vec<&mut Gone> = of_no_flow.collect();
     let bytes: u64 = of_no_flow.iter().map(|gone| gone.bytes).sum();
     if books.without_flow() >= bytes {
         of_no_flow
             .into_iter()
-            .for_each(|gone| gone.seen = Grade::Part);
+            .for_each(|gone| gone.found.seen = Grade::Part);
     }
     Ok(all)
 }

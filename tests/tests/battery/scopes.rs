@@ -4,12 +4,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
 use nix::net::if_::if_nametoindex;
+use trefoil_lab::Lab;
 use trefoil_lab::places::{FOREIGN, HOST, HOST6};
 use trefoil_lab::router::{self, ROUTER_MAC};
 
 use crate::lists::{a_router_and_a_container, by_router};
 use crate::round::go;
-use crate::stage::{LINK, Stage, TCP_PORT, UDP_PORT, nothing, way};
+use crate::stage::{Furniture, LINK, Stage, TCP_PORT, UDP_PORT, USER, nothing, way};
 use crate::world::{TRAFFIC, at};
 
 fn metadata(stage: &mut Stage<'_>) -> IpAddr {
@@ -84,7 +85,7 @@ fn row_32_own_addresses_that_leave() -> Result<()> {
 }
 
 /// Before the agent starts, which hears of a later one a moment after it is there.
-fn own_addresses(lab: &trefoil_lab::Lab) -> Result<crate::stage::Furniture> {
+fn own_addresses(lab: &Lab) -> Result<Furniture> {
     lab.host
         .ip("address add 192.0.2.77/32 dev lo\naddress add 192.0.2.78/32 dev lo\n")?;
     nothing(lab)
@@ -111,11 +112,10 @@ fn removed(stage: &mut Stage<'_>) -> Result<()> {
         .ip(&format!("route replace local {own}/32 dev lo\n"))?;
     // Somebody listens, or the socket would be told that nobody does.
     let _listener = trefoil_lab::sink::UdpSink::new(host, UDP_PORT)?;
-    let user = crate::stage::USER;
     let to = format!("{own}:{UDP_PORT}");
-    let mut sender = stage
-        .lab
-        .program_as(user, TRAFFIC)?
+    let program = stage.lab.program_as(USER, TRAFFIC)?;
+    stage.privilege = program.privilege();
+    let mut sender = program
         .args(["udp", &to, "--source", "192.0.2.1"])
         .args(["--connected", "--hold"])
         .start()?;
@@ -210,6 +210,44 @@ fn row_38_packets_that_frames_do_not_name() -> Result<()> {
         by_router("38j", |stage| wrapped(stage, "lldp")),
     ];
     go(&ways, "", a_router_and_a_container)
+}
+
+/// A container with a device of its own on the link to the router.
+fn a_router_and_a_device(lab: &Lab) -> Result<Furniture> {
+    let furniture = a_router_and_a_container(lab)?;
+    let container = furniture.place.as_ref().context("no container")?;
+    lab.host.ip(&format!(
+        "link add link {} name own address 02:00:00:00:01:65 netns {} \
+             type macvlan mode bridge\n",
+        router::LINK,
+        container.path()
+    ))?;
+    container.ip("link set own addrgenmode none\nlink set own up\n")?;
+    Ok(furniture)
+}
+
+#[test]
+fn row_38_frames_of_a_container_with_a_device_of_its_own() -> Result<()> {
+    let ways = [
+        by_router("38k", |stage| wrapped_in_container(stage, "vlan-9")),
+        by_router("38l", |stage| wrapped_in_container(stage, "snap")),
+        by_router("38m", |stage| wrapped_in_container(stage, "experiment")),
+    ];
+    go(&ways, "", a_router_and_a_device)
+}
+
+fn wrapped_in_container(stage: &mut Stage<'_>, how: &str) -> Result<()> {
+    let to = stage.udp();
+    let mut arguments = vec![
+        "packet",
+        "own",
+        ROUTER_MAC,
+        &to,
+        "--from",
+        "192.0.2.160:4000",
+    ];
+    arguments.extend(["--wrap", how]);
+    stage.run_in_container(&arguments)
 }
 
 fn wrapped(stage: &mut Stage<'_>, how: &str) -> Result<()> {

@@ -65,6 +65,7 @@ fn row_33_what_another_container_may() -> Result<()> {
             second_sends(stage, &[&["raw", &to], &more[..]].concat())
         }),
         way("33d", |stage| {
+            stage.has_ports = false;
             let to = stage.v4.to_string();
             let more = ["--own-header", "--fragment", "100", "--protocol", "17"];
             second_sends(stage, &[&["raw", &to], &more[..]].concat())
@@ -82,6 +83,12 @@ fn row_33_what_another_service_may() -> Result<()> {
     let ways = [
         way("33f", |stage| frame_after(stage, 4000)),
         way("33g", |stage| frame_after(stage, 4001)),
+        way("33h", |stage| {
+            let host = stage.lab.host.clone();
+            first_sends(stage, &host)?;
+            let to = stage.udp();
+            stage.run_as_user(&["udp", &to, "--from", "4000"])
+        }),
     ];
     go(&ways, "", nothing)
 }

@@ -1,16 +1,17 @@
 //! A way out, the place where it is gone once, and what is seen of it there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use trefoil_lab::battery::{Grade, Told, seen_and_owned};
+use trefoil_lab::battery::{Found, Grade, Privilege, Told, seen_and_owned};
 use trefoil_lab::link::LinkCounters;
 use trefoil_lab::namespace::Namespace;
 use trefoil_lab::places::HOST;
 use trefoil_lab::program::{Outcome, Program, Running};
 use trefoil_lab::router::{self, Router};
+use trefoil_lab::sink::Arrived;
 use trefoil_lab::tap::Tap;
 use trefoil_lab::{Lab, Record, wait_for};
 
@@ -116,6 +117,9 @@ pub struct Stage<'lab> {
     pub to: Vec<IpAddr>,
     /// Processes that sent to the same addresses before, whose records are not graded.
     pub bystanders: BTreeSet<u32>,
+    /// Processes that answer it. Their packets, which do not come about where it is blocked, are not
+    /// compared.
+    pub answering: BTreeSet<u32>,
     /// Identity of the sender as long as it was approved, if it has changed since: a field of
     /// records, and its value.
     pub was: Option<(&'static str, String)>,
@@ -127,6 +131,12 @@ pub struct Stage<'lab> {
     pub senders: BTreeSet<u32>,
     /// Bytes of payload that were sent.
     pub bytes: u64,
+    /// Privilege of the processes that sent.
+    pub privilege: Privilege,
+    /// Calls that they have made, if they say so: those that go on though one is refused.
+    pub calls: u64,
+    /// False for packets of which the ports cannot be read.
+    pub has_ports: bool,
     /// A sender was told that it must not.
     pub refused: bool,
     /// Programs that go on.
@@ -148,11 +158,15 @@ impl<'lab> Stage<'lab> {
             v6: v6(first),
             to: addresses.collect(),
             bystanders: BTreeSet::new(),
+            answering: BTreeSet::new(),
             was: None,
             before: 0,
             tap: None,
             senders: BTreeSet::new(),
             bytes: 0,
+            privilege: Privilege::Root,
+            calls: 0,
+            has_ports: true,
             refused: false,
             running: Vec::new(),
             listener: None,
@@ -180,6 +194,7 @@ impl<'lab> Stage<'lab> {
 
     /// Runs a program that tells what `traffic` tells to its end.
     pub fn run_program(&mut self, program: Program, arguments: &[&str]) -> Result<()> {
+        self.privilege = program.privilege();
         let outcome = program.args(arguments).run()?;
         self.note(outcome)
             .with_context(|| format!("traffic {arguments:?}"))
@@ -196,6 +211,7 @@ impl<'lab> Stage<'lab> {
         let told = told(&outcome)?.pop().context("it said nothing")?;
         self.senders.insert(told.number("pid")? as u32);
         self.bytes += told.number("bytes").unwrap_or_default();
+        self.calls += told.number("calls").unwrap_or_default();
         Ok(())
     }
 
@@ -207,7 +223,9 @@ impl<'lab> Stage<'lab> {
     /// Starts `traffic`, which goes on until the way is graded, and waits for its first
     /// line.
     pub fn start(&mut self, arguments: &[&str]) -> Result<&mut Running> {
-        let mut running = world::traffic(self.lab)?.args(arguments).start()?;
+        let program = world::traffic(self.lab)?;
+        self.privilege = program.privilege();
+        let mut running = program.args(arguments).start()?;
         running.line()?;
         self.running.push(running);
         self.running.last_mut().context("no program")
@@ -239,9 +257,16 @@ impl<'lab> Stage<'lab> {
         at(self.v4, TCP_PORT)
     }
 
+    /// Bytes that have arrived and are its own.
     pub fn arrived(&self, tap: &Tap) -> u64 {
         let all: u64 = self.to.iter().map(|address| tap.to(*address).bytes).sum();
         all.saturating_sub(self.before)
+    }
+
+    /// Everything that has arrived at its far addresses, by address.
+    pub fn arrived_at(&self, tap: &Tap) -> BTreeMap<IpAddr, Arrived> {
+        let all = self.to.iter().map(|address| (*address, tap.to(*address)));
+        all.collect()
     }
 
     /// Waits until so many bytes have arrived that are somebody else's.
@@ -264,33 +289,37 @@ impl<'lab> Stage<'lab> {
     fn finals<'r>(&self, records: &'r [Record]) -> impl Iterator<Item = &'r Record> {
         records.iter().filter(|record| {
             let pid = record.number("pid").unwrap_or_default() as u32;
-            is_final(record) && self.is_about_this(record) && !self.bystanders.contains(&pid)
+            let is_anothers = self.bystanders.contains(&pid) || self.answering.contains(&pid);
+            is_final(record) && self.is_about_this(record) && !is_anothers
         })
     }
 
-    /// The same that say that something left.
+    /// Final records about its far addresses that say that something left, also of who was to be
+    /// seen before.
     pub fn left<'r>(&self, records: &'r [Record]) -> impl Iterator<Item = &'r Record> {
-        let left = |record: &&Record| record.number("bytes_out").is_ok_and(|bytes| bytes > 0);
-        self.finals(records).filter(left)
+        let left = |record: &&Record| {
+            let pid = record.number("pid").unwrap_or_default() as u32;
+            record.number("bytes_out").is_ok_and(|bytes| bytes > 0)
+                && !self.answering.contains(&pid)
+        };
+        records
+            .iter()
+            .filter(|record| is_final(record) && self.is_about_this(record))
+            .filter(left)
     }
 
     /// Bytes and ownership as final records tell them.
-    pub fn told_by(&self, records: &[Record]) -> Result<(Grade, Grade)> {
+    pub fn told_by(&self, records: &[Record]) -> Result<Found> {
         let mut all = Vec::new();
         for record in self.finals(records) {
-            let pid = record.number("pid").unwrap_or_default() as u32;
             println!("{record}");
-            all.push(Told {
-                bytes: record.number("bytes_out")?,
-                pid,
-                is_direct: record.is("attribution", "direct"),
-            });
+            all.push(Told::by(record, "", self.has_ports)?);
         }
-        let (seen, owned) = seen_and_owned(&all, self.bytes, &self.senders);
-        Ok(match owned {
-            Grade::Yes if !self.is_told_as_it_was(records) => (seen, Grade::Part),
-            _ => (seen, owned),
-        })
+        let mut found = seen_and_owned(&all, self.bytes, &self.senders);
+        if found.owned == Grade::Yes && !self.is_told_as_it_was(records) {
+            found.owned = Grade::Part;
+        }
+        Ok(found)
     }
 
     /// True unless final records about what was approved say that the sender was then what it

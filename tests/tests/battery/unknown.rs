@@ -91,12 +91,13 @@ fn send_from(stage: &mut Stage<'_>, unit: &str, by: By) -> Result<()> {
 enum By {
     User,
     Container,
+    Root,
 }
 
 impl By {
     fn program(self, stage: &Stage<'_>, path: &str, unit: &Path) -> Result<Program> {
         let place: &Namespace = match self {
-            Self::User => &stage.lab.host,
+            Self::User | Self::Root => &stage.lab.host,
             Self::Container => stage.place.context("no container")?,
         };
         let user = matches!(self, Self::User).then_some(USER);
@@ -203,6 +204,12 @@ fn row_36_control_groups_that_are_gone_and_take_room() -> Result<()> {
             remove(many_groups(stage)?)?;
             let unit = format!("{DENIED}/{}", new_name(stage, "later"));
             send_from(stage, &unit, By::Container)
+        }),
+        way("36g", |stage| {
+            another_sends(stage)?;
+            remove(many_groups(stage)?)?;
+            let unit = format!("{DENIED}/{}", new_name(stage, "latest"));
+            send_from(stage, &unit, By::Root)
         }),
     ];
     let settings = format!("[tables]\ncgroups = {ROOM}\n");

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use trefoil_lab::foretold::Foretold;
 use trefoil_lab::program::{Outcome, Program};
 use trefoil_lab::{Agent, Lab, Record, agent};
 
@@ -23,6 +24,9 @@ pub const TRAFFIC: &str = env!("CARGO_BIN_EXE_traffic");
 
 /// Exit code of `traffic` when the kernel said EPERM.
 pub const REFUSED: i32 = 13;
+
+/// A user without privileges.
+const NOBODY: u32 = 65534;
 
 /// Bytes that `traffic` sends in a datagram unless told otherwise.
 pub const PAYLOAD: u64 = 64;
@@ -140,6 +144,22 @@ pub fn other_root(lab: &Lab, name: &str, path: &Path) -> Result<PathBuf> {
 /// Bytes of a header of IP without options.
 pub fn ip_header(address: IpAddr) -> u64 {
     if address.is_ipv4() { 20 } else { 40 }
+}
+
+/// Outcomes foretold by each of these records of report mode, if `policy` were in enforce mode.
+pub fn foretold(lab: &Lab, policy: &str, records: &[&Record]) -> Result<Vec<Foretold>> {
+    trefoil_lab::foretold::foretold(records, "", |records| {
+        let (file, policy_file) = (lab.file("records.json"), lab.file("foretelling.toml"));
+        let lines: Vec<String> = records.iter().map(ToString::to_string).collect();
+        std::fs::write(&policy_file, policy)?;
+        std::fs::write(&file, lines.join("\n"))?;
+        let path = |path: &Path| path.to_str().map(str::to_owned).context("its path");
+        let (file, policy_file) = (path(&file)?, path(&policy_file)?);
+        let words = ["check", &policy_file, "--json", "--against", &file];
+        // As root it would load every program, to see what the kernel lacks.
+        let check = lab.program_as(NOBODY, agent::trefoil()?)?;
+        Ok(check.args(words).run()?.stdout)
+    })
 }
 
 /// All records of an agent; the programs are taken out of the kernel, with which all flows

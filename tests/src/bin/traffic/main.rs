@@ -56,9 +56,9 @@ const USAGE: &str = "traffic COMMAND ...
       answers each datagram with the same
   receive PORT
       one datagram, and tells how long it is
-  udp-many ADDR:PORT --destinations N --count N [--size N] [--from PORT] [--hold [--fresh]]
+  udp-many ADDR:PORT --destinations N --count N [--size N] [--from PORT] [--hold [--fresh]|--go-on]
       datagrams in turn to N addresses from ADDR on, from one socket; with --fresh each time
-      to N others
+      to N others; with --go-on also if one is refused, and a line tells how many were
   tcp ADDR:PORT [--from PORT] [--bytes N] [--hold socket|peer] [--fast-open|--fast-open-connect]
       [--wait] [--transport mptcp|sctp|dccp|smc] [--source ADDR] [--abandon]
       [--reset] [--listened] [--freebind]
@@ -78,11 +78,11 @@ const USAGE: &str = "traffic COMMAND ...
       then a line tells how many went, and how many were refused
   ping ADDR [--raw] [--size N]
   packet INTERFACE MAC ADDR:PORT --from ADDR:PORT [--size N] [--count N] [--vlan ID]
-      [--destinations N] [--ethertype N] [--pretend N] [--bypass-qdisc|--xdp|--macvtap]
+      [--destinations N] [--ethertype N] [--pretend N] [--bypass-qdisc|--xdp|--macvtap] [--go-on]
       [--echo] [--wait] [--wrap vlan-9|qinq|qinq-9|mpls|pppoe|snap|lie|experiment|arp|lldp]
       [--via ADDR ... [--kind N|loose|strict]]
       frames of a packet socket, each a datagram of UDP; with --destinations in turn to
-      N addresses from ADDR on; with --ethertype the frame
+      N addresses from ADDR on, with --go-on as above; with --ethertype the frame
       says that it is something else, with --pretend only the call does; --bypass-qdisc
       leaves out traffic control, --xdp and --macvtap the packet socket; with --echo it is
       a request for an echo, of IPv4; with --wait it is opened,
@@ -242,6 +242,45 @@ struct Sent {
     port: u16,
     packets: u64,
     bytes: u64,
+}
+
+/// Calls, of which some may have been refused.
+#[derive(Debug, Default)]
+struct Calls {
+    made: u64,
+    refused: u64,
+}
+
+impl Calls {
+    /// Takes in an answer. With `goes_on`, one by which a packet was refused or dropped is no
+    /// failure: the next call is made.
+    fn note(&mut self, goes_on: bool, answer: Result<u64, Failure>) -> Result<u64, Failure> {
+        self.made += 1;
+        match answer {
+            Err(Failure::Call(_, Errno::EPERM | Errno::ENOBUFS)) if goes_on => {
+                self.refused += 1;
+                Ok(0)
+            }
+            answer => answer,
+        }
+    }
+
+    /// Prints what was sent, and how many calls were made.
+    fn tell(&self, sent: &Sent) -> Answer {
+        println!(
+            "{{\"pid\":{},\"port\":{},\"bytes\":{},\"calls\":{},\"refused\":{},\"time_ns\":{}}}",
+            std::process::id(),
+            sent.port,
+            sent.bytes,
+            self.made,
+            self.refused,
+            now_ns()
+        );
+        match self.refused {
+            0 => Ok(()),
+            _ => std::process::exit(exit_code(Errno::EPERM).into()),
+        }
+    }
 }
 
 /// Nanoseconds since 1970.

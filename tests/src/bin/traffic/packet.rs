@@ -13,7 +13,7 @@ use crate::arguments::Arguments;
 use crate::copy::set_option;
 use crate::route::Route;
 use crate::udp::{pause_after, plus};
-use crate::{Answer, Failure, Named, Sent, told_to_proceed, xdp};
+use crate::{Answer, Calls, Failure, Named, Sent, told_to_proceed, xdp};
 
 type SendFrame = dyn Fn(&[u8]) -> Answer;
 
@@ -38,6 +38,7 @@ pub fn packet(arguments: &mut Arguments) -> Answer {
     let by_macvtap = arguments.flag("--macvtap");
     let is_echo = arguments.flag("--echo");
     let waits = arguments.flag("--wait");
+    let goes_on = arguments.flag("--go-on");
     arguments.done()?;
 
     let mut header = Vec::new();
@@ -97,16 +98,20 @@ pub fn packet(arguments: &mut Arguments) -> Answer {
         opened();
         Box::new(move |frame| socket.send(frame).named("sendto"))
     };
+    let (mut calls, mut bytes) = (Calls::default(), 0);
     for (frame, number) in frames.iter().cycle().zip(1..=count) {
-        send(frame)?;
+        bytes += calls.note(goes_on, send(frame).map(|()| size as u64))?;
         pause_after(number);
     }
-    Sent {
+    let sent = Sent {
         port: from.port(),
         packets: count,
-        bytes: count * size as u64,
+        bytes,
+    };
+    if goes_on {
+        return calls.tell(&sent);
     }
-    .tell();
+    sent.tell();
     Ok(())
 }
 

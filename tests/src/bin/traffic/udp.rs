@@ -14,7 +14,7 @@ use nix::sys::socket::{
 use crate::arguments::Arguments;
 use crate::copy::set_option;
 use crate::raw;
-use crate::{Answer, Failure, Named, Sent, told_to_proceed};
+use crate::{Answer, Calls, Failure, Named, Sent, told_to_proceed};
 
 /// After how many datagrams a sender with many pauses, so that it does not
 /// outrun the queue of the link (1,000 packets): what is dropped there has been
@@ -275,6 +275,7 @@ pub fn many(arguments: &mut Arguments) -> Answer {
     let from = arguments.option("--from")?;
     let hold = arguments.flag("--hold");
     let fresh = arguments.flag("--fresh");
+    let goes_on = arguments.flag("--go-on");
     arguments.done()?;
 
     let socket = open(first, from)?;
@@ -285,6 +286,7 @@ pub fn many(arguments: &mut Arguments) -> Answer {
     };
     let mut next_offset = 0;
     let mut peers = peers_from(next_offset);
+    let mut calls = Calls::default();
     let mut sent = Sent {
         port: own_port(&socket),
         ..Sent::default()
@@ -294,11 +296,15 @@ pub fn many(arguments: &mut Arguments) -> Answer {
     }
     while !hold || told_to_proceed() {
         for (peer, number) in peers.iter().cycle().zip(1..=count) {
-            sent.bytes += send_one(&socket, Call::Sendto, &payload, Some(peer))? as u64;
+            let answer = send_one(&socket, Call::Sendto, &payload, Some(peer));
+            sent.bytes += calls.note(goes_on, answer.map(|bytes| bytes as u64))?;
             sent.packets += 1;
             pause_after(number);
         }
         sent.port = own_port(&socket);
+        if goes_on {
+            return calls.tell(&sent);
+        }
         sent.tell();
         if !hold {
             break;
