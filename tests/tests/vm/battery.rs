@@ -362,7 +362,9 @@ fn the_battery_where_the_kernel_has_more_modules() -> Result<()> {
                 .is_ok_and(|bytes| bytes > 0)
         };
         // Of what is encrypted, the record has the end of the tunnel.
-        let named = |it: &&Record| it.is("TREFOIL_DST_NAMED", way.to());
+        let named = |it: &&Record| {
+            it.is("TREFOIL_DST_NAMED", way.to()) && !it.is("TREFOIL_DST_ADDR", way.to())
+        };
         let named = records.iter().filter(named);
         let left = about(&records, way).chain(named).filter(has_left);
         let left: Vec<Record> = left.cloned().collect();
