@@ -101,8 +101,11 @@ pub extern "C" fn is_translated_here(skb: *mut __sk_buff, start: u32) -> u32 {
 /// True if the connection of a packet began, in the namespace that it leaves by, for this destination.
 #[inline(always)]
 fn has_come_for(packet: Kernel, named: &Peer) -> Option<bool> {
-    /// Of `sk_buff._nfct`, what says how the packet belongs to the connection.
+    /// Of `sk_buff._nfct`, what says how the packet belongs to the connection: `enum ip_conntrack_info`.
     const INFO: Kernel = 7;
+    /// `IP_CT_ESTABLISHED` and `IP_CT_NEW`: it goes as the first one did. The others answer, or are about it, and
+    /// whoever had such a packet on the way has made it that.
+    const FORTH: [Kernel; 2] = [0, 2];
     const AF_INET: u16 = 2;
     // `struct nf_conntrack_tuple`: both ends with an address of 16 bytes and a port, and behind the first its family.
     const FAMILY: usize = 18;
@@ -112,7 +115,11 @@ fn has_come_for(packet: Kernel, named: &Peer) -> Option<bool> {
     if original == 0 {
         return None;
     }
-    let connection = follow(packet, offset!(sk_buff_nfct))? & !INFO;
+    let tracked = follow(packet, offset!(sk_buff_nfct))?;
+    if !FORTH.contains(&(tracked & INFO)) {
+        return Some(false);
+    }
+    let connection = tracked & !INFO;
     let device = follow(packet, offset!(sk_buff_dev))?;
     if follow(device, offset!(net_device_nd_net))? != follow(connection, offset!(nf_conn_net))? {
         return Some(false);
