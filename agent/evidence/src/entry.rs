@@ -7,6 +7,7 @@ use std::{
 };
 
 use serde_json::{Map, Value};
+use trefoil_bounded::MAX_UNREADABLE;
 
 use crate::{
     digest::{
@@ -56,8 +57,8 @@ pub enum EntryError {
     /// More of the file than of any with records is none, and nothing behind that is read.
     #[error(
         "more than {} lines or {} MiB of it are no records; name a file that has nothing else in it",
-        MOST_OTHER.0,
-        MOST_OTHER.1 >> 20
+        MAX_UNREADABLE.0,
+        MAX_UNREADABLE.1 >> 20
     )]
     Other,
 }
@@ -79,9 +80,6 @@ pub const MOST_BYTES: usize = 16 << 20;
 
 /// Most fields of an entry: the journal takes 1024 of who logs, and adds a few dozen.
 const MOST_FIELDS: usize = 4096;
-
-/// Most lines, and most bytes, of a file that are neither records nor entries of the journal.
-const MOST_OTHER: (u64, u64) = (100_000, 64 << 20);
 
 impl Entry {
     /// A record of the agent's, from an object of JSON: its own line, or the journal's. `None` if it is
@@ -329,7 +327,7 @@ impl<R: BufRead> Entries<R> {
     /// unless the error [is final](EntryError::is_final).
     pub fn read(&mut self) -> Result<Option<Entry>, EntryError> {
         loop {
-            if self.other.0 > MOST_OTHER.0 || self.other.1 > MOST_OTHER.1 {
+            if self.other.0 > MAX_UNREADABLE.0 || self.other.1 > MAX_UNREADABLE.1 {
                 return Err(EntryError::Other);
             }
             let begun = (self.line, self.n_bytes);
