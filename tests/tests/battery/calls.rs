@@ -22,6 +22,12 @@ fn row_1_tcp() -> Result<()> {
     go(&ways, "", nothing)
 }
 
+/// Some datagrams to each of several places, by one socket.
+fn send_to_many(stage: &mut Stage<'_>, to: &str) -> Result<()> {
+    let how = ["--destinations", "4", "--count", "8", "--go-on"];
+    stage.run(&[&["udp-many", to], &how[..]].concat())
+}
+
 #[test]
 fn row_2_udp() -> Result<()> {
     let ways = [
@@ -31,27 +37,11 @@ fn row_2_udp() -> Result<()> {
         }),
         way("2b", |stage| {
             let to = stage.udp();
-            stage.run(&[
-                "udp-many",
-                &to,
-                "--destinations",
-                "4",
-                "--count",
-                "8",
-                "--go-on",
-            ])
+            send_to_many(stage, &to)
         }),
         way("2c", |stage| {
             let to = at(stage.v6, UDP_PORT);
-            stage.run(&[
-                "udp-many",
-                &to,
-                "--destinations",
-                "4",
-                "--count",
-                "8",
-                "--go-on",
-            ])
+            send_to_many(stage, &to)
         }),
     ];
     go(&ways, "", nothing)
