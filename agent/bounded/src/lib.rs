@@ -18,7 +18,7 @@ pub const MAX_POLICY: u64 = 4 << 20;
 pub const MAX_SETTINGS: u64 = 1 << 20;
 /// Largest file of country data, in bytes.
 pub const MAX_GEO: u64 = 128 << 20;
-/// Most address ranges in a file of country data that is text.
+/// Most address ranges in a file of country data; as MMDB, most of countries and most of systems.
 pub const MAX_RANGES: usize = 2_000_000;
 /// Longest line of records, in bytes.
 pub const MAX_LINE: usize = 1 << 20;

@@ -29,6 +29,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use super::countries::Countries;
 use super::data::{Answer, Data, printable};
 use super::ranges::{Number, Range, Ranges};
+use crate::bounded::MAX_RANGES;
 use crate::clock;
 
 #[cfg(test)]
@@ -51,6 +52,12 @@ pub enum MmdbProblem {
     /// The search tree repeats itself.
     #[error("the search tree has more networks than nodes")]
     Tree,
+    /// The answers are too many, even where neighbours with the same one are put together.
+    #[error(
+        "there are more than {MAX_RANGES} ranges of {0}, which is the most that is read; use a \
+         database of countries, or of autonomous systems, and not one of smaller places"
+    )]
+    TooMany(&'static str),
 }
 
 /// True if this is an MMDB file: its metadata stands behind this marker, within
@@ -95,7 +102,10 @@ pub fn parse(content: &[u8]) -> Result<Data, MmdbProblem> {
             continue;
         };
         let network = found.network()?;
-        // Many networks share a record: each is decoded once.
+        // Many networks share a record: each is decoded once, as long as they are few.
+        if records.len() == MAX_RECORDS {
+            records.clear();
+        }
         let said = match records.entry(offset) {
             Entry::Occupied(known) => *known.get(),
             Entry::Vacant(new) => {
@@ -115,12 +125,26 @@ pub fn parse(content: &[u8]) -> Result<Data, MmdbProblem> {
                 None => v6.add(network.network().into(), network.broadcast().into(), said)?,
             },
         }
+        check(v4.sizes(), v6.sizes(), mapped.sizes())?;
     }
     data.countries_v4 = v4.answers.over(&mapped.answers);
     data.asns_v4 = v4.asns.over(&mapped.asns);
     data.countries_v6 = v6.answers;
     data.asns_v6 = v6.asns;
     Ok(data)
+}
+
+/// Most records that are kept decoded.
+const MAX_RECORDS: usize = 1 << 18;
+
+/// Fails if there are more ranges of countries, or of systems, than are read.
+fn check(v4: [usize; 2], v6: [usize; 2], mapped: [usize; 2]) -> Result<(), MmdbProblem> {
+    for (index, what) in ["countries", "autonomous systems"].into_iter().enumerate() {
+        if v4[index] + v6[index] + mapped[index] > MAX_RANGES {
+            return Err(MmdbProblem::TooMany(what));
+        }
+    }
+    Ok(())
 }
 
 /// The IPv4 range that an IPv6 network means, if it lies in `::ffff:0:0/96`.
@@ -157,6 +181,11 @@ impl<A> Default for Tables<A> {
 }
 
 impl<A: Number> Tables<A> {
+    /// How many ranges of countries there are, and of systems.
+    fn sizes(&self) -> [usize; 2] {
+        [self.answers.as_slice().len(), self.asns.as_slice().len()]
+    }
+
     /// The reader walks the tree depth first, so networks come in ascending
     /// order; a file for which this is not true is broken.
     fn add(&mut self, first: A, last: A, said: Said) -> Result<(), MmdbProblem> {

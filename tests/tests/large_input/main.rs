@@ -12,6 +12,8 @@ use nix::unistd::mkfifo;
 use trefoil_lab::Lab;
 use trefoil_lab::program::Outcome;
 
+mod database;
+
 /// Memory that reading a file may take.
 const MEMORY: &str = "--data=536870912";
 /// Seconds of a processor after which a verb, as a debug build, does not end at all.
