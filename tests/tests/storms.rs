@@ -300,17 +300,17 @@ fn executables_that_a_user_executes_take_no_room_of_others() -> Result<()> {
     storm.run()?.success()?;
     let agent = world.hold(agent, "executables-full")?;
     let mut number = 0;
+    let unit = world.lab.unit("lab.service")?;
     wait_for("a program of the user's is known again", || {
         number += 1;
         let late = world
             .lab
             .copy_program(TRAFFIC, &format!("good/late-{number}"))?;
-        let unit = world.lab.unit("lab.service")?;
         let sent = world.sends(&unit, &late, USER, OF_EXE)?;
+        fs::remove_file(&late)?;
         Ok(sent.then_some(()))
     })?;
     // One that has left since is known again when it is executed again.
-    let unit = world.lab.unit("lab.service")?;
     ensure!(
         world.sends(&unit, &world.lab.file("good/0"), OTHER, OF_EXE)?,
         "a program that has left is not known when it comes back"
