@@ -49,6 +49,12 @@ impl Slices {
         })
     }
 
+    /// Rounds in which it was measured.
+    pub fn rounds(&self, workload: &str) -> usize {
+        let key = (workload.to_owned(), NOTHING.to_owned());
+        self.0.get(&key).map_or(0, BTreeMap::len)
+    }
+
     /// How far nothing is from itself.
     pub fn control(&self, workload: &str) -> Option<f64> {
         let figure = self.figure(workload, CONTROL)?;

@@ -3,9 +3,9 @@
 use crate::contender::{self, EMPTY, WHOLE};
 use crate::workload::WORKLOADS;
 
-/// Rounds, and milliseconds of a slice.
-const THOROUGH: (usize, u64) = (31, 30);
-const QUICK: (usize, u64) = (2, 10);
+/// Rounds, how often as many more, and milliseconds of a slice.
+const THOROUGH: (usize, usize, u64) = (31, 4, 30);
+const QUICK: (usize, usize, u64) = (2, 0, 10);
 
 /// Parts that follow the comparison.
 const PARTS: [&str; 2] = [PROGRAMS, AGENT];
@@ -20,6 +20,8 @@ pub struct Plan {
     pub quick: bool,
     /// Rounds of the comparison.
     pub rounds: usize,
+    /// So often as many rounds more, at the most, of workloads whose controls differ.
+    pub more: usize,
     /// Milliseconds of one slice.
     pub slice_ms: u64,
     /// Filters; empty for everything.
@@ -32,10 +34,11 @@ impl Plan {
         let mut plan = Self {
             quick: arguments.iter().any(|it| it == "--quick"),
             rounds: 0,
+            more: 0,
             slice_ms: 0,
             only: Vec::new(),
         };
-        (plan.rounds, plan.slice_ms) = if plan.quick { QUICK } else { THOROUGH };
+        (plan.rounds, plan.more, plan.slice_ms) = if plan.quick { QUICK } else { THOROUGH };
         for pair in arguments.windows(2) {
             match pair[0].as_str() {
                 "--only" => plan.only.push(pair[1].clone()),
