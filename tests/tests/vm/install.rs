@@ -71,6 +71,34 @@ fn traffic_of_a_service_is_a_violation_wherever_one_looks() -> Result<()> {
     Ok(())
 }
 
+/// The unit may write there, and nothing has to be made first.
+#[test]
+fn records_are_written_where_the_example_of_the_manual_has_them() -> Result<()> {
+    const PAGE: &str = include_str!("../../../docs/man/trefoil.toml.5.in");
+    let example = PAGE.split_once("@example settings\n");
+    let (_, example) = example.context("the page has no example of settings")?;
+    let (example, _) = example.split_once("@end").context("it does not end")?;
+    let file = example
+        .lines()
+        .find_map(|line| line.strip_prefix("json = "));
+    let file = file.context("the example has no file of records")?;
+
+    let mut vm = installed("example")?;
+    vm.write("/etc/trefoil/trefoil.toml", example)?;
+    vm.ok("trefoil check && systemctl restart trefoil")?;
+    healthy(&mut vm)?;
+    assert_eq!(send_as(&mut vm, "exporter")?, 0);
+    let told = wait_for_violation(&mut vm, "exporter", "would-drop")?;
+    let id = told.text("TREFOIL_FLOW");
+    vm.wait_until("the record is in the file, too", |vm| {
+        let found = vm.run(&format!("grep -F {id} {file}"))?;
+        Ok(found.stdout.contains("\"violation\"").then_some(()))
+    })?;
+    // They have names of people in them.
+    assert_eq!(vm.ok(&format!("stat -c %a {file}"))?, "640\n");
+    Ok(())
+}
+
 /// A helper of the kernel takes them for connections of TCP, and reads behind the end of what
 /// they are. The kernel itself has such sockets, to send resets by.
 #[test]
