@@ -8,7 +8,7 @@ use std::{
     process::{Command, Stdio},
     sync::mpsc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -243,7 +243,17 @@ fn pass_on(reader: impl Read) -> io::Result<Tally> {
     let mut output = io::stdout();
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
+    let begun = Instant::now();
+    let mut n_programs = 0;
     while reader.read_until(b'\n', &mut line)? != 0 {
+        if line.trim_ascii_start().starts_with(b"Running ") {
+            n_programs += 1;
+            let minutes = begun.elapsed().as_secs_f64() / 60.0;
+            writeln!(
+                output,
+                "==> test program {n_programs}, after {minutes:.1} min"
+            )?;
+        }
         output.write_all(&line)?;
         tally.read(String::from_utf8_lossy(&line).trim_end());
         line.clear();
