@@ -178,6 +178,9 @@ fn compare(
             }
         }
         wanted.retain(|it| it.is_control && slices.control(it.name) > Some(TOLERANCE));
+        if wanted.is_empty() {
+            break;
+        }
     }
     eprintln!();
     slices

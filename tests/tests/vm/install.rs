@@ -94,8 +94,8 @@ fn records_are_written_where_the_example_of_the_manual_has_them() -> Result<()> 
         let found = vm.run(&format!("grep -F {id} {file}"))?;
         Ok(found.stdout.contains("\"violation\"").then_some(()))
     })?;
-    // They have names of people in them.
-    assert_eq!(vm.ok(&format!("stat -c %a {file}"))?, "640\n");
+    // Records have names of people in them.
+    assert_eq!(vm.ok(&format!("stat -c %a {file}"))?, "600\n");
     Ok(())
 }
 
