@@ -19,7 +19,8 @@ use crate::{
     geo::Geo,
     kernel::{
         Damage, Enforcement, Events, HeldPage, HookStatus, Kernel, KernelError, LoadSettings,
-        OwnProcess, Reader, RefusalTable, Remains, WayOut, is_in_first_pid_namespace,
+        OwnProcess, Reader, RefusalTable, Remains, WayOut, give_back_free_memory,
+        is_in_first_pid_namespace,
     },
     limits::Said,
     losses::{Losses, Span},
@@ -309,6 +310,7 @@ impl Monitor {
         self.report_legacy_containers();
         self.report_books();
         self.hand_over();
+        give_back_free_memory();
         Ok(())
     }
 

@@ -97,7 +97,7 @@ fn measure(
         })?;
         let taken = (cpu_ns(&agent)? - before) as f64;
         let share = taken / begun.elapsed().as_nanos() as f64;
-        let resident = resident_kib(&agent)? as f64 / 1024.0;
+        let resident = agent.resident_kib()? as f64 / 1024.0;
         let cost = taken / 1e3 / a_part as f64;
         println!("{part:8} {cost:12.2} {share:14.2} {resident:12.1}");
         ensure!(resident < MAX_RESIDENT, "{resident:.1} MiB are resident");
@@ -154,13 +154,6 @@ fn cpu_ns(agent: &Agent<'_>) -> Result<u64> {
         sum += ns.parse::<u64>()?;
     }
     Ok(sum)
-}
-
-fn resident_kib(agent: &Agent<'_>) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let number = line.and_then(|line| line.split_whitespace().next());
-    Ok(number.context("no VmRSS")?.parse()?)
 }
 
 fn taken_in(lab: &Lab) -> Result<u64> {

@@ -29,6 +29,7 @@ pub mod journal;
 pub mod kernel;
 pub mod lab;
 pub mod link;
+mod memory;
 pub mod namespace;
 pub mod object;
 pub mod packets;

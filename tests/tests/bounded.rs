@@ -187,6 +187,30 @@ fn flows_that_are_idle_cost_next_to_nothing() -> Result<()> {
     lab.close()
 }
 
+#[test]
+fn memory_that_making_a_policy_took_is_given_back() -> Result<()> {
+    /// Of a debug build, which has more of a program than a release.
+    const MOST_KIB: u64 = 72 << 10;
+    let lab = Lab::new()?;
+    let mut agent = lab.agent().policy(&approving());
+    for table in ["/usr/share/tor/geoip", "/usr/share/tor/geoip6"] {
+        agent = agent.argument("--geo").argument(table);
+    }
+    // Beats by itself once, when it starts.
+    let agent = agent.settings("heartbeat_interval = \"1h\"\n").start()?;
+    let is_small = || Ok((agent.resident_kib()? < MOST_KIB).then_some(()));
+    let taken = || agent.resident_kib().unwrap_or_default();
+    wait_for("what starting took is given back", is_small)
+        .with_context(|| format!("{} KiB are resident", taken()))?;
+    agent.reload(&enforcing())?;
+    wait_for("what another policy took is given back", is_small)
+        .with_context(|| format!("{} KiB are resident", taken()))?;
+    println!("{} KiB are resident", taken());
+    agent.stop(Signal::SIGTERM)?;
+    detach(&lab)?;
+    lab.close()
+}
+
 /// Refused calls of `traffic often` as the agent tells them: violations, rollups, and their sum.
 fn refused(arguments: &[&str], settings: &str) -> Result<(usize, usize, u64)> {
     const N_CALLS: u64 = 4_000;

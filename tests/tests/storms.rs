@@ -513,14 +513,6 @@ fn the_next_agent_knows_executables_by_the_same_numbers() -> Result<()> {
 /// Memory that the agent may have whatever a user does, in KiB.
 const MOST_KIB: u64 = 192 << 10;
 
-/// An agent's resident memory in KiB, and the time of a processor that it has had.
-fn figures(agent: &Agent<'_>) -> Result<(u64, Duration)> {
-    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let resident = line.and_then(|line| line.split_whitespace().next());
-    Ok((resident.context("no VmRSS")?.parse()?, agent.processor()?))
-}
-
 /// Sums of a storm, over the agents that it has seen.
 #[derive(Debug, Default)]
 struct Seen {
@@ -546,17 +538,17 @@ fn a_storm_of_everything_changes_nothing_for_others() -> Result<()> {
     let mut n_probes = 0;
     while begun.elapsed().as_secs() < seconds || seen.n_agents < 2 {
         let agent = world.start_in_storm()?;
-        let (started, (_, at_start)) = (Instant::now(), figures(&agent)?);
+        let (started, at_start) = (Instant::now(), agent.processor()?);
         let until = Duration::from_millis(2_000 + chance.below(18_000));
         while started.elapsed() < until {
             let probed = world.probe("in the storm");
             probed.with_context(|| format!("{n_probes} before, status: {}", world.status()))?;
             world.tidy()?;
             n_probes += 1;
-            seen.most_kib = seen.most_kib.max(figures(&agent)?.0);
+            seen.most_kib = seen.most_kib.max(agent.resident_kib()?);
             std::thread::sleep(Duration::from_millis(500));
         }
-        seen.processor += figures(&agent)?.1 - at_start;
+        seen.processor += agent.processor()? - at_start;
         seen.running += started.elapsed();
         seen.n_agents += 1;
         let signal = [Signal::SIGKILL, Signal::SIGTERM][chance.below(2) as usize];
