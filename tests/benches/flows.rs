@@ -6,15 +6,13 @@
 //! Fails if the cost of a flow grows, the memory is above its bound, or something is lost. Needs root, and
 //! a `trefoil` that `cargo xtask bench` builds.
 
-use std::fs;
-
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use trefoil_lab::agent::kernel_verb;
 use trefoil_lab::program::{Program, Running};
 use trefoil_lab::sink::{TcpSink, UdpSink};
-use trefoil_lab::{Agent, Lab, Record, places, wait_for};
+use trefoil_lab::{Lab, Record, places, wait_for};
 
 const TRAFFIC: &str = env!("CARGO_BIN_EXE_traffic");
 const N_FLOWS: u64 = 1_000_000;
@@ -89,13 +87,13 @@ fn measure(
     );
     let mut costs = Vec::new();
     for part in 1..=PARTS {
-        let (before, begun) = (cpu_ns(&agent)?, std::time::Instant::now());
+        let (before, begun) = (agent.processor()?, std::time::Instant::now());
         running.proceed()?;
         running.line()?;
         wait_for("the agent has all flows", || {
             Ok((taken_in(&lab)? >= part * a_part).then_some(()))
         })?;
-        let taken = (cpu_ns(&agent)? - before) as f64;
+        let taken = (agent.processor()? - before).as_nanos() as f64;
         let share = taken / begun.elapsed().as_nanos() as f64;
         let resident = agent.resident_kib()? as f64 / 1024.0;
         let cost = taken / 1e3 / a_part as f64;
@@ -144,16 +142,6 @@ fn told_and_lost(records: &[Record]) -> (u64, u64) {
     let is_final = |record: &Record| record.is("state", "closed") || record.is("state", "rollup");
     let is_lost = |record: &Record| record.is("event", "loss");
     (sum(&is_final), sum(&is_lost))
-}
-
-fn cpu_ns(agent: &Agent<'_>) -> Result<u64> {
-    let mut sum = 0;
-    for task in fs::read_dir(format!("/proc/{}/task", agent.pid()))? {
-        let text = fs::read_to_string(task?.path().join("schedstat"))?;
-        let ns = text.split_whitespace().next().context("no time")?;
-        sum += ns.parse::<u64>()?;
-    }
-    Ok(sum)
 }
 
 fn taken_in(lab: &Lab) -> Result<u64> {

@@ -150,7 +150,7 @@ fn measure(plan: &Plan) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Measures all contenders at all workloads, and once more where the machine is too noisy for the first rounds.
+/// Measures all contenders at all workloads, and goes on with those whose control still differs.
 fn compare(
     lab: &Lab,
     plan: &Plan,

@@ -19,10 +19,7 @@ use super::{
 use crate::{
     cli::RunArgs,
     clock::{self, BootClock},
-    kernel::{
-        Enforcement, Kernel, KernelError, LoadSettings, TableSizes, give_back_free_memory,
-        network_namespace,
-    },
+    kernel::{Enforcement, Kernel, KernelError, LoadSettings, TableSizes, network_namespace},
     limits::Said,
     monitor::{Compilation, Cutter, Monitor, Parts, Standing},
     names::Names,
@@ -344,7 +341,6 @@ fn renew(
     if renewal.is_asked {
         state.read_ns = renewal.began_ns;
     }
-    give_back_free_memory();
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Memory of the agent itself.
 
-/// Gives memory that is free back to the kernel. The allocator keeps it otherwise, and making a policy with the
-/// country data of the Internet takes several times what is kept of it.
+/// Gives memory that is free back to the kernel. The allocator keeps it otherwise, and reading the country data of
+/// the Internet takes several times what is kept of it.
 ///
 /// Other allocators than that of glibc give it back by themselves.
 pub fn give_back_free_memory() {
